@@ -1,0 +1,75 @@
+package providers
+
+import (
+	"context"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Handle is the name under which a provider stores a key: CKA_ID, PSA id, slot. The KIM makes it, at random, and
+// never uses one twice.
+type Handle [16]byte
+
+// Limits are the bounds of a provider that its users can see.
+type Limits struct {
+	// Parallel is how many calls it takes at once; 0 is as many as there are.
+	Parallel int
+}
+
+// Description is what a provider says of itself, without asking its device.
+type Description struct {
+	Type        string // the configuration's provider_type, "Software"
+	TypeUUID    string // Parsec's UUID of the type
+	Description string
+	Vendor      string
+	Version     string
+	Location    string // "local" or "remote"
+	Hardware    bool
+	Limits      Limits
+}
+
+// Blob is what the KIM keeps of a key for its provider.
+type Blob struct {
+	// Public is the SubjectPublicKeyInfo (RFC 5280, 4.1.2.7; RFC 8410) in DER of an asymmetric key, else empty.
+	Public []byte
+	// Secret is sealed by the KIM and given back to Open alone; empty where the device keeps the key itself, and
+	// for public keys.
+	Secret []byte
+}
+
+// Provider is a back end: something that holds keys and computes with them. Its methods may be called at once from
+// many goroutines. Errors wrap a psa.Status with the device's own words. An error whose outcome is unknown (see
+// psa.OutcomeUnknown) leaves it to a later Destroy to find out.
+type Provider interface {
+	Describe() Description
+	// Identity asks the device who it is (token serial, SRK name), which tells a replaced device; it is the
+	// liveness check too.
+	Identity(ctx context.Context) (string, error)
+	// Capabilities lists what works on the device as it is now; each line that names generate works in full.
+	Capabilities(ctx context.Context) ([]psa.Capability, error)
+	// Create stores a new key under exactly this handle, generated (material nil) or imported, durably before it
+	// returns. An existing handle is StatusAlreadyExists and leaves the old key alone.
+	Create(ctx context.Context, h Handle, a psa.Attributes, material *psa.Material) (Blob, error)
+	// Open is local: it never waits for the device.
+	Open(ctx context.Context, h Handle, a psa.Attributes, b Blob) (Key, error)
+	// Destroy is idempotent: an absent handle is success.
+	Destroy(ctx context.Context, h Handle) error
+	Close() error
+}
+
+// Key is an open key. Begin refuses with StatusNotSupported whatever (operation, algorithm) the capabilities do not
+// list; it does not judge usage, which the KIM did.
+type Key interface {
+	Attributes() psa.Attributes
+	// Public is the SubjectPublicKeyInfo in DER, nil for a symmetric key.
+	Public() []byte
+	Begin(ctx context.Context, op psa.Op) (psa.Run, error)
+	// Close wipes what the key holds in memory; runs that have begun stay valid.
+	Close() error
+}
+
+// Random is implemented by providers that have a random number generator of their own.
+type Random interface {
+	// Random fills p (psa_generate_random).
+	Random(ctx context.Context, p []byte) error
+}

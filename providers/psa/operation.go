@@ -1,0 +1,45 @@
+package psa
+
+// Operation names one thing that can be done with a key, as the capabilities files spell it.
+type Operation string
+
+// The operations of PSA Crypto and Parsec's contract.
+const (
+	Generate     Operation = "generate"
+	Import       Operation = "import"
+	ExportPublic Operation = "export_public"
+	Export       Operation = "export"
+	Sign         Operation = "sign"
+	SignHash     Operation = "sign_hash"
+	Verify       Operation = "verify"
+	VerifyHash   Operation = "verify_hash"
+	Encrypt      Operation = "encrypt"
+	Decrypt      Operation = "decrypt"
+	Random       Operation = "random"
+)
+
+// Operations lists every operation, in the order in which capability lines name them.
+func Operations() []Operation {
+	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt, Random}
+}
+
+// Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.
+func (o Operation) Usage() Usage {
+	switch o {
+	case Export:
+		return UsageExport
+	case Sign:
+		return UsageSignMessage
+	case SignHash:
+		return UsageSignHash
+	case Verify:
+		return UsageVerifyMessage
+	case VerifyHash:
+		return UsageVerifyHash
+	case Encrypt:
+		return UsageEncrypt
+	case Decrypt:
+		return UsageDecrypt
+	}
+	return 0
+}

@@ -1,0 +1,56 @@
+package providers
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+)
+
+// Setting is one of a provider type's own keys in its [[provider]] table.
+type Setting struct {
+	Name string
+	Help string
+	// Check parses the value as TOML gives it (string, int64, bool, ...) and says what is allowed if it is wrong.
+	Check func(v any) error
+}
+
+// Config is what a new instance gets.
+type Config struct {
+	Name     string
+	StateDir string // the instance may keep files below it, in a folder of its own name
+	Settings map[string]any
+	Log      *slog.Logger
+}
+
+// Type is one kind of back end that this program was built with.
+type Type struct {
+	Name     string   // provider_type, "Software"
+	Aliases  []string // other spellings that mean it, "MbedCrypto"
+	Settings []Setting
+	// New makes an instance. It must not wait for the device: one that is absent shows in Identity.
+	New func(ctx context.Context, c Config) (Provider, error)
+}
+
+// Registry is the set of back ends of one program.
+type Registry []Type
+
+// Lookup finds a type by its name or an alias.
+func (r Registry) Lookup(name string) (Type, bool) {
+	for _, t := range r {
+		if t.Name == name || slices.Contains(t.Aliases, name) {
+			return t, true
+		}
+	}
+	return Type{}, false
+}
+
+// Names lists the names that Lookup knows, for error messages.
+func (r Registry) Names() string {
+	var names []string
+	for _, t := range r {
+		names = append(names, t.Name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}

@@ -57,11 +57,11 @@ type input struct {
 	done bool
 }
 
-var errDone = Errorf(StatusBadState, "the operation has ended")
+func errDone() error { return Errorf(StatusBadState, "the operation has ended") }
 
 func (in *input) Write(p []byte) (int, error) {
 	if in.done {
-		return 0, errDone
+		return 0, errDone()
 	}
 	if in.h != nil {
 		return in.h.Write(p)
@@ -84,7 +84,7 @@ func (in *input) Abort() {
 // take begins a Finish: once, and not where the caller has gone.
 func (in *input) take(ctx context.Context) error {
 	if in.done {
-		return errDone
+		return errDone()
 	}
 	if err := ctx.Err(); err != nil {
 		in.Abort()

@@ -450,13 +450,13 @@ func (a Algorithm) notation() (string, bool) {
 		return keyAgreementName + "(" + ka.String() + ", " + arg + ")", ok && KeyAgreement(ka, kdf) == a
 	}
 	for _, l := range lengths {
+		full := a.fullLength()
 		n := int(a & lengthBits >> lengthShift)
-		if !l.fits(a) || n == 0 || a&atLeastThisLength != l.atLeast {
+		if full == a || !l.fits(a) || n == 0 || n > full.mostLength() || a&atLeastThisLength != l.atLeast {
 			continue
 		}
-		full := a.fullLength()
 		arg, ok := full.notation()
-		return fmt.Sprintf("%s(%s, %d)", l.name, arg, n), ok && full != a && n <= full.mostLength()
+		return fmt.Sprintf("%s(%s, %d)", l.name, arg, n), ok
 	}
 	return "", false
 }

@@ -56,10 +56,15 @@ func Wipe(b []byte) { clear(b) }
 // MaxMaterial bounds, in bytes, what ScanMaterial looks at for one key.
 const MaxMaterial = 64 << 10
 
+// maxKey bounds the DER of one key, so that no arithmetic runs on numbers beyond any real key's; RSA of 8192 bits has
+// 4.7 KiB.
+const maxKey = 8 << 10
+
 const (
 	pemBegin  = "-----BEGIN "
 	pemEnd    = "-----END "
 	pemDashes = "-----"
+	maxLabel  = 64
 )
 
 // ScanMaterial looks for a whole key at the beginning of what was written to an import file so far (sections 3.8 and
@@ -79,8 +84,7 @@ func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 	if draft.Type != KeyTypeNone && !draft.Type.IsAsymmetric() {
 		return scanRaw(b, draft)
 	}
-	var der []byte
-	end, der, err = findKey(b)
+	end, label, der, err := findKey(b)
 	defer Wipe(der)
 	if err == nil && end == 0 && len(b) > MaxMaterial {
 		err = Errorf(StatusTooLarge, "no whole key in the first %d bytes", MaxMaterial)
@@ -88,7 +92,13 @@ func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 	if err != nil || end == 0 {
 		return 0, nil, Attributes{}, err
 	}
+	if len(der) > maxKey {
+		return 0, nil, Attributes{}, Errorf(StatusTooLarge, "a key of %d bytes in DER; allowed: up to %d", len(der), maxKey)
+	}
 	m, a, err = parseKey(der)
+	if err == nil && label != "" && strings.HasSuffix(label, "PRIVATE KEY") != (m.Format == FormatPKCS8) {
+		err = Errorf(StatusInvalidArgument, "the PEM block %s holds a %s key", quote(label), privacy(m.Format))
+	}
 	if err == nil {
 		a, err = draft.complete(a)
 	}
@@ -118,22 +128,23 @@ func scanRaw(b []byte, draft Attributes) (int, *Material, Attributes, error) {
 	return n, &Material{Format: FormatRaw, Data: bytes.Clone(b[:n])}, draft, nil
 }
 
-// findKey finds the first key in b: where it ends, and its DER. end 0 without an error: not whole yet.
-func findKey(b []byte) (end int, der []byte, err error) {
+// findKey finds the first key in b: where it ends, its PEM label ("" if it is in DER), and its DER. end 0 without an
+// error: not whole yet.
+func findKey(b []byte) (end int, label string, der []byte, err error) {
 	if b[0] == 0x30 { // SEQUENCE, or text that begins with the digit zero
 		head, size, ok, more := derHeader(b, MaxMaterial)
 		if more {
-			return 0, nil, nil
+			return 0, "", nil, nil
 		}
 		// What starts with INTEGER or SEQUENCE is a key or pretends to be; text goes on to the search for PEM.
 		if ok && len(b) == head {
-			return 0, nil, nil
+			return 0, "", nil, nil
 		}
 		if ok && (b[head] == 0x02 || b[head] == 0x30) {
 			if len(b) < head+size {
-				return 0, nil, nil
+				return 0, "", nil, nil
 			}
-			return head + size, bytes.Clone(b[:head+size]), nil
+			return head + size, "", bytes.Clone(b[:head+size]), nil
 		}
 	}
 	return findPEM(b)
@@ -168,48 +179,53 @@ func derHeader(b []byte, max int) (head, size int, ok, more bool) {
 	return head, size, size > 0 && head+size <= max, false
 }
 
-var errNoKey = Errorf(StatusInvalidArgument, "neither PEM nor DER of a private or public key").
-	WithHint("raw bytes need a template, or key_type and key_bits, in attributes before the import")
+func errNoKey() error {
+	return Errorf(StatusInvalidArgument, "neither PEM nor DER of a private or public key").
+		WithHint("raw bytes need a template, or key_type and key_bits, in attributes before the import")
+}
 
 // findPEM finds the first PEM block that is a key.
-func findPEM(b []byte) (end int, der []byte, err error) {
+func findPEM(b []byte) (end int, label string, der []byte, err error) {
 	at := 0
 	for {
 		begin := lineWith(b, at, pemBegin)
 		if begin < 0 {
 			if !isText(b[at:]) {
-				return 0, nil, errNoKey
+				return 0, "", nil, errNoKey()
 			}
-			return 0, nil, nil
+			return 0, "", nil, nil
 		}
 		if !isText(b[at:begin]) {
-			return 0, nil, errNoKey
+			return 0, "", nil, errNoKey()
 		}
 		line, whole := lineAt(b, begin)
+		name, rest, dashes := bytes.Cut(line[len(pemBegin):], []byte(pemDashes))
+		// What is wrong with the line is not quoted: a key whose line breaks were lost is all in it.
+		if len(name) > maxLabel || dashes && len(bytes.TrimSpace(rest)) != 0 || whole && !dashes {
+			return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: a BEGIN line does not end after its name").
+				WithHint("were the line breaks lost? quote the variable: printf '%s\\n' \"$KEY\"")
+		}
 		if !whole {
-			return 0, nil, nil
+			return 0, "", nil, nil
 		}
-		label, ok := strings.CutSuffix(strings.TrimRight(line[len(pemBegin):], " \t\r"), pemDashes)
-		if !ok {
-			return 0, nil, Errorf(StatusInvalidArgument, "damaged PEM: the line %s", quote(line))
-		}
+		label = string(name)
 		isKey, err := keyLabel(label)
 		if err != nil {
-			return 0, nil, err
+			return 0, "", nil, err
 		}
 		body := begin + len(line)
 		last := pemEnd + label + pemDashes
 		stop := lineWith(b, body, last)
 		if next := lineWith(b, body, pemBegin); next >= 0 && (stop < 0 || next < stop) {
-			return 0, nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s has no END line", quote(label))
+			return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s has no END line", quote(label))
 		}
 		if other := lineWith(b, body, pemEnd); other >= 0 && other != stop {
-			if rest, whole := lineAt(b, other); whole || len(rest) >= len(last) || !strings.HasPrefix(last, rest) {
-				return 0, nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s ends with %s", quote(label), quote(rest))
+			if rest, whole := lineAt(b, other); whole || !bytes.HasPrefix([]byte(last), rest) {
+				return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s ends with the END line of another", quote(label))
 			}
 		}
 		if stop < 0 {
-			return 0, nil, nil
+			return 0, "", nil, nil
 		}
 		end = stop + len(last)
 		if !isKey {
@@ -218,18 +234,20 @@ func findPEM(b []byte) (end int, der []byte, err error) {
 		}
 		block, rest := pem.Decode(b[begin:end])
 		if block == nil || block.Type != label || len(rest) != 0 {
-			return 0, nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s is not base64", quote(label))
+			return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s is not base64", quote(label))
 		}
 		if block.Headers["DEK-Info"] != "" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
 			Wipe(block.Bytes)
-			return 0, nil, errEncrypted
+			return 0, "", nil, errEncrypted()
 		}
-		return end, block.Bytes, nil
+		return end, label, block.Bytes, nil
 	}
 }
 
-var errEncrypted = Errorf(StatusNotSupported, "the private key is encrypted").
-	WithHint("decrypt it first: openssl pkey -in key.pem | cat > import")
+func errEncrypted() error {
+	return Errorf(StatusNotSupported, "the private key is encrypted").
+		WithHint("decrypt it on the way in: openssl pkey -in key.pem > import")
+}
 
 // keyLabel says whether a PEM block of that label is a key, with an error for those that cannot be read.
 func keyLabel(label string) (bool, error) {
@@ -237,7 +255,7 @@ func keyLabel(label string) (bool, error) {
 	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY":
 		return true, nil
 	case "ENCRYPTED PRIVATE KEY":
-		return false, errEncrypted
+		return false, errEncrypted()
 	case "OPENSSH PRIVATE KEY":
 		return false, Errorf(StatusNotSupported, "a private key in OpenSSH's own format").
 			WithHint("convert it first: ssh-keygen -p -m PKCS8 -f FILE")
@@ -264,11 +282,9 @@ func lineWith(b []byte, from int, prefix string) int {
 }
 
 // lineAt is the line that starts at i, without its newline, and whether the newline is there.
-func lineAt(b []byte, i int) (string, bool) {
-	if n := bytes.IndexByte(b[i:], '\n'); n >= 0 {
-		return string(b[i : i+n]), true
-	}
-	return string(b[i:]), false
+func lineAt(b []byte, i int) ([]byte, bool) {
+	line, _, whole := bytes.Cut(b[i:], []byte("\n"))
+	return line, whole
 }
 
 // isText says whether b could be text around PEM; its last character may be cut short.
@@ -368,12 +384,12 @@ func parseKey(der []byte) (*Material, Attributes, error) {
 		format = FormatSPKI
 		key, err = x509.ParsePKCS1PublicKey(der)
 	case encryptedPrivate:
-		return nil, Attributes{}, errEncrypted
+		return nil, Attributes{}, errEncrypted()
 	case certificate:
 		return nil, Attributes{}, Errorf(StatusInvalidArgument, "a certificate, not a key").
 			WithHint("its public key alone: openssl x509 -pubkey -noout -in cert.pem")
 	default:
-		return nil, Attributes{}, errNoKey
+		return nil, Attributes{}, errNoKey()
 	}
 	if err != nil {
 		return nil, Attributes{}, parseError(format, err)
@@ -396,10 +412,7 @@ func parseKey(der []byte) (*Material, Attributes, error) {
 
 // parseError tells what is well formed and not known here from what is damaged; crypto/x509 says so in words alone.
 func parseError(format MaterialFormat, err error) error {
-	what := "private"
-	if format == FormatSPKI {
-		what = "public"
-	}
+	what := privacy(format)
 	if text := err.Error(); strings.Contains(text, "unknown") || strings.Contains(text, "unsupported") {
 		return Errorf(StatusNotSupported, "a %s key of an algorithm or curve that cannot be imported: %w", what, err).
 			WithHint("RSA, P-224, P-256, P-384, P-521, Ed25519 and X25519 keys can be")
@@ -407,7 +420,14 @@ func parseError(format MaterialFormat, err error) error {
 	return Errorf(StatusInvalidArgument, "a damaged %s key: %w", what, err)
 }
 
-// AttributesOf are the type, size and default policy (DefaultTemplate) of a key of the standard library, private or
+func privacy(f MaterialFormat) string {
+	if f == FormatSPKI {
+		return "public"
+	}
+	return "private"
+}
+
+// attributesOf are the type, size and default policy (DefaultTemplate) of a key of the standard library, private or
 // public: StatusNotSupported for others, for RSA outside 2048 to 8192 bits, and for what crypto/rsa refuses.
 func attributesOf(key any) (Attributes, error) {
 	switch k := key.(type) {

@@ -83,8 +83,14 @@ func (e expr) number(most int) (int, error) {
 	return n, nil
 }
 
-// quote quotes what was read for an error, shortened.
+// quote quotes what was read for an error, shortened; what is no text could be a key in the wrong file, and is not
+// repeated.
 func quote(s string) string {
+	for i := range len(s) {
+		if s[i] < ' ' && s[i] != '\t' || s[i] > '~' {
+			return fmt.Sprintf("(%d bytes that are not plain text)", len(s))
+		}
+	}
 	if len(s) > 100 {
 		s = s[:97] + "..."
 	}

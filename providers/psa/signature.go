@@ -90,7 +90,9 @@ func ecdsaLength(b []byte, bits int) (n int, more bool) {
 		if b[at] != asn1.TagInteger || length == 0 || length > most {
 			return 0, false
 		}
-		at += 2 + length
+		if at += 2 + length; at > head+size {
+			return 0, false
+		}
 	}
 	if at != head+size {
 		return 0, false

@@ -28,3 +28,10 @@ type Run interface {
 type Result struct {
 	Outputs map[string][]byte
 }
+
+// Wipe overwrites the outputs.
+func (r Result) Wipe() {
+	for _, b := range r.Outputs {
+		Wipe(b)
+	}
+}

@@ -1,0 +1,326 @@
+package kim
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+const (
+	backupFormat = 1
+	manifestFile = "manifest.toml"
+	// maxManifest bounds the one entry of a backup that is read into memory.
+	maxManifest = 64 << 10
+)
+
+// manifest is the first entry of a backup; it says what the others are.
+type manifest struct {
+	Format  int             `toml:"format" comment:"a backup of parsecfs; parsecfs state restore reads it"`
+	Schema  int             `toml:"schema" comment:"of the KIM"`
+	Created time.Time       `toml:"created"`
+	Files   []manifestEntry `toml:"file"`
+}
+
+type manifestEntry struct {
+	Name   string `toml:"name"`
+	Size   int64  `toml:"size"`
+	SHA256 string `toml:"sha256"`
+}
+
+// Backup writes a tar of a consistent copy of the store and, from dir, of the wrapping key without which its secrets
+// stay sealed; where there is none the copy is made without it. The copy lies in dir, 0700, meanwhile. Whoever has
+// the backup has the keys.
+func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
+	aside, err := asideDir(dir)
+	if err != nil {
+		return fileError(err, "cannot make a backup in %s", dir)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(aside)) }()
+	if err := s.Snapshot(ctx, filepath.Join(aside, kimFile)); err != nil {
+		return err
+	}
+	m := manifest{Format: backupFormat, Schema: s.Schema(), Created: time.Now().UTC().Truncate(time.Second)}
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, path := range []string{filepath.Join(dir, wrappingFile), filepath.Join(aside, kimFile)} {
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) && filepath.Base(path) == wrappingFile {
+			continue
+		}
+		if err != nil {
+			return fileError(err, "cannot read %s", path)
+		}
+		files = append(files, f)
+		sum := sha256.New()
+		size, err := io.Copy(sum, contextReader{ctx, f})
+		if err == nil {
+			_, err = f.Seek(0, io.SeekStart)
+		}
+		if err != nil {
+			return fileError(err, "cannot read %s", path)
+		}
+		m.Files = append(m.Files, manifestEntry{filepath.Base(path), size, hex.EncodeToString(sum.Sum(nil))})
+	}
+	text, err := toml.Marshal(m)
+	if err != nil {
+		return psa.Errorf(psa.StatusGenericError, "cannot write the backup's manifest: %w", err)
+	}
+	t := tar.NewWriter(w)
+	entry := func(name string, size int64) error {
+		return t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: m.Created, Format: tar.FormatPAX})
+	}
+	err = entry(manifestFile, int64(len(text)))
+	if err == nil {
+		_, err = t.Write(text)
+	}
+	for i, f := range files {
+		if err == nil {
+			err = entry(m.Files[i].Name, m.Files[i].Size)
+		}
+		if err == nil {
+			_, err = io.Copy(t, contextReader{ctx, f})
+		}
+	}
+	if err == nil {
+		err = t.Close()
+	}
+	if err != nil {
+		return fileError(err, "cannot write the backup")
+	}
+	return nil
+}
+
+// contextReader ends a long copy when its context ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// Restore unpacks a backup into the state directory dir, which it makes if it is missing and which must hold no KIM
+// and no other wrapping key (StatusAlreadyExists). Nothing is in its place before all of the backup was read and
+// checked. What is no whole backup is StatusDataInvalid, one of a newer parsecfs StatusNotSupported.
+func Restore(ctx context.Context, dir string, r io.Reader) error {
+	return RestoreTo(ctx, dir, filepath.Join(dir, kimFile), r)
+}
+
+// RestoreTo is Restore for a KIM that lies elsewhere than in the state directory (sqlite_db_path).
+func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
+	l, err := LockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Unlock()) }()
+	for _, tail := range []string{"", "-wal", "-journal"} {
+		if _, err := os.Lstat(path + tail); err == nil {
+			return psa.Errorf(psa.StatusAlreadyExists, "there is a KIM already: %s", path+tail).
+				WithHint("move it and its wrapping.key away, or restore into another --state-dir")
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fileError(err, "cannot restore to %s", path)
+		}
+	}
+	// Beside its final place, so that it gets there by a link.
+	aside, err := asideDir(filepath.Dir(path))
+	if err != nil {
+		return fileError(err, "cannot restore to %s", path)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(aside)) }()
+	key, err := unpack(ctx, aside, r)
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(key)
+	if err := checkRestored(ctx, filepath.Join(aside, kimFile)); err != nil {
+		return err
+	}
+	// The KIM last: while it is missing the restore has not happened, and can be done again.
+	if key != nil {
+		if err := placeWrappingKey(dir, key); err != nil {
+			return err
+		}
+	}
+	if err := place(filepath.Join(aside, kimFile), path); err != nil {
+		return fileError(err, "cannot put the KIM at %s", path)
+	}
+	return nil
+}
+
+// placeWrappingKey puts a key from a backup into the state directory, where it or none may be.
+func placeWrappingKey(dir string, key []byte) error {
+	path := filepath.Join(dir, wrappingFile)
+	w, err := parseWrappingKey(key)
+	if err != nil {
+		return psa.Errorf(psa.StatusDataInvalid, "the wrapping key in the backup is damaged: %w", err)
+	}
+	defer psa.Wipe(w.key[:])
+	if have, err := readWrappingKey(path); !errors.Is(err, fs.ErrNotExist) {
+		same := err == nil && have.id == w.id && have.key == w.key
+		psa.Wipe(have.key[:])
+		if same {
+			return nil
+		}
+		return psa.Errorf(psa.StatusAlreadyExists, "there is another wrapping key already: %s", path).
+			WithHint("move it away, or restore into another --state-dir")
+	}
+	if err := makeWrappingFile(path, w.id, key); err != nil {
+		return fileError(err, "cannot write the wrapping key %s", path)
+	}
+	return nil
+}
+
+// checkRestored opens the KIM once, which brings it up to date, and reads all of it.
+func checkRestored(ctx context.Context, path string) error {
+	s, err := OpenSQLite(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	sq := s.(*sqliteStore)
+	if err := sq.check(ctx); err != nil {
+		return err
+	}
+	if err := sq.skipNumbers(ctx); err != nil {
+		return err
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if err := syncFile(path); err != nil {
+		return fileError(err, "cannot write %s", path)
+	}
+	return nil
+}
+
+func notWhole(format string, args ...any) error {
+	return psa.Errorf(psa.StatusDataInvalid, "this is no whole backup of parsecfs: %w", fmt.Errorf(format, args...))
+}
+
+// unpack writes the KIM of a backup to dir, and gives its wrapping key, nil if it has none. The archive's paths and
+// modes are never used.
+func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, err error) {
+	t := tar.NewReader(contextReader{ctx, r})
+	defer func() {
+		if err != nil {
+			psa.Wipe(key)
+			key = nil
+		}
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+	}()
+	m, err := readManifest(t)
+	if err != nil {
+		return nil, err
+	}
+	for _, want := range m.Files {
+		h, err := t.Next()
+		if err != nil {
+			return key, notWhole("%s is missing: %w", want.Name, err)
+		}
+		if h.Name != want.Name || h.Typeflag != tar.TypeReg || h.Size != want.Size {
+			return key, notWhole("entry %q is not %s with %d bytes", h.Name, want.Name, want.Size)
+		}
+		sum := sha256.New()
+		switch want.Name {
+		case wrappingFile:
+			key = make([]byte, want.Size)
+			_, err = io.ReadFull(t, key)
+			sum.Write(key)
+		case kimFile:
+			err = unpackFile(filepath.Join(dir, kimFile), io.TeeReader(t, sum))
+		}
+		if psa.StatusOf(err) == psa.StatusInsufficientStorage || psa.StatusOf(err) == psa.StatusStorageFailure {
+			return key, err
+		}
+		if err != nil {
+			return key, notWhole("%s: %w", want.Name, err)
+		}
+		if hex.EncodeToString(sum.Sum(nil)) != want.SHA256 {
+			return key, notWhole("%s is damaged: it has another SHA-256 than the manifest says", want.Name)
+		}
+	}
+	if h, err := t.Next(); err == nil {
+		return key, notWhole("it has an entry %q that its manifest does not name", h.Name)
+	} else if !errors.Is(err, io.EOF) {
+		return key, notWhole("%w", err)
+	}
+	return key, nil
+}
+
+func readManifest(t *tar.Reader) (m manifest, err error) {
+	h, err := t.Next()
+	if err != nil {
+		return m, notWhole("%w", err)
+	}
+	if h.Name != manifestFile || h.Typeflag != tar.TypeReg || h.Size > maxManifest {
+		return m, notWhole("its first entry is not %s", manifestFile)
+	}
+	text := make([]byte, h.Size)
+	if _, err := io.ReadFull(t, text); err != nil {
+		return m, notWhole("%s: %w", manifestFile, err)
+	}
+	if err := toml.Unmarshal(text, &m); err != nil {
+		return m, notWhole("%s: %w", manifestFile, err)
+	}
+	if m.Format > backupFormat || m.Schema > schema {
+		return m, psa.Errorf(psa.StatusNotSupported, "the backup was made by a newer parsecfs: format %d, schema %d; this one knows %d and %d",
+			m.Format, m.Schema, backupFormat, schema).WithHint("restore it with the newer parsecfs")
+	}
+	if m.Format < 1 || m.Schema < 1 {
+		return m, notWhole("%s has format %d, schema %d", manifestFile, m.Format, m.Schema)
+	}
+	seen := map[string]bool{}
+	for _, f := range m.Files {
+		if f.Name != kimFile && f.Name != wrappingFile || seen[f.Name] || f.Size < 0 || f.Name == wrappingFile && f.Size != int64(wrappingBytes) {
+			return m, notWhole("%s names %q with %d bytes", manifestFile, f.Name, f.Size)
+		}
+		seen[f.Name] = true
+	}
+	if !seen[kimFile] {
+		return m, notWhole("%s names no %s", manifestFile, kimFile)
+	}
+	return m, nil
+}
+
+// unpackFile writes a new private file; trouble with the disk has its status, with the archive has none.
+func unpackFile(path string, r io.Reader) error {
+	f, err := createPrivate(path)
+	if err != nil {
+		return fileError(err, "cannot write %s", path)
+	}
+	_, err = io.Copy(f, r)
+	if err, ok := errors.AsType[*fs.PathError](err); ok {
+		f.Close()
+		return fileError(err, "cannot write %s", path)
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fileError(err, "cannot write %s", path)
+	}
+	return nil
+}

@@ -1,0 +1,301 @@
+package kim
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"math"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// The steps of the journal, as Options.Step is told them: what was just done, and before anything is.
+const (
+	stepCreate         = "create:asked"
+	stepCreating       = "create:creating"
+	stepCreated        = "create:stored"
+	stepCreatedReady   = "create:ready"
+	stepImport         = "import:asked"
+	stepImporting      = "import:creating"
+	stepImported       = "import:stored"
+	stepImportedReady  = "import:ready"
+	stepRename         = "rename:asked"
+	stepRenamed        = "rename:renamed"
+	stepDestroy        = "destroy:asked"
+	stepDestroying     = "destroy:destroying"
+	stepDestroyed      = "destroy:destroyed"
+	stepDestroyedFully = "destroy:gone"
+)
+
+// Steps are the names of all steps of the journal, "operation:what was done".
+var Steps = []string{
+	stepCreate, stepCreating, stepCreated, stepCreatedReady,
+	stepImport, stepImporting, stepImported, stepImportedReady,
+	stepRename, stepRenamed,
+	stepDestroy, stepDestroying, stepDestroyed, stepDestroyedFully,
+}
+
+// allOfIt is what a backup takes of KIM.still; a change of the journal takes 1.
+const allOfIt = math.MaxInt32
+
+// job is a change of one key that is under way: its asker may leave, and come back for the result.
+type job struct {
+	kind     jobKind
+	template string
+	attrs    psa.Attributes
+	material *psa.Material // a copy, wiped in the end
+
+	done chan struct{}
+	err  error // valid once done is closed
+}
+
+type jobKind int
+
+const (
+	making jobKind = iota
+	destroying
+	repairing
+)
+
+// asks says whether other asks for what j does.
+func (j *job) asks(other *job) bool {
+	if j.kind != other.kind || j.template != other.template || j.attrs != other.attrs || (j.material == nil) != (other.material == nil) {
+		return false
+	}
+	return j.material == nil || j.material.Format == other.material.Format && bytes.Equal(j.material.Data, other.material.Data)
+}
+
+// claim makes j the one thing that happens to a key; else it gives what does. nil, nil: the KIM is closed.
+func (k *KIM) claim(number int64, j *job) *job {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if other := k.jobs[number]; other != nil {
+		return other
+	}
+	if k.closed {
+		return nil
+	}
+	k.jobs[number] = j
+	k.wg.Add(1) // under the lock, so that Close waits for it
+	return j
+}
+
+func (k *KIM) disclaim(number int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.jobs, number)
+}
+
+// run does j by f and waits for it, or for who does the same already. It goes on when ctx ends. f calls end when
+// nothing of the job is left; that may be after its return, where the provider is stuck.
+func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func(end func()) error) error {
+	j.done = make(chan struct{})
+	switch now := k.claim(number, j); {
+	case now == nil:
+		j.material.Wipe()
+		return psa.Errorf(psa.StatusBadState, "the key info manager is closed")
+	case now != j:
+		same := now.asks(j)
+		j.material.Wipe()
+		if !same {
+			return psa.Errorf(psa.StatusBadState, "the key is being made, destroyed or recovered").WithHint("try again")
+		}
+		j = now
+	default:
+		go func() {
+			defer k.wg.Done()
+			j.err = f(func() {
+				j.material.Wipe()
+				k.disclaim(number)
+				p.lookSoon()
+			})
+			close(j.done)
+		}()
+	}
+	select {
+	case <-j.done:
+		return j.err
+	case <-ctx.Done():
+		return psa.Errorf(psa.StatusTimeout, "nobody waits for the key any more; it goes on: %w", ctx.Err())
+	}
+}
+
+// providerOf is the open provider of a key.
+func (k *KIM) providerOf(key Key) (*Provider, providers.Provider, error) {
+	p := k.ProviderByNumber(key.Provider)
+	if p == nil {
+		return nil, nil, psa.Errorf(psa.StatusProviderAbsent, "the provider of %s is not configured", key.Name)
+	}
+	impl, err := p.instance()
+	if err != nil {
+		return nil, nil, p.away()
+	}
+	return p, impl, nil
+}
+
+// Generate makes the draft a key of these attributes, imported where material is given, for uid. It goes on when ctx
+// ends; the same call then waits for what is under way, another one is StatusBadState. Whatever fails leaves the draft
+// as it was, or hidden where the provider may have the key (StatusTimeout, StatusCommunicationFailure, ...).
+func (k *KIM) Generate(ctx context.Context, number int64, uid uint32, template string, a psa.Attributes, m *psa.Material) error {
+	if err := a.Validate(); err != nil {
+		return err
+	}
+	key, err := k.Key(ctx, number)
+	if err != nil {
+		return err
+	}
+	p, impl, err := k.providerOf(key)
+	if err != nil {
+		return err
+	}
+	j := &job{kind: making, template: template, attrs: a}
+	if m != nil {
+		j.material = &psa.Material{Format: m.Format, Data: bytes.Clone(m.Data)}
+	}
+	return k.run(ctx, p, number, j, func(end func()) error { return k.make(p, impl, number, uid, j, end) })
+}
+
+// makeSteps are the journal's steps of one way to make a key.
+type makeSteps struct{ asked, creating, stored, ready, origin string }
+
+var (
+	generateSteps = makeSteps{stepCreate, stepCreating, stepCreated, stepCreatedReady, Generated}
+	importSteps   = makeSteps{stepImport, stepImporting, stepImported, stepImportedReady, Imported}
+)
+
+func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func()) (err error) {
+	defer func() {
+		if !isStuck(err) {
+			end()
+		}
+	}()
+	steps := generateSteps
+	if j.material != nil {
+		steps = importSteps
+	}
+	k.o.Step(steps.asked)
+	if err := k.still.Acquire(k.ctx, 1); err != nil {
+		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+	}
+	defer k.still.Release(1)
+	// A key must not be made on another device than the one that has the others.
+	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
+		return err
+	}
+	var h providers.Handle
+	rand.Read(h[:])
+	row, err := k.store.BeginCreate(context.Background(), number, h, j.template, j.attrs, steps.origin)
+	if err != nil {
+		return err
+	}
+	k.o.Step(steps.creating)
+	blob, err := call(k.ctx, p, uid, k.o.GenerateTimeout, func(ctx context.Context) (providers.Blob, error) {
+		return impl.Create(ctx, h, j.attrs, j.material)
+	}, func(late providers.Blob, err error) {
+		psa.Wipe(late.Secret)
+		if err != nil && !unknown(err) {
+			k.settled(p, row, k.store.AbortCreate(context.Background(), number))
+		}
+		end()
+	})
+	if err != nil {
+		if unknown(err) {
+			k.hide(p, row)
+		} else {
+			k.settled(p, row, k.store.AbortCreate(context.Background(), number))
+		}
+		return err
+	}
+	defer psa.Wipe(blob.Secret)
+	k.o.Step(steps.stored)
+	var sealed []byte
+	if len(blob.Secret) > 0 {
+		sealed, err = k.sealer.Seal(row, p.uuid, blob.Secret)
+	}
+	if err == nil {
+		err = k.store.FinishCreate(context.Background(), number, blob.Public, sealed)
+	}
+	if err != nil {
+		// The row must not become ready, so the object must go; recovery destroys it where this cannot be told now.
+		k.hide(p, row)
+		return err
+	}
+	k.o.Step(steps.ready)
+	return nil
+}
+
+// hide keeps a key out of sight until recovery knows what became of it.
+func (k *KIM) hide(p *Provider, row Key) {
+	k.settled(p, row, k.store.SetHidden(context.Background(), row.Number, true))
+	p.log.Warn("nobody knows yet what became of a key; its name is hidden until the provider says", "key", row.Number, "uuid", formatID(row.ID))
+}
+
+// settled notes that the journal could not be written: the row stays in it, and recovery comes back to it.
+func (k *KIM) settled(p *Provider, row Key, err error) {
+	if err != nil {
+		p.log.Error("the journal cannot be written; it is tried again", "key", row.Number, "uuid", formatID(row.ID), "err", err)
+	}
+}
+
+// Destroy destroys a key in its provider too, or removes a draft, for uid. A device that is away is
+// StatusProviderAbsent and changes nothing; an unknown outcome hides the key until the provider says. It goes on when
+// ctx ends.
+func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
+	key, err := k.Key(ctx, number)
+	if err != nil {
+		return err
+	}
+	if key.State == Draft {
+		// In one transaction: where the draft became a key meanwhile it is StatusBadState.
+		return k.store.RemoveDraft(ctx, number)
+	}
+	p, impl, err := k.providerOf(key)
+	if err != nil {
+		return err
+	}
+	j := &job{kind: destroying}
+	return k.run(ctx, p, number, j, func(end func()) error { return k.destroy(p, impl, number, uid, end) })
+}
+
+func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid uint32, end func()) (err error) {
+	defer func() {
+		if !isStuck(err) {
+			end()
+		}
+	}()
+	k.o.Step(stepDestroy)
+	if err := k.still.Acquire(k.ctx, 1); err != nil {
+		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+	}
+	defer k.still.Release(1)
+	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
+		return err
+	}
+	row, err := k.store.BeginDestroy(context.Background(), number)
+	if err != nil {
+		return err
+	}
+	k.o.Step(stepDestroying)
+	_, err = call(k.ctx, p, uid, k.o.OperationTimeout, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, impl.Destroy(ctx, row.Handle)
+	}, func(struct{}, error) { end() })
+	switch {
+	case err == nil:
+		k.keys.destroyed(number)
+	case unknown(err):
+		k.keys.destroyed(number)
+		k.hide(p, row)
+		return err
+	default:
+		k.settled(p, row, k.store.AbortDestroy(context.Background(), number))
+		return err
+	}
+	k.o.Step(stepDestroyed)
+	if err := k.store.FinishDestroy(context.Background(), number); err != nil {
+		k.hide(p, row)
+		return err
+	}
+	k.o.Step(stepDestroyedFully)
+	return nil
+}

@@ -1,0 +1,350 @@
+// Package kim is the Key Info Manager: it knows which keys there are, to whom they belong and what they may be used
+// for, and it alone asks providers to make, use and destroy them.
+//
+// Three things live here. A Store keeps rows (store.go; SQLite is behind it). The journal makes sure that a row and
+// the provider's object come and go together, whatever dies meanwhile (journal.go, recover.go). And each provider has
+// one queue, so that a device is asked no more than it can bear and nobody waits for ever (queue.go).
+package kim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// ProviderConfig is one configured provider.
+type ProviderConfig struct {
+	Name, Type string
+	UID, GID   uint32 // of its directory
+	Mode       uint32 // of its directory
+	// Open makes the instance; it must not wait for the device. Files of its own go below dir.
+	Open func(ctx context.Context, dir string) (providers.Provider, error)
+}
+
+// Options of Open.
+type Options struct {
+	Dir              string // the state directory, 0700, held by flock
+	Path             string // the SQLite file; "" is kim.sqlite3 in Dir
+	Providers        []ProviderConfig
+	Default          string        // core_settings.default_provider; "" keeps what the KIM has
+	OperationTimeout time.Duration // of a call of a provider, its wait in the queue included; 0 is 30 s
+	GenerateTimeout  time.Duration // of the making of a key; 0 is 5 min
+	OpenKeys         int           // how many keys that nobody uses stay open; 0 is 1024
+	QueueLength      int           // how many calls may wait for one provider; 0 is 256
+	KeysPerUser      int           // keys and drafts per uid; 0 is 10000
+	Log              *slog.Logger
+	// Step, if set, is called at each of Steps; tests end the process there.
+	Step func(step string)
+}
+
+func (o Options) withDefaults() Options {
+	set := func(v *int, to int) {
+		if *v == 0 {
+			*v = to
+		}
+	}
+	set(&o.OpenKeys, 1024)
+	set(&o.QueueLength, 256)
+	set(&o.KeysPerUser, 10000)
+	if o.OperationTimeout == 0 {
+		o.OperationTimeout = 30 * time.Second
+	}
+	if o.GenerateTimeout == 0 {
+		o.GenerateTimeout = 5 * time.Minute
+	}
+	if o.Path == "" {
+		o.Path = filepath.Join(o.Dir, kimFile)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Step == nil {
+		o.Step = func(string) {}
+	}
+	return o
+}
+
+// KIM is an open Key Info Manager. Its methods may be called at once from many goroutines. Errors are psa.Errors.
+type KIM struct {
+	o        Options
+	dir      *Lock
+	store    Store
+	sealer   *Sealer
+	warnings []string
+
+	providers []*Provider // by name
+	byDefault *Provider   // nil where the default is not configured
+	keys      *openKeys
+
+	// still lets journal entries come and go; a backup holds all of it.
+	still  *semaphore.Weighted
+	mu     sync.Mutex
+	jobs   map[int64]*job // what is under way, by the key's number
+	closed bool
+
+	ctx    context.Context // ends with the KIM
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// startWait is how long Open waits for devices to say who they are; who is later is degraded until then.
+const startWait = 2 * time.Second
+
+// Open opens the state directory, making it where it is missing, starts the configured providers and recovers what a
+// crash left behind. Another process that has the directory is StatusBadState. A provider that does not answer stops
+// nothing.
+func Open(ctx context.Context, o Options) (*KIM, error) {
+	o = o.withDefaults()
+	k := &KIM{o: o, jobs: map[int64]*job{}, still: semaphore.NewWeighted(allOfIt), keys: newOpenKeys(o.OpenKeys)}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	if err := k.open(ctx); err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	first := time.NewTimer(startWait)
+	defer first.Stop()
+	for _, p := range k.providers {
+		k.wg.Go(p.monitor)
+	}
+	for _, p := range k.providers {
+		select {
+		case <-p.first:
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), k.Close())
+		case <-first.C:
+			first.Reset(0)
+		}
+		if err := p.trouble(); err != nil {
+			k.warnings = append(k.warnings, fmt.Sprintf("provider %s is degraded: %v", p.Name(), err))
+		}
+	}
+	return k, nil
+}
+
+func (k *KIM) open(ctx context.Context) (err error) {
+	if k.dir, err = LockDir(k.o.Dir); err != nil {
+		return err
+	}
+	if k.store, err = OpenSQLite(ctx, k.o.Path); err != nil {
+		return err
+	}
+	if k.sealer, err = OpenSealer(ctx, k.store, k.o.Dir); err != nil {
+		return err
+	}
+	k.warnings = append(k.warnings, k.sealer.Warnings()...)
+	if err := k.sealer.Err(); err != nil {
+		k.warnings = append(k.warnings, err.Error())
+	}
+	for _, c := range k.o.Providers {
+		row, err := k.store.EnsureProvider(ctx, c.Name, c.Type)
+		if err != nil {
+			return err
+		}
+		p, err := newProvider(ctx, k, row, c)
+		if err != nil {
+			return err
+		}
+		k.providers = append(k.providers, p)
+	}
+	slices.SortFunc(k.providers, func(a, b *Provider) int { return strings.Compare(a.Name(), b.Name()) })
+	return k.checkProviders(ctx)
+}
+
+// checkProviders settles the default, and says which known providers are not configured.
+func (k *KIM) checkProviders(ctx context.Context) error {
+	rows, err := k.store.Providers(ctx)
+	if err != nil {
+		return err
+	}
+	fixed := ""
+	for _, row := range rows {
+		if row.Default {
+			fixed = row.Name
+		}
+		if k.Provider(row.Name) != nil {
+			continue
+		}
+		keys, err := k.store.Keys(ctx, row.Number, "", 1)
+		if err != nil {
+			return err
+		}
+		if len(keys) > 0 {
+			k.warnings = append(k.warnings, fmt.Sprintf("the configuration has no provider %q, which has keys in the KIM; they are kept", row.Name))
+		}
+	}
+	want := k.o.Default
+	if want == "" {
+		want = fixed
+	}
+	if want == "" && len(k.o.Providers) > 0 {
+		want = k.o.Providers[0].Name
+	}
+	k.byDefault = k.Provider(want)
+	switch {
+	case k.byDefault == nil && k.o.Default != "":
+		return psa.Errorf(psa.StatusInvalidArgument, "default_provider %q is not configured", k.o.Default)
+	case k.byDefault == nil && want != "":
+		k.warnings = append(k.warnings, fmt.Sprintf("the default provider %q is not configured, so providers/default is missing", want))
+	case k.byDefault != nil && want != fixed:
+		return k.store.SetDefaultProvider(ctx, k.byDefault.Number())
+	}
+	return nil
+}
+
+// Close ends what is under way, the providers and the store. What a provider does not finish is undone or finished by
+// the next Open.
+func (k *KIM) Close() error {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.cancel()
+	k.wg.Wait()
+	err := k.keys.close()
+	for _, p := range k.providers {
+		err = errors.Join(err, p.close())
+	}
+	if k.store != nil {
+		err = errors.Join(err, k.store.Close())
+	}
+	if k.dir != nil {
+		err = errors.Join(err, k.dir.Unlock())
+	}
+	return err
+}
+
+// Warnings are what a start must tell its user: the wrapping key lies beside the store, providers are missing.
+func (k *KIM) Warnings() []string { return k.warnings }
+
+// Providers lists the configured providers by name. Those that only the KIM knows are not listed.
+func (k *KIM) Providers() []*Provider { return k.providers }
+
+// Provider is the configured provider of this name, nil if there is none.
+func (k *KIM) Provider(name string) *Provider {
+	for _, p := range k.providers {
+		if p.config.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// ProviderByNumber is the configured provider with this number in the KIM, nil if there is none.
+func (k *KIM) ProviderByNumber(n int64) *Provider {
+	for _, p := range k.providers {
+		if p.number == n {
+			return p
+		}
+	}
+	return nil
+}
+
+// Default is what providers/default points to, nil where that is not configured.
+func (k *KIM) Default() *Provider { return k.byDefault }
+
+// Key finds a key by its number. One that is hidden is StatusBadState.
+func (k *KIM) Key(ctx context.Context, number int64) (Key, error) {
+	return visible(k.store.KeyByNumber(ctx, number))
+}
+
+func visible(key Key, err error) (Key, error) {
+	if err == nil && key.Hidden {
+		return Key{}, psa.Errorf(psa.StatusBadState, "nobody knows yet what became of the key %s", key.Name).
+			WithHint("the provider is asked until it says; its status file tells how it is")
+	}
+	return key, err
+}
+
+// Rename gives a key or draft another name. One that is taken is StatusAlreadyExists.
+func (k *KIM) Rename(ctx context.Context, number int64, name string) error {
+	k.o.Step(stepRename)
+	err := k.store.Rename(ctx, number, name)
+	if err == nil {
+		k.o.Step(stepRenamed)
+	}
+	return err
+}
+
+// Exchange swaps the names of two keys of one provider (RENAME_EXCHANGE).
+func (k *KIM) Exchange(ctx context.Context, number, other int64) error {
+	return k.store.Exchange(ctx, number, other)
+}
+
+// SetDraft stores what is set so far of a draft; on a key it is StatusBadState.
+func (k *KIM) SetDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
+	return k.store.UpdateDraft(ctx, number, template, a)
+}
+
+// SetAllowDestroy stores whether rmdir destroys the key.
+func (k *KIM) SetAllowDestroy(ctx context.Context, number int64, allow bool) error {
+	return k.store.SetAllowDestroy(ctx, number, allow)
+}
+
+// Inode is what is stored of an inode; false: nothing, all is default.
+func (k *KIM) Inode(ctx context.Context, ino uint64) (Inode, bool, error) {
+	return k.store.Inode(ctx, ino)
+}
+
+// SetInode replaces all that is stored of an inode.
+func (k *KIM) SetInode(ctx context.Context, i Inode) error { return k.store.SetInode(ctx, i) }
+
+// Aliases lists the links of /keys by name, from the first behind after, at most n.
+func (k *KIM) Aliases(ctx context.Context, after string, n int) ([]Alias, error) {
+	return k.store.Aliases(ctx, after, n)
+}
+
+// Alias finds a link of /keys.
+func (k *KIM) Alias(ctx context.Context, name string) (Alias, error) { return k.store.Alias(ctx, name) }
+
+// CreateAlias stores a new link; a name that is taken is StatusAlreadyExists.
+func (k *KIM) CreateAlias(ctx context.Context, a Alias) (Alias, error) {
+	return k.store.CreateAlias(ctx, a)
+}
+
+// RenameAlias moves a link, over another one if `to` is taken, as rename(2) does.
+func (k *KIM) RenameAlias(ctx context.Context, from, to string) error {
+	return k.store.RenameAlias(ctx, from, to)
+}
+
+// RemoveAlias removes a link.
+func (k *KIM) RemoveAlias(ctx context.Context, name string) error {
+	return k.store.RemoveAlias(ctx, name)
+}
+
+// Watch calls f after each change, from one goroutine, in order; the returned func ends it.
+func (k *KIM) Watch(f func(Change)) (stop func()) { return k.store.Watch(f) }
+
+// Count counts keys and drafts of all providers.
+func (k *KIM) Count(ctx context.Context) (int64, error) { return k.store.Count(ctx) }
+
+// Backup writes a consistent copy of the store and the wrapping key, a tar that Restore reads. It waits for keys that
+// are being made or destroyed: recovery in the restored copy would undo them on the device.
+func (k *KIM) Backup(ctx context.Context, w io.Writer) error {
+	if err := k.still.Acquire(ctx, allOfIt); err != nil {
+		return psa.Errorf(psa.StatusTimeout, "a backup waits for keys that are being made or destroyed: %w", err)
+	}
+	release := sync.OnceFunc(func() { k.still.Release(allOfIt) })
+	defer release()
+	return Backup(ctx, stillStore{k.store, release}, k.o.Dir, w)
+}
+
+// stillStore needs stillness for its snapshot alone, not for as long as the copy is being read.
+type stillStore struct {
+	Store
+	release func()
+}
+
+func (s stillStore) Snapshot(ctx context.Context, path string) error {
+	defer s.release()
+	return s.Store.Snapshot(ctx, path)
+}

@@ -1,0 +1,1029 @@
+// Package kimtest is the suite that every kim.Store passes.
+package kimtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Opener opens the store that is kept in dir, making it where dir is empty. A snapshot named kim.sqlite3 in an
+// otherwise empty directory is such a store too.
+type Opener func(dir string) (kim.Store, error)
+
+// Run runs the suite. It starts the test binary again, as `-test.run ^NAME$` with the name of t, for the part that
+// is killed; so t must be a test of the top level that only calls Run.
+func Run(t *testing.T, open Opener) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		child(dir, open)
+	}
+	top := t.Name()
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, *suite)
+	}{
+		{"Providers", testProviders},
+		{"Life", testLife},
+		{"Model", testModel},
+		{"OneName", testOneName},
+		{"Quota", testQuota},
+		{"Numbers", testNumbers},
+		{"Pages", testPages},
+		{"Inodes", testInodes},
+		{"Xattrs", testXattrs},
+		{"Aliases", testAliases},
+		{"DataKey", testDataKey},
+		{"Watch", testWatch},
+		{"SlowWatcher", testSlowWatcher},
+		{"Context", testContext},
+		{"Snapshot", testSnapshot},
+		{"Closed", testClosed},
+		{"Kill", func(t *testing.T, s *suite) { testKill(t, s, top) }},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(t, &suite{t: t, open: open, dir: t.TempDir()}) })
+	}
+}
+
+// suite is one test's store.
+type suite struct {
+	t    *testing.T
+	open Opener
+	dir  string
+	kim.Store
+}
+
+var ctx = context.Background()
+
+// start opens the store, or opens it again.
+func (s *suite) start() {
+	s.t.Helper()
+	if s.Store != nil {
+		s.ok(s.Close())
+	}
+	st, err := s.open(s.dir)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if s.Store == nil {
+		s.t.Cleanup(func() { s.Close() })
+	}
+	s.Store = st
+}
+
+func (s *suite) ok(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *suite) status(err error, want psa.Status) {
+	s.t.Helper()
+	if got := psa.StatusOf(err); got != want {
+		s.t.Fatalf("%v (%v), want %v", got, err, want)
+	}
+}
+
+func (s *suite) provider(name string) kim.ProviderRow {
+	s.t.Helper()
+	p, err := s.EnsureProvider(ctx, name, "Software")
+	s.ok(err)
+	return p
+}
+
+func (s *suite) draft(provider int64, name string) kim.Key {
+	s.t.Helper()
+	k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: provider, Name: name, UID: 1000, GID: 100})
+	s.ok(err)
+	return k
+}
+
+func (s *suite) key(number int64) kim.Key {
+	s.t.Helper()
+	k, err := s.KeyByNumber(ctx, number)
+	s.ok(err)
+	return k
+}
+
+// ready makes a key of a draft.
+func (s *suite) ready(k kim.Key, public, sealed string) kim.Key {
+	s.t.Helper()
+	_, err := s.BeginCreate(ctx, k.Number, newHandle(), "ed25519", ed25519, kim.Generated)
+	s.ok(err)
+	s.ok(s.FinishCreate(ctx, k.Number, []byte(public), []byte(sealed)))
+	return s.key(k.Number)
+}
+
+func (s *suite) destroy(number int64) {
+	s.t.Helper()
+	_, err := s.BeginDestroy(ctx, number)
+	s.ok(err)
+	s.ok(s.FinishDestroy(ctx, number))
+}
+
+// all lists a provider's visible keys in small pages.
+func (s *suite) all(provider int64) []kim.Key {
+	s.t.Helper()
+	var all []kim.Key
+	after := ""
+	for {
+		page, err := s.Keys(ctx, provider, after, 7)
+		s.ok(err)
+		if len(page) == 0 {
+			return all
+		}
+		all = append(all, page...)
+		after = page[len(page)-1].Name
+	}
+}
+
+var ed25519 = psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA,
+	Usage: psa.UsageSignMessage | psa.UsageVerifyMessage}
+
+var aes = psa.Attributes{Type: psa.KeyTypeAES, Bits: 256, Algorithm: psa.GCM, Usage: psa.UsageEncrypt | psa.UsageDecrypt}
+
+func newHandle() (h providers.Handle) {
+	for i := range h {
+		h[i] = byte(rand.Uint32())
+	}
+	return h
+}
+
+func names(keys []kim.Key) string {
+	var all []string
+	for _, k := range keys {
+		all = append(all, k.Name)
+	}
+	return strings.Join(all, " ")
+}
+
+func testProviders(t *testing.T, s *suite) {
+	s.start()
+	tpm := s.provider("tpm")
+	soft := s.provider("software")
+	if tpm.UUID == soft.UUID || tpm.Number == soft.Number || tpm.Default || tpm.Created.IsZero() {
+		t.Fatalf("%+v and %+v", tpm, soft)
+	}
+	s.ok(s.SetDefaultProvider(ctx, tpm.Number))
+	s.ok(s.SetDefaultProvider(ctx, soft.Number))
+	s.ok(s.SetProviderSeen(ctx, tpm.Number, "serial 7", "a\nb\n"))
+	s.status(s.SetDefaultProvider(ctx, 999), psa.StatusDoesNotExist)
+	s.status(s.SetProviderSeen(ctx, 999, "", ""), psa.StatusDoesNotExist)
+	_, err := s.EnsureProvider(ctx, "tpm", "Software2")
+	s.status(err, psa.StatusInvalidArgument)
+	s.start()
+	if again := s.provider("tpm"); again.UUID != tpm.UUID || again.Number != tpm.Number || again.Identity != "serial 7" || again.Capabilities != "a\nb\n" {
+		t.Fatalf("after opening again %+v, before %+v", again, tpm)
+	}
+	all, err := s.Providers(ctx)
+	s.ok(err)
+	if len(all) != 2 || all[0].Name != "software" || !all[0].Default || all[1].Name != "tpm" || all[1].Default {
+		t.Fatalf("%+v", all)
+	}
+}
+
+func testLife(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software")
+	_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: 77, Name: "web"})
+	s.status(err, psa.StatusDoesNotExist)
+	mode := uint32(0o750)
+	k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number, Name: "web", UID: 1000, GID: 100, Inodes: []kim.Inode{{Ino: 3, Mode: &mode}}})
+	s.ok(err)
+	if i, found, err := s.Inode(ctx, uint64(k.Number)*256+3); err != nil || !found || i.Mode == nil || *i.Mode != 0o750 {
+		t.Fatalf("inode %+v %v %v", i, found, err)
+	}
+	if k.State != kim.Draft || k.UID != 1000 || k.GID != 100 || k.ID == [16]byte{} || k.Created.IsZero() {
+		t.Fatalf("%+v", k)
+	}
+	_, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number, Name: "web"})
+	s.status(err, psa.StatusAlreadyExists)
+
+	partial := psa.Attributes{Type: psa.KeyTypeAES}
+	s.ok(s.UpdateDraft(ctx, k.Number, "t", partial))
+	h := newHandle()
+	begun, err := s.BeginCreate(ctx, k.Number, h, "aes-256-gcm", aes, kim.Imported)
+	s.ok(err)
+	if begun.State != kim.Creating || begun.Handle != h || begun.Attributes != aes || begun.Origin != kim.Imported || begun.ID != k.ID {
+		t.Fatalf("%+v", begun)
+	}
+	// A row in the journal takes no other turn.
+	_, err = s.BeginCreate(ctx, k.Number, newHandle(), "x", aes, kim.Imported)
+	s.status(err, psa.StatusBadState)
+	_, err = s.BeginDestroy(ctx, k.Number)
+	s.status(err, psa.StatusBadState)
+	s.status(s.UpdateDraft(ctx, k.Number, "x", aes), psa.StatusBadState)
+	s.status(s.RemoveDraft(ctx, k.Number), psa.StatusBadState)
+	s.status(s.FinishDestroy(ctx, k.Number), psa.StatusBadState)
+	s.status(s.AbortDestroy(ctx, k.Number), psa.StatusBadState)
+
+	s.start()
+	j, err := s.Journal(ctx, p.Number, 0, 10)
+	s.ok(err)
+	if len(j) != 1 || j[0].Key.Number != k.Number || j[0].Key.Handle != h || j[0].Before != kim.Draft {
+		t.Fatalf("journal %+v", j)
+	}
+	s.ok(s.SetHidden(ctx, k.Number, true))
+	if len(s.all(p.Number)) != 0 {
+		t.Fatal("a hidden key is listed")
+	}
+	if hidden, err := s.KeyByName(ctx, p.Number, "web"); err != nil || !hidden.Hidden {
+		t.Fatalf("%+v %v", hidden, err)
+	}
+	_, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number, Name: "web"})
+	s.status(err, psa.StatusBadState)
+	s.status(s.Rename(ctx, k.Number, "www"), psa.StatusBadState)
+	s.ok(s.AbortCreate(ctx, k.Number))
+	back := s.key(k.Number)
+	if back.State != kim.Draft || back.Hidden || back.Template != "t" || back.Attributes != partial || back.Origin != "" || back.Handle != (providers.Handle{}) {
+		t.Fatalf("after the abort: %+v", back)
+	}
+
+	_, err = s.BeginCreate(ctx, k.Number, h, "aes-256-gcm", aes, kim.Generated)
+	s.ok(err)
+	s.ok(s.FinishCreate(ctx, k.Number, nil, []byte("sealed")))
+	s.status(s.AbortCreate(ctx, k.Number), psa.StatusBadState)
+	s.status(s.SetHidden(ctx, k.Number, true), psa.StatusBadState)
+	s.start()
+	ready := s.key(k.Number)
+	if ready.State != kim.Ready || !ready.Sealed || ready.Public != nil || ready.Handle != h || ready.Attributes != aes || ready.ID != k.ID || !ready.Created.Equal(k.Created) || ready.Changed.Before(k.Changed) {
+		t.Fatalf("%+v", ready)
+	}
+	if secret, err := s.Secret(ctx, k.Number); err != nil || string(secret) != "sealed" {
+		t.Fatalf("%q %v", secret, err)
+	}
+	other := s.draft(p.Number, "other")
+	_, err = s.BeginCreate(ctx, other.Number, h, "aes-256-gcm", aes, kim.Generated)
+	s.status(err, psa.StatusAlreadyExists)
+	if secret, err := s.Secret(ctx, other.Number); err != nil || secret != nil {
+		t.Fatalf("%q %v", secret, err)
+	}
+
+	s.status(s.Rename(ctx, k.Number, "other"), psa.StatusAlreadyExists)
+	s.ok(s.Rename(ctx, k.Number, "www"))
+	s.ok(s.Rename(ctx, k.Number, "www"))
+	s.ok(s.Exchange(ctx, k.Number, other.Number))
+	s.ok(s.Exchange(ctx, k.Number, k.Number))
+	if got := names(s.all(p.Number)); got != "other www" || s.key(k.Number).Name != "other" || s.key(other.Number).Name != "www" {
+		t.Fatalf("%s; %+v", got, s.key(k.Number))
+	}
+	elsewhere := s.draft(s.provider("tpm").Number, "www")
+	s.status(s.Exchange(ctx, k.Number, elsewhere.Number), psa.StatusInvalidArgument)
+
+	s.ok(s.SetAllowDestroy(ctx, k.Number, false))
+	_, err = s.BeginDestroy(ctx, k.Number)
+	s.status(err, psa.StatusNotPermitted)
+	s.ok(s.SetAllowDestroy(ctx, k.Number, true))
+	gone, err := s.BeginDestroy(ctx, k.Number)
+	s.ok(err)
+	if gone.State != kim.Destroying || gone.Handle != h {
+		t.Fatalf("%+v", gone)
+	}
+	s.ok(s.AbortDestroy(ctx, k.Number))
+	if again := s.key(k.Number); again.State != kim.Ready || again.Attributes != aes {
+		t.Fatalf("%+v", again)
+	}
+	s.destroy(k.Number)
+	s.start()
+	_, err = s.KeyByNumber(ctx, k.Number)
+	s.status(err, psa.StatusDoesNotExist)
+	_, err = s.Secret(ctx, k.Number)
+	s.status(err, psa.StatusDoesNotExist)
+	if _, found, err := s.Inode(ctx, uint64(k.Number)*256+3); found || err != nil {
+		t.Fatal("its inode is still there", err)
+	}
+	s.status(s.FinishDestroy(ctx, k.Number), psa.StatusDoesNotExist)
+	s.ok(s.RemoveDraft(ctx, other.Number))
+	if n, err := s.Count(ctx); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+}
+
+// testModel compares the store with a map, over random calls.
+func testModel(t *testing.T, s *suite) {
+	s.start()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	type row struct {
+		kim.Key
+		before         kim.State
+		beforeTemplate string
+		beforeAttrs    psa.Attributes
+	}
+	p := s.provider("software").Number
+	rows := map[int64]*row{}
+	var numbers []int64 // that were ever there
+	byName := func(name string) *row {
+		for _, k := range rows {
+			if k.Name == name {
+				return k
+			}
+		}
+		return nil
+	}
+	pick := func() int64 {
+		if len(numbers) == 0 {
+			return 1
+		}
+		return numbers[max(0, len(numbers)-1-r.IntN(8))]
+	}
+	nameOf := func() string { return fmt.Sprintf("key%d", r.IntN(6)) }
+	attrs := func() psa.Attributes { return []psa.Attributes{ed25519, aes}[r.IntN(2)] }
+	// need is the status of a call that needs a visible row in one of the states.
+	need := func(k *row, states ...kim.State) psa.Status {
+		switch {
+		case k == nil:
+			return psa.StatusDoesNotExist
+		case k.Hidden, !slices.Contains(states, k.State):
+			return psa.StatusBadState
+		}
+		return psa.StatusSuccess
+	}
+	needJournal := func(k *row, states ...kim.State) psa.Status {
+		switch {
+		case k == nil:
+			return psa.StatusDoesNotExist
+		case !slices.Contains(states, k.State):
+			return psa.StatusBadState
+		}
+		return psa.StatusSuccess
+	}
+	free := func(name string) psa.Status {
+		switch k := byName(name); {
+		case k == nil:
+			return psa.StatusSuccess
+		case k.Hidden:
+			return psa.StatusBadState
+		}
+		return psa.StatusAlreadyExists
+	}
+	check := func() {
+		t.Helper()
+		want := map[string]*row{}
+		var visible []string
+		for _, k := range rows {
+			want[k.Name] = k
+			if !k.Hidden {
+				visible = append(visible, k.Name)
+			}
+		}
+		slices.Sort(visible)
+		if got := names(s.all(p)); got != strings.Join(visible, " ") {
+			t.Fatalf("keys %q, want %q", got, visible)
+		}
+		journal := 0
+		for name, w := range want {
+			got, err := s.KeyByName(ctx, p, name)
+			s.ok(err)
+			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.KeepForever != w.KeepForever || got.ID != w.ID {
+				t.Fatalf("%+v, want %+v", got, w.Key)
+			}
+			if w.State == kim.Creating || w.State == kim.Destroying {
+				journal++
+			}
+		}
+		if j, err := s.Journal(ctx, p, 0, 100); err != nil || len(j) != journal {
+			t.Fatalf("journal of %d rows, want %d: %v", len(j), journal, err)
+		}
+		if n, err := s.Count(ctx); err != nil || n != int64(len(rows)) {
+			t.Fatalf("count %d, want %d: %v", n, len(rows), err)
+		}
+	}
+	for step := range 1500 {
+		n := pick()
+		k := rows[n]
+		var want psa.Status
+		var err error
+		var what string
+		switch r.IntN(16) {
+		case 0, 1, 2:
+			what = "InsertDraft"
+			name := nameOf()
+			want = free(name)
+			var made kim.Key
+			if made, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: name}); err == nil {
+				rows[made.Number] = &row{Key: made}
+				numbers = append(numbers, made.Number)
+			}
+		case 3:
+			what = "UpdateDraft"
+			want = need(k, kim.Draft)
+			a, template := attrs(), fmt.Sprint(step)
+			if err = s.UpdateDraft(ctx, n, template, a); err == nil {
+				k.Attributes, k.Template = a, template
+			}
+		case 4, 5:
+			what = "BeginCreate"
+			want = need(k, kim.Draft)
+			a, template, h := attrs(), fmt.Sprint(step), newHandle()
+			if _, err = s.BeginCreate(ctx, n, h, template, a, kim.Generated); err == nil {
+				k.before, k.beforeTemplate, k.beforeAttrs = k.State, k.Template, k.Attributes
+				k.State, k.Template, k.Attributes, k.Handle, k.Origin = kim.Creating, template, a, h, kim.Generated
+			}
+		case 6, 7:
+			what = "FinishCreate"
+			want = needJournal(k, kim.Creating)
+			if err = s.FinishCreate(ctx, n, []byte("public"), nil); err == nil {
+				k.State, k.Hidden = kim.Ready, false
+			}
+		case 8:
+			what = "AbortCreate"
+			want = needJournal(k, kim.Creating)
+			if err = s.AbortCreate(ctx, n); err == nil {
+				k.State, k.Template, k.Attributes = kim.Draft, k.beforeTemplate, k.beforeAttrs
+				k.Hidden, k.Origin, k.Handle = false, "", providers.Handle{}
+			}
+		case 9:
+			what = "BeginDestroy"
+			want = need(k, kim.Draft, kim.Ready)
+			if want == psa.StatusSuccess && k.KeepForever {
+				want = psa.StatusNotPermitted
+			}
+			if _, err = s.BeginDestroy(ctx, n); err == nil {
+				k.before, k.State = k.State, kim.Destroying
+			}
+		case 10:
+			what = "FinishDestroy"
+			want = needJournal(k, kim.Destroying)
+			if err = s.FinishDestroy(ctx, n); err == nil {
+				delete(rows, n)
+			}
+		case 11:
+			what = "AbortDestroy"
+			want = needJournal(k, kim.Destroying)
+			if err = s.AbortDestroy(ctx, n); err == nil {
+				k.State, k.Hidden = k.before, false
+			}
+		case 12:
+			what = "SetHidden"
+			want = needJournal(k, kim.Creating, kim.Destroying)
+			hidden := r.IntN(2) == 0
+			if err = s.SetHidden(ctx, n, hidden); err == nil {
+				k.Hidden = hidden
+			}
+		case 13:
+			what = "Rename"
+			name := nameOf()
+			want = need(k, kim.Draft, kim.Creating, kim.Ready)
+			if want == psa.StatusSuccess && k.Name != name {
+				want = free(name)
+			}
+			if err = s.Rename(ctx, n, name); err == nil {
+				k.Name = name
+			}
+		case 14:
+			what = "Exchange"
+			m := pick()
+			other := rows[m]
+			want = need(k, kim.Draft, kim.Creating, kim.Ready)
+			if want == psa.StatusSuccess {
+				want = need(other, kim.Draft, kim.Creating, kim.Ready)
+			}
+			if err = s.Exchange(ctx, n, m); err == nil {
+				k.Name, other.Name = other.Name, k.Name
+			}
+		case 15:
+			what = "SetAllowDestroy"
+			allow := r.IntN(3) > 0
+			want = need(k, kim.Draft, kim.Creating, kim.Ready)
+			if err = s.SetAllowDestroy(ctx, n, allow); err == nil {
+				k.KeepForever = !allow
+			}
+		}
+		if psa.StatusOf(err) != want {
+			t.Fatalf("step %d: %s of %d: %v, want %v", step, what, n, err, want)
+		}
+		if step%25 == 0 {
+			check()
+		}
+		if step%300 == 299 {
+			s.start()
+			check()
+		}
+	}
+	check()
+	if !slices.IsSorted(numbers) || len(slices.Compact(slices.Clone(numbers))) != len(numbers) {
+		t.Fatal("numbers came back")
+	}
+}
+
+func testOneName(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	for round := range 10 {
+		var won, lost int
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: fmt.Sprint("web", round)})
+				mu.Lock()
+				defer mu.Unlock()
+				switch psa.StatusOf(err) {
+				case psa.StatusSuccess:
+					won++
+				case psa.StatusAlreadyExists:
+					lost++
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if won != 1 || lost != 15 {
+			t.Fatalf("%d creators won, %d lost", won, lost)
+		}
+	}
+	if n := len(s.all(p)); n != 10 {
+		t.Fatalf("%d keys", n)
+	}
+}
+
+func testQuota(t *testing.T, s *suite) {
+	s.start()
+	p, q := s.provider("software").Number, s.provider("tpm").Number
+	insert := func(provider int64, uid uint32, name string, quota int) error {
+		_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: provider, Name: name, UID: uid, Quota: quota})
+		return err
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	made := 0
+	for i := range 20 {
+		wg.Go(func() {
+			err := insert([]int64{p, q}[i%2], 1000, fmt.Sprint("k", i), 5)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				made++
+			} else if psa.StatusOf(err) != psa.StatusQuota {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if made != 5 {
+		t.Fatalf("%d keys under a quota of 5", made)
+	}
+	s.ok(insert(p, 1001, "other user", 5))
+	s.ok(insert(p, 1000, "no quota", 0))
+	s.start()
+	s.status(insert(p, 1000, "x", 6), psa.StatusQuota)
+	k, err := s.KeyByName(ctx, p, "no quota")
+	s.ok(err)
+	s.ready(k, "public", "")
+	s.status(insert(p, 1000, "x", 6), psa.StatusQuota)
+	s.destroy(k.Number)
+	s.ok(insert(p, 1000, "x", 6))
+	s.status(insert(p, 1000, "y", 6), psa.StatusQuota)
+}
+
+func testNumbers(t *testing.T, s *suite) {
+	s.start()
+	last := s.provider("software").Number
+	p := last
+	next := func(n int64) {
+		t.Helper()
+		if n <= last {
+			t.Fatalf("number %d after %d", n, last)
+		}
+		last = n
+	}
+	for i := range 12 {
+		k := s.draft(p, "web")
+		next(k.Number)
+		if i%2 == 0 {
+			s.ready(k, "public", "sealed")
+			s.destroy(k.Number)
+		} else {
+			s.ok(s.RemoveDraft(ctx, k.Number))
+		}
+		a, err := s.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../x"})
+		s.ok(err)
+		next(a.Number)
+		s.ok(s.RemoveAlias(ctx, "web"))
+		if i%3 == 0 {
+			next(s.provider(fmt.Sprint("p", i)).Number)
+		}
+		if i%4 == 0 {
+			s.start()
+		}
+	}
+}
+
+func testPages(t *testing.T, s *suite) {
+	s.start()
+	p, q := s.provider("software").Number, s.provider("tpm").Number
+	want := []string{"A", "Z", "a", "a b", "aa", "caf\xe9", "café", "\xff\xfe", strings.Repeat("n", 255), "%_'\"", "你好", "-rf", "~"}
+	for _, n := range want {
+		s.draft(p, n)
+	}
+	s.draft(q, "elsewhere")
+	slices.Sort(want)
+	for i := range 2 {
+		var got []string
+		for _, k := range s.all(p) {
+			got = append(got, k.Name)
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%q, want %q", got, want)
+		}
+		for _, n := range want {
+			if k, err := s.KeyByName(ctx, p, n); err != nil || k.Name != n {
+				t.Fatalf("%q: %v", n, err)
+			}
+		}
+		if i == 0 {
+			s.start()
+		}
+	}
+	for _, n := range []int{0, -1} {
+		if keys, err := s.Keys(ctx, p, "", n); err != nil || len(keys) != 0 {
+			t.Fatal(len(keys), err)
+		}
+	}
+	if keys, err := s.Keys(ctx, p, "", 1<<40); err != nil || len(keys) != len(want) {
+		t.Fatal(len(keys), err)
+	}
+	_, err := s.KeyByName(ctx, q, "A")
+	s.status(err, psa.StatusDoesNotExist)
+}
+
+func testInodes(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software")
+	k := s.draft(p.Number, "web")
+	a, err := s.CreateAlias(ctx, kim.Alias{Name: "web", Target: "x"})
+	s.ok(err)
+	mode, uid, gid := uint32(0o640), uint32(1), uint32(4294967295)
+	when := time.Unix(1700000000, 123456789)
+	for _, number := range []int64{0, p.Number, k.Number, a.Number} {
+		i := kim.Inode{Ino: uint64(number)*256 + 255, Mode: &mode, UID: &uid, GID: &gid, ACL: []byte{2, 0}, DefaultACL: []byte{3}, Atime: &when, Mtime: &when, Ctime: &when}
+		s.ok(s.SetInode(ctx, i))
+		s.start()
+		got, found, err := s.Inode(ctx, i.Ino)
+		if err != nil || !found || *got.Mode != mode || *got.UID != uid || *got.GID != gid || !bytes.Equal(got.ACL, i.ACL) || !bytes.Equal(got.DefaultACL, i.DefaultACL) || !got.Atime.Equal(when) || !got.Mtime.Equal(when) || !got.Ctime.Equal(when) {
+			t.Fatalf("%+v %v %v", got, found, err)
+		}
+		s.ok(s.SetInode(ctx, kim.Inode{Ino: i.Ino, Mtime: &when}))
+		if got, found, err := s.Inode(ctx, i.Ino); err != nil || !found || got.Mode != nil || got.UID != nil || got.ACL != nil || !got.Mtime.Equal(when) || got.Atime != nil {
+			t.Fatalf("%+v %v %v", got, found, err)
+		}
+		s.ok(s.SetInode(ctx, kim.Inode{Ino: i.Ino}))
+		if _, found, err := s.Inode(ctx, i.Ino); err != nil || found {
+			t.Fatal(found, err)
+		}
+	}
+	for _, ino := range []uint64{99 * 256, 1 << 63, ^uint64(0)} {
+		s.status(s.SetInode(ctx, kim.Inode{Ino: ino, Mode: &mode}), psa.StatusDoesNotExist)
+		if _, found, err := s.Inode(ctx, ino); err != nil || found {
+			t.Fatal(found, err)
+		}
+	}
+	s.ok(s.SetInode(ctx, kim.Inode{Ino: uint64(a.Number) * 256, Mode: &mode}))
+	s.ok(s.SetXattr(ctx, uint64(a.Number)*256, "user.a", nil, kim.XattrSet))
+	s.ok(s.RemoveAlias(ctx, "web"))
+	if _, found, err := s.Inode(ctx, uint64(a.Number)*256); err != nil || found {
+		t.Fatal("the inode outlived its link", err)
+	}
+	if l, err := s.Xattrs(ctx, uint64(a.Number)*256); err != nil || len(l) != 0 {
+		t.Fatal("the labels outlived their link", err)
+	}
+	_, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number, Name: "bad", Inodes: []kim.Inode{{Ino: 256, Mode: &mode}}})
+	s.status(err, psa.StatusInvalidArgument)
+	if names(s.all(p.Number)) != "web" {
+		t.Fatal("a failed draft left its row")
+	}
+}
+
+func testXattrs(t *testing.T, s *suite) {
+	s.start()
+	k := s.draft(s.provider("software").Number, "web")
+	ino := uint64(k.Number) * 256
+	_, err := s.Xattr(ctx, ino, "user.a")
+	s.status(err, psa.StatusDoesNotExist)
+	s.status(s.SetXattr(ctx, ino, "user.a", []byte("1"), kim.XattrReplace), psa.StatusDoesNotExist)
+	s.ok(s.SetXattr(ctx, ino, "user.a", []byte("1"), kim.XattrCreate))
+	s.status(s.SetXattr(ctx, ino, "user.a", []byte("2"), kim.XattrCreate), psa.StatusAlreadyExists)
+	s.ok(s.SetXattr(ctx, ino, "user.a", []byte("2"), kim.XattrReplace))
+	s.ok(s.SetXattr(ctx, ino, "user.empty", nil, kim.XattrSet))
+	s.start()
+	if v, err := s.Xattr(ctx, ino, "user.a"); err != nil || string(v) != "2" {
+		t.Fatalf("%q %v", v, err)
+	}
+	if v, err := s.Xattr(ctx, ino, "user.empty"); err != nil || len(v) != 0 {
+		t.Fatalf("%q %v", v, err)
+	}
+	if l, err := s.Xattrs(ctx, ino); err != nil || strings.Join(l, " ") != "user.a user.empty" {
+		t.Fatal(l, err)
+	}
+	if l, err := s.Xattrs(ctx, ino+1); err != nil || len(l) != 0 {
+		t.Fatal(l, err)
+	}
+	full := kim.MaxXattrBytes - len("user.a2user.emptyuser.big")
+	s.status(s.SetXattr(ctx, ino, "user.big", make([]byte, full+1), kim.XattrSet), psa.StatusQuota)
+	s.ok(s.SetXattr(ctx, ino, "user.big", make([]byte, full), kim.XattrSet))
+	s.ok(s.SetXattr(ctx, ino, "user.big", make([]byte, full), kim.XattrReplace))
+	s.status(s.SetXattr(ctx, ino, "user.x", nil, kim.XattrSet), psa.StatusQuota)
+	s.ok(s.SetXattr(ctx, ino+1, "user.x", []byte("another file"), kim.XattrSet))
+	s.ok(s.RemoveXattr(ctx, ino, "user.big"))
+	s.status(s.RemoveXattr(ctx, ino, "user.big"), psa.StatusDoesNotExist)
+	s.ok(s.SetXattr(ctx, ino, "user.x", nil, kim.XattrSet))
+	s.status(s.SetXattr(ctx, 99*256, "user.x", nil, kim.XattrSet), psa.StatusDoesNotExist)
+	s.ready(k, "public", "")
+	s.destroy(k.Number)
+	if l, err := s.Xattrs(ctx, ino); err != nil || len(l) != 0 {
+		t.Fatal("the labels outlived their key", l, err)
+	}
+}
+
+func testAliases(t *testing.T, s *suite) {
+	s.start()
+	for _, n := range []string{"web", "api", "mail"} {
+		a, err := s.CreateAlias(ctx, kim.Alias{Name: n, Target: "../providers/x/keys/" + n, UID: 7, GID: 8})
+		s.ok(err)
+		if a.Number == 0 || a.Changed.IsZero() {
+			t.Fatalf("%+v", a)
+		}
+	}
+	_, err := s.CreateAlias(ctx, kim.Alias{Name: "web", Target: "y"})
+	s.status(err, psa.StatusAlreadyExists)
+	s.ok(s.RenameAlias(ctx, "mail", "web"))
+	s.ok(s.RenameAlias(ctx, "web", "web"))
+	s.status(s.RenameAlias(ctx, "mail", "web"), psa.StatusDoesNotExist)
+	s.status(s.RemoveAlias(ctx, "mail"), psa.StatusDoesNotExist)
+	_, err = s.Alias(ctx, "mail")
+	s.status(err, psa.StatusDoesNotExist)
+	s.start()
+	a, err := s.Alias(ctx, "web")
+	s.ok(err)
+	if a.Target != "../providers/x/keys/mail" || a.UID != 7 || a.GID != 8 {
+		t.Fatalf("%+v", a)
+	}
+	all, err := s.Aliases(ctx, "", 10)
+	s.ok(err)
+	if len(all) != 2 || all[0].Name != "api" || all[1] != a {
+		t.Fatalf("%+v", all)
+	}
+	if page, err := s.Aliases(ctx, "api", 10); err != nil || len(page) != 1 {
+		t.Fatal(page, err)
+	}
+	if page, err := s.Aliases(ctx, "", 1); err != nil || len(page) != 1 {
+		t.Fatal(page, err)
+	}
+}
+
+func testDataKey(t *testing.T, s *suite) {
+	s.start()
+	if _, found, err := s.DataKey(ctx); found || err != nil {
+		t.Fatal(found, err)
+	}
+	w := kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}
+	s.ok(s.InitDataKey(ctx, w))
+	s.status(s.InitDataKey(ctx, kim.WrappedKey{Kind: "other", Wrapped: []byte("x")}), psa.StatusAlreadyExists)
+	s.start()
+	got, found, err := s.DataKey(ctx)
+	if err != nil || !found || got.Kind != w.Kind || got.WrappingID != w.WrappingID || !bytes.Equal(got.Wrapped, w.Wrapped) {
+		t.Fatalf("%+v %v %v", got, found, err)
+	}
+}
+
+// next waits for a watcher's change.
+func next(t *testing.T, c chan kim.Change) kim.Change {
+	t.Helper()
+	select {
+	case change := <-c:
+		return change
+	case <-time.After(30 * time.Second):
+		t.Fatal("no change was reported")
+		panic("unreachable")
+	}
+}
+
+func testWatch(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	got := make(chan kim.Change, 1000)
+	stop := s.Watch(func(c kim.Change) {
+		if c.Kind == kim.KeyChanged {
+			// The change is there for whoever is told.
+			if k, err := s.KeyByNumber(ctx, c.Key); err == nil && k.State == kim.Creating {
+				t.Errorf("%+v was reported before its end", k)
+			}
+		}
+		got <- c
+	})
+	k := s.draft(p, "web")
+	mode := uint32(0o600)
+	ino := uint64(k.Number)*256 + 1
+	expect := func(want kim.Change) {
+		t.Helper()
+		if c := next(t, got); c != want {
+			t.Fatalf("%+v, want %+v", c, want)
+		}
+	}
+	expect(kim.Change{Provider: p, Key: k.Number, Kind: kim.KeyChanged})
+	s.ok(s.SetInode(ctx, kim.Inode{Ino: ino, Mode: &mode}))
+	expect(kim.Change{Provider: p, Key: k.Number, Ino: ino, Kind: kim.InodeChanged})
+	s.status(s.AbortCreate(ctx, k.Number), psa.StatusBadState) // reports nothing
+	s.ok(s.Rename(ctx, k.Number, "web"))                       // nor does this
+	s.ok(s.SetXattr(ctx, ino, "user.a", nil, kim.XattrSet))
+	expect(kim.Change{Provider: p, Key: k.Number, Ino: ino, Kind: kim.InodeChanged})
+	s.ok(s.RemoveDraft(ctx, k.Number))
+	expect(kim.Change{Provider: p, Key: k.Number, Kind: kim.KeyChanged})
+	a, err := s.CreateAlias(ctx, kim.Alias{Name: "web", Target: "x"})
+	s.ok(err)
+	expect(kim.Change{Ino: uint64(a.Number) * 256, Kind: kim.AliasChanged})
+	q := s.provider("tpm").Number
+	expect(kim.Change{Provider: q, Kind: kim.ProviderChanged})
+
+	// Numbers are given in the order of the commits, so that order shows in them.
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 20 {
+				if _, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: fmt.Sprint(w, "-", i)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	last := int64(0)
+	for range 8 * 20 {
+		c := next(t, got)
+		if c.Key <= last {
+			t.Fatalf("key %d was reported after %d", c.Key, last)
+		}
+		last = c.Key
+	}
+	wg.Wait()
+	stop()
+	stop()
+	s.draft(p, "unseen")
+	select {
+	case c := <-got:
+		t.Fatalf("%+v after the watch ended", c)
+	default:
+	}
+}
+
+func testSlowWatcher(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	k := s.draft(p, "web")
+	got := make(chan kim.Change)
+	stop := s.Watch(func(c kim.Change) { got <- c })
+	quick := make(chan kim.Change, 10000)
+	defer s.Watch(func(c kim.Change) { quick <- c })()
+	// Exchange reports two changes in one commit.
+	other := s.draft(p, "www")
+	const commits = 2200
+	for range commits {
+		s.ok(s.Exchange(ctx, k.Number, other.Number))
+	}
+	for range commits*2 + 1 {
+		if c := next(t, quick); c.Kind != kim.KeyChanged {
+			t.Fatalf("%+v to a watcher that keeps up", c)
+		}
+	}
+	all := false
+	for i := 0; !all; i++ {
+		if i > commits*2 {
+			t.Fatal("changes were dropped without a word")
+		}
+		all = next(t, got).Kind == kim.AllChanged
+	}
+	go func() {
+		for range got {
+		}
+	}()
+	stop()
+	close(got)
+}
+
+func testContext(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := s.InsertDraft(ended, kim.NewDraft{Provider: p, Name: "web"}); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if _, err := s.Keys(ended, p, "", 10); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if names(s.all(p)) != "" {
+		t.Fatal("it was made all the same")
+	}
+	// Contexts that end at any moment leave a whole row or none.
+	for i := range 50 {
+		short, cancel := context.WithTimeout(ctx, time.Duration(rand.IntN(2000))*time.Microsecond)
+		name := fmt.Sprint("k", i)
+		_, err := s.InsertDraft(short, kim.NewDraft{Provider: p, Name: name})
+		cancel()
+		_, lookup := s.KeyByName(ctx, p, name)
+		if (err == nil) != (lookup == nil) {
+			t.Fatalf("made: %v; there: %v", err, lookup)
+		}
+	}
+}
+
+func testSnapshot(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	kept := s.ready(s.draft(p, "kept"), "public", "sealed")
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 3 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-quit:
+					return
+				default:
+				}
+				// Two at a time, by one transaction each: a copy may lie between, never inside one.
+				k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: fmt.Sprint(w, "-", i)})
+				if err == nil && i%2 == 0 {
+					err = s.RemoveDraft(ctx, k.Number)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 5 {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "kim.sqlite3")
+		s.ok(s.Snapshot(ctx, path))
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Fatal(info.Mode(), err)
+		}
+		c := &suite{t: t, open: s.open, dir: dir}
+		c.start()
+		if k := c.key(kept.Number); k.ID != kept.ID || !k.Sealed {
+			t.Fatalf("%+v", k)
+		}
+		if n, err := c.Count(ctx); err != nil || n != int64(len(c.all(p))) {
+			t.Fatalf("count %d, %d keys: %v", n, len(c.all(p)), err)
+		}
+	}
+	close(quit)
+	wg.Wait()
+	taken := filepath.Join(t.TempDir(), "taken")
+	s.ok(os.WriteFile(taken, []byte("mine"), 0o600))
+	if err := s.Snapshot(ctx, taken); err == nil {
+		t.Fatal("a snapshot was written over a file")
+	}
+	if b, err := os.ReadFile(taken); err != nil || string(b) != "mine" {
+		t.Fatalf("%q %v", b, err)
+	}
+}
+
+func testClosed(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	stop := s.Watch(func(kim.Change) {})
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				if _, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: fmt.Sprint(w, "-", i)}); err != nil {
+					if psa.StatusOf(err) != psa.StatusBadState {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: "web"})
+	s.ok(err)
+	s.ok(s.Close())
+	s.ok(s.Close())
+	wg.Wait()
+	stop()
+	_, err = s.Keys(ctx, p, "", 1)
+	s.status(err, psa.StatusBadState)
+	s.status(s.Rename(ctx, 1, "x"), psa.StatusBadState)
+	s.start()
+	if _, err := s.KeyByName(ctx, p, "web"); err != nil {
+		t.Fatal(err)
+	}
+}

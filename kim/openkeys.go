@@ -1,0 +1,254 @@
+package kim
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// openKeys keeps providers' keys open between operations: those in use, and of the others the bound's most recent.
+type openKeys struct {
+	bound int
+
+	mu   sync.Mutex
+	all  map[int64]*openKey
+	idle *list.List // of *openKey, the most recently used first
+}
+
+// openKey is one of them. There is at most one for a number, so that a destroyed key is gone for all of its users.
+type openKey struct {
+	number   int64
+	provider *Provider
+	once     sync.Once
+	row      Key
+	key      providers.Key
+	err      error
+	gone     atomic.Bool // destroyed
+
+	users int // under openKeys.mu, like what follows
+	idle  *list.Element
+}
+
+func newOpenKeys(bound int) *openKeys {
+	return &openKeys{bound: bound, all: map[int64]*openKey{}, idle: list.New()}
+}
+
+// use opens a key, or finds it open; release must follow unless it fails.
+func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error) {
+	o.mu.Lock()
+	e := o.all[number]
+	if e == nil {
+		e = &openKey{number: number}
+		// In the map before its row is read: whoever destroys the key from now on finds it.
+		o.all[number] = e
+	}
+	e.users++
+	if e.idle != nil {
+		o.idle.Remove(e.idle)
+		e.idle = nil
+	}
+	o.mu.Unlock()
+	e.once.Do(func() {
+		// A panic in between must leave an error, not a key without a provider.
+		e.err = psa.Errorf(psa.StatusGenericError, "opening the key %d failed", number)
+		e.err = open(e)
+	})
+	if e.err != nil {
+		o.forget(e)
+		o.release(e)
+		return nil, e.err
+	}
+	return e, nil
+}
+
+func (o *openKeys) release(e *openKey) {
+	o.mu.Lock()
+	var closing []*openKey
+	if e.users--; e.users == 0 {
+		if o.all[e.number] == e {
+			e.idle = o.idle.PushFront(e)
+		} else {
+			closing = append(closing, e)
+		}
+	}
+	for o.idle.Len() > o.bound {
+		last := o.idle.Remove(o.idle.Back()).(*openKey)
+		last.idle = nil
+		delete(o.all, last.number)
+		closing = append(closing, last)
+	}
+	o.mu.Unlock()
+	for _, c := range closing {
+		if err := c.close(); err != nil {
+			c.provider.log.Warn("closing a key", "key", c.number, "err", err)
+		}
+	}
+}
+
+// forget makes the next user open the key anew.
+func (o *openKeys) forget(e *openKey) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.all[e.number] == e {
+		delete(o.all, e.number)
+	}
+}
+
+// destroyed ends the use of a key: what has begun fails at its Finish.
+func (o *openKeys) destroyed(number int64) {
+	o.mu.Lock()
+	e := o.all[number]
+	if e == nil {
+		o.mu.Unlock()
+		return
+	}
+	e.gone.Store(true)
+	delete(o.all, number)
+	if e.idle != nil {
+		o.idle.Remove(e.idle)
+		e.idle = nil
+	}
+	e.users++
+	o.mu.Unlock()
+	o.release(e)
+}
+
+func (o *openKeys) close() (err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for number, e := range o.all {
+		if e.users == 0 {
+			err = errors.Join(err, e.close())
+		}
+		delete(o.all, number)
+	}
+	o.idle.Init()
+	return err
+}
+
+func (e *openKey) close() error {
+	if e.key == nil {
+		return nil
+	}
+	return e.key.Close()
+}
+
+// load reads the row of a key and opens it in its provider.
+func (k *KIM) load(ctx context.Context, e *openKey) error {
+	row, err := k.Key(ctx, e.number)
+	if err != nil {
+		return err
+	}
+	if row.State != Ready {
+		return psa.Errorf(psa.StatusBadState, "%s is no key yet, or no more", row.Name)
+	}
+	p := k.ProviderByNumber(row.Provider)
+	if p == nil {
+		return psa.Errorf(psa.StatusProviderAbsent, "the provider of %s is not configured", row.Name)
+	}
+	impl, err := p.instance()
+	if err != nil {
+		return err
+	}
+	blob := providers.Blob{Public: row.Public}
+	if row.Sealed {
+		sealed, err := k.store.Secret(ctx, row.Number)
+		if err != nil {
+			return err
+		}
+		if blob.Secret, err = k.sealer.Unseal(row, p.uuid, sealed); err != nil {
+			return err
+		}
+		defer psa.Wipe(blob.Secret)
+	}
+	e.row, e.provider = row, p
+	e.key, err = recovering(ctx, p, func(ctx context.Context) (providers.Key, error) {
+		return impl.Open(ctx, row.Handle, row.Attributes, blob)
+	})
+	return err
+}
+
+// Begin begins an operation with a key for uid: StatusNotPermitted and the like where its policy says no, a draft is
+// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. The Run's Finish waits for its turn
+// and for the provider, at most OperationTimeout. Each Run must be finished or aborted.
+func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (psa.Run, error) {
+	// Others may wait for the same opening.
+	e, err := k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
+	if err != nil {
+		return nil, err
+	}
+	run, err := k.begin(ctx, e, op)
+	if err != nil {
+		k.keys.release(e)
+		return nil, err
+	}
+	return &queuedRun{k: k, e: e, uid: uid, run: run}, nil
+}
+
+func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {
+	if err := e.row.Attributes.Permits(op.Operation, op.Algorithm); err != nil {
+		return nil, err
+	}
+	if err := e.provider.away(); err != nil {
+		return nil, err
+	}
+	return recovering(ctx, e.provider, func(ctx context.Context) (psa.Run, error) { return e.key.Begin(ctx, op) })
+}
+
+// queuedRun is a Run whose Finish goes through the provider's queue.
+type queuedRun struct {
+	k   *KIM
+	e   *openKey
+	uid uint32
+	run psa.Run // nil after its end
+}
+
+func (r *queuedRun) Write(p []byte) (int, error) {
+	if r.run == nil {
+		return 0, psa.Errorf(psa.StatusBadState, "the operation has ended")
+	}
+	return r.run.Write(p)
+}
+
+func (r *queuedRun) Abort() {
+	if r.run != nil {
+		r.run.Abort()
+		r.run = nil
+		r.k.keys.release(r.e)
+	}
+}
+
+func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
+	if r.run == nil {
+		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
+	}
+	p := r.e.provider
+	if r.e.gone.Load() {
+		r.Abort()
+		return psa.Result{}, psa.Errorf(psa.StatusRevoked, "the key was destroyed")
+	}
+	if err := p.away(); err != nil {
+		r.Abort()
+		return psa.Result{}, err
+	}
+	run, e := r.run, r.e
+	result, err := call(ctx, p, r.uid, r.k.o.OperationTimeout, run.Finish, func(late psa.Result, _ error) {
+		late.Wipe()
+		r.k.keys.release(e)
+	})
+	if err != nil && !begun(err) {
+		r.Abort()
+		return psa.Result{}, err
+	}
+	r.run = nil
+	// A stuck call keeps the key open until it returns.
+	if !isStuck(err) {
+		r.k.keys.release(e)
+	}
+	return result, err
+}

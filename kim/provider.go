@@ -1,0 +1,366 @@
+package kim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Provider is one configured provider.
+type Provider struct {
+	k       *KIM
+	number  int64
+	uuid    [16]byte
+	config  ProviderConfig
+	started time.Time
+	log     *slog.Logger
+	queue   queue
+
+	wake  chan struct{} // capacity 1: look at the device now
+	first chan struct{} // closed after the first look
+	once  sync.Once
+
+	mu           sync.Mutex
+	impl         providers.Provider // nil while it cannot be opened
+	identity     string             // of the device that has the keys; "" before it was ever seen
+	capabilities []psa.Capability
+	fresh        bool  // the capabilities are those of the device as it is now
+	down         error // why it is degraded
+	unsettled    int   // keys whose fate recovery could not settle
+}
+
+const (
+	// The device is looked at after these times while it is away or has keys to settle.
+	firstRetry = 250 * time.Millisecond
+	lastRetry  = 15 * time.Second
+	// statusWait is how long a reader of the status waits for the device to say who it is.
+	statusWait = time.Second
+	// daemonUID takes the daemon's own turns in the queues.
+	daemonUID = 0
+)
+
+var errNotSeen = psa.Errorf(psa.StatusProviderAbsent, "the device has not answered yet")
+
+func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig) (*Provider, error) {
+	p := &Provider{k: k, number: row.Number, uuid: row.UUID, config: c, started: time.Now(), identity: row.Identity, down: errNotSeen,
+		log: k.o.Log.With("provider", c.Name), wake: make(chan struct{}, 1), first: make(chan struct{})}
+	p.queue.length = k.o.QueueLength
+	for line := range strings.Lines(row.Capabilities) {
+		c, err := psa.ParseCapability(strings.TrimSuffix(line, "\n"))
+		if err != nil {
+			p.log.Warn("a capability that the KIM has is not understood", "err", err)
+			continue
+		}
+		p.capabilities = append(p.capabilities, c)
+	}
+	p.tryOpen(ctx)
+	return p, p.hideJournal(ctx)
+}
+
+// tryOpen makes the instance where there is none yet.
+func (p *Provider) tryOpen(ctx context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.impl != nil {
+		return
+	}
+	impl, err := recovering(ctx, p, func(ctx context.Context) (providers.Provider, error) { return p.config.Open(ctx, p.k.o.Dir) })
+	if err != nil {
+		p.down = psa.Errorf(psa.StatusProviderAbsent, "it cannot be opened: %w", err)
+		return
+	}
+	p.impl = impl
+	p.queue.mu.Lock()
+	p.queue.width = impl.Describe().Limits.Parallel
+	p.queue.mu.Unlock()
+}
+
+func (p *Provider) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.impl == nil {
+		return nil
+	}
+	return p.impl.Close()
+}
+
+// Name is the provider's name in the configuration.
+func (p *Provider) Name() string { return p.config.Name }
+
+// Number is the provider's number in the KIM.
+func (p *Provider) Number() int64 { return p.number }
+
+// UUID is the provider's identity, made at its first start.
+func (p *Provider) UUID() [16]byte { return p.uuid }
+
+// Config is what Open was given.
+func (p *Provider) Config() ProviderConfig { return p.config }
+
+// Started is when this run of the program began to use it.
+func (p *Provider) Started() time.Time { return p.started }
+
+// Describe is what the provider says of itself; only its type while it cannot be opened.
+func (p *Provider) Describe() providers.Description {
+	impl, err := p.instance()
+	if err != nil {
+		return providers.Description{Type: p.config.Type}
+	}
+	return impl.Describe()
+}
+
+// Capabilities are those of the device when it was last seen, none before.
+func (p *Provider) Capabilities() []psa.Capability {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.capabilities
+}
+
+// instance is the open provider.
+func (p *Provider) instance() (providers.Provider, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.impl == nil {
+		return nil, p.down
+	}
+	return p.impl, nil
+}
+
+// trouble is why the provider is degraded, nil if it is not.
+func (p *Provider) trouble() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.down
+}
+
+// away is the error of an operation on a key while the device is away or another one. One that was not seen yet may
+// be tried.
+func (p *Provider) away() error {
+	err := p.trouble()
+	if err == nil || err == errNotSeen {
+		return nil
+	}
+	return psa.Errorf(psa.StatusProviderAbsent, "provider %s: %w", p.Name(), err).
+		WithHint("the provider's status file says how it is; its keys are kept, and work again when it is back")
+}
+
+// Status is "ready", "ready; N stuck calls", or "degraded: <why>". It asks the device, but does not wait long.
+func (p *Provider) Status(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	if err := p.look(ctx, statusWait); err != nil && !begun(err) {
+		p.log.Debug("the provider is too busy to be asked how it is", "err", err)
+	}
+	var notes []string
+	if n := p.queue.stuckCalls(); n > 0 {
+		notes = append(notes, fmt.Sprintf("%d stuck calls", n))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.unsettled > 0 {
+		notes = append(notes, fmt.Sprintf("%d keys whose outcome is unknown", p.unsettled))
+	}
+	state := "ready"
+	if p.down != nil {
+		state = "degraded: " + p.down.Error()
+	} else if err := p.k.sealer.Err(); err != nil {
+		state = "degraded: " + err.Error()
+	}
+	return strings.Join(append([]string{state}, notes...), "; ")
+}
+
+// suspect looks at what a call failed with, and has the device looked at where it may be away.
+func (p *Provider) suspect(err error) {
+	switch psa.StatusOf(err) {
+	case psa.StatusProviderAbsent, psa.StatusCommunicationFailure, psa.StatusHardwareFailure, psa.StatusTimeout:
+		p.lookSoon()
+	}
+}
+
+func (p *Provider) lookSoon() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setDown notes how the device is, and has it looked at if it just came back.
+func (p *Provider) setDown(err error) {
+	p.mu.Lock()
+	before := p.down
+	p.down = err
+	if err != nil {
+		p.fresh = false
+	}
+	p.mu.Unlock()
+	switch {
+	case err == nil && before != nil:
+		p.log.Info("the provider is ready")
+		p.lookSoon()
+	case err != nil && (before == nil || before == errNotSeen):
+		p.log.Warn("the provider is degraded", "err", err)
+		p.lookSoon()
+	}
+}
+
+// look asks the device who it is: the liveness check. Errors are StatusProviderAbsent, StatusTimeout or
+// StatusQueueFull; another device than the one that has the keys is absent.
+func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
+	p.tryOpen(ctx)
+	impl, err := p.instance()
+	if err != nil {
+		return err
+	}
+	identity, err := call(ctx, p, daemonUID, timeout, impl.Identity, func(string, error) { p.lookSoon() })
+	if err == nil && identity == "" {
+		err = psa.Errorf(psa.StatusProviderAbsent, "the device has no identity")
+	}
+	if err != nil {
+		if !begun(err) {
+			return err // says nothing about the device
+		}
+		if psa.StatusOf(err) != psa.StatusTimeout {
+			err = psa.Errorf(psa.StatusProviderAbsent, "the device does not answer: %w", err)
+		}
+		p.setDown(err)
+		return err
+	}
+	p.mu.Lock()
+	known := p.identity
+	p.mu.Unlock()
+	if known == "" {
+		if err := p.k.store.SetProviderSeen(ctx, p.number, identity, ""); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		p.identity, known = identity, identity
+		p.mu.Unlock()
+	}
+	if identity != known {
+		err := psa.Errorf(psa.StatusProviderAbsent, "this is another device: it is %q, and the keys are on %q", identity, known).
+			WithHint("put the device back that has the keys")
+		p.setDown(err)
+		return err
+	}
+	p.setDown(nil)
+	return nil
+}
+
+// monitor looks at the device when there is reason to, and settles what is unsettled while it is there.
+func (p *Provider) monitor() {
+	retry := firstRetry
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.k.ctx.Done():
+			return
+		case <-p.wake:
+			retry = firstRetry
+		case <-timer.C:
+		}
+		err := p.settle(p.k.ctx)
+		p.once.Do(func() { close(p.first) })
+		if err == nil {
+			timer.Stop()
+			continue
+		}
+		timer.Reset(retry)
+		retry = min(2*retry, lastRetry)
+	}
+}
+
+// settle looks at the device, learns what it can do, and recovers. nil: nothing is left to be done.
+func (p *Provider) settle(ctx context.Context) error {
+	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
+		return err
+	}
+	if err := p.learn(ctx); err != nil {
+		p.log.Warn("the provider does not say what it can do", "err", err)
+		return err
+	}
+	left, err := p.recover(ctx)
+	p.mu.Lock()
+	p.unsettled = left
+	p.mu.Unlock()
+	if err == nil && left > 0 {
+		err = errors.New("some keys are unsettled")
+	}
+	return err
+}
+
+// learn reads the capabilities of a device that was away.
+func (p *Provider) learn(ctx context.Context) error {
+	p.mu.Lock()
+	fresh, impl, identity := p.fresh, p.impl, p.identity
+	p.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	list, err := call(ctx, p, daemonUID, p.k.o.OperationTimeout, impl.Capabilities, func([]psa.Capability, error) { p.lookSoon() })
+	if err != nil {
+		return err
+	}
+	list = slices.Clone(list)
+	psa.SortCapabilities(list)
+	var text strings.Builder
+	for _, c := range list {
+		fmt.Fprintln(&text, c)
+	}
+	if err := p.k.store.SetProviderSeen(ctx, p.number, identity, text.String()); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.capabilities, p.fresh = list, true
+	p.mu.Unlock()
+	return nil
+}
+
+// Random fills b from the provider's generator; one without is StatusNotSupported.
+func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
+	impl, err := p.instance()
+	if err != nil {
+		return p.away()
+	}
+	source, ok := impl.(providers.Random)
+	if !ok {
+		return psa.Errorf(psa.StatusNotSupported, "provider %s has no random number generator", p.Name())
+	}
+	if err := p.away(); err != nil {
+		return err
+	}
+	// Its own buffer: a late answer must not reach into the caller's.
+	got, err := call(ctx, p, uid, p.k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
+		got := make([]byte, len(b))
+		return got, source.Random(ctx, got)
+	}, func(late []byte, _ error) { psa.Wipe(late) })
+	if err != nil {
+		return err
+	}
+	copy(b, got)
+	psa.Wipe(got)
+	return nil
+}
+
+// List gives the keys after a name, by name, at most n, hidden ones left out.
+func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error) {
+	return p.k.store.Keys(ctx, p.number, after, n)
+}
+
+// Lookup finds a key by its name: StatusDoesNotExist, or StatusBadState if it is hidden.
+func (p *Provider) Lookup(ctx context.Context, name string) (Key, error) {
+	return visible(p.k.store.KeyByName(ctx, p.number, name))
+}
+
+// CreateDraft makes a draft that belongs to uid and gid, with the permission bits mode.
+func (p *Provider) CreateDraft(ctx context.Context, name string, uid, gid, mode uint32) (Key, error) {
+	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Name: name, UID: uid, GID: gid,
+		Inodes: []Inode{{Mode: &mode}}, Quota: p.k.o.KeysPerUser})
+}

@@ -1,0 +1,201 @@
+package kim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// queue lets calls of one provider through, as many at once as its device takes, in turns by uid.
+type queue struct {
+	width  int // calls at once; 0: any number
+	length int // calls that may wait
+
+	mu      sync.Mutex
+	running int
+	waiting int
+	stuck   int                 // running, but nobody waits for their result any more
+	turns   []uint32            // the uids that wait, the next first
+	users   map[uint32][]*waiter // their calls, the oldest first
+}
+
+// waiter is a call that waits.
+type waiter struct {
+	uid  uint32
+	turn chan struct{} // closed when it may begin
+}
+
+// enter waits for a turn; leave must follow unless it fails.
+func (q *queue) enter(ctx context.Context, uid uint32) error {
+	q.mu.Lock()
+	if q.width == 0 || q.running < q.width {
+		q.running++
+		q.mu.Unlock()
+		return nil
+	}
+	if q.waiting >= q.length {
+		q.mu.Unlock()
+		return psa.Errorf(psa.StatusQueueFull, "%d calls wait for the provider already", q.length).WithHint("try again")
+	}
+	if q.users == nil {
+		q.users = map[uint32][]*waiter{}
+	}
+	p := &waiter{uid, make(chan struct{})}
+	if len(q.users[uid]) == 0 {
+		q.turns = append(q.turns, uid)
+	}
+	q.users[uid] = append(q.users[uid], p)
+	q.waiting++
+	q.mu.Unlock()
+	select {
+	case <-p.turn:
+		return nil
+	case <-ctx.Done():
+	}
+	if !q.forget(p) {
+		q.leave() // it got its turn meanwhile
+	}
+	return ctx.Err()
+}
+
+// forget takes a place back; false: it has its turn already.
+func (q *queue) forget(p *waiter) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	places := q.users[p.uid]
+	i := slices.Index(places, p)
+	if i < 0 {
+		return false
+	}
+	q.waiting--
+	if q.users[p.uid] = slices.Delete(places, i, i+1); len(q.users[p.uid]) == 0 {
+		delete(q.users, p.uid)
+		q.turns = slices.DeleteFunc(q.turns, func(uid uint32) bool { return uid == p.uid })
+	}
+	return true
+}
+
+// leave gives the place to the next uid's oldest call.
+func (q *queue) leave() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.turns) == 0 {
+		q.running--
+		return
+	}
+	uid := q.turns[0]
+	q.turns = q.turns[1:]
+	places := q.users[uid]
+	if q.users[uid] = places[1:]; len(places) > 1 {
+		q.turns = append(q.turns, uid)
+	} else {
+		delete(q.users, uid)
+	}
+	q.waiting--
+	close(places[0].turn)
+}
+
+func (q *queue) addStuck(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stuck += n
+}
+
+func (q *queue) stuckCalls() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.stuck
+}
+
+var (
+	errNotBegun = errors.New("the provider was not asked")
+	errStuck    = errors.New("it is still at work")
+	errPanicked = errors.New("the provider failed with a panic: this is a bug")
+)
+
+// unknown says whether a call that failed with err may yet have happened on the device.
+func unknown(err error) bool {
+	return !errors.Is(err, errNotBegun) && (psa.OutcomeUnknown(err) || errors.Is(err, errPanicked))
+}
+
+// begun says whether the provider was asked at all, isStuck whether it has not returned yet.
+func begun(err error) bool   { return !errors.Is(err, errNotBegun) }
+func isStuck(err error) bool { return errors.Is(err, errStuck) }
+
+// reply is what a call gives.
+type reply[T any] struct {
+	value T
+	err   error
+}
+
+// call asks a provider through its queue and waits, its turn included, at most timeout and as long as ctx. Where the
+// wait ends first the place stays taken until the provider returns; then late gets what it gave.
+func call[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error)) (T, error) {
+	var none T
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := p.queue.enter(ctx, uid); err != nil {
+		return none, notBegun(p, err)
+	}
+	if err := ctx.Err(); err != nil {
+		p.queue.leave()
+		return none, notBegun(p, err)
+	}
+	done := make(chan reply[T])
+	gone := make(chan struct{})
+	go func() {
+		value, err := recovering(ctx, p, f)
+		select {
+		case done <- reply[T]{value, err}:
+			p.queue.leave()
+			return
+		case <-gone:
+		}
+		p.queue.leave()
+		p.queue.addStuck(-1)
+		p.log.Warn("a provider finished a call that nobody waits for any more", "err", err)
+		late(value, err)
+	}()
+	select {
+	case r := <-done:
+		p.suspect(r.err)
+		return r.value, r.err
+	case <-ctx.Done():
+	}
+	// Where both were ready the result counts.
+	select {
+	case r := <-done:
+		p.suspect(r.err)
+		return r.value, r.err
+	default:
+	}
+	p.queue.addStuck(1)
+	close(gone)
+	return none, psa.Errorf(psa.StatusTimeout, "provider %s did not answer in time: %w", p.Name(), errStuck).
+		WithHint("the operation may still happen; the provider's status counts stuck calls")
+}
+
+func notBegun(p *Provider, err error) error {
+	err = fmt.Errorf("%w: %w", errNotBegun, err)
+	if psa.StatusOf(err) == psa.StatusQueueFull {
+		return err
+	}
+	return psa.Errorf(psa.StatusTimeout, "provider %s is busy: %w", p.Name(), err).WithHint("try again")
+}
+
+// recovering turns a provider's panic into an error. Its value is not logged: it may quote a request.
+func recovering[T any](ctx context.Context, p *Provider, f func(context.Context) (T, error)) (value T, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.log.Error("a provider failed with a panic: this is a bug in parsecfs", "panic", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+			err = psa.Errorf(psa.StatusGenericError, "provider %s: %w", p.Name(), errPanicked)
+		}
+	}()
+	return f(ctx)
+}

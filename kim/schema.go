@@ -1,0 +1,108 @@
+package kim
+
+// applicationID marks the file as ours (PRAGMA application_id): "PFKM".
+const applicationID = 0x50464b4d
+
+// schema is the version of the layout that this program writes, PRAGMA user_version.
+const schema = len(migrations)
+
+// migrations[n] makes version n+1 of version n, in one transaction. Those that were ever released do not change.
+var migrations = [...]string{`
+-- Every number of a provider, key or alias, so that no two share one and none comes back.
+CREATE TABLE numbers (
+	number INTEGER PRIMARY KEY AUTOINCREMENT
+) STRICT;
+
+CREATE TABLE providers (
+	number       INTEGER PRIMARY KEY REFERENCES numbers(number),
+	uuid         BLOB NOT NULL UNIQUE,
+	name         TEXT NOT NULL UNIQUE,
+	type         TEXT NOT NULL,
+	is_default   INTEGER NOT NULL DEFAULT 0,
+	identity     TEXT NOT NULL DEFAULT '',
+	capabilities TEXT NOT NULL DEFAULT '',
+	created      INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX providers_default ON providers(is_default) WHERE is_default = 1;
+
+-- Times are in nanoseconds since 1970. before_* is what an aborted creation or destruction goes back to.
+CREATE TABLE keys (
+	number           INTEGER PRIMARY KEY REFERENCES numbers(number),
+	uuid             BLOB NOT NULL UNIQUE,
+	provider         INTEGER NOT NULL REFERENCES providers(number),
+	name             TEXT NOT NULL,
+	state            TEXT NOT NULL,
+	hidden           INTEGER NOT NULL DEFAULT 0,
+	handle           BLOB,
+	type             INTEGER NOT NULL DEFAULT 0,
+	bits             INTEGER NOT NULL DEFAULT 0,
+	algorithm        INTEGER NOT NULL DEFAULT 0,
+	usage            INTEGER NOT NULL DEFAULT 0,
+	template         TEXT NOT NULL DEFAULT '',
+	origin           TEXT NOT NULL DEFAULT '',
+	uid              INTEGER NOT NULL,
+	gid              INTEGER NOT NULL,
+	created          INTEGER NOT NULL,
+	changed          INTEGER NOT NULL,
+	allow_destroy    INTEGER NOT NULL DEFAULT 1,
+	before_state     TEXT,
+	before_type      INTEGER,
+	before_bits      INTEGER,
+	before_algorithm INTEGER,
+	before_usage     INTEGER,
+	before_template  TEXT,
+	public           BLOB,
+	secret           BLOB
+) STRICT;
+CREATE UNIQUE INDEX keys_name ON keys(provider, name);
+CREATE UNIQUE INDEX keys_handle ON keys(provider, handle) WHERE handle IS NOT NULL;
+CREATE INDEX keys_journal ON keys(provider, number) WHERE state IN ('creating', 'destroying');
+
+-- How many keys each creator has: the quota, without counting them every time.
+CREATE TABLE owners (
+	uid  INTEGER PRIMARY KEY,
+	keys INTEGER NOT NULL
+) STRICT;
+CREATE TRIGGER owners_insert AFTER INSERT ON keys BEGIN
+	INSERT INTO owners(uid, keys) VALUES (new.uid, 1) ON CONFLICT(uid) DO UPDATE SET keys = keys + 1;
+END;
+CREATE TRIGGER owners_delete AFTER DELETE ON keys BEGIN
+	UPDATE owners SET keys = keys - 1 WHERE uid = old.uid;
+	DELETE FROM owners WHERE uid = old.uid AND keys <= 0;
+END;
+
+CREATE TABLE inodes (
+	ino         INTEGER PRIMARY KEY,
+	mode        INTEGER,
+	uid         INTEGER,
+	gid         INTEGER,
+	acl         BLOB,
+	default_acl BLOB,
+	atime       INTEGER,
+	mtime       INTEGER,
+	ctime       INTEGER
+) STRICT;
+
+CREATE TABLE xattrs (
+	ino   INTEGER NOT NULL,
+	name  TEXT NOT NULL,
+	value BLOB NOT NULL,
+	PRIMARY KEY (ino, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE aliases (
+	number  INTEGER PRIMARY KEY REFERENCES numbers(number),
+	name    TEXT NOT NULL UNIQUE,
+	target  TEXT NOT NULL,
+	uid     INTEGER NOT NULL,
+	gid     INTEGER NOT NULL,
+	changed INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE data_key (
+	one         INTEGER PRIMARY KEY CHECK (one = 1),
+	kind        TEXT NOT NULL,
+	wrapping_id BLOB NOT NULL,
+	wrapped     BLOB NOT NULL
+) STRICT;
+`}

@@ -1,0 +1,443 @@
+package kim
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/mattn/go-sqlite3"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// readers is how many connections serve reads; there is one for writes.
+const readers = 4
+
+// sqliteStore is the Store in one SQLite file.
+type sqliteStore struct {
+	path string
+	lock *Lock
+
+	open   sync.RWMutex // held for reading by every call; Close takes it for good
+	closed bool
+
+	// writer and its statements belong to whoever holds turn.
+	turn       chan struct{}
+	writerDB   *sql.DB
+	writer     *sql.Conn
+	statements map[string]*sql.Stmt
+
+	readDB *sql.DB
+	reads  sync.Map // query -> *sql.Stmt
+
+	watchers watchers
+}
+
+// OpenSQLite opens the KIM in the SQLite file at path, making it (0600) where it is missing and bringing an older one
+// up to date. The file is held until Close: a second opener is told which process has it (StatusBadState). A file of
+// a newer parsecfs is StatusNotSupported, one that is none of ours StatusInvalidArgument, a damaged one
+// StatusDataCorrupt.
+func OpenSQLite(ctx context.Context, path string) (Store, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fileError(err, "cannot open the KIM")
+	}
+	l, err := lock(path+".lock", "the KIM "+path)
+	if err != nil {
+		return nil, err
+	}
+	s := &sqliteStore{path: path, lock: l, turn: make(chan struct{}, 1), statements: map[string]*sql.Stmt{}}
+	if err := s.start(ctx); err != nil {
+		s.shut()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *sqliteStore) start(ctx context.Context) error {
+	if err := s.prepareFile(); err != nil {
+		return err
+	}
+	s.writerDB = sql.OpenDB(connector{s.path, ""})
+	s.writerDB.SetMaxOpenConns(1)
+	var err error
+	if s.writer, err = s.writerDB.Conn(ctx); err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return err
+	}
+	s.readDB = sql.OpenDB(connector{s.path, "PRAGMA query_only = ON;"})
+	s.readDB.SetMaxOpenConns(readers)
+	s.readDB.SetMaxIdleConns(readers)
+	return nil
+}
+
+// prepareFile sees to it that the file is there, ours alone, before SQLite writes anything into it; SQLite gives
+// -wal and -shm the mode of the file.
+func (s *sqliteStore) prepareFile() error {
+	info, err := os.Lstat(s.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		for _, tail := range []string{"-wal", "-journal"} {
+			if i, err := os.Lstat(s.path + tail); err == nil && i.Size() > 0 {
+				return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s is missing, but its %s is there", s.path, filepath.Base(s.path+tail)).
+					WithHint("put the KIM back beside it, or move that file away to begin a new KIM")
+			}
+		}
+		f, err := createPrivate(s.path)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(s.path)))
+		}
+		if err != nil {
+			return fileError(err, "cannot make the KIM %s", s.path)
+		}
+		return nil
+	case err != nil:
+		return fileError(err, "cannot open the KIM %s", s.path)
+	case !info.Mode().IsRegular():
+		return psa.Errorf(psa.StatusInvalidArgument, "the KIM %s is no regular file", s.path)
+	}
+	for _, tail := range []string{"", "-wal", "-shm", "-journal"} {
+		info, err := os.Lstat(s.path + tail)
+		if err == nil && info.Mode().IsRegular() && info.Mode().Perm() != 0o600 {
+			err = os.Chmod(s.path+tail, 0o600)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fileError(err, "cannot make the KIM %s its owner's alone", s.path+tail)
+		}
+	}
+	return nil
+}
+
+func (s *sqliteStore) migrate(ctx context.Context) error {
+	var id, version, tables int64
+	err := s.writer.QueryRowContext(ctx, `SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+		FROM pragma_application_id, pragma_user_version`).Scan(&id, &version, &tables)
+	if err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
+	switch {
+	case id != applicationID && (id != 0 || version != 0 || tables != 0):
+		return psa.Errorf(psa.StatusInvalidArgument, "%s is an SQLite file of another program, not a KIM", s.path)
+	case version > int64(schema):
+		return psa.Errorf(psa.StatusNotSupported, "the KIM %s was written by a newer parsecfs: its schema is %d, this one knows %d",
+			s.path, version, schema).WithHint("run the newer parsecfs, or restore a backup that was made before it")
+	case version < 0:
+		return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has the schema %d", s.path, version)
+	}
+	var mode string
+	if err := s.writer.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
+	if mode != "wal" {
+		return psa.Errorf(psa.StatusNotSupported, "the file system of %s cannot share memory, which the KIM needs", s.path).
+			WithHint("keep the KIM on a local disk (sqlite_db_path)")
+	}
+	for ; version < int64(schema); version++ {
+		step := fmt.Sprintf("BEGIN IMMEDIATE; %s; PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
+			migrations[version], applicationID, version+1)
+		if _, err := s.writer.ExecContext(ctx, step); err != nil {
+			return s.failed(fmt.Sprintf("cannot bring the KIM from schema %d to %d", version, version+1), err)
+		}
+	}
+	return nil
+}
+
+func (s *sqliteStore) Schema() int { return schema }
+
+// Close ends the watchers first: their functions may still call the store.
+func (s *sqliteStore) Close() error {
+	s.watchers.close()
+	s.open.Lock()
+	defer s.open.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return s.shut()
+}
+
+// shut closes readers before the writer, whose last connection folds the WAL back into the file.
+func (s *sqliteStore) shut() error {
+	var errs []error
+	if s.readDB != nil {
+		s.reads.Range(func(_, st any) bool {
+			errs = append(errs, st.(*sql.Stmt).Close())
+			return true
+		})
+		errs = append(errs, s.readDB.Close())
+	}
+	for _, st := range s.statements {
+		errs = append(errs, st.Close())
+	}
+	if s.writer != nil {
+		errs = append(errs, s.writer.Close())
+	}
+	if s.writerDB != nil {
+		errs = append(errs, s.writerDB.Close())
+	}
+	errs = append(errs, s.lock.Unlock())
+	if err := errors.Join(errs...); err != nil {
+		return s.failed("cannot close the KIM", err)
+	}
+	return nil
+}
+
+// connector opens connections to one file, each with the settings that every one needs.
+type connector struct{ path, more string }
+
+// settings: temporary tables stay in memory, so that no row ever lies in a file of another mode; deleted rows are
+// overwritten; a commit is on the disk when it returns.
+const settings = `PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON; PRAGMA synchronous = FULL;
+	PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA journal_size_limit = 67108864;`
+
+func (c connector) Connect(context.Context) (driver.Conn, error) {
+	// mode=rw: SQLite itself never makes the file, which would get the umask's mode.
+	name := (&url.URL{Scheme: "file", Path: c.path}).String() + "?mode=rw&_mutex=no"
+	conn, err := c.Driver().Open(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.(*sqlite3.SQLiteConn).Exec(settings+c.more, nil); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (c connector) Driver() driver.Driver { return &sqlite3.SQLiteDriver{} }
+
+// failed gives an error of SQLite its status.
+func (s *sqliteStore) failed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*psa.Error](err); ok {
+		return err
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	status, hint := psa.StatusStorageFailure, ""
+	if e, ok := errors.AsType[sqlite3.Error](err); ok {
+		switch {
+		case e.Code == sqlite3.ErrFull, e.SystemErrno == syscall.ENOSPC, e.SystemErrno == syscall.EDQUOT:
+			status, hint = psa.StatusInsufficientStorage, "make room on the disk of "+s.path
+		case e.Code == sqlite3.ErrCorrupt, e.Code == sqlite3.ErrNotADB, e.Code == sqlite3.ErrMismatch:
+			status, hint = psa.StatusDataCorrupt, "check the disk, and restore "+s.path+" from a backup"
+		case e.Code == sqlite3.ErrNomem:
+			status = psa.StatusInsufficientMemory
+		case e.Code == sqlite3.ErrBusy, e.Code == sqlite3.ErrLocked:
+			hint = "another program has " + s.path + " open; end it"
+		}
+	}
+	return psa.Errorf(status, "%s: %w", what, err).WithHint(hint)
+}
+
+func errClosed() error { return psa.Errorf(psa.StatusBadState, "the KIM is closed") }
+
+// enter begins a call; leave ends it.
+func (s *sqliteStore) enter(ctx context.Context) (leave func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.open.RLock()
+	if s.closed {
+		s.open.RUnlock()
+		return nil, errClosed()
+	}
+	return s.open.RUnlock, nil
+}
+
+// Reading.
+
+// background is what statements run under: each is short, and to interrupt one would only cost a goroutine.
+var background = context.Background()
+
+func (s *sqliteStore) read(query string) (*sql.Stmt, error) {
+	if st, ok := s.reads.Load(query); ok {
+		return st.(*sql.Stmt), nil
+	}
+	st, err := s.readDB.PrepareContext(background, query)
+	if err != nil {
+		return nil, err
+	}
+	if old, loaded := s.reads.LoadOrStore(query, st); loaded {
+		st.Close()
+		st = old.(*sql.Stmt)
+	}
+	return st, nil
+}
+
+// query calls each for every row of the answer; scan fills its arguments from the row.
+func (s *sqliteStore) query(ctx context.Context, what, query string, each func(scan func(...any) error) error, args ...any) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	st, err := s.read(query)
+	if err != nil {
+		return s.failed(what, err)
+	}
+	rows, err := st.QueryContext(background, args...)
+	if err != nil {
+		return s.failed(what, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := each(rows.Scan); err != nil {
+			return s.failed(what, err)
+		}
+	}
+	return s.failed(what, rows.Err())
+}
+
+// Writing.
+
+// tx is one transaction of the writer.
+type tx struct {
+	s       *sqliteStore
+	changes []Change
+}
+
+func (t *tx) statement(query string) (*sql.Stmt, error) {
+	if st, ok := t.s.statements[query]; ok {
+		return st, nil
+	}
+	st, err := t.s.writer.PrepareContext(background, query)
+	if err == nil {
+		t.s.statements[query] = st
+	}
+	return st, err
+}
+
+func (t *tx) exec(query string, args ...any) (sql.Result, error) {
+	st, err := t.statement(query)
+	if err != nil {
+		return nil, err
+	}
+	return st.ExecContext(background, args...)
+}
+
+// row reads one row; sql.ErrNoRows if there is none.
+func (t *tx) row(query string, args []any, dest ...any) error {
+	st, err := t.statement(query)
+	if err != nil {
+		return err
+	}
+	return st.QueryRowContext(background, args...).Scan(dest...)
+}
+
+func (t *tx) changed(c Change) { t.changes = append(t.changes, c) }
+
+// number takes the next number; the sequence outlives the rows, so none comes back.
+func (t *tx) number() (int64, error) {
+	r, err := t.exec("INSERT INTO numbers DEFAULT VALUES")
+	if err != nil {
+		return 0, err
+	}
+	return r.LastInsertId()
+}
+
+// write runs f in a transaction. The changes are handed to the watchers before the next transaction can begin, which
+// keeps them in the order of the commits.
+func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error) (err error) {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.turn }()
+	t := &tx{s: s}
+	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
+		return s.failed(what, err)
+	}
+	done := false
+	defer func() {
+		if !done {
+			// SQLite may have rolled back by itself (full disk); then this fails, which changes nothing.
+			_, _ = t.exec("ROLLBACK")
+		}
+	}()
+	if err := f(t); err != nil {
+		return s.failed(what, err)
+	}
+	if _, err := t.exec("COMMIT"); err != nil {
+		return s.failed(what, err)
+	}
+	done = true
+	s.watchers.publish(t.changes)
+	return nil
+}
+
+// Snapshot copies through a connection of its own, as VACUUM does: without what was deleted.
+func (s *sqliteStore) Snapshot(ctx context.Context, path string) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	// VACUUM INTO takes an empty file as it is, so the copy is never open to others.
+	f, err := createPrivate(path)
+	if err != nil {
+		return fileError(err, "cannot make the copy %s", path)
+	}
+	f.Close()
+	db := sql.OpenDB(connector{s.path, ""})
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+		os.Remove(path)
+		return s.failed("cannot copy the KIM", err)
+	}
+	if err := errors.Join(syncFile(path), syncDir(filepath.Dir(path))); err != nil {
+		return fileError(err, "cannot copy the KIM to %s", path)
+	}
+	return nil
+}
+
+// check reads the whole file and compares its indexes with its rows.
+func (s *sqliteStore) check(ctx context.Context) error {
+	var text string
+	if err := s.readDB.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&text); err != nil {
+		return s.failed("cannot check the KIM", err)
+	}
+	if text != "ok" {
+		return psa.Errorf(psa.StatusDataCorrupt, "the KIM is damaged: %s", text)
+	}
+	return nil
+}
+
+// skipNumbers leaves a gap in the sequence, for a KIM that came from a backup: numbers that were given out after it
+// was made do not come back.
+func (s *sqliteStore) skipNumbers(ctx context.Context) error {
+	return s.write(ctx, "cannot skip numbers", func(t *tx) error {
+		r, err := t.exec("INSERT INTO numbers(number) SELECT seq + 16777216 FROM sqlite_sequence WHERE name = 'numbers'")
+		if err != nil {
+			return err
+		}
+		if n, err := r.RowsAffected(); err != nil || n == 0 {
+			return err // nothing was ever numbered
+		}
+		number, err := r.LastInsertId()
+		if err != nil {
+			return err
+		}
+		_, err = t.exec("DELETE FROM numbers WHERE number = ?", number)
+		return err
+	})
+}

@@ -1,0 +1,991 @@
+package kim
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Conversions. SQLite hands out whatever a damaged row holds, so every value is looked at.
+
+// fields reads the values of one row and remembers the first that is not what it should be.
+type fields struct {
+	values []any
+	bad    string
+}
+
+func newFields(n int) (*fields, []any) {
+	f := &fields{values: make([]any, n)}
+	dest := make([]any, n)
+	for i := range dest {
+		dest[i] = &f.values[i]
+	}
+	return f, dest
+}
+
+func (f *fields) next() any {
+	v := f.values[0]
+	f.values = f.values[1:]
+	return v
+}
+
+func (f *fields) fault(name string) {
+	if f.bad == "" {
+		f.bad = name
+	}
+}
+
+func (f *fields) integer(name string, least, most int64) int64 {
+	n, ok := f.next().(int64)
+	if !ok || n < least || n > most {
+		f.fault(name)
+		return 0
+	}
+	return n
+}
+
+func (f *fields) uint32(name string) uint32 { return uint32(f.integer(name, 0, math.MaxUint32)) }
+
+func (f *fields) bool(name string) bool { return f.integer(name, 0, 1) == 1 }
+
+func (f *fields) time(name string) time.Time {
+	return time.Unix(0, f.integer(name, math.MinInt64, math.MaxInt64))
+}
+
+func (f *fields) text(name string) string {
+	switch v := f.next().(type) {
+	case string:
+		return v
+	case []byte: // a name that somebody stored as a blob is still its name
+		f.fault(name)
+		return string(v)
+	}
+	f.fault(name)
+	return ""
+}
+
+// blob is nil for NULL.
+func (f *fields) blob(name string) []byte {
+	switch v := f.next().(type) {
+	case nil:
+		return nil
+	case []byte:
+		return v
+	}
+	f.fault(name)
+	return nil
+}
+
+func (f *fields) id(name string) (id [16]byte) {
+	b := f.blob(name)
+	if len(b) != len(id) {
+		f.fault(name)
+	}
+	copy(id[:], b)
+	return id
+}
+
+// uint32p and timep are nil for NULL.
+func (f *fields) uint32p(name string) *uint32 {
+	if f.values[0] == nil {
+		f.next()
+		return nil
+	}
+	n := f.uint32(name)
+	return &n
+}
+
+func (f *fields) timep(name string) *time.Time {
+	if f.values[0] == nil {
+		f.next()
+		return nil
+	}
+	t := f.time(name)
+	return &t
+}
+
+// damage is the error of the row, nil if all its values were good.
+func (f *fields) damage(row string) error {
+	if f.bad == "" {
+		return nil
+	}
+	return psa.Errorf(psa.StatusDataCorrupt, "the row of %s in the KIM is damaged: %s", row, f.bad).
+		WithHint("restore the KIM from a backup; the other rows are not touched by this")
+}
+
+// nullable values for statements.
+func uint32Arg(p *uint32) any {
+	if p == nil {
+		return nil
+	}
+	return int64(*p)
+}
+
+func timeArg(p *time.Time) any {
+	if p == nil {
+		return nil
+	}
+	return p.UnixNano()
+}
+
+// blobArg stores an empty value as NULL.
+func blobArg(b []byte) any {
+	if len(b) == 0 {
+		return nil
+	}
+	return b
+}
+
+// newUUID is a random UUID (RFC 9562, version 4).
+func newUUID() (u [16]byte) {
+	rand.Read(u[:])
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}
+
+func page(n int) int { return max(0, min(n, MaxPage)) }
+
+// Providers.
+
+const providerColumns = "number, uuid, name, type, is_default, identity, capabilities, created"
+
+func scanProvider(scan func(...any) error) (ProviderRow, error) {
+	f, dest := newFields(8)
+	if err := scan(dest...); err != nil {
+		return ProviderRow{}, err
+	}
+	p := ProviderRow{
+		Number:       f.integer("number", 1, math.MaxInt64),
+		UUID:         f.id("uuid"),
+		Name:         f.text("name"),
+		Type:         f.text("type"),
+		Default:      f.bool("is_default"),
+		Identity:     f.text("identity"),
+		Capabilities: f.text("capabilities"),
+		Created:      f.time("created"),
+	}
+	return p, f.damage("provider " + p.Name)
+}
+
+func (s *sqliteStore) Providers(ctx context.Context) ([]ProviderRow, error) {
+	var all []ProviderRow
+	err := s.query(ctx, "cannot list the providers", "SELECT "+providerColumns+" FROM providers ORDER BY name", func(scan func(...any) error) error {
+		p, err := scanProvider(scan)
+		if psa.StatusOf(err) == psa.StatusDataCorrupt {
+			return nil // its name fails in EnsureProvider; the others go on
+		}
+		all = append(all, p)
+		return err
+	})
+	return all, err
+}
+
+func (s *sqliteStore) EnsureProvider(ctx context.Context, name, typ string) (p ProviderRow, err error) {
+	err = s.write(ctx, "cannot store provider "+name, func(t *tx) error {
+		p, err = scanProvider(func(dest ...any) error {
+			return t.row("SELECT "+providerColumns+" FROM providers WHERE name = ?", []any{name}, dest...)
+		})
+		if err == nil && p.Type != typ {
+			return psa.Errorf(psa.StatusInvalidArgument, "provider %s is of type %s in the KIM, not %s", name, p.Type, typ).
+				WithHint("give the new provider another name; the keys of the old one stay")
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		p = ProviderRow{UUID: newUUID(), Name: name, Type: typ, Created: time.Now()}
+		if p.Number, err = t.number(); err != nil {
+			return err
+		}
+		t.changed(Change{Provider: p.Number, Kind: ProviderChanged})
+		_, err = t.exec("INSERT INTO providers(number, uuid, name, type, created) VALUES (?, ?, ?, ?, ?)",
+			p.Number, p.UUID[:], name, typ, p.Created.UnixNano())
+		return err
+	})
+	if err != nil {
+		return ProviderRow{}, err
+	}
+	return p, nil
+}
+
+func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identity, capabilities string) error {
+	return s.write(ctx, "cannot store what the provider said", func(t *tx) error {
+		return t.one(fmt.Sprintf("provider %d", number), Change{Provider: number, Kind: ProviderChanged},
+			"UPDATE providers SET identity = ?, capabilities = ? WHERE number = ?", identity, capabilities, number)
+	})
+}
+
+func (s *sqliteStore) SetDefaultProvider(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot store the default provider", func(t *tx) error {
+		if _, err := t.exec("UPDATE providers SET is_default = 0 WHERE is_default <> 0"); err != nil {
+			return err
+		}
+		return t.one(fmt.Sprintf("provider %d", number), Change{Provider: number, Kind: ProviderChanged},
+			"UPDATE providers SET is_default = 1 WHERE number = ?", number)
+	})
+}
+
+// one runs a statement that must touch a row; what names that row.
+func (t *tx) one(what string, c Change, query string, args ...any) error {
+	r, err := t.exec(query, args...)
+	if err != nil {
+		return err
+	}
+	if n, err := r.RowsAffected(); err != nil || n > 0 {
+		t.changed(c)
+		return err
+	}
+	return psa.Errorf(psa.StatusDoesNotExist, "there is no %s", what)
+}
+
+// Keys.
+
+const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
+	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, '')`
+
+// scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
+func scanKey(scan func(...any) error) (Entry, error) {
+	f, dest := newFields(21)
+	if err := scan(dest...); err != nil {
+		return Entry{}, err
+	}
+	var k Key
+	k.Number = f.integer("number", 1, math.MaxInt64)
+	k.ID = f.id("uuid")
+	k.Provider = f.integer("provider", 1, math.MaxInt64)
+	k.Name = f.text("name")
+	k.State = State(f.text("state"))
+	k.Hidden = f.bool("hidden")
+	handle := f.blob("handle")
+	k.Attributes.Type = psa.KeyType(f.integer("type", 0, math.MaxUint16))
+	k.Attributes.Bits = int(f.integer("bits", 0, math.MaxInt32))
+	k.Attributes.Algorithm = psa.Algorithm(f.uint32("algorithm"))
+	k.Attributes.Usage = psa.Usage(f.uint32("usage"))
+	k.Template = f.text("template")
+	k.Origin = f.text("origin")
+	k.UID, k.GID = f.uint32("uid"), f.uint32("gid")
+	k.Created, k.Changed = f.time("created"), f.time("changed")
+	k.Public = f.blob("public")
+	k.Sealed = f.bool("secret")
+	k.KeepForever = !f.bool("allow_destroy")
+	before := State(f.text("before_state"))
+
+	at := k.State // what the row must have the fields of
+	switch k.State {
+	case Draft, Ready:
+	case Creating:
+		at = Ready
+		if before != Draft {
+			f.fault("before_state")
+		}
+	case Destroying:
+		at = before
+		if before != Draft && before != Ready {
+			f.fault("before_state")
+		}
+	default:
+		f.fault("state")
+	}
+	if at == Ready {
+		if k.Attributes.Type == psa.KeyTypeNone {
+			f.fault("type")
+		}
+		if k.Origin == "" {
+			f.fault("origin")
+		}
+	}
+	if (handle == nil) != (at == Draft) || handle != nil && len(handle) != len(k.Handle) {
+		f.fault("handle")
+	}
+	copy(k.Handle[:], handle)
+	if err := f.damage(fmt.Sprintf("key %q", k.Name)); err != nil {
+		return Entry{Key: Key{Number: k.Number, Provider: k.Provider, Name: k.Name, Damage: err}}, nil
+	}
+	return Entry{k, before}, nil
+}
+
+func (s *sqliteStore) Keys(ctx context.Context, provider int64, after string, n int) ([]Key, error) {
+	var keys []Key
+	err := s.query(ctx, "cannot list the keys", "SELECT "+keyColumns+` FROM keys
+		WHERE provider = ? AND name > ? AND hidden = 0 ORDER BY name LIMIT ?`, func(scan func(...any) error) error {
+		e, err := scanKey(scan)
+		if err == nil {
+			keys = append(keys, e.Key)
+		}
+		return err
+	}, provider, after, page(n))
+	return keys, err
+}
+
+func (s *sqliteStore) Journal(ctx context.Context, provider, after int64, n int) ([]Entry, error) {
+	var entries []Entry
+	err := s.query(ctx, "cannot read the journal", "SELECT "+keyColumns+` FROM keys
+		WHERE provider = ? AND number > ? AND state IN ('creating', 'destroying') ORDER BY number LIMIT ?`, func(scan func(...any) error) error {
+		e, err := scanKey(scan)
+		if err == nil {
+			entries = append(entries, e)
+		}
+		return err
+	}, provider, after, page(n))
+	return entries, err
+}
+
+// oneKey reads a single key by a condition on the table.
+func (s *sqliteStore) oneKey(ctx context.Context, what, where string, args ...any) (Key, error) {
+	var k Key
+	found := false
+	err := s.query(ctx, "cannot read "+what, "SELECT "+keyColumns+" FROM keys WHERE "+where, func(scan func(...any) error) error {
+		e, err := scanKey(scan)
+		k, found = e.Key, true
+		return err
+	}, args...)
+	switch {
+	case err != nil:
+		return Key{}, err
+	case !found:
+		return Key{}, psa.Errorf(psa.StatusDoesNotExist, "there is no %s", what)
+	}
+	return k, k.Damage
+}
+
+func (s *sqliteStore) KeyByName(ctx context.Context, provider int64, name string) (Key, error) {
+	return s.oneKey(ctx, "key "+name, "provider = ? AND name = ?", provider, name)
+}
+
+func (s *sqliteStore) KeyByNumber(ctx context.Context, number int64) (Key, error) {
+	return s.oneKey(ctx, fmt.Sprintf("key number %d", number), "number = ?", number)
+}
+
+func (s *sqliteStore) Secret(ctx context.Context, number int64) (secret []byte, err error) {
+	found := false
+	err = s.query(ctx, "cannot read a sealed secret", "SELECT secret FROM keys WHERE number = ?", func(scan func(...any) error) error {
+		found = true
+		f, dest := newFields(1)
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		secret = f.blob("secret")
+		return f.damage(fmt.Sprintf("key number %d", number))
+	}, number)
+	if err == nil && !found {
+		err = psa.Errorf(psa.StatusDoesNotExist, "there is no key number %d", number)
+	}
+	return secret, err
+}
+
+func (s *sqliteStore) Count(ctx context.Context) (n int64, err error) {
+	err = s.query(ctx, "cannot count the keys", "SELECT coalesce(sum(keys), 0) FROM owners", func(scan func(...any) error) error {
+		return scan(&n)
+	})
+	return n, err
+}
+
+// key reads a key inside a transaction; a damaged one is an error.
+func (t *tx) key(number int64) (Entry, error) {
+	e, err := scanKey(func(dest ...any) error {
+		return t.row("SELECT "+keyColumns+" FROM keys WHERE number = ?", []any{number}, dest...)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return e, psa.Errorf(psa.StatusDoesNotExist, "there is no key number %d", number)
+	}
+	if err == nil {
+		err = e.Key.Damage
+	}
+	return e, err
+}
+
+// keyIn reads a key that must be in one of the states, and not hidden.
+func (t *tx) keyIn(number int64, states ...State) (Key, error) {
+	e, err := t.key(number)
+	if err != nil {
+		return e.Key, err
+	}
+	if e.Key.Hidden {
+		return e.Key, hiddenError(e.Key.Name)
+	}
+	return e.Key, stateError(e.Key, states)
+}
+
+func stateError(k Key, states []State) error {
+	for _, s := range states {
+		if k.State == s {
+			return nil
+		}
+	}
+	return psa.Errorf(psa.StatusBadState, "key %s is %s", k.Name, k.State)
+}
+
+func hiddenError(name string) error {
+	return psa.Errorf(psa.StatusBadState, "key %s waits for its provider to say what became of it", name)
+}
+
+func (k Key) change() Change { return Change{Provider: k.Provider, Key: k.Number, Kind: KeyChanged} }
+
+// free checks that a name is not taken.
+func (t *tx) free(provider int64, name string) error {
+	var hidden bool
+	err := t.row("SELECT hidden <> 0 FROM keys WHERE provider = ? AND name = ?", []any{provider, name}, &hidden)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	case hidden:
+		return hiddenError(name)
+	}
+	return psa.Errorf(psa.StatusAlreadyExists, "there is a key %s already", name)
+}
+
+func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err error) {
+	err = s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
+		var n int
+		err := t.row("SELECT 1 FROM providers WHERE number = ?", []any{d.Provider}, &n)
+		if errors.Is(err, sql.ErrNoRows) {
+			return psa.Errorf(psa.StatusDoesNotExist, "there is no provider %d", d.Provider)
+		} else if err != nil {
+			return err
+		}
+		if err := t.free(d.Provider, d.Name); err != nil {
+			return err
+		}
+		if d.Quota > 0 {
+			err := t.row("SELECT keys FROM owners WHERE uid = ?", []any{int64(d.UID)}, &n)
+			if err == nil && n >= d.Quota {
+				return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts, and may have %d", d.UID, n, d.Quota).
+					WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
+			} else if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+		}
+		now := time.Unix(0, time.Now().UnixNano())
+		k = Key{ID: newUUID(), Provider: d.Provider, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}
+		if k.Number, err = t.number(); err != nil {
+			return err
+		}
+		_, err = t.exec("INSERT INTO keys(number, uuid, provider, name, state, uid, gid, created, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			k.Number, k.ID[:], k.Provider, k.Name, string(k.State), int64(k.UID), int64(k.GID), now.UnixNano(), now.UnixNano())
+		if err != nil {
+			return err
+		}
+		for _, i := range d.Inodes {
+			if i.Ino > 255 {
+				return psa.Errorf(psa.StatusInvalidArgument, "file number %d", i.Ino)
+			}
+			i.Ino += uint64(k.Number) * 256
+			if err := t.setInode(i); err != nil {
+				return err
+			}
+		}
+		t.changed(k.change())
+		return nil
+	})
+	if err != nil {
+		return Key{}, err
+	}
+	return k, nil
+}
+
+// update changes the row of k, and its time.
+func (t *tx) update(k Key, set string, args ...any) error {
+	args = append(args, time.Now().UnixNano(), k.Number)
+	return t.one("key "+k.Name, k.change(), "UPDATE keys SET "+set+", changed = ? WHERE number = ?", args...)
+}
+
+func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
+	return s.write(ctx, "cannot store attributes", func(t *tx) error {
+		k, err := t.keyIn(number, Draft)
+		if err != nil {
+			return err
+		}
+		return t.update(k, "template = ?, type = ?, bits = ?, algorithm = ?, usage = ?",
+			template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage))
+	})
+}
+
+func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot remove a draft", func(t *tx) error {
+		k, err := t.keyIn(number, Draft)
+		if err != nil {
+			return err
+		}
+		if k.KeepForever {
+			return keepError(k)
+		}
+		return t.remove(k)
+	})
+}
+
+func keepError(k Key) error {
+	return psa.Errorf(psa.StatusNotPermitted, "key %s has allow_destroy = false", k.Name).
+		WithHint("its owner can set allow_destroy = true in its attributes")
+}
+
+// remove deletes a key with all that hangs on its number.
+func (t *tx) remove(k Key) error {
+	if err := t.one("key "+k.Name, k.change(), "DELETE FROM keys WHERE number = ?", k.Number); err != nil {
+		return err
+	}
+	return t.removeNumber(k.Number)
+}
+
+func (t *tx) removeNumber(number int64) error {
+	for _, query := range []string{"DELETE FROM inodes WHERE ino BETWEEN ? AND ?", "DELETE FROM xattrs WHERE ino BETWEEN ? AND ?"} {
+		if _, err := t.exec(query, number*256, number*256+255); err != nil {
+			return err
+		}
+	}
+	_, err := t.exec("DELETE FROM numbers WHERE number = ?", number)
+	return err
+}
+
+func (s *sqliteStore) BeginCreate(ctx context.Context, number int64, h providers.Handle, template string, a psa.Attributes, origin string) (Key, error) {
+	var e Entry
+	err := s.write(ctx, "cannot begin to make a key", func(t *tx) error {
+		k, err := t.keyIn(number, Draft)
+		if err != nil {
+			return err
+		}
+		if a.Type == psa.KeyTypeNone || origin == "" {
+			return psa.Errorf(psa.StatusInvalidArgument, "a key needs a type and an origin")
+		}
+		var n int
+		if err := t.row("SELECT 1 FROM keys WHERE provider = ? AND handle = ?", []any{k.Provider, h[:]}, &n); err == nil {
+			return psa.Errorf(psa.StatusAlreadyExists, "another key has the handle %x", h)
+		} else if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		err = t.update(k, `state = 'creating', before_state = state, before_template = template, before_type = type, before_bits = bits,
+			before_algorithm = algorithm, before_usage = usage, handle = ?, origin = ?, template = ?, type = ?, bits = ?, algorithm = ?, usage = ?`,
+			h[:], origin, template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage))
+		if err == nil {
+			e, err = t.key(number)
+		}
+		return err
+	})
+	return e.Key, err
+}
+
+// journalled reads a key that must be in this state, hidden or not.
+func (t *tx) journalled(number int64, state ...State) (Key, error) {
+	e, err := t.key(number)
+	if err == nil {
+		err = stateError(e.Key, state)
+	}
+	return e.Key, err
+}
+
+const noBefore = `before_state = NULL, before_template = NULL, before_type = NULL, before_bits = NULL,
+	before_algorithm = NULL, before_usage = NULL, hidden = 0`
+
+func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, sealed []byte) error {
+	return s.write(ctx, "cannot store a new key", func(t *tx) error {
+		k, err := t.journalled(number, Creating)
+		if err != nil {
+			return err
+		}
+		return t.update(k, "state = 'ready', public = ?, secret = ?, "+noBefore, blobArg(public), blobArg(sealed))
+	})
+}
+
+func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot undo the making of a key", func(t *tx) error {
+		k, err := t.journalled(number, Creating)
+		if err != nil {
+			return err
+		}
+		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
+			bits = before_bits, algorithm = before_algorithm, usage = before_usage, `+noBefore)
+	})
+}
+
+func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, error) {
+	var e Entry
+	err := s.write(ctx, "cannot begin to destroy a key", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Ready)
+		if err != nil {
+			return err
+		}
+		if k.KeepForever {
+			return keepError(k)
+		}
+		if err = t.update(k, "state = 'destroying', before_state = state"); err == nil {
+			e, err = t.key(number)
+		}
+		return err
+	})
+	return e.Key, err
+}
+
+func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot remove a destroyed key", func(t *tx) error {
+		k, err := t.journalled(number, Destroying)
+		if err != nil {
+			return err
+		}
+		return t.remove(k)
+	})
+}
+
+func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot keep a key after all", func(t *tx) error {
+		k, err := t.journalled(number, Destroying)
+		if err != nil {
+			return err
+		}
+		return t.update(k, "state = before_state, "+noBefore)
+	})
+}
+
+func (s *sqliteStore) SetHidden(ctx context.Context, number int64, hidden bool) error {
+	return s.write(ctx, "cannot hide a key", func(t *tx) error {
+		k, err := t.journalled(number, Creating, Destroying)
+		if err != nil || k.Hidden == hidden {
+			return err
+		}
+		return t.update(k, "hidden = ?", hidden)
+	})
+}
+
+func (s *sqliteStore) Rename(ctx context.Context, number int64, name string) error {
+	return s.write(ctx, "cannot rename a key", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil || k.Name == name {
+			return err
+		}
+		if err := t.free(k.Provider, name); err != nil {
+			return err
+		}
+		return t.update(k, "name = ?", name)
+	})
+}
+
+func (s *sqliteStore) Exchange(ctx context.Context, number, other int64) error {
+	return s.write(ctx, "cannot exchange two keys", func(t *tx) error {
+		a, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil {
+			return err
+		}
+		b, err := t.keyIn(other, Draft, Creating, Ready)
+		if err != nil || a.Number == b.Number {
+			return err
+		}
+		if a.Provider != b.Provider {
+			return psa.Errorf(psa.StatusInvalidArgument, "keys %s and %s belong to different providers", a.Name, b.Name)
+		}
+		// A name with a zero byte is nobody's: it frees b's for the moment between.
+		if _, err := t.exec("UPDATE keys SET name = ? WHERE number = ?", "\x00", b.Number); err != nil {
+			return err
+		}
+		if err := t.update(a, "name = ?", b.Name); err != nil {
+			return err
+		}
+		return t.update(b, "name = ?", a.Name)
+	})
+}
+
+func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow bool) error {
+	return s.write(ctx, "cannot store allow_destroy", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil {
+			return err
+		}
+		return t.update(k, "allow_destroy = ?", allow)
+	})
+}
+
+// Inodes and labels.
+
+func (s *sqliteStore) Inode(ctx context.Context, ino uint64) (i Inode, found bool, err error) {
+	if ino > math.MaxInt64 {
+		return Inode{}, false, nil
+	}
+	err = s.query(ctx, "cannot read an inode", "SELECT mode, uid, gid, acl, default_acl, atime, mtime, ctime FROM inodes WHERE ino = ?", func(scan func(...any) error) error {
+		f, dest := newFields(8)
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		found = true
+		i = Inode{Ino: ino, Mode: f.uint32p("mode"), UID: f.uint32p("uid"), GID: f.uint32p("gid"), ACL: f.blob("acl"),
+			DefaultACL: f.blob("default_acl"), Atime: f.timep("atime"), Mtime: f.timep("mtime"), Ctime: f.timep("ctime")}
+		return f.damage(fmt.Sprintf("inode %d", ino))
+	}, int64(ino))
+	if err != nil {
+		return Inode{}, false, err
+	}
+	return i, found, nil
+}
+
+func (s *sqliteStore) SetInode(ctx context.Context, i Inode) error {
+	return s.write(ctx, "cannot store an inode", func(t *tx) error {
+		change, err := t.owner(i.Ino)
+		if err != nil {
+			return err
+		}
+		t.changed(change)
+		return t.setInode(i)
+	})
+}
+
+// owner checks that an inode belongs to something that is there, and says what changed with it.
+func (t *tx) owner(ino uint64) (Change, error) {
+	c := Change{Ino: ino, Kind: InodeChanged}
+	if ino > math.MaxInt64 {
+		return c, psa.Errorf(psa.StatusDoesNotExist, "there is no inode %d", ino)
+	}
+	number := int64(ino / 256)
+	if number == 0 {
+		return c, nil
+	}
+	var key, provider int64
+	err := t.row(`SELECT coalesce(keys.number, 0), coalesce(keys.provider, providers.number, 0) FROM numbers
+		LEFT JOIN keys USING (number) LEFT JOIN providers USING (number) WHERE number = ?`, []any{number}, &key, &provider)
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, psa.Errorf(psa.StatusDoesNotExist, "there is no inode %d", ino)
+	}
+	c.Key, c.Provider = key, provider
+	return c, err
+}
+
+func (t *tx) setInode(i Inode) error {
+	if i.Mode == nil && i.UID == nil && i.GID == nil && i.ACL == nil && i.DefaultACL == nil && i.Atime == nil && i.Mtime == nil && i.Ctime == nil {
+		_, err := t.exec("DELETE FROM inodes WHERE ino = ?", int64(i.Ino))
+		return err
+	}
+	_, err := t.exec("INSERT OR REPLACE INTO inodes(ino, mode, uid, gid, acl, default_acl, atime, mtime, ctime) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		int64(i.Ino), uint32Arg(i.Mode), uint32Arg(i.UID), uint32Arg(i.GID), blobArg(i.ACL), blobArg(i.DefaultACL),
+		timeArg(i.Atime), timeArg(i.Mtime), timeArg(i.Ctime))
+	return err
+}
+
+func noLabel(name string) error {
+	return psa.Errorf(psa.StatusDoesNotExist, "there is no label %s", name)
+}
+
+func (s *sqliteStore) Xattr(ctx context.Context, ino uint64, name string) (value []byte, err error) {
+	found := false
+	err = s.query(ctx, "cannot read a label", "SELECT value FROM xattrs WHERE ino = ? AND name = ?", func(scan func(...any) error) error {
+		found = true
+		f, dest := newFields(1)
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		value = f.blob("value")
+		return f.damage("label " + name)
+	}, int64(ino&math.MaxInt64), name)
+	if err == nil && !found {
+		err = noLabel(name)
+	}
+	return value, err
+}
+
+func (s *sqliteStore) Xattrs(ctx context.Context, ino uint64) (names []string, err error) {
+	err = s.query(ctx, "cannot list labels", "SELECT name FROM xattrs WHERE ino = ? ORDER BY name", func(scan func(...any) error) error {
+		var name string
+		err := scan(&name)
+		names = append(names, name)
+		return err
+	}, int64(ino&math.MaxInt64))
+	return names, err
+}
+
+func (s *sqliteStore) SetXattr(ctx context.Context, ino uint64, name string, value []byte, how int) error {
+	return s.write(ctx, "cannot store a label", func(t *tx) error {
+		change, err := t.owner(ino)
+		if err != nil {
+			return err
+		}
+		var old, others int
+		err = t.row(`SELECT coalesce(sum(name = ?2), 0), coalesce(sum(CASE WHEN name <> ?2 THEN octet_length(name) + octet_length(value) END), 0)
+			FROM xattrs WHERE ino = ?1`, []any{int64(ino), name}, &old, &others)
+		switch {
+		case err != nil:
+			return err
+		case how == XattrCreate && old > 0:
+			return psa.Errorf(psa.StatusAlreadyExists, "there is a label %s already", name)
+		case how == XattrReplace && old == 0:
+			return noLabel(name)
+		case others+len(name)+len(value) > MaxXattrBytes:
+			return psa.Errorf(psa.StatusQuota, "the labels of one file may take %d bytes together", MaxXattrBytes)
+		}
+		if value == nil {
+			value = []byte{} // an empty label is no NULL
+		}
+		t.changed(change)
+		_, err = t.exec("INSERT OR REPLACE INTO xattrs(ino, name, value) VALUES (?, ?, ?)", int64(ino), name, value)
+		return err
+	})
+}
+
+func (s *sqliteStore) RemoveXattr(ctx context.Context, ino uint64, name string) error {
+	return s.write(ctx, "cannot remove a label", func(t *tx) error {
+		change, err := t.owner(ino)
+		if err != nil {
+			return err
+		}
+		return t.one("label "+name, change, "DELETE FROM xattrs WHERE ino = ? AND name = ?", int64(ino), name)
+	})
+}
+
+// Aliases.
+
+const aliasColumns = "number, name, target, uid, gid, changed"
+
+func scanAlias(scan func(...any) error) (Alias, error) {
+	f, dest := newFields(6)
+	if err := scan(dest...); err != nil {
+		return Alias{}, err
+	}
+	a := Alias{Number: f.integer("number", 1, math.MaxInt64), Name: f.text("name"), Target: f.text("target"),
+		UID: f.uint32("uid"), GID: f.uint32("gid"), Changed: f.time("changed")}
+	return a, f.damage("link " + a.Name)
+}
+
+func (s *sqliteStore) Aliases(ctx context.Context, after string, n int) ([]Alias, error) {
+	var all []Alias
+	err := s.query(ctx, "cannot list the links", "SELECT "+aliasColumns+" FROM aliases WHERE name > ? ORDER BY name LIMIT ?", func(scan func(...any) error) error {
+		a, err := scanAlias(scan)
+		if err == nil || psa.StatusOf(err) == psa.StatusDataCorrupt {
+			all = append(all, a) // a damaged one has its name still; to look it up says what is wrong
+			return nil
+		}
+		return err
+	}, after, page(n))
+	return all, err
+}
+
+func noAlias(name string) error {
+	return psa.Errorf(psa.StatusDoesNotExist, "there is no link %s", name)
+}
+
+func (s *sqliteStore) Alias(ctx context.Context, name string) (a Alias, err error) {
+	err = s.query(ctx, "cannot read link "+name, "SELECT "+aliasColumns+" FROM aliases WHERE name = ?", func(scan func(...any) error) error {
+		a, err = scanAlias(scan)
+		return err
+	}, name)
+	if err == nil && a.Number == 0 {
+		err = noAlias(name)
+	}
+	if err != nil {
+		return Alias{}, err
+	}
+	return a, nil
+}
+
+// alias reads a link inside a transaction; false if there is none.
+func (t *tx) alias(name string) (Alias, bool, error) {
+	a, err := scanAlias(func(dest ...any) error {
+		return t.row("SELECT "+aliasColumns+" FROM aliases WHERE name = ?", []any{name}, dest...)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return a, false, nil
+	}
+	return a, err == nil, err
+}
+
+func aliasChange(number int64) Change { return Change{Ino: uint64(number) * 256, Kind: AliasChanged} }
+
+func (s *sqliteStore) CreateAlias(ctx context.Context, a Alias) (Alias, error) {
+	err := s.write(ctx, "cannot make link "+a.Name, func(t *tx) error {
+		_, found, err := t.alias(a.Name)
+		if err != nil {
+			return err
+		}
+		if found {
+			return psa.Errorf(psa.StatusAlreadyExists, "there is a link %s already", a.Name)
+		}
+		a.Changed = time.Unix(0, time.Now().UnixNano())
+		if a.Number, err = t.number(); err != nil {
+			return err
+		}
+		t.changed(aliasChange(a.Number))
+		_, err = t.exec("INSERT INTO aliases("+aliasColumns+") VALUES (?, ?, ?, ?, ?, ?)",
+			a.Number, a.Name, a.Target, int64(a.UID), int64(a.GID), a.Changed.UnixNano())
+		return err
+	})
+	if err != nil {
+		return Alias{}, err
+	}
+	return a, nil
+}
+
+func (t *tx) removeAlias(a Alias) error {
+	if err := t.one("link "+a.Name, aliasChange(a.Number), "DELETE FROM aliases WHERE number = ?", a.Number); err != nil {
+		return err
+	}
+	return t.removeNumber(a.Number)
+}
+
+func (s *sqliteStore) RenameAlias(ctx context.Context, from, to string) error {
+	return s.write(ctx, "cannot rename link "+from, func(t *tx) error {
+		a, found, err := t.alias(from)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return noAlias(from)
+		}
+		if from == to {
+			return nil
+		}
+		old, found, err := t.alias(to)
+		if err != nil {
+			return err
+		}
+		if found {
+			if err := t.removeAlias(old); err != nil {
+				return err
+			}
+		}
+		return t.one("link "+from, aliasChange(a.Number), "UPDATE aliases SET name = ?, changed = ? WHERE number = ?",
+			to, time.Now().UnixNano(), a.Number)
+	})
+}
+
+func (s *sqliteStore) RemoveAlias(ctx context.Context, name string) error {
+	return s.write(ctx, "cannot remove link "+name, func(t *tx) error {
+		a, found, err := t.alias(name)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return noAlias(name)
+		}
+		return t.removeAlias(a)
+	})
+}
+
+// The data key.
+
+func (s *sqliteStore) DataKey(ctx context.Context) (w WrappedKey, found bool, err error) {
+	err = s.query(ctx, "cannot read the data key", "SELECT kind, wrapping_id, wrapped FROM data_key", func(scan func(...any) error) error {
+		f, dest := newFields(3)
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		found = true
+		w = WrappedKey{Kind: f.text("kind"), WrappingID: f.id("wrapping_id"), Wrapped: f.blob("wrapped")}
+		return f.damage("the data key")
+	})
+	return w, found, err
+}
+
+func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey) error {
+	return s.write(ctx, "cannot store the data key", func(t *tx) error {
+		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped) VALUES (1, ?, ?, ?) ON CONFLICT DO NOTHING",
+			w.Kind, w.WrappingID[:], w.Wrapped)
+		if err != nil {
+			return err
+		}
+		if n, err := r.RowsAffected(); err != nil || n > 0 {
+			return err
+		}
+		return psa.Errorf(psa.StatusAlreadyExists, "the KIM has a data key already")
+	})
+}

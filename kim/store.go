@@ -1,0 +1,233 @@
+package kim
+
+import (
+	"context"
+	"time"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// State of a key's row (section 4, "Journal").
+type State string
+
+// The states of a key. Draft and Ready are at rest; Creating and Destroying are the journal.
+const (
+	Draft      State = "draft"
+	Creating   State = "creating"
+	Ready      State = "ready"
+	Destroying State = "destroying"
+)
+
+// Key is a snapshot of one row.
+type Key struct {
+	Number      int64    // never reused; inode numbers are Number*256 + the file's own number
+	ID          [16]byte // the key's uuid
+	Provider    int64    // the provider's number
+	Name        string
+	State       State
+	Hidden      bool // an outcome is unknown: not listed, every use is EBUSY
+	Handle      providers.Handle
+	Attributes  psa.Attributes // of a draft: what is set so far
+	Template    string
+	Origin      string // "generated" or "imported"; empty in a draft
+	UID, GID    uint32 // its creator, the default owner of its files
+	Created     time.Time
+	Changed     time.Time
+	Public      []byte // SubjectPublicKeyInfo in DER
+	Sealed      bool   // has a secret in this KIM
+	KeepForever bool   // allow_destroy = false
+	// Damage is set where the row cannot be understood (StatusDataCorrupt): then only Number, Provider and Name hold.
+	Damage error
+}
+
+// Where a key came from, as Key.Origin says.
+const (
+	Generated = "generated"
+	Imported  = "imported"
+)
+
+// Entry is a row of the journal: a key in Creating or Destroying.
+type Entry struct {
+	Key    Key
+	Before State // what the row was before, and will be again if what was begun is undone
+}
+
+// ProviderRow is what the KIM knows of a provider, configured or not.
+type ProviderRow struct {
+	Number       int64    // from the sequence that keys take theirs from
+	UUID         [16]byte // made at its first start, its identity for ever
+	Name, Type   string
+	Default      bool   // providers/default points to it; at most one has it
+	Identity     string // of the device when it was last seen; empty before
+	Capabilities string // the lines that it had then
+	Created      time.Time
+}
+
+// NewDraft is what InsertDraft stores.
+type NewDraft struct {
+	Provider int64
+	Name     string
+	UID, GID uint32
+	// Inodes are stored with it. Their Ino is only the file's own number, below 256.
+	Inodes []Inode
+	// Quota is how many keys and drafts this uid may have in the whole KIM, this one included; 0 is no limit.
+	Quota int
+}
+
+// Inode is what differs from the table's default for one inode; a nil field is the default.
+type Inode struct {
+	Ino                 uint64
+	Mode                *uint32 // permission bits
+	UID, GID            *uint32
+	ACL, DefaultACL     []byte
+	Atime, Mtime, Ctime *time.Time
+}
+
+// Alias is a symbolic link in /keys.
+type Alias struct {
+	Name, Target string
+	UID, GID     uint32
+	Number       int64 // from the sequence that keys and providers take theirs from
+	Changed      time.Time
+}
+
+// Kinds of changes.
+const (
+	KeyChanged      = "key"
+	InodeChanged    = "inode"
+	AliasChanged    = "alias"
+	ProviderChanged = "provider"
+	// AllChanged is reported instead of the changes that a slow watcher left waiting: anything may have changed.
+	AllChanged = "all"
+)
+
+// Change says that something in the store changed.
+type Change struct {
+	Provider, Key int64  // 0: none
+	Ino           uint64 // 0: all of the key
+	Kind          string // "key", "inode", "alias", "provider", "all"
+}
+
+// WrappedKey is the data key as the KIM stores it: encrypted by a wrapping key that lies elsewhere (section 7).
+type WrappedKey struct {
+	Kind       string   // of the wrapping key: "file"
+	WrappingID [16]byte // which wrapping key
+	Wrapped    []byte
+}
+
+// How SetXattr treats a label that is or is not there, as setxattr(2) has it.
+const (
+	XattrSet     = 0 // make or replace
+	XattrCreate  = 1 // XATTR_CREATE: StatusAlreadyExists if it is there
+	XattrReplace = 2 // XATTR_REPLACE: StatusDoesNotExist if it is not
+)
+
+// MaxXattrBytes bounds the labels of one inode: all names and values together (section 5).
+const MaxXattrBytes = 64 << 10
+
+// MaxPage bounds what one listing returns, whatever it was asked for.
+const MaxPage = 4096
+
+// Store keeps the KIM's rows (section 7, last paragraph). Every method is one transaction, durable when it returns
+// without an error and without any trace when it returns one; a context that ends while a method waits for its turn
+// ends it, one that has begun is finished. All methods may be called at once from many goroutines.
+//
+// The store keeps the journal's rules, so that no order of calls can break them, and judges no names and no policy:
+// those are its caller's. Errors are psa.Errors: StatusDoesNotExist for a number or name that is not there,
+// StatusBadState for a row in another state than the method needs or that is hidden, StatusInsufficientStorage for a
+// full disk, StatusStorageFailure for any other trouble with it, StatusDataCorrupt for a row that cannot be
+// understood (which stops that row alone).
+type Store interface {
+	// Providers lists all that were ever started, sorted by name.
+	Providers(ctx context.Context) ([]ProviderRow, error)
+	// EnsureProvider finds the provider of this name, or makes it with a new number and UUID. Another type than it had
+	// is StatusInvalidArgument.
+	EnsureProvider(ctx context.Context, name, typ string) (ProviderRow, error)
+	// SetProviderSeen stores what the device said when it was there.
+	SetProviderSeen(ctx context.Context, number int64, identity, capabilities string) error
+	// SetDefaultProvider makes it the one and only default.
+	SetDefaultProvider(ctx context.Context, number int64) error
+
+	// Keys lists a provider's keys that are not hidden, in the order of their names' bytes, from the first name behind
+	// after, at most n (and never more than MaxPage). A row that cannot be understood is listed with its Damage.
+	Keys(ctx context.Context, provider int64, after string, n int) ([]Key, error)
+	// KeyByName finds a key, hidden ones too.
+	KeyByName(ctx context.Context, provider int64, name string) (Key, error)
+	KeyByNumber(ctx context.Context, number int64) (Key, error)
+	// Secret is what FinishCreate stored sealed, nil if it stored nothing.
+	Secret(ctx context.Context, number int64) ([]byte, error)
+	// Count counts keys and drafts of all providers, hidden ones too.
+	Count(ctx context.Context) (int64, error)
+
+	// InsertDraft makes a draft. A name that is taken is StatusAlreadyExists, by a hidden key StatusBadState; one more
+	// than the quota is StatusQuota.
+	InsertDraft(ctx context.Context, d NewDraft) (Key, error)
+	// UpdateDraft stores what is set so far of a draft.
+	UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error
+	// RemoveDraft removes a draft, with its inodes and labels, without a journal: no provider knows it.
+	RemoveDraft(ctx context.Context, number int64) error
+	// BeginCreate turns a draft into Creating, with what the key is to become. The handle must never have been used.
+	BeginCreate(ctx context.Context, number int64, h providers.Handle, template string, a psa.Attributes, origin string) (Key, error)
+	// FinishCreate turns Creating into Ready, and shows the key if it was hidden.
+	FinishCreate(ctx context.Context, number int64, public, sealed []byte) error
+	// AbortCreate turns Creating into the draft that it was before, and shows it if it was hidden.
+	AbortCreate(ctx context.Context, number int64) error
+	// BeginDestroy turns Draft or Ready into Destroying. KeepForever is StatusNotPermitted.
+	BeginDestroy(ctx context.Context, number int64) (Key, error)
+	// FinishDestroy removes the row that is Destroying, with its inodes and labels.
+	FinishDestroy(ctx context.Context, number int64) error
+	// AbortDestroy turns Destroying into what it was before, and shows it if it was hidden.
+	AbortDestroy(ctx context.Context, number int64) error
+	// SetHidden hides a key in Creating or Destroying while its outcome is unknown, or shows it again.
+	SetHidden(ctx context.Context, number int64, hidden bool) error
+	// Journal lists a provider's keys in Creating or Destroying with numbers above after, by number, at most n.
+	Journal(ctx context.Context, provider, after int64, n int) ([]Entry, error)
+
+	// Rename gives a key another name. One that is taken is StatusAlreadyExists, by a hidden key StatusBadState; the
+	// key's own is no change.
+	Rename(ctx context.Context, number int64, name string) error
+	// Exchange swaps the names of two keys of one provider.
+	Exchange(ctx context.Context, number, other int64) error
+	SetAllowDestroy(ctx context.Context, number int64, allow bool) error
+
+	// Inode is what is stored of an inode; false: nothing, all is default.
+	Inode(ctx context.Context, ino uint64) (Inode, bool, error)
+	// SetInode replaces all that is stored of an inode. Whose Ino/256 is neither 0 (the tree's own files) nor the
+	// number of a key, alias or provider is StatusDoesNotExist.
+	SetInode(ctx context.Context, i Inode) error
+	// Xattr is the value of a label (user.*) of an inode.
+	Xattr(ctx context.Context, ino uint64, name string) ([]byte, error)
+	// Xattrs lists the names of an inode's labels, sorted.
+	Xattrs(ctx context.Context, ino uint64) ([]string, error)
+	// SetXattr stores a label; how is XattrSet, XattrCreate or XattrReplace. Over MaxXattrBytes is StatusQuota.
+	SetXattr(ctx context.Context, ino uint64, name string, value []byte, how int) error
+	RemoveXattr(ctx context.Context, ino uint64, name string) error
+
+	// Aliases lists the links of /keys in the order of their names' bytes, from the first behind after, at most n.
+	Aliases(ctx context.Context, after string, n int) ([]Alias, error)
+	Alias(ctx context.Context, name string) (Alias, error)
+	// CreateAlias stores a new link; Number and Changed are set by the store. A name that is taken is
+	// StatusAlreadyExists.
+	CreateAlias(ctx context.Context, a Alias) (Alias, error)
+	// RenameAlias moves a link, over another one if `to` is taken, as rename(2) does.
+	RenameAlias(ctx context.Context, from, to string) error
+	RemoveAlias(ctx context.Context, name string) error
+
+	// DataKey is the wrapped data key; false if there is none yet.
+	DataKey(ctx context.Context) (WrappedKey, bool, error)
+	// InitDataKey stores the first one. If there is one it is StatusAlreadyExists, and stays.
+	InitDataKey(ctx context.Context, w WrappedKey) error
+
+	// Watch calls f after each commit, from one goroutine, in the order of the commits; f may call the store. The
+	// returned func ends it and waits until f has returned, so f must not call that one.
+	Watch(f func(Change)) (stop func())
+
+	// Schema is the version of the store's layout.
+	Schema() int
+	// Snapshot writes a consistent copy to a new file, 0600, durable when it returns; other calls go on meanwhile.
+	Snapshot(ctx context.Context, path string) error
+
+	// Close ends the watchers and the store. Calls under way are waited for.
+	Close() error
+}

@@ -1,0 +1,215 @@
+// Package software is the provider whose device is this process: the standard library's cryptography, on keys that
+// live wholly in the blob that the KIM keeps. Blob.Secret is PKCS#8 in DER or an AES key's bytes, Blob.Public the
+// SubjectPublicKeyInfo; a public key alone has no Secret.
+package software
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"runtime/debug"
+	"slices"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Type is the back end. Its alias is the name that Parsec's configuration has for software keys.
+var Type = providers.Type{
+	Name:    "Software",
+	Aliases: []string{"MbedCrypto"},
+	New: func(context.Context, providers.Config) (providers.Provider, error) {
+		return provider{}, nil
+	},
+}
+
+// provider has no state: each key is in its blob.
+type provider struct{}
+
+var _ providers.Random = provider{}
+
+func (provider) Describe() providers.Description {
+	return providers.Description{
+		Type: Type.Name,
+		// Parsec's Mbed Crypto provider, whose place this one takes for Parsec's clients.
+		TypeUUID:    "1c1139dc-ad7c-47dc-ad6b-db6fdb466552",
+		Description: "Keys in software, sealed by the key store",
+		Vendor:      "parsecfs",
+		Version:     version(),
+		Location:    "local",
+	}
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "(devel)" {
+		return ""
+	}
+	return info.Main.Version
+}
+
+// Identity is constant: there is no device that could be replaced.
+func (provider) Identity(ctx context.Context) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	return "software", nil
+}
+
+func (provider) Capabilities(ctx context.Context) ([]psa.Capability, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	lines := slices.Clone(table)
+	for i := range lines {
+		lines[i].Operations = slices.Clone(lines[i].Operations) // the caller's own; the table stays as it is
+	}
+	return lines, nil
+}
+
+// Create makes the blob (psa_generate_key, psa_import_key). The handle plays no part, as nothing is stored here.
+func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {
+	if err := ctx.Err(); err != nil {
+		return providers.Blob{}, err
+	}
+	if err := a.Validate(); err != nil {
+		return providers.Blob{}, err
+	}
+	op := psa.Import
+	if m == nil {
+		op = psa.Generate
+		if a.Type.IsPublicKey() { // PSA's status, psa_generate_key
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a %s cannot be generated", a.Type).
+				WithHint("import the public key, or generate a key pair")
+		}
+	}
+	if !supports(op, a.Type, a.Bits, a.Algorithm) {
+		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
+	}
+	if m == nil {
+		return generate(a)
+	}
+	return take(a, m)
+}
+
+// curves are those of PSA_ECC_FAMILY_SECP_R1 in the table.
+var curves = map[int]elliptic.Curve{256: elliptic.P256(), 384: elliptic.P384(), 521: elliptic.P521()}
+
+func generate(a psa.Attributes) (providers.Blob, error) {
+	var signer crypto.Signer
+	var err error
+	switch {
+	case a.Type == psa.KeyTypeAES:
+		secret := make([]byte, a.Bits/8)
+		if _, err := rand.Read(secret); err != nil {
+			return providers.Blob{}, psa.Errorf(psa.StatusInsufficientEntropy, "no random key: %w", err)
+		}
+		return providers.Blob{Secret: secret}, nil
+	case a.Type.IsRSA():
+		signer, err = rsa.GenerateKey(rand.Reader, a.Bits)
+	case a.Type.Family() == psa.SECPR1:
+		signer, err = ecdsa.GenerateKey(curves[a.Bits], rand.Reader)
+	case a.Type.Family() == psa.TwistedEdwards:
+		_, signer, err = ed25519.GenerateKey(rand.Reader)
+	default:
+		return providers.Blob{}, errUnsupported(psa.Generate, a, a.Algorithm)
+	}
+	if err != nil {
+		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the key cannot be generated: %w", err)
+	}
+	defer wipe(signer)
+	return blobOf(signer)
+}
+
+// take checks material against the attributes; the blob is written anew, so that nothing else comes in with the key.
+func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
+	want := psa.FormatPKCS8
+	switch {
+	case a.Type.IsPublicKey():
+		want = psa.FormatSPKI
+	case !a.Type.IsAsymmetric():
+		want = psa.FormatRaw
+	}
+	if m.Format != want {
+		return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s key takes %s", m.Format, a.Type, want)
+	}
+	switch want {
+	case psa.FormatRaw:
+		if err := checkLength(a, m.Data); err != nil {
+			return providers.Blob{}, err
+		}
+		return providers.Blob{Secret: bytes.Clone(m.Data)}, nil
+	case psa.FormatSPKI:
+		pub, err := parsePublic(a, m.Data)
+		if err != nil {
+			return providers.Blob{}, err
+		}
+		der, err := x509.MarshalPKIXPublicKey(pub)
+		if err != nil {
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "the public key cannot be written: %w", err)
+		}
+		return providers.Blob{Public: der}, nil
+	}
+	signer, err := parsePrivate(a, m.Data)
+	if err != nil {
+		return providers.Blob{}, err
+	}
+	defer wipe(signer)
+	return blobOf(signer)
+}
+
+func blobOf(signer crypto.Signer) (providers.Blob, error) {
+	public, err := x509.MarshalPKIXPublicKey(signer.Public())
+	if err != nil {
+		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the public key cannot be written: %w", err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(signer)
+	if err != nil {
+		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the private key cannot be written: %w", err)
+	}
+	return providers.Blob{Public: public, Secret: secret}, nil
+}
+
+// wipe overwrites an Ed25519 key. The other kinds have copies inside the standard library that nobody can reach.
+func wipe(signer crypto.Signer) {
+	if k, ok := signer.(ed25519.PrivateKey); ok {
+		psa.Wipe(k)
+	}
+}
+
+// Open parses the blob. One that is not this key's is StatusDataCorrupt.
+func (provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !supports(psa.Import, a.Type, a.Bits, a.Algorithm) {
+		return nil, errUnsupported("open", a, a.Algorithm)
+	}
+	k, err := open(a, b)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
+	}
+	return k, nil
+}
+
+// Destroy has nothing to do: the key went with its blob.
+func (provider) Destroy(context.Context, providers.Handle) error { return nil }
+
+func (provider) Close() error { return nil }
+
+// Random fills p from the operating system's generator.
+func (provider) Random(ctx context.Context, p []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if _, err := rand.Read(p); err != nil {
+		return psa.Errorf(psa.StatusInsufficientEntropy, "no random bytes: %w", err)
+	}
+	return nil
+}

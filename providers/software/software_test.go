@@ -1,0 +1,873 @@
+package software_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/software"
+)
+
+var (
+	message = []byte("attack at dawn")
+	handle  = providers.Handle{1}
+	hashes  = []psa.Algorithm{psa.SHA256, psa.SHA384, psa.SHA512}
+)
+
+func newProvider(t *testing.T) providers.Provider {
+	t.Helper()
+	p, err := software.Type.New(t.Context(), providers.Config{Name: "software"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+func template(t *testing.T, s string) psa.Attributes {
+	t.Helper()
+	a, err := psa.ParseTemplate(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// publicOf are a pair's attributes for its public key alone.
+func publicOf(a psa.Attributes) psa.Attributes {
+	a.Type = a.Type.PublicKey()
+	a.Usage &= psa.UsageVerifyMessage | psa.UsageVerifyHash
+	return a
+}
+
+func create(t *testing.T, p providers.Provider, a psa.Attributes, m *psa.Material) providers.Blob {
+	t.Helper()
+	b, err := p.Create(t.Context(), handle, a, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func open(t *testing.T, p providers.Provider, a psa.Attributes, b providers.Blob) providers.Key {
+	t.Helper()
+	k, err := p.Open(t.Context(), handle, a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	return k
+}
+
+func generated(t *testing.T, p providers.Provider, a psa.Attributes) (providers.Key, providers.Blob) {
+	t.Helper()
+	b := create(t, p, a, nil)
+	return open(t, p, a, b), b
+}
+
+func run(t *testing.T, k providers.Key, op psa.Op, input []byte) (map[string][]byte, error) {
+	t.Helper()
+	r, err := k.Begin(t.Context(), op)
+	if err != nil {
+		return nil, err
+	}
+	// In two parts, as a file is written.
+	for _, part := range [][]byte{input[:len(input)/2], input[len(input)/2:]} {
+		if _, err := r.Write(part); err != nil {
+			r.Abort()
+			return nil, err
+		}
+	}
+	result, err := r.Finish(t.Context())
+	return result.Outputs, err
+}
+
+func must(t *testing.T, k providers.Key, op psa.Op, input []byte) map[string][]byte {
+	t.Helper()
+	out, err := run(t, k, op, input)
+	if err != nil {
+		t.Fatalf("%s with %s: %v", op.Operation, op.Algorithm, err)
+	}
+	return out
+}
+
+func wantStatus(t *testing.T, what string, err error, want psa.Status) {
+	t.Helper()
+	if got := psa.StatusOf(err); got != want {
+		t.Errorf("%s: %v, want %s", what, err, want)
+	}
+}
+
+func digest(t *testing.T, alg psa.Algorithm, b []byte) []byte {
+	t.Helper()
+	h, ok := alg.CryptoHash()
+	if !ok {
+		t.Fatalf("%s has no hash", alg)
+	}
+	d := h.New()
+	d.Write(b)
+	return d.Sum(nil)
+}
+
+// openssl runs the command, with its working directory and files in dir.
+func openssl(t *testing.T, dir string, args ...string) []byte {
+	t.Helper()
+	c := exec.Command("openssl", args...)
+	c.Dir = dir
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("openssl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func needOpenSSL(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("no openssl command")
+	}
+}
+
+func write(t *testing.T, dir, name string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// dgst are the arguments of openssl dgst for an algorithm with a hash.
+func dgst(alg psa.Algorithm) []string {
+	args := []string{"dgst", fmt.Sprintf("-sha%d", 8*alg.HashLength())}
+	if alg.IsRSAPSS() {
+		args = append(args, "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:digest")
+	}
+	return args
+}
+
+// opensslVerifies fails unless the openssl command takes the signature of message, in PSA's encoding.
+func opensslVerifies(t *testing.T, spki []byte, alg psa.Algorithm, sig []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	if alg.IsECDSA() {
+		var err error
+		if sig, err = psa.ECDSARawToDER(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, dir, "pub.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}))
+	write(t, dir, "message", message)
+	write(t, dir, "signature", sig)
+	if alg == psa.PureEdDSA {
+		openssl(t, dir, "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "pub.pem", "-sigfile", "signature", "-in", "message")
+		return
+	}
+	openssl(t, dir, append(dgst(alg), "-verify", "pub.pem", "-signature", "signature", "message")...)
+}
+
+// keySize is what makes a key's generation the same.
+type keySize struct {
+	t    psa.KeyType
+	bits int
+}
+
+// TestEveryLine generates and imports a key of each line and runs each of its operations.
+func TestEveryLine(t *testing.T) {
+	needOpenSSL(t)
+	p := newProvider(t)
+	lines, err := p.Capabilities(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs := map[keySize]providers.Blob{}
+	for _, line := range lines {
+		if line.Has(psa.Random) {
+			continue // TestProvider
+		}
+		t.Run(line.String(), func(t *testing.T) {
+			a := line.Attributes()
+			size := keySize{a.Type.KeyPair(), a.Bits}
+			stored, there := blobs[size]
+			if line.Has(psa.Export) {
+				a.Usage |= psa.UsageExport
+			}
+			// The larger RSA keys are generated once: it is slow, and the same whatever the algorithm.
+			if !there || line.Has(psa.Generate) && a.Bits <= 2048 {
+				stored = create(t, p, psa.Attributes{Type: size.t, Bits: a.Bits, Algorithm: a.Algorithm}, nil)
+				blobs[size] = stored
+			}
+			if line.Has(psa.Generate) {
+				exercise(t, line, a, open(t, p, a, stored), stored)
+			}
+			m := &psa.Material{Format: psa.FormatPKCS8, Data: stored.Secret}
+			switch {
+			case a.Type.IsPublicKey():
+				m = &psa.Material{Format: psa.FormatSPKI, Data: stored.Public}
+			case a.Type == psa.KeyTypeAES:
+				m.Format = psa.FormatRaw
+			}
+			before := bytes.Clone(m.Data)
+			b := create(t, p, a, m)
+			if !bytes.Equal(before, m.Data) || len(b.Secret) > 0 && &b.Secret[0] == &m.Data[0] {
+				t.Error("the material is the caller's, and the blob shares or changed it")
+			}
+			if a.Type.IsPublicKey() != (len(b.Secret) == 0) || !bytes.Equal(b.Public, stored.Public) {
+				t.Error("the imported blob is another key's")
+			}
+			exercise(t, line, a, open(t, p, a, b), stored)
+		})
+	}
+}
+
+// exercise runs each operation of the line with k; pair is the whole key.
+func exercise(t *testing.T, line psa.Capability, a psa.Attributes, k providers.Key, pair providers.Blob) {
+	t.Helper()
+	if err := a.Validate(); err != nil {
+		t.Error(err)
+	}
+	if k.Attributes() != a || !bytes.Equal(k.Public(), pair.Public) {
+		t.Errorf("the key has %+v and another public key", k.Attributes())
+	}
+	algorithms := []psa.Algorithm{a.Algorithm}
+	if a.Algorithm.IsWildcard() {
+		algorithms = nil
+		for _, h := range hashes {
+			algorithms = append(algorithms, a.Algorithm.WithHash(h))
+		}
+	}
+	for _, op := range line.Operations {
+		switch op {
+		case psa.Generate, psa.Import:
+		case psa.ExportPublic:
+			if out := must(t, k, psa.Op{Operation: op}, nil); !bytes.Equal(out["key"], pair.Public) {
+				t.Errorf("%s gave another key", op)
+			}
+		case psa.Export:
+			if out := must(t, k, psa.Op{Operation: op}, nil); !bytes.Equal(out["key"], pair.Secret) {
+				t.Errorf("%s gave another key", op)
+			}
+		case psa.Sign, psa.SignHash:
+			for _, alg := range algorithms {
+				sig := must(t, k, psa.Op{Operation: op, Algorithm: alg}, inputOf(t, op, alg))["signature"]
+				if len(sig) != a.SignatureLength() {
+					t.Errorf("%s gave %d bytes, want %d", op, len(sig), a.SignatureLength())
+				}
+				opensslVerifies(t, pair.Public, alg, sig)
+			}
+		case psa.Verify, psa.VerifyHash:
+			for _, alg := range algorithms {
+				verifies(t, op, alg, k, pair)
+			}
+		case psa.Encrypt, psa.Decrypt:
+			sealed := must(t, k, psa.Op{Operation: psa.Encrypt, Algorithm: a.Algorithm}, message)
+			in := map[string][]byte{"nonce": sealed["nonce"]}
+			out := must(t, k, psa.Op{Operation: psa.Decrypt, Algorithm: a.Algorithm, Inputs: in}, sealed["ciphertext"])
+			if !bytes.Equal(out["plaintext"], message) {
+				t.Errorf("decrypted to %q", out["plaintext"])
+			}
+		default:
+			t.Errorf("nothing tests %s", op)
+		}
+	}
+}
+
+func inputOf(t *testing.T, op psa.Operation, alg psa.Algorithm) []byte {
+	t.Helper()
+	if op == psa.SignHash || op == psa.VerifyHash {
+		return digest(t, alg, message)
+	}
+	return message
+}
+
+// verifies checks k against a signature by the whole key, and against one that is not.
+func verifies(t *testing.T, op psa.Operation, alg psa.Algorithm, k providers.Key, pair providers.Blob) {
+	t.Helper()
+	p := newProvider(t)
+	a := psa.Attributes{Type: k.Attributes().Type.KeyPair(), Bits: k.Attributes().Bits, Algorithm: alg}
+	sig := must(t, open(t, p, a, pair), psa.Op{Operation: psa.Sign, Algorithm: alg}, message)["signature"]
+	in := map[string][]byte{"signature": sig}
+	input := inputOf(t, op, alg)
+	if _, err := run(t, k, psa.Op{Operation: op, Algorithm: alg, Inputs: in}, input); err != nil {
+		t.Errorf("%s with %s: %v", op, alg, err)
+	}
+	sig[len(sig)-1] ^= 1
+	_, err := run(t, k, psa.Op{Operation: op, Algorithm: alg, Inputs: in}, input)
+	wantStatus(t, string(op)+" of a changed signature", err, psa.StatusInvalidSignature)
+}
+
+func TestCapabilities(t *testing.T) {
+	p := newProvider(t)
+	lines, err := p.Capabilities(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text []string
+	for _, line := range lines {
+		back, err := psa.ParseCapability(line.String())
+		if err != nil || back.String() != line.String() {
+			t.Errorf("%v is read as %v, %v", line, back, err)
+		}
+		if line.Template == "" && !line.Has(psa.Random) {
+			t.Errorf("%v has no template", line)
+		}
+		if line.Has(psa.Generate) && line.Has(psa.Export) {
+			t.Errorf("%v exports what a template alone does not let it", line)
+		}
+		text = append(text, line.String())
+	}
+	// RSA: 3 sizes, 2 schemes; 3 curves; 4 hashes each; a pair, its export, its public key. Ed25519 3, AES 2, random 1.
+	if want := (3*2+3)*4*3 + 3 + 2 + 1; len(lines) != want {
+		t.Errorf("%d lines, want %d", len(lines), want)
+	}
+	if !slices.IsSorted(text) || len(slices.Compact(slices.Clone(text))) != len(text) {
+		t.Error("the lines are not sorted, or some stand there twice")
+	}
+	const ec = "(PSA_ECC_FAMILY_SECP_R1)\t384\tPSA_ALG_ECDSA(PSA_ALG_SHA_384)\t"
+	const edwards = "(PSA_ECC_FAMILY_TWISTED_EDWARDS)\t255\tPSA_ALG_PURE_EDDSA\t"
+	for _, want := range []string{
+		"-\t-\t-\t-\trandom",
+		"aes-256-gcm\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\tgenerate,import,encrypt,decrypt",
+		"aes-256-gcm\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\timport,export",
+		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_KEY_PAIR" + ec + "generate,import,export_public,sign,sign_hash,verify,verify_hash",
+		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_KEY_PAIR" + ec + "import,export",
+		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_PUBLIC_KEY" + ec + "import,export_public,verify,verify_hash",
+		"ed25519\tPSA_KEY_TYPE_ECC_KEY_PAIR" + edwards + "generate,import,export_public,sign,verify",
+		"ed25519\tPSA_KEY_TYPE_ECC_PUBLIC_KEY" + edwards + "import,export_public,verify",
+		"rsa-4096-pss-any\tPSA_KEY_TYPE_RSA_KEY_PAIR\t4096\tPSA_ALG_RSA_PSS(PSA_ALG_ANY_HASH)\t" +
+			"generate,import,export_public,sign,sign_hash,verify,verify_hash",
+	} {
+		if !slices.Contains(text, want) {
+			t.Errorf("the line %q is missing", want)
+		}
+	}
+	lines[len(lines)-1].Operations[0] = psa.Decrypt
+	again, err := p.Capabilities(t.Context())
+	if err != nil || again[len(again)-1].Operations[0] == psa.Decrypt {
+		t.Error("a caller can change the table")
+	}
+}
+
+// TestOpenSSLSigns verifies the openssl command's signatures with its public keys alone.
+func TestOpenSSLSigns(t *testing.T) {
+	needOpenSSL(t)
+	p := newProvider(t)
+	for name, genpkey := range map[string][]string{
+		"rsa-2048-pkcs1v15-sha256": {"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"},
+		"rsa-2048-pss-sha512":      {"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"},
+		"ecdsa-p256-sha256":        {"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"},
+		"ecdsa-p521-sha512":        {"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521"},
+		"ed25519":                  {"-algorithm", "ED25519"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := template(t, name)
+			dir := t.TempDir()
+			write(t, dir, "message", message)
+			openssl(t, dir, append([]string{"genpkey", "-out", "key.pem"}, genpkey...)...)
+			openssl(t, dir, "pkey", "-in", "key.pem", "-pubout", "-out", "pub.pem")
+			if a.Algorithm == psa.PureEdDSA {
+				openssl(t, dir, "pkeyutl", "-sign", "-rawin", "-inkey", "key.pem", "-in", "message", "-out", "signature")
+			} else {
+				openssl(t, dir, append(dgst(a.Algorithm), "-sign", "key.pem", "-out", "signature", "message")...)
+			}
+			sig := read(t, dir, "signature")
+			if a.Algorithm.IsECDSA() {
+				var err error
+				if sig, err = psa.ECDSADERToRaw(sig, a.Bits); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, file := range []string{"key.pem", "pub.pem"} {
+				_, m, attributes, err := psa.ScanMaterial(read(t, dir, file), a)
+				if err != nil || m == nil {
+					t.Fatalf("%s: %v", file, err)
+				}
+				k := open(t, p, attributes, create(t, p, attributes, m))
+				must(t, k, psa.Op{Operation: psa.Verify, Algorithm: a.Algorithm, Inputs: map[string][]byte{"signature": sig}}, message)
+			}
+		})
+	}
+}
+
+// TestForeignPKCS8 imports PKCS#8 of the openssl command: the blob has the key and nothing that came beside it.
+func TestForeignPKCS8(t *testing.T) {
+	needOpenSSL(t)
+	p := newProvider(t)
+	a := template(t, "ecdsa-p256-sha256")
+	dir := t.TempDir()
+	openssl(t, dir, "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", "key.pem")
+	openssl(t, dir, "pkcs8", "-topk8", "-nocrypt", "-in", "key.pem", "-outform", "DER", "-out", "key.der")
+	foreign := append(read(t, dir, "key.der"), "rubbish"...)
+	b := create(t, p, a, &psa.Material{Format: psa.FormatPKCS8, Data: foreign})
+	if bytes.Contains(b.Secret, []byte("rubbish")) {
+		t.Error("what stood behind the key came in with it")
+	}
+	open(t, p, a, b)
+}
+
+func pkcs8(t *testing.T, key any) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func spki(t *testing.T, key any) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// damaged is a key whose private exponent does not fit.
+func damaged(t *testing.T, k *rsa.PrivateKey) []byte {
+	t.Helper()
+	good := k.D.Bytes()
+	der := pkcs8(t, k)
+	at := bytes.Index(der, good)
+	if at < 0 {
+		t.Fatal("no private exponent in PKCS#8")
+	}
+	der[at+len(good)-2] ^= 0x10
+	return der
+}
+
+func TestWrongMaterial(t *testing.T) {
+	p := newProvider(t)
+	rsa2048, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edPublic, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x25519, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	offCurve := spki(t, &p256.PublicKey)
+	offCurve[len(offCurve)-1] ^= 1
+	even := spki(t, &rsa.PublicKey{N: new(big.Int).Sub(rsa2048.N, big.NewInt(1)), E: 65537})
+	private, public, raw := psa.FormatPKCS8, psa.FormatSPKI, psa.FormatRaw
+	for _, c := range []struct {
+		what     string
+		template string
+		public   bool
+		format   psa.MaterialFormat
+		data     []byte
+	}{
+		{"no bytes", "ecdsa-p256-sha256", false, private, nil},
+		{"text", "ecdsa-p256-sha256", false, private, []byte("ecdsa")},
+		{"a cut key", "ecdsa-p256-sha256", false, private, pkcs8(t, p256)[:40]},
+		{"another curve", "ecdsa-p384-sha384", false, private, pkcs8(t, p256)},
+		{"a curve of no line", "ecdsa-p256-sha256", false, private, pkcs8(t, p224)},
+		{"another family", "ecdsa-p256-sha256", false, private, pkcs8(t, ed)},
+		{"X25519", "ed25519", false, private, pkcs8(t, x25519)},
+		{"X25519's public key", "ed25519", true, public, spki(t, x25519.PublicKey())},
+		{"EC for RSA", "rsa-2048-pss-sha256", false, private, pkcs8(t, p256)},
+		{"another size of RSA", "rsa-3072-pss-sha256", false, private, pkcs8(t, rsa2048)},
+		{"another size of a public RSA key", "rsa-4096-pss-any", true, public, spki(t, &rsa2048.PublicKey)},
+		{"a damaged RSA key", "rsa-2048-pss-sha256", false, private, damaged(t, rsa2048)},
+		{"an even modulus", "rsa-2048-pss-sha256", true, public, even},
+		{"the exponent 1", "rsa-2048-pss-sha256", true, public, spki(t, &rsa.PublicKey{N: rsa2048.N, E: 1})},
+		{"an even exponent", "rsa-2048-pss-sha256", true, public, spki(t, &rsa.PublicKey{N: rsa2048.N, E: 4})},
+		{"a point off the curve", "ecdsa-p256-sha256", true, public, offCurve},
+		{"a public key for a pair", "ed25519", false, public, spki(t, edPublic)},
+		{"a pair for a public key", "ed25519", true, private, pkcs8(t, ed)},
+		{"a pair called a public key", "ed25519", true, public, pkcs8(t, ed)},
+		{"a public key called a pair", "ed25519", false, private, spki(t, edPublic)},
+		{"raw bytes for a pair", "ed25519", false, raw, ed},
+		{"a pair for AES", "aes-256-gcm", false, private, make([]byte, 32)},
+		{"a short AES key", "aes-256-gcm", false, raw, make([]byte, 16)},
+		{"a long AES key", "aes-256-gcm", false, raw, make([]byte, 33)},
+		{"no AES key", "aes-256-gcm", false, raw, nil},
+		{"no format", "aes-256-gcm", false, 0, make([]byte, 32)},
+	} {
+		a := template(t, c.template)
+		if c.public {
+			a = publicOf(a)
+		}
+		b, err := p.Create(t.Context(), handle, a, &psa.Material{Format: c.format, Data: c.data})
+		wantStatus(t, c.what, err, psa.StatusInvalidArgument)
+		if b.Public != nil || b.Secret != nil {
+			t.Errorf("%s: there is a blob", c.what)
+		}
+	}
+}
+
+func TestAttributesRefused(t *testing.T) {
+	p := newProvider(t)
+	for _, name := range []string{
+		"rsa-2048-oaep-sha256", "rsa-2048-pkcs1v15-crypt", "rsa-2560-pss-sha256", "rsa-8192-pss-sha256", "rsa-2048-pss-sha224",
+		"ecdsa-p224-sha256", "ecdsa-p256-sha3-256", "ecdsa-secp256k1-sha256", "deterministic-ecdsa-p256-sha256", "ecdh-p256",
+		"x25519", "ed448", "aes-128-gcm", "aes-256-ccm", "aes-256-xts", "hmac-sha256", "ml-dsa-65", "chacha20-poly1305",
+	} {
+		a := template(t, name)
+		_, err := p.Create(t.Context(), handle, a, nil)
+		wantStatus(t, "generate "+name, err, psa.StatusNotSupported)
+		_, err = p.Create(t.Context(), handle, a, &psa.Material{Format: psa.FormatRaw, Data: make([]byte, 32)})
+		wantStatus(t, "import "+name, err, psa.StatusNotSupported)
+		_, err = p.Open(t.Context(), handle, a, providers.Blob{Secret: make([]byte, 32)})
+		wantStatus(t, "open "+name, err, psa.StatusNotSupported)
+	}
+	a := template(t, "aes-256-gcm")
+	a.Usage |= psa.UsageSignHash
+	_, err := p.Create(t.Context(), handle, a, nil)
+	wantStatus(t, "a usage that does nothing", err, psa.StatusInvalidArgument)
+	_, err = p.Create(t.Context(), handle, psa.Attributes{}, nil)
+	wantStatus(t, "no attributes", err, psa.StatusInvalidArgument)
+}
+
+func TestPublicKeyAlone(t *testing.T) {
+	p := newProvider(t)
+	for _, name := range []string{"rsa-2048-pkcs1v15-any", "ecdsa-p384-sha384", "ed25519"} {
+		a := template(t, name)
+		public := publicOf(a)
+		_, err := p.Create(t.Context(), handle, public, nil)
+		wantStatus(t, name+": generate", err, psa.StatusInvalidArgument)
+		if psa.HintOf(err) == "" {
+			t.Errorf("%s: no hint", name)
+		}
+		pair := create(t, p, a, nil)
+		b := create(t, p, public, &psa.Material{Format: psa.FormatSPKI, Data: pair.Public})
+		if len(b.Secret) != 0 || !bytes.Equal(b.Public, pair.Public) {
+			t.Errorf("%s: the blob is not the public key", name)
+		}
+		k := open(t, p, public, b)
+		alg := a.Algorithm.WithHash(psa.SHA384)
+		for _, op := range psa.Operations() {
+			_, err := k.Begin(t.Context(), psa.Op{Operation: op, Algorithm: alg, Inputs: map[string][]byte{"signature": {1}}})
+			want := psa.StatusNotSupported
+			if op == psa.ExportPublic || op == psa.Verify || op == psa.VerifyHash && alg.IsHashAndSign() {
+				want = psa.StatusSuccess
+			}
+			wantStatus(t, name+": "+string(op), err, want)
+		}
+		_, err = p.Open(t.Context(), handle, public, pair)
+		wantStatus(t, name+": a secret in a public key's blob", err, psa.StatusDataCorrupt)
+	}
+}
+
+func TestBeginRefuses(t *testing.T) {
+	p := newProvider(t)
+	sig := map[string][]byte{"signature": make([]byte, 64)}
+	for _, c := range []struct {
+		template string
+		op       psa.Operation
+		alg      psa.Algorithm
+	}{
+		{"ecdsa-p256-sha256", psa.Sign, psa.ECDSA(psa.SHA384)}, // the policy has one hash
+		{"ecdsa-p256-sha256", psa.Verify, psa.ECDSA(psa.SHA384)},
+		{"ecdsa-p256-sha256", psa.Sign, psa.ECDSA(psa.AnyHash)},
+		{"ecdsa-p256-any", psa.Sign, psa.ECDSA(psa.AnyHash)}, // a policy, no algorithm
+		{"ecdsa-p256-any", psa.SignHash, psa.ECDSA(psa.SHA224)},
+		{"ecdsa-p256-any", psa.SignHash, psa.ECDSAAny},
+		{"ecdsa-p256-any", psa.Sign, psa.DeterministicECDSA(psa.SHA256)},
+		{"ecdsa-p256-any", psa.Sign, psa.RSAPSS(psa.SHA256)},
+		{"ecdsa-p256-any", psa.Sign, psa.AlgNone},
+		{"ecdsa-p256-any", psa.Generate, psa.ECDSA(psa.SHA256)},
+		{"ecdsa-p256-any", psa.Import, psa.ECDSA(psa.SHA256)},
+		{"ecdsa-p256-any", psa.Random, psa.ECDSA(psa.SHA256)},
+		{"ecdsa-p256-any", psa.Encrypt, psa.ECDSA(psa.SHA256)},
+		{"ecdsa-p256-any", "derive", psa.ECDSA(psa.SHA256)},
+		{"rsa-2048-pss-any", psa.Sign, psa.RSAPKCS1v15Sign(psa.SHA256)},
+		{"rsa-2048-pss-any", psa.Verify, psa.RSAPSSAnySalt(psa.SHA256)},
+		{"rsa-2048-pkcs1v15-any", psa.SignHash, psa.RSAPKCS1v15SignRaw},
+		{"ed25519", psa.SignHash, psa.PureEdDSA},
+		{"ed25519", psa.VerifyHash, psa.PureEdDSA},
+		{"ed25519", psa.SignHash, psa.Ed25519ph},
+		{"aes-256-gcm", psa.Sign, psa.GCM},
+		{"aes-256-gcm", psa.ExportPublic, psa.GCM},
+		{"aes-256-gcm", psa.Encrypt, psa.CCM},
+		{"aes-256-gcm", psa.Encrypt, psa.AEADWithShortenedTag(psa.GCM, 12)},
+	} {
+		k, _ := generated(t, p, template(t, c.template))
+		_, err := k.Begin(t.Context(), psa.Op{Operation: c.op, Algorithm: c.alg, Inputs: sig})
+		wantStatus(t, fmt.Sprintf("%s: %s with %s", c.template, c.op, c.alg), err, psa.StatusNotSupported)
+	}
+	for _, name := range []string{"aes-256-gcm", "ed25519"} {
+		k, _ := generated(t, p, template(t, name))
+		_, err := k.Begin(t.Context(), psa.Op{Operation: psa.Export})
+		wantStatus(t, name+": export without EXPORT", err, psa.StatusNotPermitted)
+	}
+}
+
+func TestAEAD(t *testing.T) {
+	p := newProvider(t)
+	a := template(t, "aes-256-gcm")
+	k, b := generated(t, p, a)
+	if k.Public() != nil || b.Public != nil || len(b.Secret) != 32 {
+		t.Errorf("the blob has a public key, or a secret of %d bytes", len(b.Secret))
+	}
+	ad := []byte("header")
+	sealed := must(t, k, psa.Op{Operation: psa.Encrypt, Algorithm: psa.GCM, Inputs: map[string][]byte{"additional_data": ad}}, message)
+	if len(sealed["nonce"]) != 12 || len(sealed["ciphertext"]) != len(message)+16 {
+		t.Fatalf("nonce of %d bytes, ciphertext of %d", len(sealed["nonce"]), len(sealed["ciphertext"]))
+	}
+	flipped := func(b []byte, at int) []byte {
+		c := bytes.Clone(b)
+		c[at] ^= 1
+		return c
+	}
+	other, _ := generated(t, p, a)
+	nonce, ciphertext := sealed["nonce"], sealed["ciphertext"]
+	for _, c := range []struct {
+		what            string
+		key             providers.Key
+		nonce, ad, text []byte
+		want            psa.Status
+	}{
+		{"untouched", k, nonce, ad, ciphertext, psa.StatusSuccess},
+		{"ciphertext", k, nonce, ad, flipped(ciphertext, 0), psa.StatusInvalidSignature},
+		{"tag", k, nonce, ad, flipped(ciphertext, len(ciphertext)-1), psa.StatusInvalidSignature},
+		{"cut tag", k, nonce, ad, ciphertext[:len(ciphertext)-1], psa.StatusInvalidSignature},
+		{"nothing", k, nonce, ad, nil, psa.StatusInvalidSignature},
+		{"nonce", k, flipped(nonce, 3), ad, ciphertext, psa.StatusInvalidSignature},
+		{"additional data", k, nonce, flipped(ad, 1), ciphertext, psa.StatusInvalidSignature},
+		{"no additional data", k, nonce, nil, ciphertext, psa.StatusInvalidSignature},
+		{"another key", other, nonce, ad, ciphertext, psa.StatusInvalidSignature},
+		{"short nonce", k, nonce[:8], ad, ciphertext, psa.StatusInvalidArgument},
+		{"no nonce", k, nil, ad, ciphertext, psa.StatusInsufficientData},
+	} {
+		in := map[string][]byte{"nonce": c.nonce, "additional_data": c.ad}
+		out, err := run(t, c.key, psa.Op{Operation: psa.Decrypt, Algorithm: psa.GCM, Inputs: in}, c.text)
+		wantStatus(t, c.what, err, c.want)
+		if err != nil && out["plaintext"] != nil {
+			t.Errorf("%s: there is plaintext", c.what)
+		}
+	}
+	// NIST's GCM test case 16 (SP 800-38D, the GCM specification): the answer is GCM's, not only our own.
+	unhex := func(s string) []byte {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	known := create(t, p, a, &psa.Material{Format: psa.FormatRaw,
+		Data: unhex("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308")})
+	out := must(t, open(t, p, a, known), psa.Op{Operation: psa.Encrypt, Algorithm: psa.GCM, Inputs: map[string][]byte{
+		"nonce":           unhex("cafebabefacedbaddecaf888"),
+		"additional_data": unhex("feedfacedeadbeeffeedfacedeadbeefabaddad2"),
+	}}, unhex("d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"))
+	want := unhex("522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662" +
+		"76fc6ece0f4e1768cddf8853bb2d551b")
+	if !bytes.Equal(out["ciphertext"], want) {
+		t.Errorf("GCM gave %x", out["ciphertext"])
+	}
+}
+
+func TestOpenRefusesOtherBlobs(t *testing.T) {
+	p := newProvider(t)
+	a := template(t, "ecdsa-p256-sha256")
+	mine, other := create(t, p, a, nil), create(t, p, a, nil)
+	p384 := create(t, p, template(t, "ecdsa-p384-sha384"), nil)
+	secret := create(t, p, template(t, "aes-256-gcm"), nil)
+	for what, c := range map[string]struct {
+		a psa.Attributes
+		b providers.Blob
+	}{
+		"nothing":              {a, providers.Blob{}},
+		"no secret":            {a, providers.Blob{Public: mine.Public}},
+		"no public key":        {a, providers.Blob{Secret: mine.Secret}},
+		"another public key":   {a, providers.Blob{Public: other.Public, Secret: mine.Secret}},
+		"another curve":        {a, p384},
+		"an AES key":           {a, secret},
+		"a pair for AES":       {template(t, "aes-256-gcm"), mine},
+		"AES, public":          {template(t, "aes-256-gcm"), providers.Blob{Public: mine.Public, Secret: secret.Secret}},
+		"a cut AES key":        {template(t, "aes-256-gcm"), providers.Blob{Secret: secret.Secret[:31]}},
+		"a cut public key":     {publicOf(a), providers.Blob{Public: mine.Public[:50]}},
+		"a curve's public key": {publicOf(a), providers.Blob{Public: p384.Public}},
+	} {
+		_, err := p.Open(t.Context(), handle, c.a, c.b)
+		wantStatus(t, what, err, psa.StatusDataCorrupt)
+	}
+}
+
+// TestClose: runs that have begun stay valid, and no more begin.
+func TestClose(t *testing.T) {
+	p := newProvider(t)
+	for _, name := range []string{"rsa-2048-pss-sha256", "ecdsa-p256-sha256", "ed25519", "aes-256-gcm"} {
+		a := template(t, name)
+		a.Usage |= psa.UsageExport
+		op := psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm}
+		if a.Type == psa.KeyTypeAES {
+			op.Operation = psa.Encrypt
+		}
+		b := create(t, p, a, nil)
+		before := bytes.Clone(b.Secret)
+		k := open(t, p, a, b)
+		use, err := k.Begin(t.Context(), op)
+		if err != nil {
+			t.Fatal(err)
+		}
+		export, err := k.Begin(t.Context(), psa.Op{Operation: psa.Export})
+		if err != nil {
+			t.Fatal(err)
+		}
+		aborted, err := k.Begin(t.Context(), op)
+		if err != nil {
+			t.Fatal(err)
+		}
+		aborted.Abort()
+		for range 2 {
+			if err := k.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if !bytes.Equal(b.Secret, before) {
+			t.Errorf("%s: Close wiped the caller's blob", name)
+		}
+		if _, err := use.Write(message); err != nil {
+			t.Error(err)
+		}
+		result, err := use.Finish(t.Context())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		again := open(t, p, a, b)
+		if sig := result.Outputs["signature"]; sig != nil {
+			must(t, again, psa.Op{Operation: psa.Verify, Algorithm: a.Algorithm, Inputs: map[string][]byte{"signature": sig}}, message)
+		} else {
+			in := map[string][]byte{"nonce": result.Outputs["nonce"]}
+			must(t, again, psa.Op{Operation: psa.Decrypt, Algorithm: a.Algorithm, Inputs: in}, result.Outputs["ciphertext"])
+		}
+		result, err = export.Finish(t.Context())
+		if err != nil || !bytes.Equal(result.Outputs["key"], before) {
+			t.Errorf("%s: export after Close: another key, %v", name, err)
+		}
+		for _, run := range []psa.Run{use, export, aborted} {
+			_, err := run.Finish(t.Context())
+			wantStatus(t, name+": Finish again", err, psa.StatusBadState)
+		}
+		_, err = k.Begin(t.Context(), op)
+		wantStatus(t, name+": Begin after Close", err, psa.StatusInvalidHandle)
+		if k.Attributes() != a || !bytes.Equal(k.Public(), b.Public) {
+			t.Errorf("%s: a closed key forgot what it was", name)
+		}
+	}
+}
+
+func TestAtOnce(t *testing.T) {
+	p := newProvider(t)
+	for _, name := range []string{"rsa-2048-pkcs1v15-sha256", "ecdsa-p256-sha256", "ed25519"} {
+		a := template(t, name)
+		k, b := generated(t, p, a)
+		check := open(t, p, a, b)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 20 {
+					out, err := run(t, k, psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm}, message)
+					if psa.StatusOf(err) == psa.StatusInvalidHandle {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					in := map[string][]byte{"signature": out["signature"]}
+					if _, err := run(t, check, psa.Op{Operation: psa.Verify, Algorithm: a.Algorithm, Inputs: in}, message); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		time.Sleep(5 * time.Millisecond)
+		_ = k.Close()
+		wg.Wait()
+	}
+}
+
+func TestEndedContext(t *testing.T) {
+	p := newProvider(t)
+	a := template(t, "ed25519")
+	k, b := generated(t, p, a)
+	begun, err := k.Begin(t.Context(), psa.Op{Operation: psa.Sign, Algorithm: psa.PureEdDSA})
+	if err != nil {
+		t.Fatal(err)
+	}
+	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	for what, call := range map[string]func() error{
+		"Identity":     func() error { _, err := p.Identity(late); return err },
+		"Capabilities": func() error { _, err := p.Capabilities(late); return err },
+		"Create":       func() error { _, err := p.Create(late, handle, a, nil); return err },
+		"Open":         func() error { _, err := p.Open(late, handle, a, b); return err },
+		"Begin":        func() error { _, err := k.Begin(late, psa.Op{Operation: psa.ExportPublic}); return err },
+		"Finish":       func() error { _, err := begun.Finish(late); return err },
+		"Random":       func() error { return p.(providers.Random).Random(late, make([]byte, 4)) },
+	} {
+		wantStatus(t, what, call(), psa.StatusTimeout)
+	}
+}
+
+func TestProvider(t *testing.T) {
+	registry := providers.Registry{software.Type}
+	for _, name := range []string{"Software", "MbedCrypto"} {
+		if _, ok := registry.Lookup(name); !ok {
+			t.Errorf("no type %s", name)
+		}
+	}
+	p := newProvider(t)
+	d := p.Describe()
+	d.Description, d.Version = "", ""
+	if want := (providers.Description{Type: "Software", TypeUUID: "1c1139dc-ad7c-47dc-ad6b-db6fdb466552", Vendor: "parsecfs", Location: "local"}); d != want {
+		t.Errorf("described as %+v", d)
+	}
+	if id, err := p.Identity(t.Context()); id != "software" || err != nil {
+		t.Errorf("identity %q, %v", id, err)
+	}
+	if err := p.Destroy(t.Context(), providers.Handle{9}); err != nil {
+		t.Error(err)
+	}
+	a, b := make([]byte, 32), make([]byte, 32)
+	for _, buffer := range [][]byte{a, b, nil} {
+		if err := p.(providers.Random).Random(t.Context(), buffer); err != nil {
+			t.Error(err)
+		}
+	}
+	if bytes.Equal(a, b) || bytes.Equal(a, make([]byte, 32)) {
+		t.Error("not random")
+	}
+}

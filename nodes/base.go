@@ -1,0 +1,262 @@
+package nodes
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Inode numbers: the number of the key, provider or alias times 256 plus the row's; the root's own number is 0.
+const (
+	rootIno      = 1
+	inoPerNumber = 256
+	transientIno = 1 << 62 // slots: above every number that the KIM gives out
+)
+
+// stat is what a node says of itself before the KIM's changes.
+type stat struct {
+	kind     uint32 // S_IFREG, S_IFDIR, S_IFLNK
+	mode     uint32 // permission bits
+	uid, gid uint32
+	size     uint64
+	changed  time.Time
+	links    uint32
+}
+
+// node is what each type of this package adds to base.
+type node interface {
+	fs.InodeEmbedder
+	stat(ctx context.Context) (stat, error)
+	place() place
+	number() uint64
+}
+
+// place says where a node stands, for messages.
+type place struct {
+	t        *Tree
+	provider *kim.Provider
+	key      int64
+	file     string
+}
+
+// path is relative to the mount; a key's name is asked now, because keys are renamed.
+func (p place) path() string {
+	s := ""
+	if p.provider != nil {
+		s = "providers/" + p.provider.Name()
+	}
+	if p.key != 0 {
+		name := "?"
+		if k, err := p.t.kim.Key(context.Background(), p.key); err == nil {
+			name = k.Name
+		}
+		s += "/keys/" + name
+	}
+	switch {
+	case s == "" && p.file == "":
+		return "."
+	case s == "":
+		return p.file
+	case p.file == "":
+		return s
+	}
+	return s + "/" + p.file
+}
+
+// base answers what is the same for every node: attributes from stat and KIM, and a refusal for whatever the tree does
+// not do. go-fuse takes a missing Unlink or Rmdir for success, so both are always answered.
+type base struct {
+	fs.Inode
+	t    *Tree
+	ino  uint64
+	self node
+}
+
+func (t *Tree) base(ino uint64) base { return base{t: t, ino: ino} }
+
+func (b *base) number() uint64 { return b.ino }
+
+// attr fills out with stat and the KIM's changes for this inode.
+func (b *base) attr(ctx context.Context, out *fuse.Attr) error {
+	s, err := b.self.stat(ctx)
+	if err != nil {
+		return err
+	}
+	out.Ino, out.Mode, out.Size, out.Nlink = b.ino, s.kind|s.mode, s.size, max(s.links, 1)
+	out.Uid, out.Gid = s.uid, s.gid
+	out.Blksize = 4096
+	out.Blocks = (s.size + 511) / 512
+	out.SetTimes(&s.changed, &s.changed, &s.changed)
+	if b.ino >= transientIno {
+		return nil
+	}
+	i, found, err := b.t.kim.Inode(calm(ctx), b.ino)
+	if err != nil || !found {
+		return err
+	}
+	if i.Mode != nil {
+		out.Mode = s.kind | *i.Mode
+	}
+	if i.UID != nil {
+		out.Uid = *i.UID
+	}
+	if i.GID != nil {
+		out.Gid = *i.GID
+	}
+	out.SetTimes(i.Atime, i.Mtime, i.Ctime)
+	return nil
+}
+
+var _ = (fs.NodeGetattrer)((*base)(nil))
+
+// Getattr is safe because it says nothing secret: sizes of public texts only. The kernel hands it any open handle of
+// the inode, so the handle is never asked.
+func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	return errnoOf(b.attr(ctx, &out.Attr))
+}
+
+var _ = (fs.NodeSetattrer)((*base)(nil))
+
+// Setattr is safe because it changes nothing: modes, owners and times are as the table and the KIM have them.
+func (b *base) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if _, ok := in.GetSize(); ok {
+		return b.t.fail(ctx, b.self.place(), "truncate", refuse(syscall.EINVAL, "this file cannot be truncated", ""))
+	}
+	return b.unchangeable(ctx, in, out)
+}
+
+// unchangeable refuses changes of mode, owner and time, and lets a setattr that changes none of them pass.
+func (b *base) unchangeable(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	const changes = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID
+	_, size := in.GetSize()
+	times := in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) != 0 && !size
+	if in.Valid&changes != 0 || times {
+		return b.t.fail(ctx, b.self.place(), "setattr", refuse(syscall.EPERM, "mode, owner and times of this file are fixed", ""))
+	}
+	return errnoOf(b.attr(ctx, &out.Attr))
+}
+
+var _ = (fs.NodeStatfser)((*base)(nil))
+
+// Statfs is safe because it counts keys and nothing else.
+func (b *base) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	n, err := b.t.kim.Count(calm(ctx))
+	if err != nil {
+		return errnoOf(err)
+	}
+	out.Bsize, out.Frsize, out.NameLen, out.Files = 4096, 4096, nameMax, uint64(n)
+	return 0
+}
+
+func (b *base) denied(ctx context.Context, op, why, hint string) syscall.Errno {
+	return b.t.fail(ctx, b.self.place(), op, refuse(syscall.EPERM, why, hint))
+}
+
+var _ = (fs.NodeUnlinker)((*base)(nil))
+
+// Unlink is safe because it refuses: only rmdir ends a key.
+func (b *base) Unlink(ctx context.Context, _ string) syscall.Errno {
+	return b.denied(ctx, "unlink", "files here come and go with their key", "rmdir destroys a key")
+}
+
+var _ = (fs.NodeRmdirer)((*base)(nil))
+
+// Rmdir is safe because it refuses.
+func (b *base) Rmdir(ctx context.Context, _ string) syscall.Errno {
+	return b.denied(ctx, "rmdir", "this directory is part of the tree", "")
+}
+
+var _ = (fs.NodeRenamer)((*base)(nil))
+
+// Rename is safe because it refuses; EPERM and not EXDEV, which would start mv copying.
+func (b *base) Rename(ctx context.Context, _ string, _ fs.InodeEmbedder, _ string, _ uint32) syscall.Errno {
+	return b.denied(ctx, "rename", "this name is part of the tree", "")
+}
+
+var _ = (fs.NodeLinker)((*base)(nil))
+
+// Link is safe because it refuses.
+func (b *base) Link(ctx context.Context, _ fs.InodeEmbedder, _ string, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	return nil, b.denied(ctx, "link", "no hard links here", "aliases in keys/ are symbolic links")
+}
+
+var _ = (fs.NodeSymlinker)((*base)(nil))
+
+// Symlink is safe because it refuses.
+func (b *base) Symlink(ctx context.Context, _, _ string, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	return nil, b.denied(ctx, "symlink", "no symbolic links here", "aliases belong into keys/ at the top of the mount")
+}
+
+var _ = (fs.NodeMknoder)((*base)(nil))
+
+// Mknod is safe because it refuses.
+func (b *base) Mknod(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	return nil, b.denied(ctx, "mknod", "no device nodes, pipes or sockets here", "")
+}
+
+var _ = (fs.NodeMkdirer)((*base)(nil))
+
+// Mkdir is safe because it refuses.
+func (b *base) Mkdir(ctx context.Context, _ string, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	return nil, b.denied(ctx, "mkdir", "no directories can be made here", "a key is made by mkdir in a provider's keys/")
+}
+
+var _ = (fs.NodeCreater)((*base)(nil))
+
+// Create is safe because it refuses.
+func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here", "a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory")
+}
+
+var _ = (fs.NodeGetxattrer)((*base)(nil))
+
+// Getxattr is safe because there are none. The kernel asks for ACLs at each access and for security.capability at
+// each first write (https://github.com/rfjakob/gocryptfs/issues/515).
+func (b *base) Getxattr(context.Context, string, []byte) (uint32, syscall.Errno) {
+	return 0, syscall.ENODATA
+}
+
+var _ = (fs.NodeSetxattrer)((*base)(nil))
+
+// Setxattr is safe because it refuses: an ACL that is stored and not kept in step with the mode would grant too much.
+func (b *base) Setxattr(context.Context, string, []byte, uint32) syscall.Errno {
+	return syscall.EOPNOTSUPP
+}
+
+var _ = (fs.NodeRemovexattrer)((*base)(nil))
+
+// Removexattr is safe because there are none.
+func (b *base) Removexattr(context.Context, string) syscall.Errno { return syscall.ENODATA }
+
+var _ = (fs.NodeListxattrer)((*base)(nil))
+
+// Listxattr is safe because there are none.
+func (b *base) Listxattr(context.Context, []byte) (uint32, syscall.Errno) { return 0, 0 }
+
+// entry gives the kernel a child: the inode that it already knows under this number, or n.
+func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	b := n.(interface {
+		attr(context.Context, *fuse.Attr) error
+	})
+	if err := b.attr(ctx, &out.Attr); err != nil {
+		return nil, errnoOf(err)
+	}
+	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
+}
+
+// wipe ends the life of bytes that may be secret.
+func wipe(b []byte) { psa.Wipe(b) }
+
+func errnoName(e syscall.Errno) string {
+	if n := unix.ErrnoName(e); n != "" {
+		return n
+	}
+	return "errno " + e.Error()
+}

@@ -1,0 +1,501 @@
+package nodes
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// pageSize is how many names a listing asks the KIM for at once.
+const pageSize = 512
+
+// rootDir is the mount's root.
+type rootDir struct{ base }
+
+func (n *rootDir) place() place { return place{t: n.t} }
+
+func (n *rootDir) stat(context.Context) (stat, error) {
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: n.t.uid, gid: n.t.gid, changed: n.t.started, links: 4}, nil
+}
+
+func (n *rootDir) view(ctx context.Context) *view {
+	return &view{ctx: ctx, t: n.t, uid: caller(ctx).Uid}
+}
+
+var _ = (fs.NodeLookuper)((*rootDir)(nil))
+
+// Lookup is safe because names come from the table.
+func (n *rootDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	r := find(rootRows, name)
+	if r == nil {
+		return nil, syscall.ENOENT
+	}
+	switch r.number {
+	case rowAliases:
+		return n.t.entry(ctx, &n.Inode, n.t.aliases(), out)
+	case rowProviders:
+		return n.t.entry(ctx, &n.Inode, n.t.providers(), out)
+	}
+	return n.t.entry(ctx, &n.Inode, n.t.file(r, 0, nil, 0), out)
+}
+
+var _ = (fs.NodeReaddirer)((*rootDir)(nil))
+
+// Readdir is safe because names come from the table.
+func (n *rootDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return fs.NewListDirStream(listRows(rootRows, n.view(ctx), 0)), 0
+}
+
+// listRows gives the entries of the rows that are shown, with slot directories beside their operations.
+func listRows(rows []*row, v *view, number int64) []fuse.DirEntry {
+	var list []fuse.DirEntry
+	for _, r := range rows {
+		if !r.shown(v) {
+			continue
+		}
+		mode := uint32(syscall.S_IFREG)
+		if r.kind == directory {
+			mode = syscall.S_IFDIR
+		}
+		list = append(list, fuse.DirEntry{Name: r.name, Mode: mode, Ino: inoOf(number, r.number)})
+		if r.kind == transaction {
+			list = append(list, fuse.DirEntry{Name: r.name + slotsSuffix, Mode: syscall.S_IFDIR, Ino: inoOf(number, r.number+slotsNumber)})
+		}
+	}
+	return list
+}
+
+func inoOf(number int64, row uint64) uint64 { return uint64(number)*inoPerNumber + row }
+
+// providersDir is providers/.
+type providersDir struct{ base }
+
+func (t *Tree) providers() *providersDir {
+	n := &providersDir{base: t.base(inoOf(0, rowProviders))}
+	n.self = n
+	return n
+}
+
+func (n *providersDir) place() place { return place{t: n.t, file: "providers"} }
+
+func (n *providersDir) stat(context.Context) (stat, error) {
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: n.t.uid, gid: n.t.gid, changed: n.t.started,
+		links: uint32(2 + len(n.t.kim.Providers()))}, nil
+}
+
+const defaultName = "default"
+
+var _ = (fs.NodeLookuper)((*providersDir)(nil))
+
+// Lookup is safe because it shows configured providers only.
+func (n *providersDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if name == defaultName {
+		if p := n.t.kim.Default(); p != nil {
+			return n.t.entry(ctx, &n.Inode, n.t.symlink(inoOf(0, rowDefault), place{t: n.t, file: "providers/default"}, linkTo{target: p.Name(), uid: n.t.uid, gid: n.t.gid, changed: n.t.started}), out)
+		}
+		return nil, syscall.ENOENT
+	}
+	p := n.t.kim.Provider(name)
+	if p == nil {
+		return nil, syscall.ENOENT
+	}
+	return n.t.entry(ctx, &n.Inode, n.t.provider(p), out)
+}
+
+var _ = (fs.NodeReaddirer)((*providersDir)(nil))
+
+// Readdir is safe because it shows configured providers only.
+func (n *providersDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
+	var list []fuse.DirEntry
+	if n.t.kim.Default() != nil {
+		list = append(list, fuse.DirEntry{Name: defaultName, Mode: syscall.S_IFLNK, Ino: inoOf(0, rowDefault)})
+	}
+	for _, p := range n.t.kim.Providers() {
+		list = append(list, fuse.DirEntry{Name: p.Name(), Mode: syscall.S_IFDIR, Ino: inoOf(p.Number(), 0)})
+	}
+	return fs.NewListDirStream(list), 0
+}
+
+// providerDir is providers/<name>/.
+type providerDir struct {
+	base
+	p *kim.Provider
+}
+
+func (t *Tree) provider(p *kim.Provider) *providerDir {
+	n := &providerDir{base: t.base(inoOf(p.Number(), 0)), p: p}
+	n.self = n
+	return n
+}
+
+func (n *providerDir) place() place { return place{t: n.t, provider: n.p} }
+
+func (n *providerDir) stat(context.Context) (stat, error) {
+	c := n.p.Config()
+	return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: n.p.Started(), links: 3}, nil
+}
+
+func (n *providerDir) view(ctx context.Context) *view {
+	return &view{ctx: ctx, t: n.t, provider: n.p, uid: caller(ctx).Uid}
+}
+
+var _ = (fs.NodeLookuper)((*providerDir)(nil))
+
+// Lookup is safe because names come from the table.
+func (n *providerDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	r := find(providerRows, name)
+	if r == nil || !r.shown(n.view(ctx)) {
+		return nil, syscall.ENOENT
+	}
+	if r.number == rowKeys {
+		k := &keysDir{base: n.t.base(inoOf(n.p.Number(), rowKeys)), p: n.p}
+		k.self = k
+		return n.t.entry(ctx, &n.Inode, k, out)
+	}
+	return n.t.entry(ctx, &n.Inode, n.t.file(r, n.p.Number(), n.p, 0), out)
+}
+
+var _ = (fs.NodeReaddirer)((*providerDir)(nil))
+
+// Readdir is safe because names come from the table.
+func (n *providerDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return fs.NewListDirStream(listRows(providerRows, n.view(ctx), n.p.Number())), 0
+}
+
+// keysDir is providers/<name>/keys/.
+type keysDir struct {
+	base
+	p *kim.Provider
+}
+
+func (n *keysDir) place() place { return place{t: n.t, provider: n.p, file: "keys"} }
+
+func (n *keysDir) stat(context.Context) (stat, error) {
+	c := n.p.Config()
+	return stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: n.p.Started(), links: 2}, nil
+}
+
+var _ = (fs.NodeLookuper)((*keysDir)(nil))
+
+// Lookup is safe because it shows a name to whoever may search the directory, as POSIX does. A key whose fate is
+// unknown is EBUSY.
+func (n *keysDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if ValidName(name) != nil {
+		return nil, syscall.ENOENT
+	}
+	k, err := n.p.Lookup(calm(ctx), name)
+	if err != nil {
+		if psa.StatusOf(err) == psa.StatusDoesNotExist {
+			return nil, syscall.ENOENT
+		}
+		return nil, n.t.fail(ctx, n.child(name), "lookup", err)
+	}
+	return n.t.entry(ctx, &n.Inode, n.t.key(n.p, k.Number), out)
+}
+
+func (n *keysDir) child(name string) place {
+	return place{t: n.t, provider: n.p, file: "keys/" + oneLine(name)}
+}
+
+var _ = (fs.NodeReaddirer)((*keysDir)(nil))
+
+// Readdir is safe because it shows names to whoever may read the directory; it holds one page of them.
+func (n *keysDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return &pages{next: func(after string) ([]fuse.DirEntry, string, error) {
+		// the listing outlives the call that opened it, so it has no context of that call
+		list, err := n.p.List(context.Background(), after, pageSize)
+		var e []fuse.DirEntry
+		for _, k := range list {
+			e = append(e, fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)})
+			after = k.Name
+		}
+		return e, after, err
+	}}, 0
+}
+
+var _ = (fs.NodeMkdirer)((*keysDir)(nil))
+
+// Mkdir is safe because the draft belongs to its caller, and nobody else may write in it: w is masked off for group
+// and other. The umask was applied before (Tree.Wrap).
+func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if err := ValidName(name); err != nil {
+		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
+	}
+	c := caller(ctx)
+	k, err := n.p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, mode&0777&^0022)
+	if err != nil {
+		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
+	}
+	return n.t.entry(ctx, &n.Inode, n.t.key(n.p, k.Number), out)
+}
+
+var _ = (fs.NodeRmdirer)((*keysDir)(nil))
+
+// Rmdir destroys the key; it is safe because the kernel judged the sticky directory, and the KIM journals.
+func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
+	k, err := n.p.Lookup(calm(ctx), name)
+	if err != nil {
+		return n.t.fail(ctx, n.child(name), "rmdir", err)
+	}
+	at := place{t: n.t, provider: n.p, key: k.Number}
+	if k.KeepForever {
+		return n.t.fail(ctx, at, "rmdir", refuse(syscall.EPERM, "allow_destroy is false for this key", "its owner can write allow_destroy = true into attributes"))
+	}
+	uid := caller(ctx).Uid
+	return n.t.fail(ctx, at, "rmdir", n.t.perform(ctx, at, func(ctx context.Context) error {
+		if err := n.t.kim.Destroy(ctx, k.Number, uid); err != nil {
+			return err
+		}
+		n.t.forget(k.Number)
+		return nil
+	}))
+}
+
+// forget ends what the tree holds for a key that is gone.
+func (t *Tree) forget(number int64) {
+	low, high := inoOf(number, 0), inoOf(number+1, 0)
+	t.boxes.drop(func(ino uint64) bool { return ino >= low && ino < high })
+	t.slots.drop(func(ino uint64) bool { return ino >= low && ino < high })
+}
+
+// Flags of renameat2(2).
+const (
+	renameNoReplace = 1
+	renameExchange  = 2
+)
+
+var _ = (fs.NodeRenamer)((*keysDir)(nil))
+
+// Rename is safe because it never replaces a key and never leaves its provider.
+func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+	at := n.child(name)
+	to, ok := parent.(*keysDir)
+	switch {
+	case !ok || to.p != n.p:
+		return n.t.fail(ctx, at, "rename", refuse(syscall.EPERM, "a key cannot leave its provider", "make a new key there"))
+	case flags&^(renameNoReplace|renameExchange) != 0:
+		return n.t.fail(ctx, at, "rename", refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
+	}
+	if err := ValidName(newName); err != nil {
+		return n.t.fail(ctx, n.child(newName), "rename", err)
+	}
+	k, err := n.p.Lookup(calm(ctx), name)
+	if err != nil {
+		return n.t.fail(ctx, at, "rename", err)
+	}
+	if flags&renameExchange != 0 {
+		other, err := n.p.Lookup(calm(ctx), newName)
+		if err == nil {
+			err = n.t.kim.Exchange(calm(ctx), k.Number, other.Number)
+		}
+		return n.t.fail(ctx, at, "rename", err)
+	}
+	return n.t.fail(ctx, at, "rename", n.t.kim.Rename(calm(ctx), k.Number, newName))
+}
+
+// keyDir is a key.
+type keyDir struct {
+	base
+	p   *kim.Provider
+	key int64
+}
+
+func (t *Tree) key(p *kim.Provider, number int64) *keyDir {
+	n := &keyDir{base: t.base(inoOf(number, 0)), p: p, key: number}
+	n.self = n
+	return n
+}
+
+func (n *keyDir) place() place { return place{t: n.t, provider: n.p, key: n.key} }
+
+func (n *keyDir) stat(ctx context.Context) (stat, error) {
+	k, err := n.t.kim.Key(calm(ctx), n.key)
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: k.UID, gid: k.GID, changed: k.Changed, links: 2}, err
+}
+
+func (n *keyDir) view(ctx context.Context) (*view, error) {
+	k, err := n.t.kim.Key(calm(ctx), n.key)
+	return &view{ctx: ctx, t: n.t, provider: n.p, key: k, uid: caller(ctx).Uid}, err
+}
+
+var _ = (fs.NodeLookuper)((*keyDir)(nil))
+
+// Lookup is safe because names come from the table, and only those that the key's policy and provider allow.
+func (n *keyDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	v, err := n.view(ctx)
+	if err != nil {
+		return nil, errnoOf(err)
+	}
+	r := find(keyRows, name)
+	if r == nil {
+		if s := slotsRow(name); s != nil && s.shown(v) {
+			d := &slotsDir{base: n.t.base(inoOf(n.key, s.number+slotsNumber)), row: s, p: n.p, key: n.key}
+			d.self = d
+			return n.t.entry(ctx, &n.Inode, d, out)
+		}
+		return nil, syscall.ENOENT
+	}
+	if !r.shown(v) {
+		return nil, syscall.ENOENT
+	}
+	return n.t.entry(ctx, &n.Inode, n.t.file(r, n.key, n.p, n.key), out)
+}
+
+var _ = (fs.NodeReaddirer)((*keyDir)(nil))
+
+// Readdir is safe because names come from the table.
+func (n *keyDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	v, err := n.view(ctx)
+	if err != nil {
+		return nil, errnoOf(err)
+	}
+	return fs.NewListDirStream(listRows(keyRows, v, n.key)), 0
+}
+
+// file makes the node of a row: number is that of the inode's owner, key 0 outside keys.
+func (t *Tree) file(r *row, number int64, p *kim.Provider, key int64) node {
+	var n node
+	var f *fileNode
+	switch r.kind {
+	case transaction:
+		o := &operationFile{}
+		n, f = o, &o.fileNode
+	case staged:
+		s := &stagedFile{}
+		n, f = s, &s.fileNode
+	case stream:
+		s := &randomFile{}
+		n, f = s, &s.fileNode
+	default:
+		x := &textFile{}
+		n, f = x, &x.fileNode
+	}
+	f.t, f.ino, f.self = t, inoOf(number, r.number), n
+	f.row, f.p, f.key = r, p, key
+	return n
+}
+
+// fileNode is what the files of the table share.
+type fileNode struct {
+	base
+	row *row
+	p   *kim.Provider
+	key int64
+}
+
+func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.name} }
+
+func (n *fileNode) view(ctx context.Context) (*view, error) {
+	v := &view{ctx: calm(ctx), t: n.t, provider: n.p, uid: caller(ctx).Uid}
+	if n.key == 0 {
+		return v, nil
+	}
+	k, err := n.t.kim.Key(calm(ctx), n.key)
+	v.key = k
+	return v, err
+}
+
+func (n *fileNode) stat(ctx context.Context) (stat, error) {
+	v, err := n.view(ctx)
+	if err != nil {
+		return stat{}, err
+	}
+	s := stat{kind: syscall.S_IFREG, mode: n.row.modeFor(v), uid: n.t.uid, gid: n.t.gid, changed: n.t.started}
+	if n.key != 0 {
+		s.uid, s.gid, s.changed = v.key.UID, v.key.GID, v.key.Changed
+	}
+	if n.row.text != nil && !n.row.unsize {
+		b, err := n.row.text(v)
+		if err != nil {
+			return stat{}, err
+		}
+		s.size = uint64(len(b))
+	}
+	return s, nil
+}
+
+// present is the row's own check at open: the kernel may still hold the name of a file that has gone.
+func (n *fileNode) present(v *view) error {
+	if !n.row.shown(v) {
+		return psa.Errorf(psa.StatusDoesNotExist, "this key has no %s", n.row.name)
+	}
+	return nil
+}
+
+// pages is a listing that holds one page at a time.
+type pages struct {
+	next  func(after string) ([]fuse.DirEntry, string, error)
+	list  []fuse.DirEntry
+	after string
+	err   error
+	ended bool
+}
+
+// HasNext fetches the next page where the last one is used up.
+func (p *pages) HasNext() bool {
+	if len(p.list) == 0 && !p.ended {
+		p.list, p.after, p.err = p.next(p.after)
+		p.ended = p.err != nil || len(p.list) == 0
+	}
+	return len(p.list) > 0 || p.err != nil
+}
+
+// Next gives one entry, or the error that ended the listing, once.
+func (p *pages) Next() (fuse.DirEntry, syscall.Errno) {
+	if len(p.list) == 0 {
+		e := errnoOf(p.err)
+		p.err = nil
+		return fuse.DirEntry{}, e
+	}
+	e := p.list[0]
+	p.list = p.list[1:]
+	return e, 0
+}
+
+// Close ends the listing.
+func (p *pages) Close() { p.list, p.ended = nil, true }
+
+// linkTo is what a symbolic link says.
+type linkTo struct {
+	target   string
+	uid, gid uint32
+	changed  time.Time
+}
+
+// symlink is a symbolic link of the tree; its content is asked for each time.
+type symlinkNode struct {
+	base
+	at  place
+	get func(ctx context.Context) (linkTo, error)
+}
+
+func (t *Tree) symlink(ino uint64, at place, l linkTo) *symlinkNode {
+	return t.symlinkFunc(ino, at, func(context.Context) (linkTo, error) { return l, nil })
+}
+
+func (t *Tree) symlinkFunc(ino uint64, at place, get func(context.Context) (linkTo, error)) *symlinkNode {
+	n := &symlinkNode{base: t.base(ino), at: at, get: get}
+	n.self = n
+	return n
+}
+
+func (n *symlinkNode) place() place { return n.at }
+
+func (n *symlinkNode) stat(ctx context.Context) (stat, error) {
+	l, err := n.get(ctx)
+	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: l.uid, gid: l.gid, size: uint64(len(l.target)), changed: l.changed}, err
+}
+
+var _ = (fs.NodeReadlinker)((*symlinkNode)(nil))
+
+// Readlink is safe because a link is a name; the kernel judges the way to its target.
+func (n *symlinkNode) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
+	l, err := n.get(ctx)
+	return []byte(l.target), errnoOf(err)
+}

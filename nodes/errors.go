@@ -1,0 +1,193 @@
+package nodes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// errnos is the table of errors: PSA status to errno. ENOSYS never occurs: the kernel would remember it for the whole
+// mount and never ask again.
+var errnos = map[psa.Status]syscall.Errno{
+	psa.StatusNotPermitted:         syscall.EACCES,
+	psa.StatusNotSupported:         syscall.EOPNOTSUPP,
+	psa.StatusDeprecated:           syscall.EOPNOTSUPP,
+	psa.StatusInvalidArgument:      syscall.EINVAL,
+	psa.StatusInsufficientData:     syscall.EINVAL,
+	psa.StatusAlreadyExists:        syscall.EEXIST,
+	psa.StatusDoesNotExist:         syscall.ENOENT,
+	psa.StatusInvalidHandle:        syscall.ENOENT,
+	psa.StatusBufferTooSmall:       syscall.EFBIG,
+	psa.StatusTooLarge:             syscall.EFBIG,
+	psa.StatusInsufficientStorage:  syscall.ENOSPC,
+	psa.StatusInsufficientMemory:   syscall.ENOMEM,
+	psa.StatusInvalidSignature:     syscall.EBADMSG,
+	psa.StatusInvalidPadding:       syscall.EBADMSG,
+	psa.StatusBadState:             syscall.EBUSY,
+	psa.StatusGenericError:         syscall.EIO,
+	psa.StatusCommunicationFailure: syscall.EIO,
+	psa.StatusHardwareFailure:      syscall.EIO,
+	psa.StatusStorageFailure:       syscall.EIO,
+	psa.StatusCorruptionDetected:   syscall.EIO,
+	psa.StatusDataCorrupt:          syscall.EIO,
+	psa.StatusDataInvalid:          syscall.EIO,
+	psa.StatusInsufficientEntropy:  syscall.EIO,
+	psa.StatusProviderAbsent:       syscall.ENODEV,
+	psa.StatusTimeout:              syscall.ETIMEDOUT,
+	psa.StatusRevoked:              syscall.EKEYREVOKED,
+	psa.StatusQuota:                syscall.EDQUOT,
+	psa.StatusQueueFull:            syscall.EAGAIN,
+}
+
+// refusal is an error that a rule of the tree itself gives, with the errno that says it best.
+type refusal struct {
+	errno syscall.Errno
+	why   string
+	hint  string
+}
+
+func (r *refusal) Error() string { return r.why }
+
+func refuse(errno syscall.Errno, why, hint string) error {
+	return &refusal{errno: errno, why: why, hint: hint}
+}
+
+// errnoOf is what the caller of a system call gets for err.
+func errnoOf(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	var r *refusal
+	if errors.As(err, &r) {
+		return r.errno
+	}
+	if e, ok := errnos[psa.StatusOf(err)]; ok {
+		return e
+	}
+	return syscall.EIO
+}
+
+// Bounds of the memory of failures.
+const (
+	failuresPerUser  = 32
+	failureUsersMost = 1024
+	failureTextMost  = 512
+)
+
+// failure is one line of last_error.
+type failure struct {
+	at    time.Time
+	pid   uint32
+	key   int64
+	path  string
+	op    string
+	errno syscall.Errno
+	err   error
+}
+
+// failures remembers, per uid, the last failures. It lives in memory only and is bounded.
+type failures struct {
+	mu    sync.Mutex
+	users map[uint32][]failure // newest last
+	order []uint32             // uids by the time of their first failure
+}
+
+func (f *failures) add(uid uint32, x failure) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.users == nil {
+		f.users = map[uint32][]failure{}
+	}
+	old, known := f.users[uid]
+	if !known {
+		if len(f.order) == failureUsersMost {
+			delete(f.users, f.order[0])
+			f.order = f.order[1:]
+		}
+		f.order = append(f.order, uid)
+	}
+	if len(old) == failuresPerUser {
+		old = append(old[:0:0], old[1:]...)
+	}
+	f.users[uid] = append(old, x)
+}
+
+// text renders the failures of uid, newest first; key 0 is all of them.
+func (f *failures) text(uid uint32, key int64) []byte {
+	f.mu.Lock()
+	list := append([]failure(nil), f.users[uid]...)
+	f.mu.Unlock()
+	var b bytes.Buffer
+	for i := len(list) - 1; i >= 0; i-- {
+		x := list[i]
+		if key != 0 && x.key != key {
+			continue
+		}
+		status := "-"
+		hint := psa.HintOf(x.err)
+		var r *refusal
+		if errors.As(x.err, &r) {
+			hint = r.hint
+		} else {
+			status = psa.StatusOf(x.err).String()
+		}
+		line := fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%s\t%s", x.at.Format(time.RFC3339Nano), x.pid, x.path, x.op,
+			errnoName(x.errno), status, oneLine(x.err.Error()))
+		if hint != "" {
+			line += "\thint: " + oneLine(hint)
+		}
+		b.WriteString(line)
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// oneLine keeps a device's words from breaking the line they stand in.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > failureTextMost {
+		s = strings.ToValidUTF8(s[:failureTextMost], "") + "..."
+	}
+	return s
+}
+
+func caller(ctx context.Context) fuse.Caller {
+	if c, ok := fuse.FromContext(ctx); ok {
+		return *c
+	}
+	return fuse.Caller{}
+}
+
+// fail turns err into the errno of a system call and keeps it for the caller's last_error. Absent names are no
+// failures: shells ask for them all day.
+func (t *Tree) fail(ctx context.Context, at place, op string, err error) syscall.Errno {
+	e := errnoOf(err)
+	if e == 0 || e == syscall.EINTR {
+		return e
+	}
+	c := caller(ctx)
+	t.failures.add(c.Uid, failure{at: time.Now(), pid: c.Pid, key: at.key, path: at.path(), op: op, errno: e, err: err})
+	if e == syscall.EIO {
+		t.log.Error("operation failed", "path", at.path(), "operation", op, "uid", c.Uid, "error", err)
+	} else {
+		t.log.Debug("operation refused", "path", at.path(), "operation", op, "uid", c.Uid, "errno", errnoName(e), "error", err)
+	}
+	return e
+}
+
+// errAbsent is the end of a key or of one of its files while it was in use.
+var errAbsent = psa.Errorf(psa.StatusDoesNotExist, "the key or this file of it is gone")

@@ -1,0 +1,60 @@
+package nodes
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// readme is the tree's own README, made from its table.
+func readme() []byte {
+	var b bytes.Buffer
+	b.WriteString(`parsecfs: every key is a directory, every operation is a file, and the file's permissions decide who may use it.
+
+    cd providers/default
+    mkdir keys/web                               a draft
+    echo ecdsa-p256-sha256 > keys/web/generate   now it is a key
+    { cat message >&3; cat <&3; } 3<>keys/web/sign > signature
+    rmdir keys/web                               destroyed
+
+An open file is one transaction: what is written is the request, what is read is the answer. Programs that cannot hold
+one file open use a slot: write and read sign.d/<any name>, then rm it. An operation with several inputs has directory
+slots: mkdir verify.d/x gives a file for each input and output.
+
+`)
+	section(&b, "/", rootRows)
+	section(&b, "providers/<name>/", providerRows)
+	section(&b, "providers/<name>/keys/<key>/  (those that its type, policy and provider allow)", keyRows)
+	return b.Bytes()
+}
+
+func section(b *bytes.Buffer, title string, rows []*row) {
+	fmt.Fprintln(b, title)
+	w := tabwriter.NewWriter(b, 0, 8, 2, ' ', 0)
+	for _, r := range rows {
+		name := r.name
+		if r.kind == directory {
+			name += "/"
+		}
+		fmt.Fprintf(w, "    %s\t%s\n", name, r.help)
+		if r.kind == transaction {
+			slotHelp(w, r)
+		}
+	}
+	_ = w.Flush() // into memory
+	fmt.Fprintln(b)
+}
+
+func slotHelp(w io.Writer, r *row) {
+	what := "slots: files to write and read by separate opens"
+	if r.many() {
+		var names []string
+		for _, p := range slotParts(r) {
+			names = append(names, p.name)
+		}
+		what = "slots: directories with " + strings.Join(names, ", ")
+	}
+	fmt.Fprintf(w, "    %s/\t%s\n", r.name+slotsSuffix, what)
+}

@@ -1,0 +1,137 @@
+package nodes
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+func FuzzValidName(f *testing.F) {
+	for _, s := range []string{"", "web", ".x", "a/b", "a\nb", strings.Repeat("x", 256), "\xff", "Schlüssel"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if ValidName(name) != nil {
+			return
+		}
+		if len(name) == 0 || len(name) > 255 || name[0] == '.' || strings.ContainsAny(name, "/\x00\n\t\x7f") {
+			t.Errorf("%q is taken for a name", name)
+		}
+	})
+}
+
+func FuzzAttributes(f *testing.F) {
+	for _, s := range []string{
+		"template = \"ecdsa-p256-sha256\"\n",
+		"key_type = \"PSA_KEY_TYPE_AES\"\nkey_bits = 256\npermitted_algorithm = \"PSA_ALG_GCM\"\nusage = [\"PSA_KEY_USAGE_ENCRYPT\"]\n",
+		"usage = [\n", "usage = \"PSA_KEY_USAGE_EXPORT|PSA_KEY_USAGE_COPY\"\n", "colour = 1\n", "template = 1\n", "=\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		x, err := parseAttributes([]byte(text))
+		if err != nil {
+			return
+		}
+		a, err := x.over(psa.Attributes{})
+		if err != nil {
+			if psa.StatusOf(err) == psa.StatusGenericError {
+				t.Errorf("%q: no clear error: %v", text, err)
+			}
+			return
+		}
+		if b, err := x.over(a); err != nil || a != b {
+			t.Errorf("%q: applied twice gives %v, then %v (%v)", text, a, b, err)
+		}
+	})
+}
+
+// FuzzGenerate feeds a text in two pieces: a piece never makes another key than the whole.
+func FuzzGenerate(f *testing.F) {
+	f.Add("ecdsa-p256-sha256\n", 5)
+	f.Add("template = \"ed25519\"\n", 3)
+	f.Add("\n", 0)
+	f.Add("aes-256-gcm PSA_KEY_TYPE_AES 256\n", 11)
+	f.Add("# comment\n", 4)
+	f.Fuzz(func(t *testing.T, text string, cut int) {
+		v := &view{key: kim.Key{State: kim.Draft}}
+		s := generateStage(v)
+		if cut < 0 || cut > len(text) {
+			return
+		}
+		end, apply, err := s.scan([]byte(text[:cut]), true)
+		if end > cut || (end > 0 && (apply == nil || err != nil)) || end < 0 {
+			t.Fatalf("%q: end %d, error %v", text[:cut], end, err)
+		}
+		if end, _, _ := s.scan([]byte(text), false); end > len(text) || end < 0 {
+			t.Fatalf("%q: end %d", text, end)
+		}
+	})
+}
+
+func FuzzProcStat(f *testing.F) {
+	b, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte("1 (a) b) S 0 1 1 0 -1 4194560 1 1 1 1 1 1 1 1 20 0 1 0 77 1 1"))
+	f.Add([]byte(")"))
+	f.Fuzz(func(t *testing.T, b []byte) { parseStat(b) })
+}
+
+func TestOwnStat(t *testing.T) {
+	s, ok := readStat(uint32(os.Getpid()))
+	if !ok || s.parent != uint32(os.Getppid()) || s.start == 0 || s.start > now().tick {
+		t.Errorf("%+v, %v", s, ok)
+	}
+	l := lineageOf(uint32(syscall.Gettid()))
+	if self, ok := l.self(); !ok || self.pid != uint32(os.Getpid()) || !self.alive() || l.threads < 2 {
+		t.Errorf("%+v", l)
+	}
+	if dying(uint32(syscall.Gettid())) {
+		t.Error("a thread without pending signals is said to die")
+	}
+	if killed(uint32(syscall.Gettid())) {
+		t.Error("a living thread is said to be killed")
+	}
+}
+
+func TestEveryStatusHasAnErrno(t *testing.T) {
+	for status, errno := range errnos {
+		if errno == 0 || errno == syscall.ENOSYS {
+			t.Errorf("%v is %v", status, errno)
+		}
+	}
+	if got := errnoOf(psa.Errorf(psa.StatusTimeout, "x")); got != syscall.ETIMEDOUT {
+		t.Errorf("a timeout is %v", got)
+	}
+}
+
+func TestTableIsSound(t *testing.T) {
+	for scope, rows := range map[string][]*row{"root": rootRows, "provider": providerRows, "key": keyRows} {
+		numbers, names := map[uint64]string{}, map[string]bool{}
+		for _, r := range rows {
+			if numbers[r.number] != "" || names[r.name] || r.number == 0 || r.number >= slotsNumber {
+				t.Errorf("%s: %s has number %d of %q", scope, r.name, r.number, numbers[r.number])
+			}
+			numbers[r.number], names[r.name] = r.name, true
+			if r.help == "" {
+				t.Errorf("%s: %s has no help", scope, r.name)
+			}
+			if r.kind == transaction && (r.op == "" || len(r.inputs) == 0 || len(r.outputs) == 0) {
+				t.Errorf("%s: %s is no whole transaction", scope, r.name)
+			}
+		}
+	}
+	help := string(readme())
+	for _, r := range keyRows {
+		if !strings.Contains(help, r.name) {
+			t.Errorf("README does not tell of %s", r.name)
+		}
+	}
+}

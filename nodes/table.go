@@ -1,0 +1,199 @@
+package nodes
+
+import (
+	"context"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// kind is how a file of the tree behaves.
+type kind int
+
+const (
+	text        kind = iota // rendered at open
+	staged                  // text that takes input, applied as soon as it is complete
+	transaction             // request in, answer out
+	stream                  // bytes without end, cut at a bound
+	directory
+	link
+)
+
+// input is one named input of an operation.
+type input struct {
+	name string
+	// lead inputs come first in the plain file, before the main one; the rest of the stream is the last input.
+	lead bool
+	// slotOnly inputs can be given in a directory slot alone; in the plain file they are empty.
+	slotOnly bool
+	// required inputs are ENODATA when they were not written in a slot.
+	required bool
+	// whole inputs are needed in full before the operation can begin, and are at most this many bytes.
+	whole int64
+}
+
+// output is one named output of an operation; the plain file gives them joined, in this order.
+type output struct {
+	name string
+	// text is what stands for an output that carries no bytes of its own.
+	text string
+}
+
+// row is one file of the tree.
+type row struct {
+	number  uint64 // its inode within its key, provider or the root; never changed, never reused
+	name    string
+	kind    kind
+	mode    uint32 // permission bits
+	open    uint32 // mode for public keys, where it differs
+	present func(v *view) bool
+	// of texts
+	text   func(v *view) ([]byte, error)
+	unsize bool // size 0, as in /proc: what it says depends on who reads
+	// of staged files
+	stage func(v *view) stage
+	// of transactions
+	op      psa.Operation
+	inputs  []input
+	outputs []output
+	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
+	answer  func(request string, v *view, o map[string][]byte) ([]byte, error)
+	help    string
+}
+
+// slotsNumber is added to a transaction's row number for its directory of slots.
+const slotsNumber = 128
+
+// view is what a row is judged and rendered from.
+type view struct {
+	ctx      context.Context
+	t        *Tree
+	provider *kim.Provider
+	key      kim.Key
+	uid      uint32
+}
+
+// rootRows are the files of the mount's root, with number 0.
+var rootRows = []*row{
+	{number: 2, name: "README", kind: text, mode: 0444, text: (*view).readme, help: "this text"},
+	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
+	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last 32 failures, newest first: time, pid, path, operation, errno, PSA status, words, hint"},
+	{number: rowAliases, name: "keys", kind: directory, mode: 0755, help: "aliases: symbolic links to keys of any provider"},
+	{number: rowProviders, name: "providers", kind: directory, mode: 0755, help: "one directory for each provider; default links to the one to use"},
+}
+
+const (
+	rowAliases   = 5
+	rowProviders = 6
+	rowDefault   = 7 // providers/default
+)
+
+// providerRows are the files of a provider.
+var providerRows = []*row{
+	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, help: "TOML: what this provider is"},
+	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true, help: "ready, or degraded and why"},
+	{number: 3, name: "capabilities", kind: text, mode: 0444, text: (*view).providerCapabilities, help: "what this provider can do, a line each; the first word goes into generate"},
+	{number: 4, name: "random", kind: stream, mode: 0444, present: hasRandom, help: "random bytes, at most 64 KiB an open"},
+	{number: rowKeys, name: "keys", kind: directory, mode: 01777, help: "the keys: mkdir makes a draft, rmdir destroys"},
+}
+
+const rowKeys = 5
+
+// keyRows are the files of a key.
+var keyRows = []*row{
+	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage, help: "TOML: what the key is; a draft's can be written"},
+	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities, help: "the provider's capabilities that this key can serve"},
+	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, stage: generateStage, help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
+	{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key"},
+	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM, help: "the public key, SubjectPublicKeyInfo in PEM"},
+	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER, help: "the public key, SubjectPublicKeyInfo in DER"},
+	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last failures with this key"},
+	{number: 16, name: "sign", kind: transaction, mode: 0600, op: psa.Sign, der: true,
+		inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
+		help: "message in, signature out (ECDSA: ASN.1 DER)"},
+	{number: 17, name: "sign_hash", kind: transaction, mode: 0600, op: psa.SignHash, der: true,
+		inputs: []input{{name: "hash", whole: digestMost}}, outputs: []output{{name: "signature"}},
+		help: "digest in, signature out (ECDSA: ASN.1 DER)"},
+	{number: 18, name: "sign_raw", kind: transaction, mode: 0600, op: psa.Sign, present: isECDSA,
+		inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
+		help: "message in, signature out as r||s (PSA, JOSE, COSE)"},
+	{number: 19, name: "sign_hash_raw", kind: transaction, mode: 0600, op: psa.SignHash, present: isECDSA,
+		inputs: []input{{name: "hash", whole: digestMost}}, outputs: []output{{name: "signature"}},
+		help: "digest in, signature out as r||s (PSA, JOSE, COSE)"},
+	{number: 20, name: "verify", kind: transaction, mode: 0666, op: psa.Verify, der: true,
+		inputs: []input{{name: "signature", lead: true, required: true}, {name: "message"}}, outputs: []output{{name: "result", text: "valid\n"}},
+		help: "signature, then message in; \"valid\" out, or EBADMSG"},
+	{number: 24, name: "encrypt", kind: transaction, mode: 0600, open: 0666, op: psa.Encrypt,
+		inputs:  []input{{name: "nonce", slotOnly: true}, {name: "additional_data", slotOnly: true}, {name: "plaintext"}},
+		outputs: []output{{name: "nonce"}, {name: "ciphertext"}},
+		help:    "plaintext in, nonce || ciphertext || tag out"},
+	{number: 25, name: "decrypt", kind: transaction, mode: 0600, op: psa.Decrypt,
+		inputs:  []input{{name: "nonce", lead: true, required: true}, {name: "additional_data", slotOnly: true}, {name: "ciphertext"}},
+		outputs: []output{{name: "plaintext"}},
+		help:    "nonce || ciphertext || tag in, plaintext out"},
+	{number: 26, name: "export", kind: transaction, mode: 0600, op: psa.Export,
+		inputs: []input{{name: "format", whole: 64}}, outputs: []output{{name: "key"}}, answer: exportAnswer,
+		help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out"},
+}
+
+// digestMost is the longest digest that PSA knows, SHA-512's.
+const digestMost = 64
+
+func find(rows []*row, name string) *row {
+	for _, r := range rows {
+		if r.name == name {
+			return r
+		}
+	}
+	return nil
+}
+
+func (r *row) shown(v *view) bool {
+	if r.kind == transaction && !v.serves(r.op) {
+		return false
+	}
+	return r.present == nil || r.present(v)
+}
+
+func (r *row) modeFor(v *view) uint32 {
+	if r.open != 0 && v.key.Attributes.Type.IsPublicKey() {
+		return r.open
+	}
+	return r.mode
+}
+
+// many says whether slots of this row are directories.
+func (r *row) many() bool { return len(r.inputs) > 1 }
+
+func draft(v *view) bool      { return v.key.State == kim.Draft }
+func ready(v *view) bool      { return v.key.State == kim.Ready }
+func asymmetric(v *view) bool { return ready(v) && len(v.key.Public) > 0 }
+func isECDSA(v *view) bool    { return v.key.Attributes.Algorithm.IsECDSA() }
+
+func hasRandom(v *view) bool {
+	for _, c := range v.provider.Capabilities() {
+		if c.Has(psa.Random) {
+			return true
+		}
+	}
+	return false
+}
+
+// serves says whether the key's policy and the provider allow op. Before a provider was ever reached the policy
+// alone decides, so that a missing token takes no file away.
+func (v *view) serves(op psa.Operation) bool {
+	a := v.key.Attributes
+	if v.key.State != kim.Ready {
+		return false
+	}
+	if need := op.Usage(); a.Usage.Extend()&need != need {
+		return false
+	}
+	lines := v.provider.Capabilities()
+	for _, c := range lines {
+		if c.Type == a.Type && c.Bits == a.Bits && c.Algorithm == a.Algorithm && c.Has(op) {
+			return true
+		}
+	}
+	return len(lines) == 0
+}

@@ -1,0 +1,173 @@
+package nodes
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Defaults of Options.
+const (
+	DefaultBodyLimit           = 1 << 20
+	DefaultTransactionsPerUser = 1024
+	DefaultBufferPerUser       = 64 << 20
+)
+
+// Options of New. A zero number is the default.
+type Options struct {
+	KIM     *kim.KIM
+	Version string
+	// BodyLimit is the most bytes of an input that cannot be streamed; beyond it is EFBIG.
+	BodyLimit int64
+	// Dropbox allows an operation file to be written and read by separate opens.
+	Dropbox bool
+	// AttrTimeout is how long the kernel may keep attributes, at most a second.
+	AttrTimeout time.Duration
+	// TransactionsPerUser bounds open operation files, slots and drop box requests of one uid; beyond it is EAGAIN.
+	TransactionsPerUser int
+	// BufferPerUser bounds the bytes that requests of one uid hold; beyond it is ENOMEM.
+	BufferPerUser int64
+	// OthersAllowed says whether users other than the mounter can come in.
+	OthersAllowed bool
+	Log           *slog.Logger
+}
+
+// Tree is the tree of one mount.
+type Tree struct {
+	kim      *kim.KIM
+	options  Options
+	log      *slog.Logger
+	started  time.Time
+	uid, gid uint32 // the daemon's, who owns what nobody else does
+	root     *rootDir
+	readme   []byte
+
+	failures failures
+	account  account
+	boxes    boxes
+	slots    slotTable
+	running  sync.WaitGroup
+	closed   atomic.Bool
+}
+
+// New makes the tree over an open KIM. Nothing is read from it before it is looked up.
+func New(o Options) *Tree {
+	if o.BodyLimit == 0 {
+		o.BodyLimit = DefaultBodyLimit
+	}
+	if o.TransactionsPerUser == 0 {
+		o.TransactionsPerUser = DefaultTransactionsPerUser
+	}
+	if o.BufferPerUser == 0 {
+		o.BufferPerUser = DefaultBufferPerUser
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	t := &Tree{
+		kim: o.KIM, options: o, log: o.Log, started: time.Now(),
+		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(),
+	}
+	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
+	t.boxes.t, t.slots.t = t, t
+	t.root = &rootDir{base: t.base(rootIno)}
+	t.root.self = t.root
+	return t
+}
+
+// Root is the node to mount.
+func (t *Tree) Root() fs.InodeEmbedder { return t.root }
+
+// RootIno is the inode number of the root directory.
+const RootIno = rootIno
+
+// Wrap puts the process's umask on what mkdir and create make: with CAP_DONT_MASK, which default ACLs need, the
+// kernel leaves it to us, and go-fuse's fs API does not hand it on.
+func (t *Tree) Wrap(raw fuse.RawFileSystem) fuse.RawFileSystem { return &masked{RawFileSystem: raw} }
+
+type masked struct{ fuse.RawFileSystem }
+
+func (m *masked) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	in.Mode &^= in.Umask & 0777
+	return m.RawFileSystem.Mkdir(cancel, in, name, out)
+}
+
+func (m *masked) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	in.Mode &^= in.Umask & 0777
+	return m.RawFileSystem.Create(cancel, in, name, out)
+}
+
+// Drain waits until no operation runs, or ctx ends. New ones are refused from now on.
+func (t *Tree) Drain(ctx context.Context) {
+	t.closed.Store(true)
+	done := make(chan struct{})
+	go func() { t.running.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// Close wipes what slots and drop boxes still hold. The mount must be gone.
+func (t *Tree) Close() {
+	t.closed.Store(true)
+	t.boxes.clear()
+	t.slots.clear()
+}
+
+// begin counts an operation for Drain; it is false once the tree drains.
+func (t *Tree) begin() bool {
+	if t.closed.Load() {
+		return false
+	}
+	t.running.Add(1)
+	return true
+}
+
+// account counts what each uid holds open.
+type account struct {
+	mu               sync.Mutex
+	transactionsMost int
+	bytesMost        int64
+	users            map[uint32]*holding
+}
+
+type holding struct {
+	transactions int
+	bytes        int64
+}
+
+func (a *account) change(uid uint32, transactions int, bytes int64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.users == nil {
+		a.users = map[uint32]*holding{}
+	}
+	h := a.users[uid]
+	if h == nil {
+		h = &holding{}
+		a.users[uid] = h
+	}
+	switch {
+	case transactions > 0 && h.transactions+transactions > a.transactionsMost:
+		return refuse(syscall.EAGAIN, "too many open transactions of this user", "close some, or wait")
+	case bytes > 0 && h.bytes+bytes > a.bytesMost:
+		return psa.Errorf(psa.StatusInsufficientMemory, "the requests of this user hold too many bytes").WithHint("finish some of them first")
+	}
+	h.transactions += transactions
+	h.bytes += bytes
+	if h.transactions == 0 && h.bytes == 0 {
+		delete(a.users, uid)
+	}
+	return nil
+}

@@ -1,0 +1,671 @@
+package fs
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/parsecfs/parsecfs/nodes"
+	"github.com/parsecfs/parsecfs/providers"
+)
+
+// Config is a configuration file, checked and with every default filled in.
+type Config struct {
+	Core      Core
+	Mount     Mount
+	Admins    []uint32 // uids that are trusted beside root ([authenticator] admins)
+	SQLite    string   // sqlite_db_path, absolute; empty is the state directory's own
+	Providers []Provider
+}
+
+// Core is [core_settings].
+type Core struct {
+	LogLevel            slog.Level
+	BodyLenLimit        int64         // bytes of an input that cannot be streamed
+	OperationTimeout    time.Duration // of every operation but key generation
+	GenerateTimeout     time.Duration
+	DefaultProvider     string // name; empty keeps what the KIM has
+	KeysPerUser         int    // keys and drafts
+	TransactionsPerUser int    // open operation files, slots and drop box requests
+	BufferPerUser       int64  // bytes that the requests of one user hold
+}
+
+// Mount is [mount].
+type Mount struct {
+	Path        string // absolute, or empty
+	Dropbox     bool
+	AttrTimeout time.Duration // 0 to 1 s
+}
+
+// Provider is one [[provider]].
+type Provider struct {
+	Name     string
+	Type     providers.Type
+	UID, GID uint32
+	Mode     uint32         // permission bits of its directory
+	Settings map[string]any // the type's own, checked by it
+}
+
+// Bounds and defaults of the configuration.
+const (
+	maxConfigBytes = 1 << 20
+	maxProviders   = 64
+
+	defaultBodyLenLimit        = 1 << 20
+	defaultOperationTimeout    = 30 * time.Second
+	defaultGenerateTimeout     = 5 * time.Minute
+	defaultKeysPerUser         = 10000
+	defaultTransactionsPerUser = 1024
+	defaultBufferPerUser       = 64 << 20
+	defaultAttrTimeout         = time.Second
+)
+
+// Problem is one thing about a configuration file that its author should know.
+type Problem struct {
+	File string
+	Line int // from 1; 0 is the file as a whole
+	Text string
+	Hint string // what to do about it, or empty
+}
+
+// Error is "FILE:LINE: TEXT".
+func (p *Problem) Error() string {
+	if p.Line == 0 {
+		return fmt.Sprintf("%s: %s", p.File, p.Text)
+	}
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Text)
+}
+
+// DefaultConfig is what counts without a configuration file: one software provider, everything in the state directory.
+func DefaultConfig(types providers.Registry) (*Config, error) {
+	c, _, err := ParseConfig("default configuration", []byte(`
+[[key_manager]]
+name = "sqlite"
+manager_type = "SQLite"
+[[provider]]
+name = "software"
+provider_type = "Software"
+`), types)
+	return c, err
+}
+
+// LoadConfig reads a configuration file. The error is an *Error of KindConfig that joins one *Problem for each mistake;
+// warnings are settings that are accepted and mean nothing here.
+func LoadConfig(file string, types providers.Registry) (c *Config, warnings []*Problem, err error) {
+	data, err := readConfig(file)
+	if err != nil {
+		hint := ""
+		if errors.Is(err, os.ErrNotExist) {
+			hint = "without --config parsecfs uses one software provider and keeps everything in the state directory"
+		}
+		return nil, nil, &Error{KindConfig, err, hint}
+	}
+	return ParseConfig(file, data, types)
+}
+
+func readConfig(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxConfigBytes {
+		return nil, fmt.Errorf("%s: larger than %d bytes, which is no configuration", file, maxConfigBytes)
+	}
+	return data, nil
+}
+
+// ParseConfig is LoadConfig of data; file is its name in messages.
+func ParseConfig(file string, data []byte, types providers.Registry) (c *Config, warnings []*Problem, err error) {
+	p := &configParser{file: file, types: types, config: &Config{
+		Core: Core{
+			LogLevel:            slog.LevelInfo,
+			BodyLenLimit:        defaultBodyLenLimit,
+			OperationTimeout:    defaultOperationTimeout,
+			GenerateTimeout:     defaultGenerateTimeout,
+			KeysPerUser:         defaultKeysPerUser,
+			TransactionsPerUser: defaultTransactionsPerUser,
+			BufferPerUser:       defaultBufferPerUser,
+		},
+		Mount: Mount{Dropbox: true, AttrTimeout: defaultAttrTimeout},
+	}}
+	p.parse(data)
+	if len(p.problems) > 0 {
+		byLine := func(a, b *Problem) int { return cmp.Compare(a.Line, b.Line) }
+		slices.SortStableFunc(p.problems, byLine)
+		all := make([]error, len(p.problems))
+		for i, problem := range p.problems {
+			all[i] = problem
+		}
+		return nil, p.warnings, &Error{Kind: KindConfig, Err: errors.Join(all...)}
+	}
+	return p.config, p.warnings, nil
+}
+
+// configParser checks the document against the tables below and fills in config.
+type configParser struct {
+	file     string
+	types    providers.Registry
+	lines    lines
+	config   *Config
+	problems []*Problem
+	warnings []*Problem
+
+	managers map[string]bool // names of [[key_manager]]
+}
+
+// setting is one key of a table. Either set takes its value, or it is one of Parsec's that means nothing here, and
+// instead says what to do.
+type setting struct {
+	name    string
+	set     func(v value)
+	instead string
+}
+
+// value is one value of the document with where it stands.
+type value struct {
+	path path
+	raw  any
+}
+
+func (p *configParser) parse(data []byte) {
+	var document map[string]any
+	if err := toml.Unmarshal(data, &document); err != nil {
+		problem := &Problem{File: p.file, Text: strings.TrimPrefix(err.Error(), "toml: ")}
+		if d, ok := errors.AsType[*toml.DecodeError](err); ok {
+			problem.Line, _ = d.Position()
+		}
+		p.problems = append(p.problems, problem)
+		return
+	}
+	p.lines = indexLines(data)
+	p.table(value{nil, document}, []setting{
+		{name: "core_settings", set: p.core},
+		{name: "mount", set: p.mount},
+		{name: "listener", set: p.listener},
+		{name: "authenticator", set: p.authenticators},
+		{name: "key_manager", set: p.keyManagers},
+		{name: "provider", set: p.providers},
+	})
+	if _, ok := document["key_manager"]; !ok {
+		p.problem(nil, `exactly one [[key_manager]] is needed, with name and manager_type = "SQLite"`)
+	}
+	if _, ok := document["provider"]; !ok {
+		p.problem(nil, "at least one [[provider]] is needed, with provider_type = "+p.typeNames())
+	}
+	p.checkDefault(document)
+}
+
+func (p *configParser) core(v value) {
+	c := &p.config.Core
+	p.table(v, []setting{
+		{name: "log_level", set: func(v value) {
+			levels := map[string]slog.Level{"trace": slog.LevelDebug - 4, "debug": slog.LevelDebug,
+				"info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+			if s, ok := p.oneOf(v, "trace", "debug", "info", "warn", "error"); ok {
+				c.LogLevel = levels[s]
+			}
+		}},
+		{name: "allow_deprecated", set: func(v value) {
+			if on, ok := v.raw.(bool); !ok {
+				p.wrong(v, "true or false")
+			} else if on {
+				p.warn(v.path, "allow_deprecated: no provider of this build has a deprecated algorithm to allow",
+					"leave it out")
+			}
+		}},
+		{name: "body_len_limit", set: func(v value) { p.number(v, &c.BodyLenLimit, 1024, 1<<30, "bytes") }},
+		{name: "operation_timeout", set: func(v value) { p.duration(v, &c.OperationTimeout, time.Second, time.Hour) }},
+		{name: "generate_timeout", set: func(v value) { p.duration(v, &c.GenerateTimeout, time.Second, 24*time.Hour) }},
+		{name: "default_provider", set: func(v value) { p.text(v, &c.DefaultProvider, "the name of a [[provider]]") }},
+		{name: "keys_per_user", set: func(v value) { p.count(v, &c.KeysPerUser, 1, 100_000_000, "keys") }},
+		{name: "transactions_per_user", set: func(v value) { p.count(v, &c.TransactionsPerUser, 1, 1<<20, "transactions") }},
+		{name: "buffer_per_user", set: func(v value) { p.number(v, &c.BufferPerUser, 1024, 1<<40, "bytes") }},
+		{name: "allow_root", instead: "parsecfs is made to run as root; permissions on the files say who may use a key"},
+		{name: "thread_pool_size", instead: "there is no pool: each provider has a queue as wide as its device allows"},
+		{name: "idle_listener_sleep_duration", instead: "nothing is polled: leave it out"},
+		{name: "log_timestamp", instead: "every line of the log has its time"},
+		{name: "log_error_details", instead: "read last_error, which tells each user about their own failures alone"},
+		{name: "buffer_size_limit", instead: "answers are bounded by their operation; body_len_limit bounds requests"},
+	})
+	if c.BufferPerUser < c.BodyLenLimit {
+		p.problem(v.path, fmt.Sprintf("buffer_per_user (%d) must not be less than body_len_limit (%d), or one request can never fit",
+			c.BufferPerUser, c.BodyLenLimit))
+	}
+}
+
+func (p *configParser) mount(v value) {
+	m := &p.config.Mount
+	p.table(v, []setting{
+		{name: "path", set: func(v value) { p.absolute(v, &m.Path) }},
+		{name: "dropbox", set: func(v value) {
+			if s, ok := p.oneOf(v, "lineage", "off"); ok {
+				m.Dropbox = s == "lineage"
+			}
+		}},
+		{name: "attr_timeout", set: func(v value) { p.duration(v, &m.AttrTimeout, 0, time.Second) }},
+	})
+}
+
+func (p *configParser) listener(v value) {
+	p.table(v, []setting{
+		{name: "listener_type", instead: "there is no socket to listen on: programs open files below the mountpoint"},
+		{name: "timeout", instead: "core_settings.operation_timeout bounds how long a caller waits"},
+		{name: "socket_path", instead: "mount.path says where the tree appears"},
+	})
+}
+
+// authenticators takes one table, as Parsec has it, or an array of them.
+func (p *configParser) authenticators(v value) {
+	tables, ok := v.raw.([]any)
+	if !ok {
+		p.authenticator(v)
+		return
+	}
+	seen := map[any]bool{}
+	for i, raw := range tables {
+		t := value{v.path.index(i), raw}
+		p.authenticator(t)
+		if m, ok := raw.(map[string]any); ok {
+			// One kind exists, so that a second table could only repeat the first.
+			if s, isString := m["auth_type"].(string); isString && seen[s] {
+				p.problem(t.path.key("auth_type"), fmt.Sprintf("auth_type %q is configured twice", s))
+			} else {
+				seen[s] = true
+			}
+		}
+	}
+}
+
+func (p *configParser) authenticator(v value) {
+	table, _ := v.raw.(map[string]any)
+	if _, ok := table["auth_type"]; !ok {
+		p.problem(v.path, `authenticator: auth_type is missing; allowed: "UnixPeerCredentials"`)
+	}
+	p.table(v, []setting{
+		{name: "auth_type", set: func(v value) {
+			switch v.raw {
+			case "UnixPeerCredentials":
+			case "Direct", "JwtSvid":
+				p.problemHint(v.path, fmt.Sprintf("auth_type %q does not exist here; allowed: \"UnixPeerCredentials\"", v.raw),
+					"the kernel says who opens a file, and the file's permissions decide: give each application a user of its own")
+			default:
+				p.wrong(v, `"UnixPeerCredentials"`)
+			}
+		}},
+		{name: "admins", set: func(v value) {
+			const allowed = `an array like [{ name = "1000" }], of users' names or numbers`
+			admins, ok := v.raw.([]any)
+			if !ok {
+				p.wrong(v, allowed)
+				return
+			}
+			for i, raw := range admins {
+				a := value{v.path.index(i), raw}
+				if t, ok := raw.(map[string]any); !ok || t["name"] == nil {
+					p.wrong(a, allowed)
+					continue
+				}
+				p.table(a, []setting{{name: "name", set: func(v value) {
+					var uid uint32
+					if p.owner(v, &uid) {
+						p.config.Admins = append(p.config.Admins, uid)
+					}
+				}}})
+			}
+		}},
+		{name: "workload_endpoint", instead: "there is no SPIFFE here: the kernel says who opens a file"},
+	})
+}
+
+func (p *configParser) keyManagers(v value) {
+	p.managers = map[string]bool{}
+	tables, ok := v.raw.([]any)
+	if !ok {
+		p.problem(v.path, "key_manager must be written [[key_manager]]")
+		return
+	}
+	for i, raw := range tables {
+		t := value{v.path.index(i), raw}
+		if i > 0 {
+			p.problem(t.path, "a second [[key_manager]]: exactly one is allowed, which all providers share")
+			continue
+		}
+		table, _ := raw.(map[string]any)
+		for _, name := range []string{"name", "manager_type"} {
+			if _, ok := table[name]; !ok {
+				p.problem(t.path, "key_manager: "+name+" is missing")
+			}
+		}
+		p.table(t, []setting{
+			{name: "name", set: func(v value) {
+				var name string
+				if p.text(v, &name, "a name that providers refer to") {
+					p.managers[name] = true
+				}
+			}},
+			{name: "manager_type", set: func(v value) {
+				switch v.raw {
+				case "SQLite":
+				case "OnDisk":
+					p.problemHint(v.path, `manager_type "OnDisk" does not exist here; allowed: "SQLite"`,
+						"folders of mapping files cannot survive a power cut; keys are kept in an SQLite file with a journal")
+				default:
+					p.wrong(v, `"SQLite"`)
+				}
+			}},
+			{name: "sqlite_db_path", set: func(v value) { p.absolute(v, &p.config.SQLite) }},
+			{name: "store_path", instead: "it belongs to Parsec's OnDisk manager: sqlite_db_path says where the SQLite file lies"},
+		})
+	}
+}
+
+func (p *configParser) providers(v value) {
+	tables, ok := v.raw.([]any)
+	if !ok {
+		p.problem(v.path, "provider must be written [[provider]]")
+		return
+	}
+	if len(tables) > maxProviders {
+		p.problem(v.path, fmt.Sprintf("%d providers; at most %d are allowed", len(tables), maxProviders))
+		return
+	}
+	names := map[string]int{}
+	for i, raw := range tables {
+		t := value{v.path.index(i), raw}
+		provider, ok := p.provider(t)
+		if !ok {
+			continue
+		}
+		if line, twice := names[provider.Name]; twice {
+			p.problem(t.path.key("name"), fmt.Sprintf("provider %q is configured twice, first in line %d", provider.Name, line))
+			continue
+		}
+		names[provider.Name] = p.lines.of(t.path)
+		p.config.Providers = append(p.config.Providers, provider)
+	}
+}
+
+func (p *configParser) provider(v value) (Provider, bool) {
+	table, ok := v.raw.(map[string]any)
+	if !ok {
+		p.problem(v.path, "provider must be written [[provider]]")
+		return Provider{}, false
+	}
+	// Settings depend on the type, so that it comes first wherever it stands.
+	raw, ok := table["provider_type"]
+	if !ok {
+		p.problem(v.path, "provider: provider_type is missing; allowed: "+p.typeNames())
+		return Provider{}, false
+	}
+	typeName, _ := raw.(string)
+	kind, ok := p.types.Lookup(typeName)
+	if !ok {
+		t := value{v.path.key("provider_type"), raw}
+		if slices.Contains([]string{"Tpm", "Pkcs11", "TrustedService", "CryptoAuthLib"}, typeName) {
+			p.problem(t.path, fmt.Sprintf("provider_type %q: this build has no such back end; it has: %s", typeName, p.typeNames()))
+		} else {
+			p.wrong(t, p.typeNames())
+		}
+		return Provider{}, false
+	}
+	r := Provider{Name: strings.ToLower(kind.Name), Type: kind, Mode: 0o755,
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Settings: map[string]any{}}
+	settings := []setting{
+		{name: "provider_type", set: func(value) {}},
+		{name: "name", set: func(v value) {
+			if s, ok := v.raw.(string); !ok {
+				p.wrong(v, "a string")
+			} else if err := checkProviderName(s); err != nil {
+				p.problem(v.path, "provider: "+err.Error())
+			} else {
+				r.Name = s
+			}
+		}},
+		{name: "key_info_manager", set: func(v value) {
+			var name string
+			if p.text(v, &name, "the name of the [[key_manager]]") && p.managers != nil && !p.managers[name] {
+				p.problem(v.path, fmt.Sprintf("key_info_manager %q: no [[key_manager]] has that name", name))
+			}
+		}},
+		{name: "owner", set: func(v value) { p.owner(v, &r.UID) }},
+		{name: "group", set: func(v value) { p.group(v, &r.GID) }},
+		{name: "mode", set: func(v value) {
+			s, ok := v.raw.(string)
+			mode, err := strconv.ParseUint(s, 8, 32)
+			if !ok || err != nil || mode > 0o777 {
+				p.wrong(v, `a string of octal digits from "0" to "0777", such as "0750"`)
+				return
+			}
+			r.Mode = uint32(mode)
+		}},
+	}
+	before := len(p.problems)
+	for _, own := range kind.Settings {
+		settings = append(settings, setting{name: own.Name, set: func(v value) {
+			if err := own.Check(v.raw); err != nil {
+				p.problem(v.path, fmt.Sprintf("%s: %v", own.Name, err))
+				return
+			}
+			r.Settings[own.Name] = v.raw
+		}})
+	}
+	p.table(v, settings)
+	return r, len(p.problems) == before
+}
+
+// checkDefault runs last, when all providers are known.
+func (p *configParser) checkDefault(document map[string]any) {
+	name := p.config.Core.DefaultProvider
+	if name == "" || len(p.problems) > 0 {
+		return
+	}
+	var names []string
+	for _, provider := range p.config.Providers {
+		names = append(names, strconv.Quote(provider.Name))
+		if provider.Name == name {
+			return
+		}
+	}
+	p.problem(path{"core_settings", "default_provider"},
+		fmt.Sprintf("default_provider %q: no [[provider]] has that name; allowed: %s", name, strings.Join(names, ", ")))
+}
+
+// checkProviderName says what is wrong with the name of a provider, which is that of a directory like a key's.
+func checkProviderName(name string) error {
+	if name == "default" {
+		return errors.New(`name "default" is taken by the link to the default provider`)
+	}
+	if err := nodes.ValidName(name); err != nil {
+		return fmt.Errorf("name %q: %w", name, errors.Unwrap(err))
+	}
+	return nil
+}
+
+func (p *configParser) typeNames() string {
+	var names []string
+	for _, t := range p.types {
+		names = append(names, strconv.Quote(t.Name))
+		for _, alias := range t.Aliases {
+			names = append(names, strconv.Quote(alias)+" (means "+t.Name+")")
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// table gives each key of v to its setting, in the order of the file.
+func (p *configParser) table(v value, settings []setting) {
+	table, ok := v.raw.(map[string]any)
+	if !ok {
+		p.wrong(v, "a table")
+		return
+	}
+	keys := make([]string, 0, len(table))
+	for key := range table {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b string) int {
+		return cmp.Or(cmp.Compare(p.lines.of(v.path.key(a)), p.lines.of(v.path.key(b))), cmp.Compare(a, b))
+	})
+	for _, key := range keys {
+		at := v.path.key(key)
+		i := slices.IndexFunc(settings, func(s setting) bool { return s.name == key })
+		switch {
+		case i < 0:
+			var allowed []string
+			for _, s := range settings {
+				if s.instead == "" {
+					allowed = append(allowed, s.name)
+				}
+			}
+			p.problem(at, fmt.Sprintf("unknown key %q; allowed: %s", at, strings.Join(allowed, ", ")))
+		case settings[i].instead != "":
+			p.warn(at, fmt.Sprintf("%s means nothing here", at), settings[i].instead)
+		default:
+			settings[i].set(value{at, table[key]})
+		}
+	}
+}
+
+func (p *configParser) problem(at path, text string) { p.problemHint(at, text, "") }
+
+func (p *configParser) problemHint(at path, text, hint string) {
+	p.problems = append(p.problems, &Problem{p.file, p.lines.of(at), text, hint})
+}
+
+func (p *configParser) warn(at path, text, instead string) {
+	p.warnings = append(p.warnings, &Problem{p.file, p.lines.of(at), text, instead})
+}
+
+// wrong reports a value that is not what is allowed there. It does not repeat it: a wrong value may be a PIN.
+func (p *configParser) wrong(v value, allowed string) {
+	p.problem(v.path, fmt.Sprintf("wrong value for %s; allowed: %s", v.path, allowed))
+}
+
+func (p *configParser) oneOf(v value, allowed ...string) (string, bool) {
+	if s, ok := v.raw.(string); ok && slices.Contains(allowed, s) {
+		return s, true
+	}
+	quoted := make([]string, len(allowed))
+	for i, a := range allowed {
+		quoted[i] = strconv.Quote(a)
+	}
+	p.wrong(v, strings.Join(quoted, ", "))
+	return "", false
+}
+
+func (p *configParser) text(v value, to *string, allowed string) bool {
+	s, ok := v.raw.(string)
+	if !ok || s == "" {
+		p.wrong(v, allowed)
+		return false
+	}
+	*to = s
+	return true
+}
+
+// absolute takes a path; the daemon's working directory is /, so that a relative one could only mislead.
+func (p *configParser) absolute(v value, to *string) {
+	s, ok := v.raw.(string)
+	if !ok || !filepath.IsAbs(s) || strings.ContainsRune(s, 0) {
+		p.wrong(v, "an absolute path")
+		return
+	}
+	*to = filepath.Clean(s)
+}
+
+func (p *configParser) number(v value, to *int64, least, most int64, unit string) {
+	n, ok := v.raw.(int64)
+	if !ok || n < least || n > most {
+		p.wrong(v, fmt.Sprintf("a number of %s from %d to %d", unit, least, most))
+		return
+	}
+	*to = n
+}
+
+func (p *configParser) count(v value, to *int, least, most int64, unit string) {
+	n := int64(*to)
+	p.number(v, &n, least, most, unit)
+	*to = int(n)
+}
+
+// duration takes a string like "30s" or "1m30s", or a whole number of seconds.
+func (p *configParser) duration(v value, to *time.Duration, least, most time.Duration) {
+	d := time.Duration(-1)
+	switch raw := v.raw.(type) {
+	case int64:
+		if raw >= 0 && raw <= int64(most/time.Second) {
+			d = time.Duration(raw) * time.Second
+		}
+	case string:
+		if parsed, err := time.ParseDuration(raw); err == nil {
+			d = parsed
+		}
+	}
+	if d < least || d > most {
+		p.wrong(v, fmt.Sprintf("seconds, or a string like \"500ms\" or \"1m30s\", from %v to %v", least, most))
+		return
+	}
+	*to = d
+}
+
+func (p *configParser) owner(v value, to *uint32) bool {
+	return p.id(v, to, "user", func(name string) (string, error) {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return "", err
+		}
+		return u.Uid, nil
+	})
+}
+
+func (p *configParser) group(v value, to *uint32) bool {
+	return p.id(v, to, "group", func(name string) (string, error) {
+		g, err := user.LookupGroup(name)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	})
+}
+
+// id takes a number, or a name that this machine knows. 2^32-1 is no id: the kernel means "unchanged" by it.
+func (p *configParser) id(v value, to *uint32, what string, lookup func(string) (string, error)) bool {
+	var text string
+	switch raw := v.raw.(type) {
+	case int64:
+		text = strconv.FormatInt(raw, 10)
+	case string:
+		text = raw
+		if _, err := strconv.ParseUint(raw, 10, 32); err != nil {
+			id, err := lookup(raw)
+			if err != nil {
+				p.problem(v.path, fmt.Sprintf("%s: no %s %q on this machine; allowed: a %s's name or number", v.path, what, raw, what))
+				return false
+			}
+			text = id
+		}
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n == 1<<32-1 {
+		p.wrong(v, fmt.Sprintf("a %s's name or number", what))
+		return false
+	}
+	*to = uint32(n)
+	return true
+}

@@ -1,0 +1,257 @@
+package fs
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// The control socket carries JSON: one request a connection, then a stream of responses of which the last has End.
+const (
+	commandPing   = "ping"
+	commandKeys   = "keys list"
+	commandBackup = "state backup"
+
+	maxRequestBytes  = 4096
+	maxResponseBytes = 256 << 10
+	maxControlConns  = 16
+	maxChunkBytes    = 64 << 10
+	controlTimeout   = 30 * time.Second // for each message
+)
+
+type request struct {
+	Command  string `json:"command"`
+	Provider string `json:"provider,omitempty"`
+}
+
+type response struct {
+	Key   *KeyInfo `json:"key,omitempty"`
+	Data  []byte   `json:"data,omitempty"`
+	End   bool     `json:"end,omitempty"`
+	Error string   `json:"error,omitempty"`
+	Hint  string   `json:"hint,omitempty"`
+}
+
+// control is the daemon's end of the socket.
+type control struct {
+	kim      *kim.KIM
+	log      *slog.Logger
+	dir      *os.File
+	listener *net.UnixListener
+	ctx      context.Context
+	cancel   context.CancelFunc
+	conns    chan struct{} // a place for each connection
+	wg       sync.WaitGroup
+}
+
+// listen opens the socket. The caller holds the state directory, so that a socket that lies there is a dead daemon's.
+func listen(stateDir string, k *kim.KIM, log *slog.Logger) (*control, error) {
+	dir, name, err := openStateDir(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		dir.Close()
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	if err := os.Chmod(name, 0o600); err != nil {
+		l.Close()
+		dir.Close()
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &control{kim: k, log: log, dir: dir, listener: l, ctx: ctx, cancel: cancel, conns: make(chan struct{}, maxControlConns)}
+	c.wg.Go(c.accept)
+	return c, nil
+}
+
+// close ends every connection and waits for it.
+func (c *control) close() {
+	c.listener.Close()
+	c.cancel()
+	c.wg.Wait()
+	c.dir.Close()
+}
+
+func (c *control) accept() {
+	for {
+		conn, err := c.listener.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			c.log.Error("control socket", "err", err)
+			// Descriptors may be used up for a moment.
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-c.ctx.Done():
+			}
+			continue
+		}
+		select {
+		case c.conns <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		c.wg.Go(func() {
+			defer func() { <-c.conns }()
+			c.serve(conn)
+		})
+	}
+}
+
+// serve answers one request, for the daemon's own user and root alone: the socket's mode says so already, but a
+// descriptor of it can be handed on.
+func (c *control) serve(conn *net.UnixConn) {
+	defer conn.Close()
+	stop := context.AfterFunc(c.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	uid, err := peerUID(conn)
+	if err != nil || uid != 0 && uid != uint32(os.Geteuid()) {
+		c.log.Warn("control socket: refused", "uid", uid, "err", err)
+		return
+	}
+	out := json.NewEncoder(conn)
+	send := func(r response) error {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		if err := conn.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
+			return err
+		}
+		return out.Encode(r)
+	}
+	conn.SetReadDeadline(time.Now().Add(controlTimeout))
+	var in request
+	if err := json.NewDecoder(io.LimitReader(conn, maxRequestBytes)).Decode(&in); err != nil {
+		send(response{End: true, Error: "control socket: " + err.Error()})
+		return
+	}
+	switch in.Command {
+	case commandPing:
+	case commandKeys:
+		err = listKeys(c.ctx, c.kim, in.Provider, func(k KeyInfo) error { return send(response{Key: &k}) })
+	case commandBackup:
+		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
+	default:
+		err = fmt.Errorf("control socket: no command %q", in.Command)
+	}
+	last := response{End: true}
+	if err != nil {
+		last.Error, last.Hint = err.Error(), psa.HintOf(err)
+	}
+	if err := send(last); err != nil && c.ctx.Err() == nil {
+		c.log.Debug("control socket", "err", err)
+	}
+}
+
+// chunks is a Writer that hands on at most maxChunkBytes at once.
+type chunks func(p []byte) error
+
+func (f chunks) Write(p []byte) (int, error) {
+	for n := 0; n < len(p); {
+		end := min(n+maxChunkBytes, len(p))
+		if err := f(p[n:end]); err != nil {
+			return n, err
+		}
+		n = end
+	}
+	return len(p), nil
+}
+
+func peerUID(conn *net.UnixConn) (uid uint32, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		var cred *unix.Ucred
+		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			uid = cred.Uid
+		}
+	})
+	return uid, errors.Join(err, cerr)
+}
+
+// errNoDaemon says that nobody serves this state directory.
+var errNoDaemon = errors.New("no daemon serves this state directory")
+
+// client is the other end.
+type client struct{ conn *net.UnixConn }
+
+func dial(stateDir string) (*client, error) {
+	dir, name, err := openStateDir(stateDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errNoDaemon
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return nil, errNoDaemon
+	case err != nil:
+		return nil, err
+	}
+	return &client{conn}, nil
+}
+
+func (c *client) close() { c.conn.Close() }
+
+// ping returns once the daemon has answered.
+func (c *client) ping() error { return c.call(request{Command: commandPing}, nil) }
+
+// call sends a request and gives each response but the last to each; nil means that there must be none.
+func (c *client) call(in request, each func(*response) error) error {
+	c.conn.SetDeadline(time.Now().Add(controlTimeout))
+	if err := json.NewEncoder(c.conn).Encode(in); err != nil {
+		return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
+	}
+	lines := bufio.NewReaderSize(c.conn, maxResponseBytes)
+	for {
+		c.conn.SetDeadline(time.Now().Add(controlTimeout))
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the daemon ended before it had answered")
+		}
+		if err != nil {
+			return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
+		}
+		var r response
+		if err := json.Unmarshal(line, &r); err != nil {
+			return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
+		}
+		switch {
+		case r.End && r.Error != "":
+			return &Error{KindOther, errors.New(r.Error), r.Hint}
+		case r.End:
+			return nil
+		case each == nil, in.Command == commandKeys && r.Key == nil, in.Command == commandBackup && len(r.Data) == 0:
+			return &Error{Kind: KindState, Err: errors.New("control socket: an answer to something else")}
+		}
+		if err := each(&r); err != nil {
+			return err
+		}
+	}
+}

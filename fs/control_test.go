@@ -1,0 +1,192 @@
+package fs
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// testControl listens in a state directory whose path is longer than a socket's address; no command may need the KIM.
+func testControl(t *testing.T) (*control, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 100), strings.Repeat("e", 100))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := listen(dir, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.close)
+	return c, dir
+}
+
+// raw opens the socket without the client's manners.
+func raw(t *testing.T, dir string) net.Conn {
+	t.Helper()
+	c, err := dial(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.close)
+	c.conn.SetDeadline(time.Now().Add(10 * time.Second))
+	return c.conn
+}
+
+func TestControlPing(t *testing.T) {
+	_, dir := testControl(t)
+	info, err := os.Stat(filepath.Join(dir, controlName))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	c, err := dial(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err := c.ping(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever is sent, one clear answer comes back and the daemon goes on.
+func TestControlBadRequests(t *testing.T) {
+	_, dir := testControl(t)
+	for text, want := range map[string]string{
+		`{"command":"keys burn"}` + "\n": `no command \"keys burn\"`,
+		"hello\n":                        "invalid character",
+		`{"command":"` + strings.Repeat("x", maxRequestBytes) + `"}` + "\n":    "unexpected EOF",
+		`{"command":` + strings.Repeat("[", 3000) + strings.Repeat("]", 3000):  "control socket",
+		`{"command":"ping","provider":"` + strings.Repeat("x", 1<<20) + `"}\n`: "",
+	} {
+		c := raw(t, dir)
+		// The daemon may have answered and closed before it was sent all.
+		io.WriteString(c, text)
+		answer, _ := io.ReadAll(c)
+		if !strings.Contains(string(answer), want) {
+			t.Errorf("%.40q... is answered with %q, want %q", text, answer, want)
+		}
+	}
+	c, err := dial(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err := c.ping(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Clients that connect and say nothing neither take the socket from others for good nor keep the daemon from ending.
+func TestControlIdleClients(t *testing.T) {
+	s, dir := testControl(t)
+	var idle []net.Conn
+	for range maxControlConns {
+		idle = append(idle, raw(t, dir))
+	}
+	// The next one is turned away.
+	if answer, err := io.ReadAll(raw(t, dir)); len(answer) != 0 || err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("beyond the bound: %q, %v", answer, err)
+	}
+	closed := make(chan struct{})
+	go func() { s.close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the daemon waits for idle clients")
+	}
+	for _, c := range idle {
+		if answer, _ := io.ReadAll(c); len(answer) != 0 {
+			t.Errorf("an idle client hears %q", answer)
+		}
+	}
+	if _, err := dial(dir); !errors.Is(err, errNoDaemon) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// A dead daemon's socket is no daemon, and is replaced.
+func TestControlDeadSocket(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, controlName), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if _, err := dial(dir); !errors.Is(err, errNoDaemon) {
+		t.Errorf("dead socket: %v", err)
+	}
+	if _, err := dial(filepath.Join(dir, "none")); !errors.Is(err, errNoDaemon) {
+		t.Errorf("no directory: %v", err)
+	}
+	c, err := listen(dir, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+}
+
+// The client believes nothing that no daemon of ours says.
+func TestControlBadAnswers(t *testing.T) {
+	for answer, want := range map[string]string{
+		"":                                      "ended before it had answered",
+		`{"data":"AAAA"}` + "\n":                "an answer to something else",
+		"nonsense\n":                            "invalid character",
+		strings.Repeat("x", 2*maxResponseBytes): "buffer full",
+		`{"end":true,"error":"no","hint":"try"}` + "\n": "no",
+	} {
+		dir := t.TempDir()
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, controlName), Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Read(make([]byte, 1024))
+			io.WriteString(c, answer)
+			c.Close()
+		}()
+		c, err := dial(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.call(request{Command: commandKeys}, func(*response) error { t.Error("took it"); return nil })
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %q", answer, err, want)
+		}
+		c.close()
+		l.Close()
+	}
+}
+
+func TestChunks(t *testing.T) {
+	var sizes []int
+	n, err := chunks(func(p []byte) error { sizes = append(sizes, len(p)); return nil }).Write(make([]byte, 2*maxChunkBytes+1))
+	if n != 2*maxChunkBytes+1 || err != nil || len(sizes) != 3 || sizes[2] != 1 {
+		t.Error(n, err, sizes)
+	}
+}
+
+// A handler that panics costs its client an EIO, and the log says what happened without quoting the request.
+func TestPanicHandler(t *testing.T) {
+	var log strings.Builder
+	handler := panicHandler(slog.New(slog.NewTextHandler(&log, nil)))
+	if status := handler("secret bytes"); status != fuse.EIO {
+		t.Error(status)
+	}
+	if !strings.Contains(log.String(), "this is a bug in parsecfs") || strings.Contains(log.String(), "secret bytes") {
+		t.Error(log.String())
+	}
+}

@@ -1,0 +1,278 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes"
+)
+
+const (
+	// maxInflightBytes bounds what go-fuse holds for requests under way. Beyond it the kernel queues.
+	maxInflightBytes = 64 << 20
+	// drainExtra is what a drain waits beyond the longest operation.
+	drainExtra = 5 * time.Second
+	// replyGrace lets an answer that was just computed reach its reader before the connection closes.
+	replyGrace = 50 * time.Millisecond
+)
+
+// MountOptions of Run. Paths are absolute.
+type MountOptions struct {
+	Config     *Config
+	StateDir   string
+	Mountpoint string // resolved by ResolveMountpoint
+	NeedOthers bool   // fail if other users could not come in
+	Version    string
+	Log        *slog.Logger
+	// Ready is called once, when the tree answers.
+	Ready func()
+	// Stop asks to end: the first signal drains and unmounts, a second one gives up draining.
+	Stop <-chan os.Signal
+	// Step is the KIM's, for tests.
+	Step func(string)
+}
+
+// Run mounts, serves until it is told to stop or is unmounted, and leaves nothing behind. Errors are *Error.
+func Run(ctx context.Context, o MountOptions) error {
+	if err := harden(); err != nil {
+		return err
+	}
+	for _, inside := range []string{o.StateDir, o.Config.SQLite} {
+		if inside == o.Mountpoint || strings.HasPrefix(inside, strings.TrimSuffix(o.Mountpoint, "/")+"/") {
+			return &Error{KindMountpoint, fmt.Errorf("%s lies below the mountpoint %s: the daemon would wait for itself", inside, o.Mountpoint),
+				"give another --state-dir or mountpoint"}
+		}
+	}
+	limitTimeouts(o.Config, o.Log)
+	k, err := openKIM(ctx, StateOptions{o.Config, o.StateDir, o.Log, o.Step})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := k.Close(); err != nil {
+			o.Log.Error("closing the key info manager", "err", err)
+		}
+	}()
+	// The state comes first: whoever mounts the same twice is told which process holds it.
+	detached := func() { o.Log.Warn("detached the dead mount of an earlier run", "mountpoint", o.Mountpoint) }
+	if err := clearMountpoint(o.Mountpoint, detached); err != nil {
+		return err
+	}
+	for _, w := range k.Warnings() {
+		o.Log.Warn(w)
+	}
+	// A working directory on the mount would make it busy for ever, and one below it would wait for ourselves.
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	control, err := listen(o.StateDir, k, o.Log)
+	if err != nil {
+		return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
+	}
+	s, err := mount(k, o)
+	if err != nil {
+		control.close()
+		return err
+	}
+	if err := notify("READY=1\nSTATUS=mounted on " + o.Mountpoint); err != nil {
+		o.Log.Warn("cannot tell the service manager", "err", err)
+	}
+	o.Ready()
+	stopped := false
+	select {
+	case <-o.Stop:
+		stopped = true
+	case <-ctx.Done():
+		stopped = true
+	case <-s.served:
+	}
+	if err := notify("STOPPING=1"); err != nil {
+		o.Log.Warn("cannot tell the service manager", "err", err)
+	}
+	control.close()
+	return s.end(o, stopped)
+}
+
+// served is a mounted tree.
+type server struct {
+	tree   *nodes.Tree
+	fuse   *fuse.Server
+	served chan struct{} // closed when the connection has ended
+}
+
+func mount(k *kim.KIM, o MountOptions) (*server, error) {
+	c, err := connect(o.Mountpoint, o.NeedOthers)
+	if err != nil {
+		return nil, err
+	}
+	if !c.othersAllowed {
+		o.Log.Info("only the user who mounts can use the tree: /etc/fuse.conf has no user_allow_other")
+	}
+	tree := nodes.New(nodes.Options{
+		KIM:                 k,
+		Version:             o.Version,
+		BodyLimit:           o.Config.Core.BodyLenLimit,
+		Dropbox:             o.Config.Mount.Dropbox,
+		AttrTimeout:         o.Config.Mount.AttrTimeout,
+		TransactionsPerUser: o.Config.Core.TransactionsPerUser,
+		BufferPerUser:       o.Config.Core.BufferPerUser,
+		OthersAllowed:       c.othersAllowed,
+		Log:                 o.Log,
+	})
+	logger := slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
+	options := &gofs.Options{
+		NullPermissions: true, // mode 0000 means it
+		EntryTimeout:    &o.Config.Mount.AttrTimeout,
+		AttrTimeout:     &o.Config.Mount.AttrTimeout,
+		RootStableAttr:  &gofs.StableAttr{Ino: nodes.RootIno},
+		Logger:          logger,
+		MountOptions: fuse.MountOptions{
+			FsName:                  "parsecfs",
+			Name:                    "parsecfs",
+			MaxWrite:                maxTransfer,
+			MaxInflightRequestBytes: maxInflightBytes,
+			EnableAcl:               true,
+			DisableReadDirPlus:      true,
+			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
+			ExtraCapabilities: fuse.CAP_DONT_MASK,
+			PanicHandler:      panicHandler(o.Log),
+			Logger:            logger,
+		},
+	}
+	raw := tree.Wrap(gofs.NewNodeFS(tree.Root(), options))
+	s := &server{tree: tree, served: make(chan struct{})}
+	// go-fuse owns the descriptor from here on.
+	s.fuse, err = fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", c.fd), &options.MountOptions)
+	if err != nil {
+		s.unmount(o)
+		return nil, &Error{Kind: KindFUSE, Err: fmt.Errorf("talking to the kernel: %w", err)}
+	}
+	go func() {
+		defer close(s.served)
+		s.fuse.Serve()
+	}()
+	err = s.fuse.WaitMount()
+	if err == nil {
+		// The first answer is asked of the tree itself: through the mount the daemon would wait for itself.
+		var out fuse.AttrOut
+		if status := raw.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}}, &out); !status.Ok() {
+			err = fmt.Errorf("the tree's root: %v", status)
+		}
+	}
+	if err != nil {
+		s.unmount(o)
+		return nil, &Error{Kind: KindFUSE, Err: err}
+	}
+	return s, nil
+}
+
+// panicHandler answers EIO for a request whose handler panicked, so that no client can end the daemon.
+func panicHandler(log *slog.Logger) func(any) fuse.Status {
+	return func(v any) fuse.Status {
+		// A panic's value may quote the request; an error's text is the runtime's own.
+		what := fmt.Sprintf("%T", v)
+		if err, ok := v.(error); ok {
+			what = err.Error()
+		}
+		log.Error("a request failed with a panic: this is a bug in parsecfs", "panic", what, "stack", string(debug.Stack()))
+		return fuse.EIO
+	}
+}
+
+// end drains and unmounts, or, if the connection has ended already, finds out why.
+func (s *server) end(o MountOptions, stopped bool) error {
+	drain, cancel := context.WithTimeout(context.Background(), o.Config.Core.OperationTimeout+drainExtra)
+	defer cancel()
+	go func() {
+		select {
+		case <-o.Stop:
+			cancel()
+		case <-drain.Done():
+		}
+	}()
+	o.Log.Info("draining", "mountpoint", o.Mountpoint)
+	s.tree.Drain(drain)
+	if stopped {
+		s.unmount(o)
+		s.tree.Close()
+		return nil
+	}
+	s.tree.Close()
+	// The connection ended, but the mount is still there: somebody aborted it through fusectl.
+	if m, found, err := mountAt(o.Mountpoint); err == nil && found && m.kind == mountType && !isAlive(o.Mountpoint) {
+		unmount(o.Mountpoint, true)
+		return &Error{KindFUSE, errors.New("the kernel aborted the connection"), "dmesg, and /sys/fs/fuse/connections, may say more"}
+	}
+	o.Log.Info("unmounted by somebody else", "mountpoint", o.Mountpoint)
+	return nil
+}
+
+// unmount takes the mount away, with force of patience: busy ones are detached, and open files end with the process.
+func (s *server) unmount(o MountOptions) {
+	var err error
+	// Files that were just closed still hold the mount for a moment.
+	for _, delay := range []time.Duration{0, 10, 30, 60, 100} {
+		time.Sleep(delay * time.Millisecond)
+		if err = unmount(o.Mountpoint, false); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+	}
+	if err == nil {
+		if s.fuse != nil {
+			<-s.served
+		}
+		return
+	}
+	if errors.Is(err, unix.EBUSY) {
+		o.Log.Warn("the mountpoint is in use: detached, open files end with the daemon", "mountpoint", o.Mountpoint)
+	}
+	if err := unmount(o.Mountpoint, true); err != nil && !errors.Is(err, unix.EINVAL) {
+		o.Log.Error("cannot unmount", "mountpoint", o.Mountpoint, "err", err)
+	}
+	time.Sleep(replyGrace)
+}
+
+// limitTimeouts keeps operations below the kernel's own limit for a request, beyond which it would abort the mount.
+func limitTimeouts(c *Config, log *slog.Logger) {
+	limit := requestTimeout()
+	if limit == 0 {
+		return
+	}
+	most := max(limit-time.Second, time.Second)
+	for _, t := range []struct {
+		name string
+		d    *time.Duration
+	}{{"operation_timeout", &c.Core.OperationTimeout}, {"generate_timeout", &c.Core.GenerateTimeout}} {
+		if *t.d > most {
+			log.Warn(fmt.Sprintf("%s is limited to %v: beyond sysctl fs.fuse.max_request_timeout (%v) the kernel would abort the mount", t.name, most, limit))
+			*t.d = most
+		}
+	}
+}
+
+// DefaultStateDir is /var/lib/parsecfs for root, and $XDG_STATE_HOME/parsecfs for anybody else.
+func DefaultStateDir() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/var/lib/parsecfs", nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "parsecfs"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", &Error{KindUsage, fmt.Errorf("no place for the state: %w", err), "give --state-dir"}
+	}
+	return filepath.Join(home, ".local", "state", "parsecfs"), nil
+}

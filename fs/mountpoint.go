@@ -1,0 +1,219 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountType is what /proc/mounts shows as the file system's type, and what mount -t takes.
+const mountType = "fuse.parsecfs"
+
+// aliveTimeout is how long a FUSE daemon may take to answer statfs before it counts as alive but stuck.
+const aliveTimeout = 5 * time.Second
+
+// mountEntry is one line of /proc/self/mountinfo.
+type mountEntry struct {
+	dir, kind, source, user string
+}
+
+// mountAt finds the topmost mount on a folder. It asks the kernel's table, not the folder: that could be a dead mount,
+// or a stuck one.
+func mountAt(dir string) (m mountEntry, found bool, err error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return m, false, err
+	}
+	for line := range strings.Lines(string(table)) {
+		if e, ok := parseMountinfo(line); ok && e.dir == dir {
+			m, found = e, true
+		}
+	}
+	return m, found, nil
+}
+
+// parseMountinfo reads one line as proc_pid_mountinfo(5) describes it.
+func parseMountinfo(line string) (m mountEntry, ok bool) {
+	before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+	if !ok {
+		return m, false
+	}
+	f, g := strings.Split(before, " "), strings.Split(after, " ")
+	if len(f) < 6 || len(g) < 2 {
+		return m, false
+	}
+	m = mountEntry{dir: unescapeMountinfo(f[4]), kind: g[0], source: unescapeMountinfo(g[1])}
+	if len(g) > 2 {
+		for o := range strings.SplitSeq(g[2], ",") {
+			if uid, ok := strings.CutPrefix(o, "user_id="); ok {
+				m.user = uid
+			}
+		}
+	}
+	return m, true
+}
+
+// unescapeMountinfo undoes the kernel's \ooo for space, tab, newline and backslash.
+func unescapeMountinfo(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// ResolveMountpoint makes a mountpoint absolute and free of symbolic links, without touching a mount that may be there.
+func ResolveMountpoint(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if abs == "/" {
+		return abs, nil
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", missing(dir, err)
+	}
+	abs = filepath.Join(parent, filepath.Base(abs))
+	if _, found, err := mountAt(abs); err != nil || found {
+		return abs, err
+	}
+	abs, err = filepath.EvalSymlinks(abs)
+	if err != nil {
+		return "", missing(dir, err)
+	}
+	return abs, nil
+}
+
+func missing(dir string, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s does not exist", dir), "mkdir -p " + dir}
+	}
+	return &Error{Kind: KindMountpoint, Err: fmt.Errorf("the mountpoint %s: %w", dir, err)}
+}
+
+// clearMountpoint makes sure that a resolved mountpoint is an empty folder, and detaches dead mounts of our own from it.
+func clearMountpoint(dir string, detached func()) error {
+	for {
+		m, found, err := mountAt(dir)
+		if err != nil {
+			return err
+		}
+		// Below any other file system's root a FUSE mount does no harm, if that root is empty.
+		if !found || m.kind != "fuse" && !strings.HasPrefix(m.kind, "fuse.") {
+			break
+		}
+		whose := ""
+		if m.user != "" && m.user != "0" {
+			whose = " by user " + m.user
+		}
+		switch alive := isAlive(dir); {
+		case alive:
+			hint := "choose another mountpoint, or unmount it first"
+			if m.kind == mountType {
+				hint = "parsecfs unmount " + dir + ", or choose another mountpoint"
+			}
+			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.source, m.kind, whose), hint}
+		case m.kind != mountType:
+			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s holds a dead mount of %s (%s)%s", dir, m.source, m.kind, whose),
+				"fusermount3 -uz " + dir}
+		}
+		if err := unmount(dir, true); err != nil {
+			return &Error{KindMountpoint, fmt.Errorf("cannot detach the dead mount on %s%s: %w", dir, whose, err), "umount -l " + dir + ", as root"}
+		}
+		detached()
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return missing(dir, err)
+	}
+	if !info.IsDir() {
+		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is no directory", dir), "give an empty directory"}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return missing(dir, err)
+	}
+	if len(entries) > 0 {
+		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not empty, and a mount would hide what it holds", dir), "give an empty directory"}
+	}
+	return nil
+}
+
+// isAlive asks the daemon behind a FUSE mount. Attributes would come from the kernel's cache; statfs never does.
+func isAlive(dir string) bool {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Statfs_t
+		answer <- unix.Statfs(dir, &st)
+	}()
+	select {
+	case err := <-answer:
+		return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED)
+	case <-time.After(aliveTimeout):
+		return true
+	}
+}
+
+// Unmount takes a parsecfs off its mountpoint; its daemon then ends by itself.
+func Unmount(dir string) error {
+	dir, err := ResolveMountpoint(dir)
+	if err != nil {
+		return err
+	}
+	m, found, err := mountAt(dir)
+	if err != nil {
+		return err
+	}
+	if !found || m.kind != mountType {
+		what := "nothing"
+		if found {
+			what = m.kind
+		}
+		return &Error{KindMountpoint, fmt.Errorf("no parsecfs is mounted on %s: %s is", dir, what), "grep parsecfs /proc/mounts shows all"}
+	}
+	err = unmount(dir, !isAlive(dir))
+	if errors.Is(err, unix.EBUSY) {
+		return &Error{KindMountpoint, fmt.Errorf("%s is busy: programs have files or their working directory there", dir),
+			"fuser -vm " + dir + " names them; ending the daemon with SIGTERM detaches it all the same"}
+	}
+	if err != nil {
+		return &Error{Kind: KindMountpoint, Err: fmt.Errorf("unmounting %s: %w", dir, err)}
+	}
+	return nil
+}
+
+// unmount is umount2(2) as root and fusermount3 as anybody else. Lazy takes the mount out of the tree at once while
+// open files stay served. Busy is EBUSY.
+func unmount(dir string, lazy bool) error {
+	if os.Geteuid() == 0 {
+		flags := unix.UMOUNT_NOFOLLOW
+		if lazy {
+			flags |= unix.MNT_DETACH
+		}
+		return unix.Unmount(dir, flags)
+	}
+	bin, err := fusermount()
+	if err != nil {
+		return err
+	}
+	args := []string{"-u", "--", dir}
+	if lazy {
+		args = []string{"-u", "-z", "--", dir}
+	}
+	cmd := exec.Command(bin, args...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/bin:/bin"}
+	out, err := cmd.CombinedOutput()
+	text := strings.TrimSpace(string(out))
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(text, "busy"):
+		return unix.EBUSY
+	}
+	return fmt.Errorf("%s: %s", filepath.Base(bin), text)
+}

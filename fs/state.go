@@ -1,0 +1,205 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// StateOptions say where the state lies and how to open it.
+type StateOptions struct {
+	Config   *Config
+	StateDir string // absolute
+	Log      *slog.Logger
+	Step     func(string) // the KIM's, for tests; may be nil
+}
+
+// handoverTimeout is how long a start waits for a daemon that is on its way out.
+const handoverTimeout = 10 * time.Second
+
+// openKIM opens the KIM that no other process holds. One that is ending is waited for, so that unmount and mount can
+// follow each other in a script.
+func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
+	options := kim.Options{
+		Dir:              o.StateDir,
+		Path:             o.Config.SQLite,
+		Default:          o.Config.Core.DefaultProvider,
+		OperationTimeout: o.Config.Core.OperationTimeout,
+		GenerateTimeout:  o.Config.Core.GenerateTimeout,
+		KeysPerUser:      o.Config.Core.KeysPerUser,
+		Log:              o.Log,
+		Step:             o.Step,
+	}
+	for _, p := range o.Config.Providers {
+		options.Providers = append(options.Providers, kim.ProviderConfig{
+			Name: p.Name, Type: p.Type.Name, UID: p.UID, GID: p.GID, Mode: p.Mode,
+			Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+				return p.Type.New(ctx, providers.Config{Name: p.Name, StateDir: dir, Settings: p.Settings, Log: o.Log.With("provider", p.Name)})
+			},
+		})
+	}
+	for deadline := time.Now().Add(handoverTimeout); ; time.Sleep(50 * time.Millisecond) {
+		k, err := kim.Open(ctx, options)
+		if err == nil {
+			return k, nil
+		}
+		// StatusBadState is a state that another process holds.
+		if psa.StatusOf(err) != psa.StatusBadState {
+			return nil, stateError(err)
+		}
+		// A daemon that is ending has closed its control socket before anything else.
+		serving := false
+		if c, err := dial(o.StateDir); err == nil {
+			serving = c.ping() == nil
+			c.close()
+		}
+		if serving || time.Now().After(deadline) || ctx.Err() != nil {
+			return nil, stateError(err)
+		}
+	}
+}
+
+// KeyInfo is a key as keys list shows it.
+type KeyInfo struct {
+	Provider string `json:"provider"`
+	Name     string `json:"name"`
+	State    string `json:"state"`
+	Template string `json:"template"`
+	UID      uint32 `json:"uid"`
+	UUID     string `json:"uuid"`
+}
+
+// ListKeys gives every key of one provider, or of all where provider is empty, in the order of their names. It asks
+// the daemon that holds the state, or opens the state itself.
+func ListKeys(ctx context.Context, o StateOptions, provider string, each func(KeyInfo) error) error {
+	return withState(ctx, o,
+		func(c *client) error {
+			return c.call(request{Command: commandKeys, Provider: provider}, func(r *response) error { return each(*r.Key) })
+		},
+		func(k *kim.KIM) error { return listKeys(ctx, k, provider, each) })
+}
+
+// Backup writes a consistent copy of the state, as a tar.
+func Backup(ctx context.Context, o StateOptions, w io.Writer) error {
+	return withState(ctx, o,
+		func(c *client) error {
+			return c.call(request{Command: commandBackup}, func(r *response) error {
+				_, err := w.Write(r.Data)
+				return err
+			})
+		},
+		func(k *kim.KIM) error { return k.Backup(ctx, w) })
+}
+
+// Restore unpacks a backup into a state directory that holds no KIM yet, and where the configuration keeps the KIM.
+func Restore(ctx context.Context, o StateOptions, r io.Reader) error {
+	var err error
+	if o.Config.SQLite == "" {
+		err = kim.Restore(ctx, o.StateDir, r)
+	} else {
+		err = kim.RestoreTo(ctx, o.StateDir, o.Config.SQLite, r)
+	}
+	if err != nil {
+		return stateError(err)
+	}
+	return nil
+}
+
+// stateError is a failure of the KIM with the hint that it carries.
+func stateError(err error) error { return &Error{KindState, err, psa.HintOf(err)} }
+
+// withState runs one of two functions: remote if a daemon serves the state, else local.
+func withState(ctx context.Context, o StateOptions, remote func(*client) error, local func(*kim.KIM) error) error {
+	c, err := dial(o.StateDir)
+	if err == nil {
+		defer c.close()
+		return remote(c)
+	}
+	if !errors.Is(err, errNoDaemon) {
+		return &Error{Kind: KindState, Err: err}
+	}
+	// Opening would make a new, empty state.
+	if _, err := os.Stat(o.StateDir); err != nil {
+		return &Error{KindState, fmt.Errorf("no state in %s: %w", o.StateDir, err), "give the daemon's --state-dir; the state is made by the first mount"}
+	}
+	k, err := openKIM(ctx, o)
+	if err != nil {
+		return err
+	}
+	err = local(k)
+	return errors.Join(err, k.Close())
+}
+
+// keysPerPage is how many keys are read from the KIM at once.
+const keysPerPage = 1000
+
+func listKeys(ctx context.Context, k *kim.KIM, provider string, each func(KeyInfo) error) error {
+	found := false
+	var names []string
+	for _, p := range k.Providers() {
+		names = append(names, strconv.Quote(p.Name()))
+		if provider != "" && p.Name() != provider {
+			continue
+		}
+		found = true
+		for after := ""; ; {
+			keys, err := p.List(ctx, after, keysPerPage)
+			if err != nil {
+				return err
+			}
+			if len(keys) == 0 {
+				break
+			}
+			for _, key := range keys {
+				err := each(KeyInfo{p.Name(), key.Name, string(key.State), key.Template, key.UID, formatUUID(key.ID)})
+				if err != nil {
+					return err
+				}
+				after = key.Name
+			}
+		}
+	}
+	if !found && provider != "" {
+		return fmt.Errorf("no provider %q; there are: %s", provider, joinNames(names))
+	}
+	return nil
+}
+
+func joinNames(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	s := names[0]
+	for _, n := range names[1:] {
+		s += ", " + n
+	}
+	return s
+}
+
+// formatUUID is RFC 9562's text form.
+func formatUUID(id [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+}
+
+// controlName is the control socket's name below the state directory.
+const controlName = "control.sock"
+
+// openStateDir opens the state directory, so that the socket can be reached by a short name whatever its path: an
+// address holds 108 bytes.
+func openStateDir(dir string) (*os.File, string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, "", err
+	}
+	return d, filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), controlName), nil
+}

@@ -1,0 +1,182 @@
+// Command parsecfs mounts keys as files. See parsecfs help.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parsecfs/parsecfs/fs"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/software"
+)
+
+// registry names the back ends that this program is built with.
+var registry = providers.Registry{software.Type}
+
+// testOnlyStep is called at each step of the journal where a test ends the daemon; it is nil in the program.
+var testOnlyStep func(step string)
+
+// Exit statuses. A number is never used for something else; 2 is left out, because a Go panic ends with it.
+const (
+	exitOK         = 0
+	exitFailure    = 1
+	exitUsage      = 3
+	exitConfig     = 4
+	exitMountpoint = 5
+	exitFUSE       = 6
+	exitState      = 7
+)
+
+var exitCodes = map[fs.Kind]int{
+	fs.KindOther:      exitFailure,
+	fs.KindUsage:      exitUsage,
+	fs.KindConfig:     exitConfig,
+	fs.KindMountpoint: exitMountpoint,
+	fs.KindFUSE:       exitFUSE,
+	fs.KindState:      exitState,
+}
+
+func main() {
+	ready, err := inheritReady()
+	if err == nil {
+		err = run(os.Args, ready)
+	}
+	if err == nil {
+		os.Exit(exitOK)
+	}
+	printError(os.Stderr, err)
+	ready.fail(err)
+	os.Exit(exitCode(os.Args, err))
+}
+
+// run runs the command line argv, whose first word is the program's name.
+func run(argv []string, ready *readyPipe) error {
+	args := argv[1:]
+	if translated, ok, err := mountHelper(argv); err != nil {
+		return err
+	} else if ok {
+		args = translated
+	}
+	root := rootCommand(ready)
+	root.SetArgs(args)
+	return root.Execute()
+}
+
+func rootCommand(ready *readyPipe) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "parsecfs",
+		Short:         "Keys as files: every key is a directory, every operation is a file",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          positional(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: cmd.CommandPath() + " --help"}
+	})
+	root.AddCommand(mountCommand(ready), unmountCommand(), checkConfigCommand(), keysCommand(), stateCommand(), versionCommand())
+	return root
+}
+
+// positional makes a wrong number of arguments an error of the command line, with the line that would be right.
+func positional(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			hint := cmd.UseLine()
+			if cmd.HasSubCommands() {
+				hint = cmd.CommandPath() + " --help"
+			}
+			return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: hint}
+		}
+		return nil
+	}
+}
+
+// group is a command that only has subcommands.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: positional(cobra.NoArgs), RunE: func(cmd *cobra.Command, _ []string) error {
+		return cmd.Help()
+	}}
+	c.AddCommand(commands...)
+	return c
+}
+
+// printError writes one line for each failure, and a hint line where there is something to do about it.
+func printError(w io.Writer, err error) {
+	e, ok := errors.AsType[*fs.Error](err)
+	if !ok {
+		fmt.Fprintf(w, "parsecfs: %v\n", err)
+		return
+	}
+	if joined, ok := e.Err.(interface{ Unwrap() []error }); ok {
+		for _, one := range joined.Unwrap() {
+			fmt.Fprintf(w, "parsecfs: %v\n", one)
+			if p, ok := errors.AsType[*fs.Problem](one); ok && p.Hint != "" {
+				fmt.Fprintf(w, "hint: %s\n", p.Hint)
+			}
+		}
+	} else {
+		fmt.Fprintf(w, "parsecfs: %v\n", err)
+	}
+	if e.Hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", e.Hint)
+	}
+}
+
+// printWarnings writes a configuration's settings that mean nothing here.
+func printWarnings(w io.Writer, warnings []*fs.Problem) {
+	for _, p := range warnings {
+		fmt.Fprintf(w, "parsecfs: warning: %v: %s\n", p, p.Hint)
+	}
+}
+
+// exitCode is the status for an error; mount(8) has numbers of its own for its helpers.
+func exitCode(argv []string, err error) int {
+	kind := fs.KindOther
+	if e, ok := errors.AsType[*fs.Error](err); ok {
+		kind = e.Kind
+	}
+	if isMountHelper(argv) {
+		if kind == fs.KindUsage {
+			return 1
+		}
+		return 32
+	}
+	return exitCodes[kind]
+}
+
+// stateFlags are the flags of every command that needs the state.
+type stateFlags struct{ config, stateDir string }
+
+func (f *stateFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.config, "config", "", "configuration `FILE` (default: one software provider)")
+	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "`DIR` that keeps keys and sockets (default /var/lib/parsecfs, for users $XDG_STATE_HOME/parsecfs)")
+}
+
+// load reads the configuration, tells its warnings on w, and makes the state directory absolute.
+func (f *stateFlags) load(w io.Writer) (c *fs.Config, stateDir string, err error) {
+	if f.config == "" {
+		c, err = fs.DefaultConfig(registry)
+	} else {
+		var warnings []*fs.Problem
+		c, warnings, err = fs.LoadConfig(f.config, registry)
+		printWarnings(w, warnings)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	stateDir = f.stateDir
+	if stateDir == "" {
+		if stateDir, err = fs.DefaultStateDir(); err != nil {
+			return nil, "", err
+		}
+	}
+	stateDir, err = filepath.Abs(stateDir)
+	return c, stateDir, err
+}

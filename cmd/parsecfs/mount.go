@@ -1,0 +1,87 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/fs"
+)
+
+func mountCommand(ready *readyPipe) *cobra.Command {
+	var flags stateFlags
+	var inBackground bool
+	var options []string
+	cmd := &cobra.Command{
+		Use:   "mount [--config FILE] [--state-dir DIR] [--background] [-o OPT,...] [MOUNTPOINT]",
+		Short: "Mount the tree, and serve it until SIGTERM or SIGINT",
+		Long: `Mount the tree, and serve it until SIGTERM or SIGINT, which drain, unmount and exit with 0. A second signal gives
+up draining. Without --config there is one software provider named "software", and everything is kept in the state
+directory. MOUNTPOINT may stand in the configuration instead. A dead mount in the way is detached.
+
+Options of -o, as mount(8) and fstab(5) give them:
+` + optionsHelp(),
+		DisableFlagsInUseLine: true,
+		Args:                  positional(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var m mountSettings
+			if err := m.parseOptions(options); err != nil {
+				return err
+			}
+			if m.config != "" {
+				flags.config = m.config
+			}
+			if m.stateDir != "" {
+				flags.stateDir = m.stateDir
+			}
+			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if m.dropbox != nil {
+				config.Mount.Dropbox = *m.dropbox
+			}
+			dir := config.Mount.Path
+			if len(args) == 1 {
+				dir = args[0]
+			}
+			if dir == "" {
+				return &fs.Error{Kind: fs.KindUsage, Err: errors.New("no mountpoint"), Hint: "parsecfs mount MOUNTPOINT, or path in [mount] of the configuration"}
+			}
+			if inBackground && ready == nil {
+				return background(stateDir, dir, cmd.ErrOrStderr())
+			}
+			mountpoint, err := fs.ResolveMountpoint(dir)
+			if err != nil {
+				return err
+			}
+			stop := make(chan os.Signal, 2)
+			// A terminal that goes away must not leave a dead mount, nor must a reader of stderr that does.
+			signal.Notify(stop, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+			signal.Ignore(unix.SIGPIPE)
+			return fs.Run(cmd.Context(), fs.MountOptions{
+				Config:     config,
+				StateDir:   stateDir,
+				Mountpoint: mountpoint,
+				NeedOthers: m.allowOther,
+				Version:    version(),
+				Log:        slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: config.Core.LogLevel})),
+				Ready: func() {
+					fmt.Fprintf(cmd.ErrOrStderr(), "parsecfs: mounted on %s\n", dir)
+					ready.done()
+				},
+				Stop: stop,
+				Step: testOnlyStep,
+			})
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVar(&inBackground, "background", false, "return once mounted; the daemon logs to parsecfs.log in the state directory")
+	cmd.Flags().StringArrayVarP(&options, "options", "o", nil, "mount `OPT`ions, separated by commas")
+	return cmd
+}

@@ -1,0 +1,261 @@
+package kim_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/software"
+)
+
+var ctx = context.Background()
+
+func softwareConfig(name string) kim.ProviderConfig {
+	return kim.ProviderConfig{Name: name, Type: software.Type.Name, Mode: 0o755,
+		Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+			return software.Type.New(ctx, providers.Config{Name: name, StateDir: dir})
+		}}
+}
+
+func open(t *testing.T, o kim.Options) *kim.KIM {
+	t.Helper()
+	k, err := kim.Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+// generate makes a key by its template.
+func generate(t *testing.T, k *kim.KIM, p *kim.Provider, name, template string) kim.Key {
+	t.Helper()
+	key, err := p.CreateDraft(ctx, name, 1000, 1000, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := psa.ParseTemplate(template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Generate(ctx, key.Number, 1000, template, a, nil); err != nil {
+		t.Fatal(err)
+	}
+	if key, err = k.Key(ctx, key.Number); err != nil || key.State != kim.Ready {
+		t.Fatalf("%+v, %v", key, err)
+	}
+	return key
+}
+
+// do is one operation.
+func do(k *kim.KIM, number int64, op psa.Op, data []byte) (map[string][]byte, error) {
+	run, err := k.Begin(ctx, number, 1000, op)
+	if err != nil {
+		return nil, err
+	}
+	defer run.Abort()
+	if _, err := run.Write(data); err != nil {
+		return nil, err
+	}
+	result, err := run.Finish(ctx)
+	return result.Outputs, err
+}
+
+// signs makes a signature with an ECDSA key over P-256 and checks it.
+func signs(k *kim.KIM, key kim.Key) error {
+	message := []byte("a message for " + key.Name)
+	o, err := do(k, key.Number, psa.Op{Operation: psa.Sign, Algorithm: psa.ECDSA(psa.SHA256)}, message)
+	if err != nil {
+		return err
+	}
+	der, err := psa.ECDSARawToDER(o["signature"])
+	if err != nil {
+		return err
+	}
+	public, err := x509.ParsePKIXPublicKey(key.Public)
+	if err != nil {
+		return err
+	}
+	if sum := sha256.Sum256(message); !ecdsa.VerifyASN1(public.(*ecdsa.PublicKey), sum[:], der) {
+		return errors.New("the signature is not valid")
+	}
+	return nil
+}
+
+var gcm = psa.Op{Algorithm: psa.GCM, Limit: 1 << 20}
+
+const kept = "kept since this store was made"
+
+// makeStore fills a new state directory with all that a store can hold.
+func makeStore(t *testing.T, dir string) {
+	k, err := kim.Open(ctx, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := k.Default()
+	ec := generate(t, k, p, "ec", "ecdsa-p256-sha256")
+	forever := generate(t, k, p, "temporary", "ecdsa-p256-sha256")
+	aes := generate(t, k, p, "aes", "aes-256-gcm")
+	mode := uint32(0o660)
+	draft, err := p.CreateDraft(ctx, "draft", 1001, 1001, 0o700)
+	errs := []error{err,
+		k.Rename(ctx, forever.Number, "forever"),
+		k.SetAllowDestroy(ctx, forever.Number, false),
+		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
+		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage}),
+	}
+	_, err = k.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../providers/software/keys/ec"})
+	errs = append(errs, err)
+	op := gcm
+	op.Operation = psa.Encrypt
+	sealed, err := do(k, aes.Number, op, []byte(kept))
+	errs = append(errs, err, k.Close(), os.WriteFile(filepath.Join(dir, "aes.sealed"), append(sealed["nonce"], sealed["ciphertext"]...), 0o600))
+	// What a crash leaves: a key half made and one half destroyed.
+	s, err := kim.OpenSQLite(ctx, filepath.Join(dir, "kim.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	half, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number(), Name: "half-made"})
+	errs = append(errs, err)
+	var h providers.Handle
+	rand.Read(h[:])
+	_, err = s.BeginCreate(ctx, half.Number, h, ec.Template, ec.Attributes, kim.Generated)
+	errs = append(errs, err)
+	half, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number(), Name: "half-destroyed"})
+	errs = append(errs, err)
+	rand.Read(h[:])
+	_, err = s.BeginCreate(ctx, half.Number, h, ec.Template, ec.Attributes, kim.Generated)
+	errs = append(errs, err, s.FinishCreate(ctx, half.Number, ec.Public, nil))
+	_, err = s.BeginDestroy(ctx, half.Number)
+	errs = append(errs, err, s.Close())
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"lock", "kim.sqlite3.lock"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestOldStores opens a store of every schema that was ever written, with keys that must still work. Where the newest
+// schema has none yet the test makes it, to be committed.
+func TestOldStores(t *testing.T) {
+	s, err := kim.OpenSQLite(ctx, filepath.Join(t.TempDir(), "kim.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest := filepath.Join("testdata/stores", strconv.Itoa(s.Schema()))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(newest); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(newest), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		makeStore(t, newest)
+		t.Fatalf("made %s: commit it", newest)
+	}
+	dirs, err := filepath.Glob("testdata/stores/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range dirs {
+		t.Run(filepath.Base(from), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			// git keeps no modes.
+			if err := os.Chmod(filepath.Join(dir, "wrapping.key"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+			checkStore(t, k, dir)
+			if info, err := os.Stat(filepath.Join(dir, "kim.sqlite3")); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("the KIM's mode: %v, %v", info.Mode(), err)
+			}
+		})
+	}
+}
+
+func checkStore(t *testing.T, k *kim.KIM, dir string) {
+	p := k.Default()
+	if p == nil || p.Name() != "software" || p.Status(ctx) != "ready" {
+		t.Fatalf("default provider: %v", p)
+	}
+	list, err := p.List(ctx, "", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]kim.State{}
+	for _, key := range list {
+		found[key.Name] = key.State
+	}
+	want := map[string]kim.State{"aes": kim.Ready, "draft": kim.Draft, "ec": kim.Ready, "forever": kim.Ready, "half-made": kim.Draft}
+	for name, state := range want {
+		if found[name] != state {
+			t.Errorf("%s is %q, want %q", name, found[name], state)
+		}
+	}
+	if len(found) != len(want) {
+		t.Errorf("found %v", found)
+	}
+	for _, name := range []string{"ec", "forever"} {
+		key, err := p.Lookup(ctx, name)
+		if err == nil {
+			err = signs(k, key)
+		}
+		if err != nil || key.UID != 1000 || key.Template != "ecdsa-p256-sha256" || key.Origin != kim.Generated {
+			t.Errorf("%s: %v", name, err)
+		}
+		if name == "forever" {
+			if err := k.Destroy(ctx, key.Number, 1000); psa.StatusOf(err) != psa.StatusNotPermitted {
+				t.Errorf("destroying a key that is kept for ever: %v", err)
+			}
+			continue
+		}
+		if i, ok, err := k.Inode(ctx, uint64(key.Number)*256+16); err != nil || !ok || i.Mode == nil || *i.Mode != 0o660 {
+			t.Errorf("the mode of sign: %+v, %v", i, err)
+		}
+	}
+	if a, err := k.Alias(ctx, "web"); err != nil || a.Target != "../providers/software/keys/ec" {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if draft, err := p.Lookup(ctx, "draft"); err != nil || draft.Template != "ed25519" || draft.Attributes.Bits != 255 || draft.UID != 1001 {
+		t.Errorf("%+v, %v", draft, err)
+	}
+	sealed, err := os.ReadFile(filepath.Join(dir, "aes.sealed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	aes, err := p.Lookup(ctx, "aes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := gcm
+	op.Operation, op.Inputs = psa.Decrypt, map[string][]byte{"nonce": sealed[:12]}
+	o, err := do(k, aes.Number, op, sealed[12:])
+	if err != nil || !bytes.Equal(o["plaintext"], []byte(kept)) {
+		t.Errorf("decrypted %q, %v", o["plaintext"], err)
+	}
+}

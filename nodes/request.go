@@ -423,6 +423,9 @@ func (f *feed) write(ctx context.Context, name string, p []byte) error {
 	most := f.limit + tagMost
 	if whole := f.main().whole; whole != 0 {
 		most = whole
+		if f.r.row.inputs[0].lead && !f.r.parted {
+			most += signatureMost
+		}
 	}
 	// the bound is on what waits here; the run has its own
 	wait := int64(len(f.buf) + len(p))

@@ -1,0 +1,353 @@
+package main
+
+import (
+	"bytes"
+	"crypto"
+	_ "crypto/sha256"
+	_ "crypto/sha512"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// line is one line of a mounted capabilities file, to be held to what it says.
+type line struct {
+	psa.Capability
+	t    *testing.T
+	dir  string // the key's directory
+	temp string
+}
+
+// TestEveryLineOfCapabilities makes a key by every line and does all that the line names, with OpenSSL as the judge.
+// The short form generates one RSA key of each size, and imports the others.
+func TestEveryLineOfCapabilities(t *testing.T) {
+	requireFUSE(t)
+	for _, store := range stores(t) {
+		t.Run(store.name, func(t *testing.T) {
+			m := mountParsecfs(t, mountOptions{Config: store.config})
+			provider := filepath.Join(m.Dir, "providers/p")
+			b, err := os.ReadFile(filepath.Join(provider, "capabilities"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+			if lines[0] != psa.CapabilitiesHeader || len(lines) < 4 {
+				t.Fatalf("%q", lines[0])
+			}
+			if !slices.IsSorted(lines[1:]) {
+				t.Error("the lines are not sorted")
+			}
+			temp := t.TempDir()
+			generated := map[int]bool{}
+			for i, text := range lines[1:] {
+				t.Run(strings.ReplaceAll(strings.ReplaceAll(text, "\t", " "), "/", "-"), func(t *testing.T) {
+					c, err := psa.ParseCapability(text)
+					if err != nil {
+						t.Fatal(err)
+					}
+					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i))}
+					if c.Has(psa.Random) {
+						l.random(filepath.Join(provider, "random"))
+						return
+					}
+					if c.Has(psa.Generate) && (long() || !c.Type.IsRSA() || !generated[c.Bits]) {
+						generated[c.Bits] = true
+						l.generate()
+						l.operations()
+						l.remove()
+					}
+					if c.Has(psa.Import) {
+						key := l.imported()
+						l.operations()
+						l.exported(key)
+						l.remove()
+					}
+				})
+			}
+		})
+	}
+}
+
+func (l *line) must(err error) {
+	l.t.Helper()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *line) path(file string) string { return filepath.Join(l.dir, file) }
+
+func (l *line) remove() {
+	l.t.Helper()
+	l.must(os.Remove(l.dir))
+}
+
+func (l *line) random(path string) {
+	a, err := os.ReadFile(path)
+	l.must(err)
+	b, err := os.ReadFile(path)
+	l.must(err)
+	if len(a) != 64<<10 || bytes.Equal(a, b) {
+		l.t.Errorf("random gave %d bytes, equal to the next: %v", len(a), bytes.Equal(a, b))
+	}
+}
+
+func (l *line) generate() {
+	l.t.Helper()
+	l.must(os.Mkdir(l.dir, 0o755))
+	l.must(writeOnce(l.path("generate"), []byte(l.Template+"\n")))
+}
+
+// imported brings in a key that OpenSSL made, and gives it.
+func (l *line) imported() []byte {
+	l.t.Helper()
+	key := l.material()
+	l.must(os.Mkdir(l.dir, 0o755))
+	usage := l.Attributes().Usage
+	if l.Has(psa.Export) {
+		usage |= psa.UsageExport
+	}
+	attributes := fmt.Sprintf("template = %q\nkey_type = %q\nusage = [%s]\n", l.template(), l.Type, quoted(usage.Names()))
+	l.must(writeOnce(l.path("attributes"), []byte(attributes)))
+	l.must(writeOnce(l.path("import"), key))
+	return key
+}
+
+// template is that of the pair, which takes a public key alone too.
+func (l *line) template() string {
+	if l.Template != "" {
+		return l.Template
+	}
+	return psa.Attributes{Type: l.Type.KeyPair(), Bits: l.Bits, Algorithm: l.Algorithm}.Template()
+}
+
+func quoted(words []string) string {
+	for i, w := range words {
+		words[i] = fmt.Sprintf("%q", w)
+	}
+	return strings.Join(words, ", ")
+}
+
+// material is a key of the line's type, made once by openssl.
+func (l *line) material() []byte {
+	l.t.Helper()
+	file := filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		switch {
+		case l.Type.IsRSA():
+			l.openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", fmt.Sprint("rsa_keygen_bits:", l.Bits), "-out", file)
+		case l.Algorithm == psa.PureEdDSA:
+			l.openssl("genpkey", "-algorithm", "ed25519", "-out", file)
+		case l.Type.IsECC():
+			l.openssl("genpkey", "-algorithm", "EC", "-pkeyopt", fmt.Sprint("ec_paramgen_curve:P-", l.Bits), "-out", file)
+		default:
+			l.openssl("rand", "-out", file, fmt.Sprint(l.Bits/8))
+		}
+	}
+	if l.Type.IsPublicKey() {
+		l.openssl("pkey", "-in", file, "-pubout", "-out", file+".pub")
+		file += ".pub"
+	}
+	b, err := os.ReadFile(file)
+	l.must(err)
+	return b
+}
+
+func (l *line) openssl(args ...string) {
+	l.t.Helper()
+	if out, err := exec.Command("openssl", args...).CombinedOutput(); err != nil {
+		l.t.Fatalf("openssl %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// ask is one transaction on one descriptor.
+func ask(path string, request ...[]byte) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for _, part := range request {
+		if _, err := f.Write(part); err != nil {
+			return nil, err
+		}
+	}
+	var answer bytes.Buffer
+	_, err = answer.ReadFrom(f)
+	return answer.Bytes(), err
+}
+
+func (l *line) ask(file string, request ...[]byte) []byte {
+	l.t.Helper()
+	b, err := ask(l.path(file), request...)
+	if err != nil {
+		l.t.Fatalf("%s: %v", file, err)
+	}
+	return b
+}
+
+// hash is the one that the line's keys sign messages with.
+func (l *line) hash() (crypto.Hash, string) {
+	a, err := l.Attributes().Resolve(psa.Sign, 0)
+	l.must(err)
+	h, _ := a.CryptoHash()
+	return h, map[crypto.Hash]string{crypto.SHA256: "-sha256", crypto.SHA384: "-sha384", crypto.SHA512: "-sha512"}[h]
+}
+
+// operations does all that the line names beside generate, import and export.
+func (l *line) operations() {
+	t := l.t
+	t.Helper()
+	message := []byte("a message for " + l.String())
+	for _, op := range l.Operations {
+		switch op {
+		case psa.ExportPublic:
+			l.public()
+		case psa.Sign:
+			l.opensslVerifies(message, l.ask("sign", message))
+		case psa.SignHash:
+			l.opensslVerifies(message, l.ask("sign_hash", l.digest(message)))
+		case psa.Verify:
+			l.verifies("verify", message, message)
+		case psa.VerifyHash:
+			l.verifies("verify_hash", message, l.digest(message))
+		case psa.Encrypt:
+			sealed := l.ask("encrypt", message)
+			if plain := l.ask("decrypt", sealed); !bytes.Equal(plain, message) {
+				t.Errorf("decrypted %q", plain)
+			}
+			sealed[len(sealed)-1] ^= 1
+			if plain, err := ask(l.path("decrypt"), sealed); err == nil || len(plain) > 0 {
+				t.Errorf("decrypted what was tampered with: %q", plain)
+			}
+		case psa.Generate, psa.Import, psa.Export, psa.Decrypt: // done by their callers, and with Encrypt
+		default:
+			t.Errorf("nothing here tries %s", op)
+		}
+	}
+}
+
+func (l *line) digest(message []byte) []byte {
+	h, _ := l.hash()
+	sum := h.New()
+	sum.Write(message)
+	return sum.Sum(nil)
+}
+
+// public is the key's own file with its public key.
+func (l *line) public() string {
+	l.t.Helper()
+	b, err := os.ReadFile(l.path("public.pem"))
+	l.must(err)
+	block, _ := pem.Decode(b)
+	if block == nil {
+		l.t.Fatalf("public.pem holds %q", b)
+	}
+	_, err = x509.ParsePKIXPublicKey(block.Bytes)
+	l.must(err)
+	der, err := os.ReadFile(l.path("public.der"))
+	l.must(err)
+	if !bytes.Equal(der, block.Bytes) {
+		l.t.Error("public.der and public.pem differ")
+	}
+	return l.path("public.pem")
+}
+
+func (l *line) file(name string, b []byte) string {
+	l.t.Helper()
+	path := filepath.Join(l.temp, name)
+	l.must(os.WriteFile(path, b, 0o600))
+	return path
+}
+
+// pss are the options of openssl dgst for PSS as PSA has it: the salt is as long as the hash.
+func (l *line) pss() []string {
+	if l.Algorithm.IsRSAPSS() {
+		return []string{"-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:digest"}
+	}
+	return nil
+}
+
+func (l *line) opensslVerifies(message, signature []byte) {
+	l.t.Helper()
+	m, s := l.file("message", message), l.file("signature", signature)
+	if l.Algorithm == psa.PureEdDSA {
+		l.openssl("pkeyutl", "-verify", "-pubin", "-inkey", l.public(), "-rawin", "-in", m, "-sigfile", s)
+		return
+	}
+	_, name := l.hash()
+	l.openssl(append(append([]string{"dgst", name}, l.pss()...), "-verify", l.public(), "-signature", s, m)...)
+}
+
+// verifies has the key judge a signature: its own, or OpenSSL's where it cannot sign.
+func (l *line) verifies(file string, message, request []byte) {
+	l.t.Helper()
+	var signature []byte
+	if l.Has(psa.Sign) {
+		signature = l.ask("sign", message)
+	} else if !l.Type.IsPublicKey() {
+		l.t.Fatalf("the line verifies and does not sign: %s", l)
+	} else {
+		signature = l.opensslSigns(message)
+	}
+	if answer := l.ask(file, signature, request); string(answer) != "valid\n" {
+		l.t.Errorf("%s said %q", file, answer)
+	}
+	request = slices.Clone(request)
+	request[0] ^= 1
+	if answer, err := ask(l.path(file), signature, request); err == nil || len(answer) > 0 {
+		l.t.Errorf("%s of another message said %q", file, answer)
+	}
+}
+
+func (l *line) opensslSigns(message []byte) []byte {
+	l.t.Helper()
+	key := filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
+	m, s := l.file("message", message), filepath.Join(l.temp, "signature")
+	if l.Algorithm == psa.PureEdDSA {
+		l.openssl("pkeyutl", "-sign", "-inkey", key, "-rawin", "-in", m, "-out", s)
+	} else {
+		_, name := l.hash()
+		l.openssl(append(append([]string{"dgst", name}, l.pss()...), "-sign", key, "-out", s, m)...)
+	}
+	b, err := os.ReadFile(s)
+	l.must(err)
+	return b
+}
+
+// exported compares what comes out with what went in; a key without the EXPORT flag has no such file.
+func (l *line) exported(key []byte) {
+	l.t.Helper()
+	if !l.Has(psa.Export) {
+		if _, err := os.Stat(l.path("export")); !errors.Is(err, os.ErrNotExist) {
+			l.t.Errorf("export without the flag: %v", err)
+		}
+		return
+	}
+	if !l.Type.IsAsymmetric() {
+		if got := l.ask("export", []byte("raw")); !bytes.Equal(got, key) {
+			l.t.Error("another key came out")
+		}
+		return
+	}
+	// The same key may be spelled in two ways, so OpenSSL spells both.
+	spell := func(b []byte) []byte {
+		path := l.file("spell", b)
+		l.openssl("pkey", "-in", path, "-outform", "DER", "-out", path+".der")
+		der, err := os.ReadFile(path + ".der")
+		l.must(err)
+		return der
+	}
+	if !bytes.Equal(spell(l.ask("export", []byte("pkcs8"))), spell(key)) {
+		l.t.Error("another key came out")
+	}
+}

@@ -20,8 +20,8 @@ type queue struct {
 	mu      sync.Mutex
 	running int
 	waiting int
-	stuck   int                 // running, but nobody waits for their result any more
-	turns   []uint32            // the uids that wait, the next first
+	stuck   int                  // running, but nobody waits for their result any more
+	turns   []uint32             // the uids that wait, the next first
 	users   map[uint32][]*waiter // their calls, the oldest first
 }
 
@@ -151,13 +151,12 @@ func call[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Dura
 	gone := make(chan struct{})
 	go func() {
 		value, err := recovering(ctx, p, f)
+		p.queue.leave()
 		select {
 		case done <- reply[T]{value, err}:
-			p.queue.leave()
 			return
 		case <-gone:
 		}
-		p.queue.leave()
 		p.queue.addStuck(-1)
 		p.log.Warn("a provider finished a call that nobody waits for any more", "err", err)
 		late(value, err)

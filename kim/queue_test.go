@@ -1,0 +1,190 @@
+package kim
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+func queued(width, length int) *Provider {
+	return &Provider{config: ProviderConfig{Name: "p"}, log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1), queue: queue{width: width, length: length}}
+}
+
+// waitFor is for states that have no event: it yields until the goroutine under test has come to its wait.
+func waitFor(t *testing.T, q *queue, reached func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		q.mu.Lock()
+		ok := reached()
+		q.mu.Unlock()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the queue never came to the state")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestQueueTakesTurns: a user with many calls does not keep another from its first.
+func TestQueueTakesTurns(t *testing.T) {
+	ctx := context.Background()
+	p := queued(1, 100)
+	if err := p.queue.enter(ctx, 9); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var order []uint32
+	var wg sync.WaitGroup
+	for i, uid := range []uint32{1, 1, 1, 1, 2, 2, 3} {
+		wg.Go(func() {
+			if err := p.queue.enter(ctx, uid); err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			order = append(order, uid)
+			mu.Unlock()
+			p.queue.leave()
+		})
+		waitFor(t, &p.queue, func() bool { return p.queue.waiting == i+1 })
+	}
+	p.queue.leave()
+	wg.Wait()
+	if want := []uint32{1, 2, 3, 1, 2, 1, 1}; !slices.Equal(order, want) {
+		t.Errorf("turns: %v, want %v", order, want)
+	}
+	if q := &p.queue; q.running != 0 || q.waiting != 0 || len(q.turns) != 0 || len(q.users) != 0 {
+		t.Errorf("left in the queue: %d %d %v %v", q.running, q.waiting, q.turns, q.users)
+	}
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	p := queued(1, 2)
+	if err := p.queue.enter(context.Background(), 1); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Go(func() {
+			if err := p.queue.enter(ctx, 1); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+		waitFor(t, &p.queue, func() bool { return p.queue.waiting == i+1 })
+	}
+	if err := p.queue.enter(ctx, 2); psa.StatusOf(err) != psa.StatusQueueFull {
+		t.Errorf("a third one: %v", err)
+	}
+	_, err := call(ctx, p, 2, time.Minute, func(context.Context) (int, error) { return 1, nil }, func(int, error) {})
+	if psa.StatusOf(err) != psa.StatusQueueFull || begun(err) || unknown(err) {
+		t.Errorf("a call: %v", err)
+	}
+	cancel()
+	wg.Wait()
+	p.queue.leave()
+	if q := &p.queue; q.running != 0 || q.waiting != 0 {
+		t.Errorf("left in the queue: %d %d", q.running, q.waiting)
+	}
+}
+
+// TestStuckCallKeepsItsPlace: who waits is told in time, the next one waits for the device all the same.
+func TestStuckCallKeepsItsPlace(t *testing.T) {
+	ctx := context.Background()
+	p := queued(1, 10)
+	release, late := make(chan struct{}), make(chan int, 1)
+	_, err := call(ctx, p, 1, 10*time.Millisecond, func(context.Context) (int, error) {
+		<-release
+		return 7, nil
+	}, func(v int, err error) { late <- v })
+	if psa.StatusOf(err) != psa.StatusTimeout || !isStuck(err) || !unknown(err) || p.queue.stuckCalls() != 1 {
+		t.Fatalf("%v, %d stuck", err, p.queue.stuckCalls())
+	}
+	_, err = call(ctx, p, 2, 10*time.Millisecond, func(context.Context) (int, error) { return 8, nil }, func(int, error) {})
+	if psa.StatusOf(err) != psa.StatusTimeout || begun(err) || unknown(err) {
+		t.Fatalf("a call behind a stuck one: %v", err)
+	}
+	close(release)
+	if v := <-late; v != 7 || p.queue.stuckCalls() != 0 {
+		t.Fatalf("late: %d, %d stuck", v, p.queue.stuckCalls())
+	}
+	if v, err := call(ctx, p, 2, time.Minute, func(context.Context) (int, error) { return 8, nil }, func(int, error) {}); v != 8 || err != nil {
+		t.Fatalf("%d, %v", v, err)
+	}
+}
+
+func TestPanicIsAnError(t *testing.T) {
+	p := queued(0, 10)
+	_, err := call(context.Background(), p, 1, time.Minute, func(context.Context) (int, error) { panic("secret") }, func(int, error) {})
+	if psa.StatusOf(err) != psa.StatusGenericError || !unknown(err) || !begun(err) {
+		t.Fatal(err)
+	}
+	if p.queue.running != 0 {
+		t.Errorf("%d running", p.queue.running)
+	}
+}
+
+// closing is a key that counts its closes.
+type closing struct{ closed *int }
+
+func (k closing) Attributes() psa.Attributes                     { return psa.Attributes{} }
+func (k closing) Public() []byte                                 { return nil }
+func (k closing) Begin(context.Context, psa.Op) (psa.Run, error) { return nil, errors.New("none") }
+func (k closing) Close() error                                   { *k.closed++; return nil }
+
+// TestOpenKeysAreBounded: keys in use stay open whatever the bound, the others up to it; each is closed once.
+func TestOpenKeysAreBounded(t *testing.T) {
+	o := newOpenKeys(2)
+	var opened, closed int
+	p := queued(0, 1)
+	use := func(n int64) *openKey {
+		t.Helper()
+		e, err := o.use(n, func(e *openKey) error {
+			opened++
+			e.key, e.provider = closing{&closed}, p
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	held := []*openKey{use(1), use(2), use(3), use(4)}
+	if opened != 4 || closed != 0 {
+		t.Fatalf("%d opened, %d closed", opened, closed)
+	}
+	for _, e := range held {
+		o.release(e)
+	}
+	if closed != 2 {
+		t.Fatalf("%d closed", closed)
+	}
+	o.release(use(4))
+	if opened != 4 {
+		t.Error("an open key was opened again")
+	}
+	a, b := use(4), use(4)
+	o.destroyed(4)
+	if !a.gone.Load() || closed != 2 {
+		t.Fatalf("gone: %v, %d closed", a.gone.Load(), closed)
+	}
+	o.release(a)
+	o.release(b)
+	if closed != 3 {
+		t.Fatalf("%d closed", closed)
+	}
+	if _, err := o.use(9, func(*openKey) error { return psa.Errorf(psa.StatusDoesNotExist, "no") }); err == nil {
+		t.Fatal("a key that does not open was given")
+	}
+	if err := o.close(); err != nil || opened != closed || len(o.all) != 0 {
+		t.Fatalf("%d opened, %d closed, %v", opened, closed, err)
+	}
+}

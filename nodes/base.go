@@ -248,6 +248,12 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	if err := b.attr(ctx, &out.Attr); err != nil {
 		return nil, errnoOf(err)
 	}
+	if f, ok := n.(*stagedFile); ok {
+		out.SetAttrTimeout(fleeting)
+		if f.row.present != nil {
+			out.SetEntryTimeout(fleeting) // a draft's files go when it is a key
+		}
+	}
 	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
 }
 

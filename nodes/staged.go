@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -42,8 +43,6 @@ type stage struct {
 	// again: what comes after belongs to the same text, and the whole is read anew; else only white space and PEM
 	// blocks that are no key may follow.
 	again bool
-	// change: the key is another one afterwards, with other files.
-	change bool
 }
 
 // stagedFile is text that takes input.
@@ -197,7 +196,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	}
 	a := &application{off: off, data: append([]byte(nil), data...), finished: make(chan struct{})}
 	h.last = a
-	go h.run(a, apply, s.change)
+	go h.run(a, apply)
 	return a, nil
 }
 
@@ -235,13 +234,10 @@ func (h *stagedHandle) spoil(err error) error {
 }
 
 // run applies in a goroutine of its own: an interrupted WRITE must not end the creation of a key.
-func (h *stagedHandle) run(a *application, apply func(context.Context) error, change bool) {
+func (h *stagedHandle) run(a *application, apply func(context.Context) error) {
 	defer h.n.t.running.Done()
 	defer close(a.finished)
 	a.err = h.n.t.guard(h.n.place(), func() error { return apply(context.Background()) })
-	if a.err == nil {
-		h.n.changed(change)
-	}
 }
 
 // settle is the end of an application for the WRITE that waited.
@@ -281,27 +277,17 @@ func (h *stagedHandle) Release(context.Context) syscall.Errno {
 	return 0
 }
 
-// changed tells the kernel that the key is another one, without waiting: the kernel may hold the directory's lock
-// until a handler answers.
-func (n *stagedFile) changed(files bool) {
-	_, parent := n.Parent()
-	if parent == nil {
-		return
-	}
-	n.t.running.Add(1)
-	go func() {
-		defer n.t.running.Done()
-		if a := parent.GetChild("attributes"); a != nil {
-			_ = a.NotifyContent(0, 0)
-		}
-		if files {
-			for _, r := range keyRows {
-				if r.kind == staged && r.present != nil {
-					_ = parent.NotifyEntry(r.name)
-				}
-			}
-		}
-	}()
+// fleeting is the time that the kernel may keep what a WRITE elsewhere changes: the shortest that is not go-fuse's
+// default. We tell the kernel nothing on our own: a notification waits for the directory's lock, which a client's
+// rmdir may hold until we answer; a daemon that is killed in between never lets go of /dev/fuse, and all hang.
+const fleeting = time.Nanosecond
+
+var _ = (fs.NodeGetattrer)((*stagedFile)(nil))
+
+// Getattr is safe as the others' is; the size is true whenever it is asked.
+func (n *stagedFile) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.SetTimeout(fleeting)
+	return n.base.Getattr(ctx, f, out)
 }
 
 // attributesInput is what may be written into attributes and, as TOML, into generate. Fields that only tell are
@@ -454,7 +440,7 @@ func generateStage(v *view) stage {
 			return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, nil)
 		}
 	}
-	return stage{change: true, scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
+	return stage{scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
 		line, _, whole := bytes.Cut(b, []byte("\n"))
 		if bytes.ContainsRune(line, '=') || bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
 			end := wholeLines(b)
@@ -502,7 +488,6 @@ func generateStage(v *view) stage {
 
 func importStage(v *view) stage {
 	return stage{
-		change: true,
 		scan: func(b []byte, _ bool) (int, func(context.Context) error, error) {
 			end, m, a, err := psa.ScanMaterial(b, v.key.Attributes)
 			if err != nil || end == 0 {

@@ -141,7 +141,7 @@ func (k *KIM) Generate(ctx context.Context, number int64, uid uint32, template s
 	if err := a.Validate(); err != nil {
 		return err
 	}
-	key, err := k.Key(ctx, number)
+	key, err := k.Key(context.WithoutCancel(ctx), number)
 	if err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (k *KIM) settled(p *Provider, row Key, err error) {
 // StatusProviderAbsent and changes nothing; an unknown outcome hides the key until the provider says. It goes on when
 // ctx ends.
 func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
-	key, err := k.Key(ctx, number)
+	key, err := k.Key(context.WithoutCancel(ctx), number)
 	if err != nil {
 		return err
 	}

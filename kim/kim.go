@@ -298,6 +298,26 @@ func (k *KIM) Inode(ctx context.Context, ino uint64) (Inode, bool, error) {
 // SetInode replaces all that is stored of an inode.
 func (k *KIM) SetInode(ctx context.Context, i Inode) error { return k.store.SetInode(ctx, i) }
 
+// Xattr is the value of a label (user.*) of an inode; StatusDoesNotExist if it has none.
+func (k *KIM) Xattr(ctx context.Context, ino uint64, name string) ([]byte, error) {
+	return k.store.Xattr(ctx, ino, name)
+}
+
+// Xattrs lists the names of an inode's labels, sorted.
+func (k *KIM) Xattrs(ctx context.Context, ino uint64) ([]string, error) {
+	return k.store.Xattrs(ctx, ino)
+}
+
+// SetXattr stores a label; how is XattrSet, XattrCreate or XattrReplace. Over MaxXattrBytes is StatusQuota.
+func (k *KIM) SetXattr(ctx context.Context, ino uint64, name string, value []byte, how int) error {
+	return k.store.SetXattr(ctx, ino, name, value, how)
+}
+
+// RemoveXattr removes a label; StatusDoesNotExist if there is none.
+func (k *KIM) RemoveXattr(ctx context.Context, ino uint64, name string) error {
+	return k.store.RemoveXattr(ctx, ino, name)
+}
+
 // Aliases lists the links of /keys by name, from the first behind after, at most n.
 func (k *KIM) Aliases(ctx context.Context, after string, n int) ([]Alias, error) {
 	return k.store.Aliases(ctx, after, n)

@@ -359,8 +359,11 @@ func (p *Provider) Lookup(ctx context.Context, name string) (Key, error) {
 	return visible(p.k.store.KeyByName(ctx, p.number, name))
 }
 
-// CreateDraft makes a draft that belongs to uid and gid, with the permission bits mode.
-func (p *Provider) CreateDraft(ctx context.Context, name string, uid, gid, mode uint32) (Key, error) {
-	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Name: name, UID: uid, GID: gid,
-		Inodes: []Inode{{Mode: &mode}}, Quota: p.k.o.KeysPerUser})
+// CreateDraft makes a draft that belongs to uid and gid, whose directory has the permission bits mode. files is what
+// else differs from the tables' defaults; their Ino is the file's own number, 0 the directory.
+func (p *Provider) CreateDraft(ctx context.Context, name string, uid, gid, mode uint32, files ...Inode) (Key, error) {
+	if len(files) == 0 {
+		files = []Inode{{Mode: &mode}}
+	}
+	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Name: name, UID: uid, GID: gid, Inodes: files, Quota: p.k.o.KeysPerUser})
 }

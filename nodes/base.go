@@ -28,6 +28,7 @@ type stat struct {
 	size     uint64
 	changed  time.Time
 	links    uint32
+	acl      acl // of nodes whose ACL follows another one's
 }
 
 // node is what each type of this package adds to base.
@@ -85,32 +86,17 @@ func (b *base) number() uint64 { return b.ino }
 
 // attr fills out with stat and the KIM's changes for this inode.
 func (b *base) attr(ctx context.Context, out *fuse.Attr) error {
-	s, err := b.self.stat(ctx)
+	p, err := b.permissions(ctx)
 	if err != nil {
 		return err
 	}
-	out.Ino, out.Mode, out.Size, out.Nlink = b.ino, s.kind|s.mode, s.size, max(s.links, 1)
-	out.Uid, out.Gid = s.uid, s.gid
+	s := p.stat
+	out.Ino, out.Mode, out.Size, out.Nlink = b.ino, s.kind|p.mode, s.size, max(s.links, 1)
+	out.Uid, out.Gid = p.uid, p.gid
 	out.Blksize = 4096
 	out.Blocks = (s.size + 511) / 512
 	out.SetTimes(&s.changed, &s.changed, &s.changed)
-	if b.ino >= transientIno {
-		return nil
-	}
-	i, found, err := b.t.kim.Inode(calm(ctx), b.ino)
-	if err != nil || !found {
-		return err
-	}
-	if i.Mode != nil {
-		out.Mode = s.kind | *i.Mode
-	}
-	if i.UID != nil {
-		out.Uid = *i.UID
-	}
-	if i.GID != nil {
-		out.Gid = *i.GID
-	}
-	out.SetTimes(i.Atime, i.Mtime, i.Ctime)
+	out.SetTimes(p.stored.Atime, p.stored.Mtime, p.stored.Ctime)
 	return nil
 }
 
@@ -119,27 +105,6 @@ var _ = (fs.NodeGetattrer)((*base)(nil))
 // Getattr is safe because it says nothing secret: sizes of public texts only. The kernel hands it any open handle of
 // the inode, so the handle is never asked.
 func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	return errnoOf(b.attr(ctx, &out.Attr))
-}
-
-var _ = (fs.NodeSetattrer)((*base)(nil))
-
-// Setattr is safe because it changes nothing: modes, owners and times are as the table and the KIM have them.
-func (b *base) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if _, ok := in.GetSize(); ok {
-		return b.t.fail(ctx, b.self.place(), "truncate", refuse(syscall.EINVAL, "this file cannot be truncated", ""))
-	}
-	return b.unchangeable(ctx, in, out)
-}
-
-// unchangeable refuses changes of mode, owner and time, and lets a setattr that changes none of them pass.
-func (b *base) unchangeable(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	const changes = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID
-	_, size := in.GetSize()
-	times := in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) != 0 && !size
-	if in.Valid&changes != 0 || times {
-		return b.t.fail(ctx, b.self.place(), "setattr", refuse(syscall.EPERM, "mode, owner and times of this file are fixed", ""))
-	}
 	return errnoOf(b.attr(ctx, &out.Attr))
 }
 
@@ -215,31 +180,6 @@ func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryO
 	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here", "a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory")
 }
 
-var _ = (fs.NodeGetxattrer)((*base)(nil))
-
-// Getxattr is safe because there are none. The kernel asks for ACLs at each access and for security.capability at
-// each first write (https://github.com/rfjakob/gocryptfs/issues/515).
-func (b *base) Getxattr(context.Context, string, []byte) (uint32, syscall.Errno) {
-	return 0, syscall.ENODATA
-}
-
-var _ = (fs.NodeSetxattrer)((*base)(nil))
-
-// Setxattr is safe because it refuses: an ACL that is stored and not kept in step with the mode would grant too much.
-func (b *base) Setxattr(context.Context, string, []byte, uint32) syscall.Errno {
-	return syscall.EOPNOTSUPP
-}
-
-var _ = (fs.NodeRemovexattrer)((*base)(nil))
-
-// Removexattr is safe because there are none.
-func (b *base) Removexattr(context.Context, string) syscall.Errno { return syscall.ENODATA }
-
-var _ = (fs.NodeListxattrer)((*base)(nil))
-
-// Listxattr is safe because there are none.
-func (b *base) Listxattr(context.Context, []byte) (uint32, syscall.Errno) { return 0, 0 }
-
 // entry gives the kernel a child: the inode that it already knows under this number, or n.
 func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	b := n.(interface {
@@ -248,11 +188,15 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	if err := b.attr(ctx, &out.Attr); err != nil {
 		return nil, errnoOf(err)
 	}
-	if f, ok := n.(*stagedFile); ok {
+	switch n := n.(type) {
+	case *stagedFile:
 		out.SetAttrTimeout(fleeting)
-		if f.row.present != nil {
+		if n.row.present != nil {
 			out.SetEntryTimeout(fleeting) // a draft's files go when it is a key
 		}
+	case *slotsDir: // its rights are another file's, whose changes the kernel does not see here
+		out.SetAttrTimeout(fleeting)
+		out.SetEntryTimeout(fleeting)
 	}
 	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
 }

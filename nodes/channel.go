@@ -150,6 +150,7 @@ type handle struct {
 	box     *entry
 	reader  *lineage // a read-only open, which claims from the drop box
 	uid     uint32
+	access  *access
 	release func()
 
 	mu    sync.Mutex
@@ -184,6 +185,9 @@ func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadRes
 var errNothing = refuse(syscall.ENODATA, "nothing was written", "write the request first, through the same open file or a slot")
 
 func (h *handle) read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, error) {
+	if err := h.access.check(ctx); err != nil {
+		return nil, err
+	}
 	c, err := h.source()
 	if err != nil {
 		return nil, err

@@ -154,9 +154,7 @@ func (n *providerDir) Lookup(ctx context.Context, name string, out *fuse.EntryOu
 		return nil, syscall.ENOENT
 	}
 	if r.number == rowKeys {
-		k := &keysDir{base: n.t.base(inoOf(n.p.Number(), rowKeys)), p: n.p}
-		k.self = k
-		return n.t.entry(ctx, &n.Inode, k, out)
+		return n.t.entry(ctx, &n.Inode, n.t.keys(n.p), out)
 	}
 	return n.t.entry(ctx, &n.Inode, n.t.file(r, n.p.Number(), n.p, 0), out)
 }
@@ -172,6 +170,12 @@ func (n *providerDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno)
 type keysDir struct {
 	base
 	p *kim.Provider
+}
+
+func (t *Tree) keys(p *kim.Provider) *keysDir {
+	n := &keysDir{base: t.base(inoOf(p.Number(), rowKeys)), p: p}
+	n.self = n
+	return n
 }
 
 func (n *keysDir) place() place { return place{t: n.t, provider: n.p, file: "keys"} }
@@ -222,13 +226,18 @@ func (n *keysDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 var _ = (fs.NodeMkdirer)((*keysDir)(nil))
 
 // Mkdir is safe because the draft belongs to its caller, and nobody else may write in it: w is masked off for group
-// and other. The umask was applied before (Tree.Wrap).
+// and other. mode holds the umask too (Tree.Wrap).
 func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	if err := ValidName(name); err != nil {
 		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
 	}
+	own, err := n.permissions(ctx)
+	if err != nil {
+		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
+	}
 	c := caller(ctx)
-	k, err := n.p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, mode&0777&^0022)
+	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
+	k, err := n.p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, bits, files...)
 	if err != nil {
 		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
 	}

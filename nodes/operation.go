@@ -32,7 +32,7 @@ func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32
 	if err != nil {
 		return nil, 0, err
 	}
-	h, err := n.t.handle(n, ctx, flags)
+	h, err := n.t.handle(n, ctx, flags, n.t.accessTo(n.row, n.p, n.key, flags))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -59,12 +59,12 @@ func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32
 }
 
 // handle counts one more open file of its caller.
-func (t *Tree) handle(n node, ctx context.Context, flags uint32) (*handle, error) {
+func (t *Tree) handle(n node, ctx context.Context, flags uint32, right *access) (*handle, error) {
 	uid := caller(ctx).Uid
 	if err := t.account.change(uid, 1, 0); err != nil {
 		return nil, err
 	}
-	return &handle{n: n, t: t, flags: flags, uid: uid, release: sync.OnceFunc(func() { _ = t.account.change(uid, -1, 0) })}, nil
+	return &handle{n: n, t: t, flags: flags, uid: uid, access: right, release: sync.OnceFunc(func() { _ = t.account.change(uid, -1, 0) })}, nil
 }
 
 var _ = (fs.NodeSetattrer)((*operationFile)(nil))
@@ -77,7 +77,7 @@ func (n *operationFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.
 			return n.t.fail(ctx, n.place(), "truncate", err)
 		}
 	}
-	return n.unchangeable(ctx, in, out)
+	return n.change(ctx, in, out)
 }
 
 func truncated(fh fs.FileHandle, in *fuse.SetAttrIn, size uint64) error {

@@ -160,6 +160,9 @@ func (s *slot) closed() {
 	}
 }
 
+// access is the right that a slot stands for: to read and write its operation's own file.
+func (s *slot) access() *access { return s.t.accessTo(s.row, s.at.provider, s.at.key, syscall.O_RDWR) }
+
 // mine refuses everybody but the slot's creator, root included: the kernel lets root in everywhere.
 func (s *slot) mine(ctx context.Context) error {
 	if caller(ctx).Uid != s.uid {
@@ -182,18 +185,24 @@ func (n *slotsDir) place() place {
 
 // stat follows the operation's own file: who may read and write X may make slots in X.d, and nobody may list them.
 func (n *slotsDir) stat(ctx context.Context) (stat, error) {
-	f := n.t.file(n.row, n.key, n.p, n.key)
-	var a fuse.Attr
-	if err := f.(*operationFile).attr(ctx, &a); err != nil {
+	p, err := n.t.file(n.row, n.key, n.p, n.key).(*operationFile).permissions(ctx)
+	if err != nil {
 		return stat{}, err
 	}
-	mode := uint32(syscall.S_ISVTX)
-	for shift := uint32(0); shift < 9; shift += 3 {
-		if a.Mode>>shift&6 == 6 {
-			mode |= 3 << shift
-		}
+	a, mode := p.rights().slots()
+	changed := p.stat.changed
+	if p.stored.Ctime != nil {
+		changed = *p.stored.Ctime
 	}
-	return stat{kind: syscall.S_IFDIR, mode: mode, uid: a.Uid, gid: a.Gid, changed: time.Unix(int64(a.Mtime), int64(a.Mtimensec)), links: 2}, nil
+	return stat{kind: syscall.S_IFDIR, mode: syscall.S_ISVTX | mode, uid: p.uid, gid: p.gid, acl: a, changed: changed, links: 2}, nil
+}
+
+var _ = (fs.NodeGetattrer)((*slotsDir)(nil))
+
+// Getattr is safe as the others' is; the rights are asked for each time, because they are another file's.
+func (n *slotsDir) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.SetTimeout(fleeting)
+	return n.base.Getattr(ctx, f, out)
 }
 
 func (n *slotsDir) node(s *slot) node {
@@ -324,7 +333,7 @@ func (n *slotFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint3
 	err := n.slot.mine(ctx)
 	var h *handle
 	if err == nil {
-		h, err = n.t.handle(n, ctx, flags)
+		h, err = n.t.handle(n, ctx, flags, n.slot.access())
 	}
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
@@ -353,7 +362,7 @@ func (n *slotFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.SetAt
 			return n.t.fail(ctx, n.place(), "truncate", err)
 		}
 	}
-	return n.unchangeable(ctx, in, out)
+	return n.change(ctx, in, out)
 }
 
 // slotDir is a slot of an operation with several inputs: a file for each input and output.
@@ -462,13 +471,13 @@ func (n *slotPart) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint3
 	}
 	var count *handle
 	if err == nil {
-		count, err = n.t.handle(n, ctx, flags)
+		count, err = n.t.handle(n, ctx, flags, n.slot.access())
 	}
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
 	n.slot.opened()
-	return &partHandle{n: n, flags: flags, release: func() { count.release(); n.slot.closed() }},
+	return &partHandle{n: n, flags: flags, access: count.access, release: func() { count.release(); n.slot.closed() }},
 		fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 
@@ -489,7 +498,7 @@ func (n *slotPart) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAtt
 			return n.t.fail(ctx, n.place(), "truncate", err)
 		}
 	}
-	return n.unchangeable(ctx, in, out)
+	return n.change(ctx, in, out)
 }
 
 // sharedRequest is the request that the inputs of a directory slot make together, each with a cursor of its own.
@@ -578,6 +587,7 @@ func (q *sharedRequest) pending() *request {
 type partHandle struct {
 	n       *slotPart
 	flags   uint32
+	access  *access
 	release func()
 
 	mu    sync.Mutex
@@ -599,8 +609,12 @@ var _ = (fs.FileReader)((*partHandle)(nil))
 // Read runs the operation over the inputs that this slot got, once.
 func (h *partHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	r := h.n.slot.shared.pending()
-	err := errNothing
-	if r != nil {
+	err := h.access.check(ctx)
+	switch {
+	case err != nil:
+	case r == nil:
+		err = errNothing
+	default:
 		err = r.answer(ctx)
 	}
 	if err == nil {

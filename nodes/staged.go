@@ -76,7 +76,7 @@ func (n *stagedFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.Set
 			}
 		}
 	}
-	return n.unchangeable(ctx, in, out)
+	return n.change(ctx, in, out)
 }
 
 // stagedHandle is one open staged file.

@@ -57,7 +57,10 @@ type Tree struct {
 	boxes    boxes
 	slots    slotTable
 	running  sync.WaitGroup
-	closed   atomic.Bool
+	changing sync.Mutex // one change of permissions at a time
+
+	revocations revocations
+	closed      atomic.Bool
 }
 
 // New makes the tree over an open KIM. Nothing is read from it before it is looked up.
@@ -91,21 +94,19 @@ func (t *Tree) Root() fs.InodeEmbedder { return t.root }
 // RootIno is the inode number of the root directory.
 const RootIno = rootIno
 
-// Wrap puts the process's umask on what mkdir and create make: with CAP_DONT_MASK, which default ACLs need, the
-// kernel leaves it to us, and go-fuse's fs API does not hand it on.
+// Wrap hands the process's umask on to Mkdir, above the mode's own bits: with CAP_DONT_MASK, which default ACLs need,
+// the kernel leaves it to us, and go-fuse's fs API has no place for it. What Create makes has a mode of its own.
 func (t *Tree) Wrap(raw fuse.RawFileSystem) fuse.RawFileSystem { return &masked{RawFileSystem: raw} }
 
 type masked struct{ fuse.RawFileSystem }
 
 func (m *masked) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	in.Mode &^= in.Umask & 0777
+	in.Mode = in.Mode&07777 | in.Umask&0777<<umaskShift
 	return m.RawFileSystem.Mkdir(cancel, in, name, out)
 }
 
-func (m *masked) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	in.Mode &^= in.Umask & 0777
-	return m.RawFileSystem.Create(cancel, in, name, out)
-}
+// umaskShift is where Mkdir finds the umask in its mode.
+const umaskShift = 16
 
 // Drain waits until no operation runs, or ctx ends. New ones are refused from now on.
 func (t *Tree) Drain(ctx context.Context) {

@@ -1,0 +1,278 @@
+"""One story of chmod, chown, setfacl, umask, rename and rmdir, told on a file system.
+
+matrix.py real|parsecfs KEYS_DIRECTORY prints what each user may do after each step; the test compares the two.
+"""
+import ctypes
+import errno
+import os
+import struct
+import sys
+
+FLAVOUR, KEYS = sys.argv[1:]
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWUSER = 0x10000000
+
+# name: uid, gid, supplementary groups, root of a user namespace of its own
+USERS = {
+    "root": (0, 0, [], False),
+    "owner": (61001, 61001, [62001], False),
+    "member": (61002, 62001, [], False),
+    "extra": (61003, 61003, [62001], False),
+    "named": (61004, 61004, [], False),
+    "grouped": (61005, 61005, [62002], False),
+    "stranger": (61006, 61006, [], False),
+    "nsroot": (61007, 61007, [], True),
+    "nsowner": (61001, 61001, [], True),
+}
+TAGS = {"u": 1, "U": 2, "g": 4, "G": 8, "m": 16, "o": 32}
+
+
+def become(name):
+    uid, gid, groups, namespace = USERS[name]
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if namespace:
+        # A program that changed its uid is not dumpable, and its /proc files are root's.
+        LIBC.prctl(4, 1, 0, 0, 0)
+        if LIBC.unshare(CLONE_NEWUSER) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        for path, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open("/proc/self/" + path, "w") as f:
+                f.write(text)
+
+
+def as_user(name, action):
+    """Runs an action as a user, and gives "ok", its text, or its errno."""
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become(name)
+            os.umask(0)
+            result = action() or "ok"
+        except OSError as e:
+            result = errno.errorcode[e.errno]
+        except BaseException as e:  # what is no answer must not look like one
+            result = "failed: %r" % e
+        os.write(w, result.encode())
+        os._exit(0)
+    os.close(w)
+    with os.fdopen(r) as f:
+        text = f.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def path(*parts):
+    return os.path.join(KEYS, *parts)
+
+
+FILES = {"sign": 0o600, "verify": 0o666, "attributes": 0o644, "public.pem": 0o444}
+
+
+def make(key, umask=0o022, mode=0o777):
+    """A key as parsecfs makes it, or what looks like one on another file system."""
+    def action():
+        # Nobody but its owner writes in a key's directory: the README says so.
+        os.umask(umask if FLAVOUR == "parsecfs" else umask | 0o022)
+        os.mkdir(path(key), mode)
+        if FLAVOUR == "parsecfs":
+            with open(path(key, "generate"), "w") as f:
+                f.write("ed25519\n")
+            return
+        for name, bits in FILES.items():
+            os.umask(0)
+            os.close(os.open(path(key, name), os.O_CREAT | os.O_WRONLY, bits))
+    return action
+
+
+def acl(text):
+    """An ACL's extended attribute from words like u:rw U61004:rw g:r m:rw o:-"""
+    b = struct.pack("<I", 2)
+    for word in text.split():
+        who, _, perms = word.partition(":")
+        perm = sum({"r": 4, "w": 2, "x": 1, "-": 0}[p] for p in perms)
+        b += struct.pack("<HHI", TAGS[who[0]], perm, int(who[1:]) if who[1:] else 0xFFFFFFFF)
+    return b
+
+
+ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+
+
+def setfacl(key, text, name=ACCESS):
+    return lambda: os.setxattr(path(*key), name, acl(text))
+
+
+def removefacl(key, name=ACCESS):
+    def action():
+        try:
+            os.removexattr(path(*key), name)
+        except OSError as e:
+            if e.errno != errno.ENODATA:
+                raise
+    return action
+
+
+def opens(flags, *parts):
+    def action():
+        os.close(os.open(path(*parts), flags))
+    return action
+
+
+def shown(*parts):
+    """What an inode looks like."""
+    try:
+        s = os.stat(path(*parts))
+    except OSError as e:
+        return errno.errorcode[e.errno]
+    text = f"{s.st_mode & 0o7777:04o} {s.st_uid} {s.st_gid}"
+    for name in (ACCESS, DEFAULT):
+        try:
+            text += " " + os.getxattr(path(*parts), name).hex()
+        except OSError as e:
+            text += " " + errno.errorcode[e.errno]
+    return text
+
+
+def probe(key):
+    """What each user may do with a key."""
+    print("  ", key, shown(key))
+    for name in FILES:
+        print("  ", name, shown(key, name))
+    for who in USERS:
+        may = [
+            as_user(who, opens(os.O_RDWR, key, "sign")),
+            as_user(who, opens(os.O_RDONLY, key, "sign")),
+            as_user(who, opens(os.O_WRONLY, key, "sign")),
+            as_user(who, opens(os.O_RDWR, key, "verify")),
+            as_user(who, opens(os.O_WRONLY, key, "attributes")),
+            as_user(who, opens(os.O_RDONLY, key, "public.pem")),
+            as_user(who, lambda: os.listdir(path(key)) and "ok"),
+            as_user(who, lambda: ",".join(str(int(os.access(path(key, "sign"), m))) for m in (4, 2, 6))),
+        ]
+        print("  ", who, *may)
+
+
+def step(who, what, action, *keys):
+    print(who, what, as_user(who, action))
+    for key in keys:
+        probe(key)
+
+
+def chmod(mode, *parts):
+    return lambda: os.chmod(path(*parts), mode)
+
+
+def chown(uid, gid, *parts):
+    return lambda: os.chown(path(*parts), uid, gid)
+
+
+def rmdir(key):
+    def action():
+        try:
+            os.rmdir(path(key))
+        except OSError as e:
+            # A real directory is not empty: whoever is told so was let in.
+            if FLAVOUR == "parsecfs" or e.errno != errno.ENOTEMPTY:
+                raise
+    return action
+
+
+def rename(old, new):
+    return lambda: os.rename(path(old), path(new))
+
+
+step("owner", "mkdir k", make("k"), "k")
+for who in USERS:
+    if who not in ("root", "owner", "nsowner"):
+        step(who, "chmod sign", chmod(0o666, "k", "sign"))
+        step(who, "chown sign", chown(USERS[who][0], -1, "k", "sign"))
+        step(who, "setfacl sign", setfacl(("k", "sign"), "u:rw U61006:rw g:- m:rw o:-"))
+        step(who, "chmod k", chmod(0o777, "k"))
+        step(who, "default of k", setfacl(("k",), "u:rwx g:rwx o:rwx", DEFAULT))
+        step(who, "utime", lambda: os.utime(path("k", "sign")))
+        step(who, "utime verify", lambda: os.utime(path("k", "verify")))
+        step(who, "utime verify then", lambda: os.utime(path("k", "verify"), (1, 1)))
+probe("k")
+
+for mode in (0o660, 0o640, 0o606, 0o066, 0o000, 0o600):
+    step("owner", "chmod %o sign" % mode, chmod(mode, "k", "sign"), "k")
+step("owner", "chgrp a group of theirs", chown(-1, 62001, "k", "sign"), "k")
+step("owner", "chgrp another group", chown(-1, 62002, "k", "sign"))
+step("owner", "chmod 660", chmod(0o660, "k", "sign"), "k")
+step("owner", "give away", chown(61004, -1, "k", "sign"))
+step("root", "give away", chown(61004, 61004, "k", "sign"), "k")
+step("named", "chmod what is theirs now", chmod(0o606, "k", "sign"), "k")
+step("owner", "chmod what was theirs", chmod(0o600, "k", "sign"))
+step("root", "give back", chown(61001, 61001, "k", "sign"))
+step("nsowner", "chmod as root of a namespace", chmod(0o640, "k", "sign"), "k")
+step("nsowner", "chown as root of a namespace", chown(61006, -1, "k", "sign"))
+step("owner", "chmod 600", chmod(0o600, "k", "sign"), "k")
+
+for text in (
+    "u:rw U61004:rw g:- m:rw o:-",
+    "u:rw U61004:rw g:r G62002:rw m:rw o:-",
+    "u:rw U61004:- g:rw m:rw o:rw",
+    "u:rw U61004:rw g:rw G62001:r m:r o:-",
+    "u:rw g:r o:r",
+    "u:- U61004:rw g:- m:rw o:rw",
+    "u:rw U61004:rw U61006:r g:- G62001:rw G62002:w m:rw o:-",
+):
+    step("owner", "setfacl " + text, setfacl(("k", "sign"), text), "k")
+for mode in (0o600, 0o660, 0o644, 0o620):
+    step("owner", "chmod %o under an ACL" % mode, chmod(mode, "k", "sign"), "k")
+for bad in ("u:rw U61004:rw g:- o:-", "u:rw", "u:rw g:- g:- o:-", "U61004:rw u:rw g:- m:rw o:-", "u:rw U61005:r U61004:r g:- m:r o:-"):
+    step("owner", "no ACL: " + bad, setfacl(("k", "sign"), bad))
+step("owner", "default of a file", setfacl(("k", "sign"), "u:rw g:- o:-", DEFAULT))
+step("owner", "chgrp under an ACL", chown(-1, 62001, "k", "sign"), "k")
+step("owner", "setfacl -b", removefacl(("k", "sign")), "k")
+step("owner", "chmod 600", chmod(0o600, "k", "sign"))
+step("owner", "public.pem of theirs", setfacl(("k", "public.pem"), "u:r U61006:- g:r m:r o:r"), "k")
+
+for mode in (0o700, 0o750, 0o711, 0o000, 0o705, 0o755):
+    step("owner", "chmod %o k" % mode, chmod(mode, "k"), "k")
+step("owner", "setfacl k", setfacl(("k",), "u:rwx U61004:rx g:- G62002:x m:rx o:-"), "k")
+step("owner", "chmod 711 k", chmod(0o711, "k"), "k")
+step("owner", "setfacl -b k", removefacl(("k",)))
+step("owner", "chmod 755 k", chmod(0o755, "k"))
+step("owner", "default ACL of k", setfacl(("k",), "u:rwx U61004:rx g:- m:rx o:-", DEFAULT), "k")
+step("root", "chown k", chown(61004, 62001, "k"), "k")
+step("root", "chown k back", chown(61001, 61001, "k"))
+
+for umask in (0o000, 0o022, 0o027, 0o077):
+    step("owner", "mkdir under umask %03o" % umask, make("u%03o" % umask, umask), "u%03o" % umask)
+step("root", "default ACL of keys", setfacl((), "u:rwx U61004:rx U61006:x g:rx G62002:rx m:rx o:-", DEFAULT))
+for umask in (0o000, 0o077):
+    key = "d%03o" % umask
+    step("owner", "mkdir under a default ACL, umask %03o" % umask, make(key, umask), key)
+    step("owner", "chmod 660 sign", chmod(0o660, key, "sign"), key)
+step("owner", "mkdir -m 700 under a default ACL", make("d700", 0o022, 0o700), "d700")
+step("owner", "chmod 755 d700", chmod(0o755, "d700"), "d700")
+step("root", "short default ACL of keys", setfacl((), "u:rwx g:- o:-", DEFAULT))
+step("owner", "mkdir under a short default ACL", make("short", 0o000), "short")
+step("root", "no default ACL of keys", removefacl((), DEFAULT))
+print(shown())
+
+for who in ("member", "named", "stranger", "nsroot", "nsowner"):
+    step(who, "rename", rename("u022", "stolen-" + who))
+    step(who, "rmdir", rmdir("u022"))
+step("owner", "rename", rename("u022", "mine"))
+step("root", "rename", rename("mine", "theirs"))
+step("owner", "rmdir of nothing", rmdir("mine"))
+step("root", "chown d000", chown(61006, 61006, "d000"))
+step("owner", "rmdir what is another's", rmdir("d000"))
+step("stranger", "rmdir what is theirs now", rmdir("d000"))
+step("root", "rmdir", rmdir("theirs"))
+
+step("owner", "chmod keys", chmod(0o777))
+for mode in (0o1733, 0o1755, 0o0755, 0o0777, 0o1777):
+    step("root", "chmod %o keys" % mode, chmod(mode))
+    print(shown())
+    for who in USERS:
+        step(who, "list keys", lambda: "ok" if os.listdir(KEYS) else "empty")
+        key = "by-" + who
+        step(who, "mkdir", lambda: os.mkdir(path(key), 0o700))
+        step("stranger", "rename of " + key, rename(key, key + "-moved"))
+        step("stranger", "rename back", rename(key + "-moved", key))
+        step("root", "rmdir", rmdir(key))

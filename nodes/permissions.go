@@ -1,0 +1,357 @@
+package nodes
+
+import (
+	"context"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// permissions is what decides who may use an inode: the node's own stat with the KIM's changes.
+type permissions struct {
+	stat     stat
+	stored   kim.Inode
+	mode     uint32 // permission bits, with the sticky bit
+	uid, gid uint32
+	acl      acl // nil: the mode says all
+	inherits acl // of a directory: the default ACL
+}
+
+// permissions asks the node and the KIM.
+func (b *base) permissions(ctx context.Context) (permissions, error) {
+	s, err := b.self.stat(ctx)
+	p := permissions{stat: s, mode: s.mode, uid: s.uid, gid: s.gid, acl: s.acl}
+	if err != nil || b.ino >= transientIno {
+		return p, err
+	}
+	i, found, err := b.t.kim.Inode(calm(ctx), b.ino)
+	p.stored = i
+	p.stored.Ino = b.ino
+	if err != nil || !found {
+		return p, err
+	}
+	if i.Mode != nil {
+		p.mode = *i.Mode
+	}
+	if i.UID != nil {
+		p.uid = *i.UID
+	}
+	if i.GID != nil {
+		p.gid = *i.GID
+	}
+	if p.acl, err = storedACL(i.ACL, p.acl); err != nil {
+		return p, err
+	}
+	p.inherits, err = storedACL(i.DefaultACL, nil)
+	return p, err
+}
+
+// storedACL reads an ACL of the KIM; one that is damaged must not read as none.
+func storedACL(b []byte, none acl) (acl, error) {
+	if len(b) == 0 {
+		return none, nil
+	}
+	a, err := parseACL(b)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "a stored ACL is damaged").WithHint("restore the KIM from a backup")
+	}
+	return a, nil
+}
+
+func (p permissions) rights() rights { return rightsOf(p.uid, p.gid, p.mode, p.acl) }
+
+// fixed says why a node's mode, owner and ACL cannot be changed here, "" if they can.
+func (b *base) fixed() string {
+	switch b.self.(type) {
+	case *slotsDir:
+		return "the mode of a directory of slots follows its operation's own file"
+	case *slotFile, *slotDir, *slotPart:
+		return "a slot is its creator's alone"
+	case *providerDir:
+		return "owner, group and mode of a provider's directory are in the configuration"
+	}
+	return ""
+}
+
+// settable are the bits that chmod can give: files are never executed and a key's directory is written in by nobody
+// but its owner; w for others there would say what is not so.
+func (b *base) settable(kind uint32) uint32 {
+	switch b.self.(type) {
+	case *keyDir:
+		return 0755
+	}
+	if kind == syscall.S_IFDIR {
+		return 01777
+	}
+	return 0666
+}
+
+// masked takes from an ACL's classes what chmod could not give either; the mask keeps it from the other entries.
+func (b *base) masked(a acl, kind uint32) acl {
+	bits, _ := a.mode()
+	return a.chmod(bits & b.settable(kind))
+}
+
+var _ = (fs.NodeSetattrer)((*base)(nil))
+
+// Setattr is safe because the kernel lets owners and root through only (setattr_prepare), and whoever loses a right
+// by it is judged again. The kernel sends size 0 for O_TRUNC, which has nothing to empty here.
+func (b *base) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if _, ok := in.GetSize(); ok {
+		return b.t.fail(ctx, b.self.place(), "truncate", refuse(syscall.EINVAL, "this file cannot be truncated", ""))
+	}
+	return b.change(ctx, in, out)
+}
+
+// change stores a new mode, owner, group or times. Times that come with a size are the kernel's own.
+func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	mode, setMode := in.GetMode()
+	uid, setUID := in.GetUID()
+	gid, setGID := in.GetGID()
+	atime, setAtime := in.GetATime()
+	mtime, setMtime := in.GetMTime()
+	if _, size := in.GetSize(); size {
+		setAtime, setMtime = false, false
+	}
+	owner := setMode || setUID || setGID
+	if why := b.fixed(); why != "" {
+		if owner {
+			return b.t.fail(ctx, b.self.place(), "setattr", refuse(syscall.EPERM, why, ""))
+		}
+		return errnoOf(b.attr(ctx, &out.Attr)) // touch on a slot: it has no times worth keeping
+	}
+	if !owner && !setAtime && !setMtime {
+		return errnoOf(b.attr(ctx, &out.Attr))
+	}
+	err := b.update(ctx, func(p permissions, i *kim.Inode) error {
+		if setMode {
+			mode &= b.settable(p.stat.kind)
+			i.Mode = &mode
+			i.ACL = p.acl.chmod(mode).marshal()
+		}
+		if setUID {
+			i.UID = &uid
+		}
+		if setGID {
+			i.GID = &gid
+		}
+		if setAtime {
+			i.Atime = &atime
+		}
+		if setMtime {
+			i.Mtime = &mtime
+		}
+		return nil
+	})
+	if err == nil {
+		err = b.attr(ctx, &out.Attr)
+	}
+	return b.t.fail(ctx, b.self.place(), "setattr", err)
+}
+
+// update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.
+func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) error) error {
+	b.t.changing.Lock()
+	defer b.t.changing.Unlock()
+	before, err := b.permissions(ctx)
+	if err != nil {
+		return err
+	}
+	i := before.stored
+	if err := change(before, &i); err != nil {
+		return err
+	}
+	now := time.Now()
+	i.Ctime = &now
+	if err := b.t.kim.SetInode(calm(ctx), i); err != nil {
+		return err
+	}
+	after, err := b.permissions(ctx)
+	if err != nil {
+		return err
+	}
+	if !before.rights().onlyAdds(after.rights()) {
+		b.t.revocations.note(b.ino)
+	}
+	return nil
+}
+
+const userLabel = "user."
+
+// label refuses what is no label of the owner's; ctx tells the caller.
+func (b *base) label(ctx context.Context, name string) error {
+	if !strings.HasPrefix(name, userLabel) || len(name) == len(userLabel) || b.fixed() != "" {
+		return refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are kept here", "")
+	}
+	p, err := b.permissions(ctx)
+	if err != nil {
+		return err
+	}
+	if uid := caller(ctx).Uid; uid != p.uid && uid != 0 {
+		return refuse(syscall.EPERM, "labels are the owner's to set", "")
+	}
+	return nil
+}
+
+var _ = (fs.NodeGetxattrer)((*base)(nil))
+
+// Getxattr is safe because labels and ACLs are no secrets: whoever may look the file up sees them, as elsewhere. The
+// kernel asks for ACLs at each access, and for security.capability at each first write
+// (https://github.com/rfjakob/gocryptfs/issues/515).
+func (b *base) Getxattr(ctx context.Context, name string, dest []byte) (uint32, syscall.Errno) {
+	value, err := b.xattr(ctx, name)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist || err == nil && value == nil {
+		return 0, syscall.ENODATA
+	}
+	if err != nil {
+		return 0, errnoOf(err)
+	}
+	return fit(dest, value)
+}
+
+func fit(dest, value []byte) (uint32, syscall.Errno) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), syscall.ERANGE
+	}
+	return uint32(copy(dest, value)), 0
+}
+
+func (b *base) xattr(ctx context.Context, name string) ([]byte, error) {
+	switch {
+	case name == accessACL || name == defaultACL:
+		p, err := b.permissions(ctx)
+		if name == defaultACL {
+			return p.inherits.marshal(), err
+		}
+		return p.acl.marshal(), err
+	case strings.HasPrefix(name, userLabel) && b.fixed() == "":
+		value, err := b.t.kim.Xattr(calm(ctx), b.ino, name)
+		if err == nil && value == nil {
+			value = []byte{}
+		}
+		return value, err
+	}
+	return nil, nil
+}
+
+var _ = (fs.NodeListxattrer)((*base)(nil))
+
+// Listxattr is safe as Getxattr is.
+func (b *base) Listxattr(ctx context.Context, dest []byte) (uint32, syscall.Errno) {
+	var names []string
+	if b.fixed() == "" {
+		var err error
+		if names, err = b.t.kim.Xattrs(calm(ctx), b.ino); err != nil {
+			return 0, errnoOf(err)
+		}
+	}
+	p, err := b.permissions(ctx)
+	if err != nil {
+		return 0, errnoOf(err)
+	}
+	if p.acl != nil {
+		names = append(names, accessACL)
+	}
+	if p.inherits != nil {
+		names = append(names, defaultACL)
+	}
+	var list []byte
+	for _, name := range names {
+		list = append(append(list, name...), 0)
+	}
+	return fit(dest, list)
+}
+
+var _ = (fs.NodeSetxattrer)((*base)(nil))
+
+// Setxattr is safe because the kernel lets only owners and root change an ACL, labels are judged here, and an ACL and
+// its mode are always stored together: an ACL that is out of step would grant what ls does not show.
+func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags uint32) syscall.Errno {
+	var err error
+	switch name {
+	case accessACL, defaultACL:
+		err = b.setACL(ctx, name, value)
+	default:
+		if err = b.label(ctx, name); err == nil {
+			err = b.t.kim.SetXattr(calm(ctx), b.ino, name, value, int(flags&3))
+			if psa.StatusOf(err) == psa.StatusDoesNotExist {
+				err = refuse(syscall.ENODATA, "there is no such label", "")
+			}
+		}
+	}
+	return b.t.fail(ctx, b.self.place(), "setxattr", err)
+}
+
+func (b *base) setACL(ctx context.Context, name string, value []byte) error {
+	if why := b.fixed(); why != "" {
+		return refuse(syscall.EPERM, why, "")
+	}
+	a, err := parseACL(value)
+	if err != nil {
+		return err
+	}
+	return b.update(ctx, func(p permissions, i *kim.Inode) error {
+		switch {
+		case name == defaultACL && p.stat.kind != syscall.S_IFDIR:
+			return refuse(syscall.EACCES, "only directories have a default ACL", "")
+		case name == defaultACL:
+			i.DefaultACL = a.marshal()
+		case a == nil:
+			i.ACL = nil
+		default:
+			a = b.masked(a, p.stat.kind)
+			bits, more := a.mode()
+			mode := p.mode&^0777 | bits
+			i.Mode, i.ACL = &mode, nil
+			if more {
+				i.ACL = a.marshal()
+			}
+		}
+		return nil
+	})
+}
+
+// noACL is an ACL without entries.
+var noACL = []byte{aclVersion, 0, 0, 0}
+
+var _ = (fs.NodeRemovexattrer)((*base)(nil))
+
+// Removexattr is safe as Setxattr is. Without its ACL a file keeps its mode, whose group bits were the mask.
+func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
+	var err error
+	switch name {
+	case accessACL, defaultACL:
+		err = b.setACL(ctx, name, noACL)
+	default:
+		if err = b.label(ctx, name); err == nil {
+			err = b.t.kim.RemoveXattr(calm(ctx), b.ino, name)
+			if psa.StatusOf(err) == psa.StatusDoesNotExist {
+				return syscall.ENODATA
+			}
+		}
+	}
+	return b.t.fail(ctx, b.self.place(), "removexattr", err)
+}
+
+// newborn gives what the files of a new key start with in a directory with the default ACL parent: number 0 is the
+// key's own directory. The umask counts only where there is no default ACL, as everywhere.
+func newborn(parent acl, mode, umask uint32) (dirMode uint32, files []kim.Inode) {
+	if parent == nil {
+		return mode &^ umask & 0755, nil
+	}
+	dir := &keyDir{}
+	dir.self = dir
+	a, bits := parent.inherit(mode & 0777 & dir.settable(syscall.S_IFDIR))
+	files = append(files, kim.Inode{Mode: &bits, ACL: a.marshal(), DefaultACL: parent.marshal()})
+	for _, r := range keyRows {
+		a, m := parent.inherit(r.mode)
+		files = append(files, kim.Inode{Ino: r.number, Mode: &m, ACL: a.marshal()})
+	}
+	return bits, files
+}

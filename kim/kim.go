@@ -344,8 +344,11 @@ func (k *KIM) RemoveAlias(ctx context.Context, name string) error {
 // Watch calls f after each change, from one goroutine, in order; the returned func ends it.
 func (k *KIM) Watch(f func(Change)) (stop func()) { return k.store.Watch(f) }
 
-// Count counts keys and drafts of all providers.
-func (k *KIM) Count(ctx context.Context) (int64, error) { return k.store.Count(ctx) }
+// Quota is how many keys and drafts uid has, and how many it may have.
+func (k *KIM) Quota(ctx context.Context, uid uint32) (used, most int64, err error) {
+	used, err = k.store.CountOf(ctx, uid)
+	return used, int64(k.o.KeysPerUser), err
+}
 
 // Backup writes a consistent copy of the store and the wrapping key, a tar that Restore reads. It waits for keys that
 // are being made or destroyed: recovery in the restored copy would undo them on the device.

@@ -387,6 +387,13 @@ func (s *sqliteStore) Count(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
+func (s *sqliteStore) CountOf(ctx context.Context, uid uint32) (n int64, err error) {
+	err = s.query(ctx, "cannot count a user's keys", "SELECT coalesce(sum(keys), 0) FROM owners WHERE uid = ?", func(scan func(...any) error) error {
+		return scan(&n)
+	}, int64(uid))
+	return n, err
+}
+
 // key reads a key inside a transaction; a damaged one is an error.
 func (t *tx) key(number int64) (Entry, error) {
 	e, err := scanKey(func(dest ...any) error {

@@ -159,6 +159,8 @@ type Store interface {
 	Secret(ctx context.Context, number int64) ([]byte, error)
 	// Count counts keys and drafts of all providers, hidden ones too.
 	Count(ctx context.Context) (int64, error)
+	// CountOf counts those of one creator, which the quota is about.
+	CountOf(ctx context.Context, uid uint32) (int64, error)
 
 	// InsertDraft makes a draft. A name that is taken is StatusAlreadyExists, by a hidden key StatusBadState; one more
 	// than the quota is StatusQuota.

@@ -162,8 +162,10 @@ type rights struct {
 	acl      acl // never empty: minimal where there is none
 }
 
+// rightsOf has the kernel's own rule beside acl(5): without group bits in the mode it looks at no ACL
+// (acl_permission_check in fs/namei.c).
 func rightsOf(uid, gid, mode uint32, a acl) rights {
-	if len(a) == 0 {
+	if len(a) == 0 || mode&0070 == 0 {
 		a = minimal(mode)
 	}
 	return rights{uid, gid, a.effective()}

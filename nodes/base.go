@@ -110,13 +110,14 @@ func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 
 var _ = (fs.NodeStatfser)((*base)(nil))
 
-// Statfs is safe because it counts keys and nothing else.
+// Statfs is safe because it counts the caller's own keys: files are the quota, and df -i shows what is left of it.
 func (b *base) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
-	n, err := b.t.kim.Count(calm(ctx))
+	used, most, err := b.t.kim.Quota(calm(ctx), caller(ctx).Uid)
 	if err != nil {
 		return errnoOf(err)
 	}
-	out.Bsize, out.Frsize, out.NameLen, out.Files = 4096, 4096, nameMax, uint64(n)
+	out.Bsize, out.Frsize, out.NameLen = 4096, 4096, nameMax
+	out.Files, out.Ffree = uint64(max(most, used)), uint64(max(most-used, 0))
 	return 0
 }
 

@@ -1,7 +1,9 @@
 package nodes
 
 import (
+	"bytes"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,6 +100,98 @@ func TestOwnStat(t *testing.T) {
 	}
 	if killed(uint32(syscall.Gettid())) {
 		t.Error("a living thread is said to be killed")
+	}
+}
+
+// FuzzACL: what parses is spelled as it was, agrees with its mode, and survives what is done to ACLs.
+func FuzzACL(f *testing.F) {
+	f.Add(minimal(0640).marshal(), uint32(0))
+	f.Add(acl{{tagUserObj, 6, anyID}, {tagUser, 4, 1000}, {tagGroupObj, 0, anyID}, {tagGroup, 6, 7}, {tagMask, 6, anyID}, {tagOther, 4, anyID}}.marshal(), uint32(0640))
+	f.Add([]byte{2, 0, 0, 0}, uint32(0777))
+	f.Add([]byte{1, 0, 0, 0, 1, 0, 7, 0}, uint32(0))
+	f.Fuzz(func(t *testing.T, b []byte, mode uint32) {
+		a, err := parseACL(b)
+		if err != nil || a == nil {
+			return
+		}
+		again, err := parseACL(a.marshal())
+		if err != nil || !bytes.Equal(again.marshal(), a.marshal()) {
+			t.Fatalf("%v was read as %v, %v", a, again, err)
+		}
+		mode &= 0777
+		if got, _ := a.chmod(mode).mode(); got != mode {
+			t.Fatalf("chmod %o gave %o", mode, got)
+		}
+		inherited, bits := a.inherit(mode)
+		if own, _ := a.mode(); bits&^mode != 0 || bits&^own != 0 {
+			t.Fatalf("%v inherited under %o gave %o", a, mode, bits)
+		}
+		if inherited != nil {
+			if got, more := inherited.mode(); got != bits || !more {
+				t.Fatalf("mode %o and ACL %v differ", bits, inherited)
+			}
+		}
+		nobody := identity{uid: 1, groups: []uint32{1}, overrides: func(uint32, uint32) bool { return false }}
+		r := rightsOf(2, 2, mode, a)
+		slots, dir := r.slots()
+		if rw, wx := r.allow(nobody, 6), rightsOf(2, 2, dir, slots).allow(nobody, 3); rw != wx {
+			t.Fatalf("rw %v, but wx on the slots %v: %v, %v", rw, wx, r.acl, slots)
+		}
+	})
+}
+
+// TestRightsThatOnlyAdd: onlyAdds never says yes where somebody loses.
+func TestRightsThatOnlyAdd(t *testing.T) {
+	perms := []uint16{0, 4, 6}
+	var all []rights
+	for _, named := range perms {
+		for _, group := range perms {
+			for _, entry := range perms {
+				for _, other := range perms {
+					a := acl{{tagUserObj, 6, anyID}, {tagUser, named, 1}, {tagGroupObj, group, anyID}, {tagGroup, entry, 11}, {tagMask, 6, anyID}, {tagOther, other, anyID}}
+					all = append(all, rightsOf(0, 10, 0660, a), rightsOf(0, 10, 0660, slices.Delete(slices.Clone(a), 1, 2)),
+						rightsOf(0, 10, 0660, slices.Delete(slices.Clone(a), 3, 4)), rightsOf(0, 10, 0600|uint32(group)<<3|uint32(other), nil))
+				}
+			}
+		}
+	}
+	never := func(uint32, uint32) bool { return false }
+	who := []identity{{1, []uint32{9}, never}, {1, []uint32{10}, never}, {1, []uint32{11}, never}, {2, []uint32{9}, never},
+		{2, []uint32{10}, never}, {2, []uint32{11}, never}, {2, []uint32{10, 11}, never}, {1, []uint32{10, 11}, never}}
+	added := 0
+	for _, r := range all {
+		for _, next := range all {
+			if !r.onlyAdds(next) {
+				continue
+			}
+			added++
+			for _, w := range who {
+				for _, want := range []uint16{2, 4, 6} {
+					if r.allow(w, want) && !next.allow(w, want) {
+						t.Fatalf("%v with groups %v loses %o from %v to %v", w.uid, w.groups, want, r.acl, next.acl)
+					}
+				}
+			}
+		}
+	}
+	if added < len(all) {
+		t.Errorf("only %d of %d changes add", added, len(all)*len(all))
+	}
+}
+
+// FuzzStatus: a thread's status is understood as a whole or not at all.
+func FuzzStatus(f *testing.F) {
+	f.Add("Name:\tcat\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n")
+	f.Add("Name:\tUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t\nCapEff:\tff\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		who, _, err := parseStatus(text)
+		if err == nil && len(who.groups) == 0 {
+			t.Fatalf("%q has no group", text)
+		}
+	})
+	who, caps, err := parseStatus("Name:\tcat\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n")
+	if err != nil || who.uid != 4 || !slices.Equal(who.groups, []uint32{8, 9, 10}) || caps != 2 {
+		f.Fatal(who, caps, err)
 	}
 }
 

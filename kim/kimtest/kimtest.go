@@ -307,6 +307,9 @@ func testLife(t *testing.T, s *suite) {
 	}
 	s.status(s.FinishDestroy(ctx, k.Number), psa.StatusDoesNotExist)
 	s.ok(s.RemoveDraft(ctx, other.Number))
+	if n, err := s.CountOf(ctx, 4242); n != 0 || err != nil {
+		t.Fatal(n, err)
+	}
 	if n, err := s.Count(ctx); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}

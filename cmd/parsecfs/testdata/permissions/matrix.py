@@ -215,6 +215,7 @@ for text in (
     "u:rw U61004:rw g:r G62002:rw m:rw o:-",
     "u:rw U61004:- g:rw m:rw o:rw",
     "u:rw U61004:rw g:rw G62001:r m:r o:-",
+    "u:rw U61004:- g:- G62002:- m:- o:rw",
     "u:rw g:r o:r",
     "u:- U61004:rw g:- m:rw o:rw",
     "u:rw U61004:rw U61006:r g:- G62001:rw G62002:w m:rw o:-",

@@ -47,6 +47,7 @@ func long() bool { return os.Getenv("PARSECFS_TEST_LONG") == "1" }
 type store struct {
 	name   string
 	config string
+	dir    string // where the provider keeps its objects itself
 	// objects are the names of what the provider holds itself, nil where the KIM is all there is.
 	objects func() []string
 }
@@ -80,6 +81,7 @@ func stores(t *testing.T) []store {
 	return []store{
 		{name: "software", config: kimTable + "[[provider]]\nname = \"p\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"},
 		{name: "outside", config: kimTable + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Outside\"\nkey_info_manager = \"kim\"\nsocket = %q\n", socket),
+			dir: objects,
 			objects: func() []string {
 				list, err := outside.Objects(objects)
 				if err != nil {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -125,24 +126,24 @@ type key struct {
 	a      psa.Attributes
 	public []byte
 	pub    crypto.PublicKey
-	closed bool
+	closed atomic.Bool
 }
 
 func (k *key) Attributes() psa.Attributes { return k.a }
 func (k *key) Public() []byte             { return k.public }
 
 func (k *key) Close() error {
-	k.closed = true
+	k.closed.Store(true)
 	return nil
 }
 
 func (k *key) Begin(_ context.Context, op psa.Op) (psa.Run, error) {
-	if k.closed {
+	if k.closed.Load() {
 		return nil, psa.Errorf(psa.StatusInvalidHandle, "the key is closed")
 	}
 	alg := op.Algorithm
-	if op.Operation == psa.Export {
-		alg = k.a.Algorithm
+	if op.Operation == psa.Export || op.Operation == psa.ExportPublic {
+		alg = k.a.Algorithm // exporting has none
 	} else if alg.IsWildcard() {
 		return nil, psa.Errorf(psa.StatusNotSupported, "%s is no algorithm that can be used", alg)
 	}
@@ -150,7 +151,7 @@ func (k *key) Begin(_ context.Context, op psa.Op) (psa.Run, error) {
 	if !listed && k.a.Algorithm.IsWildcard() && alg.WithHash(psa.AnyHash) == k.a.Algorithm && alg.Hash() == psa.SHA256 {
 		listed = k.p.supports(op.Operation, k.a, k.a.Algorithm)
 	}
-	if !listed {
+	if !listed || op.Operation == psa.Generate || op.Operation == psa.Import {
 		return nil, psa.Errorf(psa.StatusNotSupported, "%s with %s", op.Operation, alg)
 	}
 	switch op.Operation {
@@ -163,6 +164,9 @@ func (k *key) Begin(_ context.Context, op psa.Op) (psa.Run, error) {
 			return nil, err
 		}
 		return &signing{run, s}, nil
+	}
+	if op.Limit <= 0 {
+		op.Limit = psa.DefaultLimit
 	}
 	return &buffered{k: k, op: op}, nil
 }

@@ -127,6 +127,13 @@ func Objects(dir string) ([]string, error) {
 
 // SetFault replaces the faults; no lines, no faults.
 func SetFault(dir, lines string) error {
+	if lines == "" {
+		err := os.Remove(filepath.Join(dir, faultFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
+	}
 	aside := filepath.Join(dir, ".fault")
 	if err := os.WriteFile(aside, []byte(lines), 0o600); err != nil {
 		return err

@@ -1,0 +1,27 @@
+package software_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/providertest"
+	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/software"
+)
+
+func TestConformance(t *testing.T) {
+	providertest.Run(t, func(t *testing.T) providers.Provider {
+		p, err := software.Type.New(t.Context(), providers.Config{Name: "software", StateDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}, providertest.Options{
+		KeysInBlob: true,
+		Slow: func(c psa.Capability) bool {
+			// One RSA key for each padding is generated; the full form of the tests makes them all.
+			return os.Getenv("PARSECFS_TEST_LONG") != "1" && c.Type.IsRSA() && (c.Bits > 2048 || c.Algorithm.Hash() != psa.SHA256)
+		},
+	})
+}

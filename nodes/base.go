@@ -198,6 +198,8 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	case *slotsDir: // its rights are another file's, whose changes the kernel does not see here
 		out.SetAttrTimeout(fleeting)
 		out.SetEntryTimeout(fleeting)
+	case *slotPart:
+		out.SetAttrTimeout(fleeting)
 	}
 	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
 }

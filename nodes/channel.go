@@ -30,6 +30,8 @@ func (c *cursor) advance(off int64, n int) {
 
 // channel is where requests follow each other: one at a time, with its cursor.
 type channel struct {
+	t    *Tree
+	ino  uint64 // of the file that is written and read
 	make func() *request
 
 	mu     sync.Mutex
@@ -55,6 +57,7 @@ func (c *channel) current() *request {
 func (c *channel) reset() {
 	if c.req != nil {
 		c.req.drop()
+		c.t.sizes.clear(c)
 	}
 	c.req, c.cursor = nil, cursor{}
 }
@@ -85,6 +88,7 @@ func (c *channel) write(ctx context.Context, name string, p []byte, off int64, f
 		return err
 	}
 	c.cursor.advance(off, len(p))
+	c.t.sizes.set(c, off+int64(len(p)))
 	return nil
 }
 
@@ -104,6 +108,7 @@ func (c *channel) truncate(empty bool) error {
 	if empty {
 		c.req = c.make()
 		c.req.empty()
+		c.t.sizes.set(c, 0)
 	}
 	return nil
 }
@@ -166,6 +171,9 @@ func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, sys
 	}
 	if err := h.channel.write(ctx, "", data, off, h.flags); err != nil {
 		return 0, h.t.fail(ctx, h.n.place(), "write", err)
+	}
+	if h.flags&syscall.O_ACCMODE == syscall.O_RDWR {
+		h.extend(off + int64(len(data)))
 	}
 	return uint32(len(data)), 0
 }

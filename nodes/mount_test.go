@@ -20,6 +20,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
@@ -483,6 +485,79 @@ func TestSlots(t *testing.T) {
 	wantErrno(t, os.Mkdir(m.path("k", "sign.d", "dir"), 0700), syscall.EPERM)
 	wantErrno(t, write(m.path("k", "verify.d", "file"), os.O_WRONLY|os.O_CREATE, ""), syscall.EPERM)
 	wantErrno(t, write(m.path("k", "sign.d", ".hidden"), os.O_WRONLY|os.O_CREATE, ""), syscall.EINVAL)
+}
+
+// TestPageCacheHoldsNothing: what goes around read(2) is refused, and so falls back to it, and never ends well with
+// nothing or gets what the page cache has of somebody else's.
+func TestPageCacheHoldsNothing(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ecdsa-p256-sha256")
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	refused := func(f *os.File, message string) {
+		t.Helper()
+		if n, err := unix.Sendfile(int(out.Fd()), int(f.Fd()), nil, 1<<20); err == nil || n > 0 {
+			t.Fatalf("sendfile gave %d bytes, %v", n, err)
+		}
+		answer, err := read(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.verify("k", message, answer)
+	}
+	for _, size := range []int{1, 4095, 4096, 4097, 8192, 70000, 1 << 20} {
+		message := strings.Repeat("x", size)
+		f := m.open("k", "sign")
+		if _, err := f.WriteString(message); err != nil {
+			t.Fatal(err)
+		}
+		// somebody else's transaction at another position, and a stat in between
+		other := m.open("k", "sign")
+		if _, err := other.WriteString(strings.Repeat("y", 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(m.path("k", "sign")); err != nil {
+			t.Fatal(err)
+		}
+		refused(f, message)
+		refused(other, strings.Repeat("y", 4096))
+		other.Close()
+		f.Close()
+	}
+	slot := m.path("k", "sign.d", "s")
+	if err := write(slot, os.O_WRONLY|os.O_CREATE, "in a slot"); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	refused(f, "in a slot")
+	if err := os.Remove(slot); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED); err == nil {
+		t.Log("mmap is not refused; a page of it is (SIGBUS)")
+	}
+	// at rest a transaction file is as long as files in /proc
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		info, err := os.Stat(m.path("k", "sign"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() == 0 {
+			break
+		}
+		// the kernel sends RELEASE behind close(2)'s back
+		if time.Now().After(deadline) {
+			t.Fatalf("the size stays %d", info.Size())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func TestDropBox(t *testing.T) {

@@ -12,6 +12,12 @@ import (
 // operationFile is an operation of a key: request in, answer out.
 type operationFile struct{ fileNode }
 
+func (n *operationFile) stat(ctx context.Context) (stat, error) {
+	s, err := n.fileNode.stat(ctx)
+	s.size = n.t.sizes.size(n.ino)
+	return s, err
+}
+
 var _ = (fs.NodeOpener)((*operationFile)(nil))
 
 // Open is safe because the kernel judged the file's mode, and each open gets a channel of its own. Direct I/O, or
@@ -36,7 +42,7 @@ func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32
 	if err != nil {
 		return nil, 0, err
 	}
-	own := &channel{make: func() *request { return n.t.newRequest(n.place(), n.row, h.uid) }}
+	own := &channel{t: n.t, ino: n.ino, make: func() *request { return n.t.newRequest(n.place(), n.row, h.uid) }}
 	switch access := flags & syscall.O_ACCMODE; {
 	case access == syscall.O_RDWR:
 		h.channel = own

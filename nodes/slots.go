@@ -88,7 +88,7 @@ func (t *slotTable) add(dir uint64, name string, r *row, at place, c fuse.Caller
 	if r.many() {
 		s.shared = &sharedRequest{make: fresh}
 	} else {
-		s.channel = &channel{make: fresh}
+		s.channel = &channel{t: t.t, ino: s.ino, make: fresh}
 	}
 	s.timer = time.AfterFunc(slotTime, func() { t.remove(s) })
 	if t.dirs == nil {
@@ -323,7 +323,7 @@ type slotFile struct {
 func (n *slotFile) place() place { return n.slot.at }
 
 func (n *slotFile) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFREG, mode: 0600, uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made}, nil
+	return stat{kind: syscall.S_IFREG, mode: 0600, uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made, size: n.t.sizes.size(n.ino)}, nil
 }
 
 var _ = (fs.NodeOpener)((*slotFile)(nil))
@@ -453,7 +453,19 @@ func (n *slotPart) place() place {
 }
 
 func (n *slotPart) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFREG, mode: n.part.mode(), uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made}, nil
+	s := stat{kind: syscall.S_IFREG, mode: n.part.mode(), uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made}
+	if n.part.out && n.slot.shared.pending() != nil {
+		s.size = uint64(sizeFor(0))
+	}
+	return s, nil
+}
+
+var _ = (fs.NodeGetattrer)((*slotPart)(nil))
+
+// Getattr is safe as the others' is; an output's size follows its inputs, which the kernel does not see here.
+func (n *slotPart) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.SetTimeout(fleeting)
+	return n.base.Getattr(ctx, f, out)
 }
 
 var _ = (fs.NodeOpener)((*slotPart)(nil))

@@ -56,6 +56,7 @@ type Tree struct {
 	account  account
 	boxes    boxes
 	slots    slotTable
+	sizes    sizes
 	running  sync.WaitGroup
 	changing sync.Mutex // one change of permissions at a time
 
@@ -96,7 +97,7 @@ const RootIno = rootIno
 
 // Wrap hands the process's umask on to Mkdir, above the mode's own bits: with CAP_DONT_MASK, which default ACLs need,
 // the kernel leaves it to us, and go-fuse's fs API has no place for it. What Create makes has a mode of its own.
-func (t *Tree) Wrap(raw fuse.RawFileSystem) fuse.RawFileSystem { return &masked{RawFileSystem: raw} }
+func (t *Tree) Wrap(raw fuse.RawFileSystem) fuse.RawFileSystem { return &masked{&pageReads{raw}} }
 
 type masked struct{ fuse.RawFileSystem }
 

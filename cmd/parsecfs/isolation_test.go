@@ -1,0 +1,180 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const (
+	isolationJobs  = 24 // bash jobs, of 20 signatures each
+	isolationTimes = isolationJobs * 20
+	threadTimes    = 8 * 100
+)
+
+// TestIsolation: many who sign with one key at once each get the signature of their own message, or in the drop box
+// none, and never another one. The daemon runs under the race detector where the tests do, and with one processor too.
+func TestIsolation(t *testing.T) {
+	requireFUSE(t)
+	for name, env := range map[string][]string{"all processors": nil, "one processor": {"GOMAXPROCS=1"}} {
+		t.Run(name, func(t *testing.T) {
+			m := mountParsecfs(t, mountOptions{Env: env})
+			key := filepath.Join(m.Dir, "providers/software/keys/k")
+			if err := os.Mkdir(key, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := writeOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
+				t.Fatal(err)
+			}
+			c := &crowd{public: readPublic(t, key), sign: filepath.Join(key, "sign")}
+			// Whether refusals are promised not to come. Threads of one process are one user to the drop box, so it
+			// refuses what it cannot tell apart.
+			for _, mode := range []struct {
+				name                  string
+				jobs, shells, threads bool
+			}{
+				{"descriptor", true, true, true},
+				{"slot", true, true, true},
+				{"dropbox", false, true, false},
+			} {
+				t.Run(mode.name+"/jobs", func(t *testing.T) {
+					out := t.TempDir()
+					c.run(t, exec.Command("bash", "-c", `. testdata/isolation/job.sh
+						for ((n = 0; n < `+fmt.Sprint(isolationJobs)+`; n++)); do job "$0" "$1" "$2" $n & done; wait`, mode.name, c.sign, out))
+					c.judge(t, out, isolationTimes, mode.jobs)
+				})
+				t.Run(mode.name+"/shells", func(t *testing.T) {
+					out := t.TempDir()
+					var wg sync.WaitGroup
+					for n := range isolationJobs {
+						wg.Go(func() {
+							c.run(t, exec.Command("bash", "testdata/isolation/job.sh", mode.name, c.sign, out, fmt.Sprint(n)))
+						})
+					}
+					wg.Wait()
+					c.judge(t, out, isolationTimes, mode.shells)
+				})
+				t.Run(mode.name+"/threads", func(t *testing.T) {
+					out := t.TempDir()
+					c.run(t, exec.Command("python3", "testdata/isolation/threads.py", mode.name, c.sign, out))
+					c.judge(t, out, threadTimes, mode.threads)
+				})
+			}
+			t.Run("cases", func(t *testing.T) { c.cases(t) })
+		})
+	}
+}
+
+// crowd is who signs with one key.
+type crowd struct {
+	public *ecdsa.PublicKey
+	sign   string
+}
+
+func readPublic(t *testing.T, key string) *ecdsa.PublicKey {
+	t.Helper()
+	der, err := os.ReadFile(filepath.Join(key, "public.der"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return public.(*ecdsa.PublicKey)
+}
+
+// run ends in success or not: what counts is what it left.
+func (c *crowd) run(t *testing.T, cmd *exec.Cmd) {
+	out, err := cmd.CombinedOutput()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited || len(out) > 0 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func (c *crowd) signed(message, signature []byte) bool {
+	sum := sha256.Sum256(message)
+	return ecdsa.VerifyASN1(c.public, sum[:], signature)
+}
+
+// judge holds each attempt that left its message in out to its answer.
+func (c *crowd) judge(t *testing.T, out string, attempts int, allAnswered bool) {
+	t.Helper()
+	messages, err := filepath.Glob(filepath.Join(out, "*.msg"))
+	if err != nil || len(messages) != attempts {
+		t.Fatalf("%d attempts of %d were made: %v", len(messages), attempts, err)
+	}
+	answered := 0
+	for _, path := range messages {
+		message, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimSuffix(path, ".msg")
+		signature, _ := os.ReadFile(name + ".sig")
+		refusal, refused := os.ReadFile(name + ".err")
+		switch {
+		case len(signature) > 0 && !c.signed(message, signature):
+			t.Errorf("WRONG ANSWER to %q: %x", message, signature)
+		case len(signature) > 0:
+			answered++
+		case refused != nil:
+			t.Errorf("an empty answer to %q, and no error", message)
+		case allAnswered:
+			t.Errorf("%q was refused: %s", message, refusal)
+		}
+	}
+	t.Logf("%d of %d answered, %d refused", answered, attempts, attempts-answered)
+}
+
+// cases are three ways to confuse a drop box; whoever wrote nothing gets nothing.
+func (c *crowd) cases(t *testing.T) {
+	for _, o := range []struct {
+		name, script string
+		// what each output may be the signature of; "" for what may be nothing at all
+		outputs map[string]string
+	}{
+		{"a job that only reads", `{ cat "$SIGN" >reads; } & { printf mine >"$SIGN"; cat "$SIGN" >writes; } & wait`,
+			map[string]string{"reads": "", "writes": "mine"}},
+		{"a write that failed", `printf OLD >"$SIGN"; cat missing >"$SIGN"; cat "$SIGN" >out`,
+			map[string]string{"out": ""}},
+		{"a shell that only reads", `bash -c 'printf mine >"$SIGN"; cat "$SIGN" >writes' & bash -c 'cat "$SIGN" >reads' & wait`,
+			map[string]string{"reads": "", "writes": "mine"}},
+	} {
+		t.Run(o.name, func(t *testing.T) {
+			answered, refused := 0, 0
+			for range 25 {
+				dir := t.TempDir()
+				cmd := exec.Command("bash", "-c", o.script)
+				cmd.Dir = dir
+				cmd.Env = append(os.Environ(), "SIGN="+c.sign)
+				if err := cmd.Run(); err != nil {
+					if _, exited := err.(*exec.ExitError); !exited {
+						t.Fatal(err)
+					}
+				}
+				for name, message := range o.outputs {
+					b, err := os.ReadFile(filepath.Join(dir, name))
+					switch {
+					case err != nil:
+						t.Fatal(err)
+					case len(b) == 0:
+						refused++
+					case message == "" || !c.signed([]byte(message), b):
+						t.Errorf("WRONG ANSWER in %s: %x", name, b)
+					default:
+						answered++
+					}
+				}
+			}
+			t.Logf("%d answered, %d refused", answered, refused)
+		})
+	}
+}

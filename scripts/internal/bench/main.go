@@ -1,0 +1,227 @@
+// Bench measures ECDSA P-256 signatures: bare in Go, through a minimal go-fuse handler that signs (the floor of what a
+// file system can do), and through parsecfs.
+//
+//	bench serve DIR         mount the minimal handler on DIR, until SIGTERM
+//	bench run FLOOR SIGN    measure, with the minimal handler's file and a key's sign, and print the table
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+func main() {
+	var err error
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "serve":
+		err = serve(os.Args[2])
+	case len(os.Args) == 4 && os.Args[1] == "run":
+		err = run(os.Args[2], os.Args[3])
+	default:
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// floor is a file that signs what is written to an open of it when that is read.
+type floor struct {
+	fs.Inode
+	key *ecdsa.PrivateKey
+}
+
+type floorHandle struct {
+	key *ecdsa.PrivateKey
+	mu  sync.Mutex
+	msg []byte
+	sig []byte
+}
+
+var (
+	_ = (fs.NodeOpener)((*floor)(nil))
+	_ = (fs.NodeGetattrer)((*floor)(nil))
+	_ = (fs.FileWriter)((*floorHandle)(nil))
+	_ = (fs.FileReader)((*floorHandle)(nil))
+)
+
+func (f *floor) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = 0o600
+	return 0
+}
+
+func (f *floor) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return &floorHandle{key: f.key}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
+}
+
+func (h *floorHandle) Write(_ context.Context, p []byte, _ int64) (uint32, syscall.Errno) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.msg, h.sig = append([]byte(nil), p...), nil
+	return uint32(len(p)), 0
+}
+
+func (h *floorHandle) Read(context.Context, []byte, int64) (fuse.ReadResult, syscall.Errno) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.msg == nil {
+		return fuse.ReadResultData(nil), 0
+	}
+	sum := sha256.Sum256(h.msg)
+	h.msg = nil
+	sig, err := ecdsa.SignASN1(rand.Reader, h.key, sum[:])
+	if err != nil {
+		return nil, syscall.EIO
+	}
+	return fuse.ReadResultData(sig), 0
+}
+
+func serve(dir string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	root := &fs.Inode{}
+	second := time.Second
+	server, err := fs.Mount(dir, root, &fs.Options{
+		EntryTimeout: &second, AttrTimeout: &second,
+		OnAdd: func(ctx context.Context) {
+			root.AddChild("sign", root.NewPersistentInode(ctx, &floor{key: key}, fs.StableAttr{}), false)
+		},
+		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "floor", Name: "floor", Options: []string{"default_permissions"}},
+	})
+	if err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-stop
+		if err := server.Unmount(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}()
+	server.Wait()
+	return nil
+}
+
+var message = []byte("the message that is signed in every measurement")
+
+// each line of the table is measured for this long, after a tenth of it to warm up.
+const duration = 2 * time.Second
+
+// measure counts how often workers do something that each prepares for itself.
+func measure(workers int, prepare func() (do func() error, end func(), err error)) (perSecond float64, err error) {
+	var count atomic.Int64
+	var counting, stopped atomic.Bool
+	errs := make(chan error, workers)
+	for range workers {
+		go func() {
+			do, end, err := prepare()
+			if err == nil {
+				for !stopped.Load() && err == nil {
+					if err = do(); counting.Load() {
+						count.Add(1)
+					}
+				}
+				end()
+			}
+			errs <- err
+		}()
+	}
+	time.Sleep(duration / 10)
+	counting.Store(true)
+	begun := time.Now()
+	time.Sleep(duration)
+	counting.Store(false)
+	took := time.Since(begun)
+	n := count.Load()
+	stopped.Store(true)
+	for range workers {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
+	return float64(n) / took.Seconds(), err
+}
+
+func bare() (func() error, func(), error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	return func() error {
+		sum := sha256.Sum256(message)
+		_, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
+		return err
+	}, func() {}, err
+}
+
+func sign(fd int, b []byte) error {
+	if n, err := syscall.Write(fd, message); err != nil || n != len(message) {
+		return fmt.Errorf("write: %d, %w", n, err)
+	}
+	if n, err := syscall.Read(fd, b); err != nil || n == 0 {
+		return fmt.Errorf("read: %d, %w", n, err)
+	}
+	return nil
+}
+
+func fresh(path string) func() (func() error, func(), error) {
+	return func() (func() error, func(), error) {
+		b := make([]byte, 4096)
+		return func() error {
+			fd, err := syscall.Open(path, syscall.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer syscall.Close(fd)
+			return sign(fd, b)
+		}, func() {}, nil
+	}
+}
+
+func kept(path string) func() (func() error, func(), error) {
+	return func() (func() error, func(), error) {
+		b := make([]byte, 4096)
+		fd, err := syscall.Open(path, syscall.O_RDWR, 0)
+		return func() error { return sign(fd, b) }, func() { syscall.Close(fd) }, err
+	}
+}
+
+func run(floor, parsecfs string) error {
+	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(out, "how\tbare Go\tfloor\tparsecfs\tparsecfs/floor\t")
+	for _, line := range []struct {
+		name    string
+		workers int
+		by      func(string) func() (func() error, func(), error)
+	}{
+		{"fresh open", 1, fresh},
+		{"kept descriptor", 1, kept},
+		{"16 workers, fresh open", 16, fresh},
+		{"16 workers, kept descriptors", 16, kept},
+	} {
+		var rates [3]float64
+		for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs)} {
+			var err error
+			if rates[i], err = measure(line.workers, prepare); err != nil {
+				return fmt.Errorf("%s: %w", line.name, err)
+			}
+		}
+		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[2]/rates[1])
+	}
+	return out.Flush()
+}

@@ -259,9 +259,6 @@ func (m *mounted) running() bool {
 	}
 }
 
-// pid of the daemon.
-func (m *mounted) pid() int { return m.cmd.Process.Pid }
-
 // parsecfs runs a subcommand in a process of its own.
 func parsecfs(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
@@ -283,20 +280,6 @@ func parsecfsPath(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// sh runs a line of shell in the mount's default provider and gives its output; failing fails the test.
-func (m *mounted) sh(script string, args ...string) string {
-	m.t.Helper()
-	cmd := exec.Command("sh", append([]string{"-euc", script, "sh"}, args...)...)
-	cmd.Dir = filepath.Join(m.Dir, "providers", "default")
-	var errOut bytes.Buffer
-	cmd.Stderr = &errOut
-	out, err := cmd.Output()
-	if err != nil {
-		m.t.Fatalf("%s: %v\n%s", script, err, errOut.String())
-	}
-	return string(out)
 }
 
 // syncBuffer is a buffer that one goroutine writes while another reads.

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// readmeBlocks are the fenced blocks of the README, by language, with their mountpoint replaced.
+func readmeBlocks(t *testing.T, mountpoint string) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := map[string]string{}
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(string(b), -1) {
+		if blocks[m[1]] != "" {
+			t.Fatalf("two blocks of %s", m[1])
+		}
+		blocks[m[1]] = strings.ReplaceAll(m[2], "/mnt/parsec", mountpoint)
+	}
+	return blocks
+}
+
+// TestTour runs the README's tour as it is written, and has OpenSSL verify what each language signed.
+func TestTour(t *testing.T) {
+	requireFUSE(t)
+	m := mountParsecfs(t, mountOptions{})
+	blocks := readmeBlocks(t, m.Dir)
+	dir := t.TempDir()
+	run := func(t *testing.T, name string, args ...string) {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+	}
+	for _, tour := range []struct{ language, file, script string }{
+		{"sh", "tour.sh", "sh -eu tour.sh"}, // the first one makes the key and the message
+		{"python", "tour.py", "python3 tour.py"},
+		{"go", "tour.go", "go run tour.go"},
+		{"js", "tour.js", "node tour.js"},
+		{"c", "tour.c", "gcc -Wall -Werror -o tour tour.c && ./tour"},
+	} {
+		t.Run(tour.language, func(t *testing.T) {
+			if blocks[tour.language] == "" {
+				t.Fatal("the README has no such block")
+			}
+			if err := os.WriteFile(filepath.Join(dir, tour.file), []byte(blocks[tour.language]), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(filepath.Join(dir, "signature")); err != nil && tour.language != "sh" {
+				t.Fatal(err)
+			}
+			run(t, "sh", "-c", tour.script)
+			run(t, "openssl", "dgst", "-sha256", "-verify", filepath.Join(m.Dir, "providers/default/keys/web/public.pem"), "-signature", "signature", "message")
+		})
+	}
+}
+
+// TestReadmeConfiguration: the configuration in the README is accepted without a word.
+func TestReadmeConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "parsecfs.toml")
+	if err := os.WriteFile(file, []byte(readmeBlocks(t, "/mnt/parsec")["toml"]), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, code := parsecfs(t, "check-config", file); code != 0 || stderr != "" {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+}

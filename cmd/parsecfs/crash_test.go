@@ -342,9 +342,9 @@ func TestKillAtEachStep(t *testing.T) {
 // TestKillAtRandomMoments kills the daemon under four writers.
 func TestKillAtRandomMoments(t *testing.T) {
 	requireFUSE(t)
-	rounds := 12
+	rounds := 200
 	if long() {
-		rounds = 200
+		rounds = 1000
 	}
 	for _, store := range stores(t) {
 		t.Run(store.name, func(t *testing.T) {

@@ -77,6 +77,58 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 	}
 }
 
+// TestWhatIsNotListedIsRefused: a template that capabilities does not name makes no key, and leaves the draft.
+func TestWhatIsNotListedIsRefused(t *testing.T) {
+	requireFUSE(t)
+	for _, store := range stores(t) {
+		t.Run(store.name, func(t *testing.T) {
+			m := mountParsecfs(t, mountOptions{Config: store.config})
+			provider := filepath.Join(m.Dir, "providers/p")
+			b, err := os.ReadFile(filepath.Join(provider, "capabilities"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			listed := map[string]bool{}
+			for text := range strings.Lines(string(b)) {
+				name, _, _ := strings.Cut(text, "\t")
+				listed[name] = true
+			}
+			draft := filepath.Join(provider, "keys/draft")
+			if err := os.Mkdir(draft, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			refused := 0
+			for _, template := range []string{
+				"rsa-1024-pkcs1v15-sha256", "rsa-2048-pkcs1v15-sha256", "rsa-2048-pkcs1v15-sha1", "rsa-2048-pss-sha3-256", "rsa-2048-oaep-sha256",
+				"rsa-2048-pkcs1v15-crypt", "rsa-8192-pss-sha256", "ecdsa-p224-sha256", "ecdsa-p256-sha3-256", "ecdsa-p384-sha384", "ecdsa-secp256k1-sha256",
+				"ecdsa-brainpoolp256r1-sha256", "deterministic-ecdsa-p256-sha256", "ed448", "ecdh-p256", "x25519", "x448", "aes-128-gcm", "aes-256-ccm",
+				"aes-256-ctr", "aes-256-cbc-pkcs7", "aes-256-cmac", "chacha20-poly1305", "hmac-sha256", "ml-dsa-65", "ml-kem-768", "slh-dsa-sha2-128s",
+				"", "-", "ecdsa", "ECDSA-P256-SHA256", "ecdsa-p256-sha256-", "rsa-2048", "rsa--pkcs1v15-sha256",
+			} {
+				if listed[template] {
+					continue
+				}
+				refused++
+				if err := writeOnce(filepath.Join(draft, "generate"), []byte(template+"\n")); err == nil {
+					t.Errorf("%q made a key", template)
+				}
+				if _, err := os.Stat(filepath.Join(draft, "generate")); err != nil {
+					t.Fatalf("after %q the draft is gone: %v", template, err)
+				}
+			}
+			if refused < 25 {
+				t.Errorf("only %d templates are not listed", refused)
+			}
+			if store.objects != nil && len(store.objects()) > 0 {
+				t.Errorf("objects without a key: %v", store.objects())
+			}
+			if err := writeOnce(filepath.Join(draft, "generate"), []byte("ed25519\n")); err != nil {
+				t.Errorf("the draft does not become a key any more: %v", err)
+			}
+		})
+	}
+}
+
 func (l *line) must(err error) {
 	l.t.Helper()
 	if err != nil {

@@ -298,7 +298,8 @@ func calm(ctx context.Context) context.Context { return context.WithoutCancel(ct
 func (t *Tree) guard(at place, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			t.log.Error("panic in an operation", "path", at.path(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			// only its type: the value may quote a request
+			t.log.Error("panic in an operation: this is a bug in parsecfs", "path", at.path(), "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 			err = psa.Errorf(psa.StatusGenericError, "the operation failed inside parsecfs")
 		}
 	}()

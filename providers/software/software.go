@@ -47,11 +47,10 @@ func (provider) Describe() providers.Description {
 }
 
 func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "(devel)" {
-		return ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
 	}
-	return info.Main.Version
+	return ""
 }
 
 // Identity is constant: there is no device that could be replaced.

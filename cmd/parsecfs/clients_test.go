@@ -33,18 +33,18 @@ var clients = []client{
 	{"dd truncating and syncing", `dd if="$MESSAGE" of="$SIGN" bs=3 status=none conv=fsync && dd if="$SIGN" of="$SIGNATURE" bs=1 status=none`, false},
 	{"tee", `tee "$SIGN" <"$MESSAGE" >/dev/null && tee "$SIGNATURE" <"$SIGN" >/dev/null`, false},
 	{"tee slot", `tee "$SIGN.d/tee" <"$MESSAGE" >/dev/null && cat "$SIGN.d/tee" >"$SIGNATURE" && rm "$SIGN.d/tee"`, true},
-	{"python buffered", `exec python3 "$DATA/sign.py" buffered "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python unbuffered", `exec python3 "$DATA/sign.py" unbuffered "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python os.read", `exec python3 "$DATA/sign.py" os.read "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python os.pread", `exec python3 "$DATA/sign.py" os.pread "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python pathlib", `exec python3 "$DATA/sign.py" pathlib "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
-	{"python shutil", `exec python3 "$DATA/sign.py" shutil "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
-	{"go os.File", `exec "$TOOLS/goclient" file "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"go syscall.Read", `exec "$TOOLS/goclient" syscall "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"node sync", `exec node "$DATA/sign.js" sync "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"node promises", `exec node "$DATA/sign.js" promises "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"node files", `exec node "$DATA/sign.js" files "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
-	{"c stdio with a timer", `exec "$TOOLS/timer" "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"python buffered", `exec python3 "$CLIENTS/sign.py" buffered "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"python unbuffered", `exec python3 "$CLIENTS/sign.py" unbuffered "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"python os.read", `exec python3 "$CLIENTS/sign.py" os.read "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"python os.pread", `exec python3 "$CLIENTS/sign.py" os.pread "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"python pathlib", `exec python3 "$CLIENTS/sign.py" pathlib "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
+	{"python shutil", `exec python3 "$CLIENTS/sign.py" shutil "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
+	{"go os.File", `exec "$CLIENTS/goclient" file "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"go syscall.Read", `exec "$CLIENTS/goclient" syscall "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"node sync", `exec node "$CLIENTS/sign.js" sync "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"node promises", `exec node "$CLIENTS/sign.js" promises "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+	{"node files", `exec node "$CLIENTS/sign.js" files "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
+	{"c stdio with a timer", `exec "$CLIENTS/timer" "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
 }
 
 // TestClients: whatever program signs, as root or not, it ends with a signature that OpenSSL verifies, or with a
@@ -57,13 +57,13 @@ func TestClients(t *testing.T) {
 			t.Fatalf("%v: scripts/test installs it", err)
 		}
 	}
-	data, err := filepath.Abs("testdata/clients")
-	if err != nil {
+	// Other users may not reach the checkout.
+	if err := os.CopyFS(dir, os.DirFS("testdata/clients")); err != nil {
 		t.Fatal(err)
 	}
 	for _, build := range [][]string{
-		{"gcc", "-O1", "-Wall", "-Werror", "-o", dir + "/timer", data + "/timer.c"},
-		{"go", "build", "-o", dir + "/goclient", data + "/goclient.go"},
+		{"gcc", "-O1", "-Wall", "-Werror", "-o", dir + "/timer", dir + "/timer.c"},
+		{"go", "build", "-o", dir + "/goclient", dir + "/goclient.go"},
 	} {
 		if out, err := exec.Command(build[0], build[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -101,7 +101,7 @@ func TestClients(t *testing.T) {
 				if err := os.WriteFile(message, []byte("signed by "+c.name), 0o644); err != nil {
 					t.Fatal(err)
 				}
-				out, err := as(c.script, "SIGN="+key+"/sign", "MESSAGE="+message, "SIGNATURE="+signature, "DATA="+data, "TOOLS="+dir)
+				out, err := as(c.script, "SIGN="+key+"/sign", "MESSAGE="+message, "SIGNATURE="+signature, "CLIENTS="+dir)
 				if err != nil {
 					refused++
 					t.Logf("%v: %s", err, out)

@@ -11,19 +11,23 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // The control socket carries JSON: one request a connection, then a stream of responses of which the last has End.
 const (
-	commandPing   = "ping"
-	commandKeys   = "keys list"
-	commandBackup = "state backup"
+	commandPing    = "ping"
+	commandKeys    = "keys list"
+	commandChown   = "keys chown"
+	commandDestroy = "keys destroy"
+	commandBackup  = "state backup"
 
 	maxRequestBytes  = 4096
 	maxResponseBytes = 256 << 10
@@ -33,8 +37,11 @@ const (
 )
 
 type request struct {
-	Command  string `json:"command"`
-	Provider string `json:"provider,omitempty"`
+	Command  string  `json:"command"`
+	Provider string  `json:"provider,omitempty"`
+	Owner    *uint32 `json:"owner,omitempty"` // whose keys; nil is everybody's
+	UID      uint32  `json:"uid,omitempty"`   // of chown: who gets them
+	GID      uint32  `json:"gid,omitempty"`
 }
 
 type response struct {
@@ -48,6 +55,7 @@ type response struct {
 // control is the daemon's end of the socket.
 type control struct {
 	kim      *kim.KIM
+	tree     atomic.Pointer[nodes.Tree] // nil until there is one
 	log      *slog.Logger
 	dir      *os.File
 	listener *net.UnixListener
@@ -149,7 +157,15 @@ func (c *control) serve(conn *net.UnixConn) {
 	switch in.Command {
 	case commandPing:
 	case commandKeys:
-		err = listKeys(c.ctx, c.kim, in.Provider, func(k KeyInfo) error { return send(response{Key: &k}) })
+		err = listKeys(c.ctx, c.kim, in.Provider, in.Owner, func(k KeyInfo) error { return send(response{Key: &k}) })
+	case commandChown, commandDestroy:
+		err = changeKeys(c.ctx, c.kim, c.tree.Load(), in, func(k KeyInfo, err error) error {
+			r := response{Key: &k}
+			if err != nil {
+				r.Error, r.Hint = err.Error(), psa.HintOf(err)
+			}
+			return send(r)
+		})
 	case commandBackup:
 		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
 	default:
@@ -247,7 +263,7 @@ func (c *client) call(in request, each func(*response) error) error {
 			return &Error{KindOther, errors.New(r.Error), r.Hint}
 		case r.End:
 			return nil
-		case each == nil, in.Command == commandKeys && r.Key == nil, in.Command == commandBackup && len(r.Data) == 0:
+		case each == nil, (in.Command == commandBackup) != (r.Key == nil), in.Command == commandBackup && len(r.Data) == 0:
 			return &Error{Kind: KindState, Err: errors.New("control socket: an answer to something else")}
 		}
 		if err := each(&r); err != nil {

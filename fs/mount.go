@@ -86,6 +86,7 @@ func Run(ctx context.Context, o MountOptions) error {
 		control.close()
 		return err
 	}
+	control.tree.Store(s.tree)
 	if err := notify("READY=1\nSTATUS=mounted on " + o.Mountpoint); err != nil {
 		o.Log.Warn("cannot tell the service manager", "err", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -75,18 +76,66 @@ type KeyInfo struct {
 	Name     string `json:"name"`
 	State    string `json:"state"`
 	Template string `json:"template"`
-	UID      uint32 `json:"uid"`
+	UID      uint32 `json:"uid"` // its directory's owner
 	UUID     string `json:"uuid"`
 }
 
-// ListKeys gives every key of one provider, or of all where provider is empty, in the order of their names. It asks
-// the daemon that holds the state, or opens the state itself.
-func ListKeys(ctx context.Context, o StateOptions, provider string, each func(KeyInfo) error) error {
+// ListKeys gives every key of one provider, or of all where provider is empty, in the order of their names; with an
+// owner only theirs. It asks the daemon that holds the state, or opens the state itself.
+func ListKeys(ctx context.Context, o StateOptions, provider string, owner *uint32, each func(KeyInfo) error) error {
 	return withState(ctx, o,
 		func(c *client) error {
-			return c.call(request{Command: commandKeys, Provider: provider}, func(r *response) error { return each(*r.Key) })
+			in := request{Command: commandKeys, Provider: provider, Owner: owner}
+			return c.call(in, func(r *response) error { return each(*r.Key) })
 		},
-		func(k *kim.KIM) error { return listKeys(ctx, k, provider, each) })
+		func(k *kim.KIM) error { return listKeys(ctx, k, provider, owner, each) })
+}
+
+// ChownKeys gives what the user owner has of any key to uid and gid; each is told of every key, with its error.
+func ChownKeys(ctx context.Context, o StateOptions, owner, uid, gid uint32, each func(KeyInfo, error) error) error {
+	return change(ctx, o, request{Command: commandChown, Owner: &owner, UID: uid, GID: gid}, each)
+}
+
+// DestroyKeys destroys the keys whose directory belongs to the user owner; each is told of every key, with its error.
+func DestroyKeys(ctx context.Context, o StateOptions, owner uint32, each func(KeyInfo, error) error) error {
+	return change(ctx, o, request{Command: commandDestroy, Owner: &owner}, each)
+}
+
+func change(ctx context.Context, o StateOptions, in request, each func(KeyInfo, error) error) error {
+	return withState(ctx, o,
+		func(c *client) error {
+			return c.call(in, func(r *response) error {
+				if r.Error == "" {
+					return each(*r.Key, nil)
+				}
+				return each(*r.Key, &Error{KindOther, errors.New(r.Error), r.Hint})
+			})
+		},
+		func(k *kim.KIM) error { return changeKeys(ctx, k, nil, in, each) })
+}
+
+// changeKeys does what the request asks for with each key that it is about; tree is nil where nothing is mounted.
+func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, in request, each func(KeyInfo, error) error) error {
+	return eachKey(ctx, k, "", func(p *kim.Provider, key kim.Key) error {
+		owner, err := k.Owner(ctx, key)
+		if err != nil {
+			return err
+		}
+		switch {
+		case in.Command == commandDestroy && owner == *in.Owner:
+			if err = k.Destroy(ctx, key.Number, uint32(os.Geteuid())); err == nil && tree != nil {
+				tree.Destroyed(key.Number)
+			}
+		case in.Command == commandChown && (owner == *in.Owner || key.UID == *in.Owner):
+			if err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID); err == nil && tree != nil {
+				tree.Chowned(p, key.Number)
+			}
+			owner = in.UID
+		default:
+			return nil
+		}
+		return each(keyInfo(p, key, owner), err)
+	})
 }
 
 // Backup writes a consistent copy of the state, as a tar.
@@ -143,7 +192,22 @@ func withState(ctx context.Context, o StateOptions, remote func(*client) error, 
 // keysPerPage is how many keys are read from the KIM at once.
 const keysPerPage = 1000
 
-func listKeys(ctx context.Context, k *kim.KIM, provider string, each func(KeyInfo) error) error {
+func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, each func(KeyInfo) error) error {
+	return eachKey(ctx, k, provider, func(p *kim.Provider, key kim.Key) error {
+		owner, err := k.Owner(ctx, key)
+		if err != nil || only != nil && owner != *only {
+			return err
+		}
+		return each(keyInfo(p, key, owner))
+	})
+}
+
+func keyInfo(p *kim.Provider, key kim.Key, owner uint32) KeyInfo {
+	return KeyInfo{p.Name(), key.Name, string(key.State), key.Template, owner, formatUUID(key.ID)}
+}
+
+// eachKey goes through the keys of one provider, or of all where provider is empty, by name.
+func eachKey(ctx context.Context, k *kim.KIM, provider string, each func(*kim.Provider, kim.Key) error) error {
 	found := false
 	var names []string
 	for _, p := range k.Providers() {
@@ -161,8 +225,7 @@ func listKeys(ctx context.Context, k *kim.KIM, provider string, each func(KeyInf
 				break
 			}
 			for _, key := range keys {
-				err := each(KeyInfo{p.Name(), key.Name, string(key.State), key.Template, key.UID, formatUUID(key.ID)})
-				if err != nil {
+				if err := each(p, key); err != nil {
 					return err
 				}
 				after = key.Name

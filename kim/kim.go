@@ -290,6 +290,20 @@ func (k *KIM) SetAllowDestroy(ctx context.Context, number int64, allow bool) err
 	return k.store.SetAllowDestroy(ctx, number, allow)
 }
 
+// SetOwner gives what belongs to the user from of a key and its files to uid and gid, quota included.
+func (k *KIM) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
+	return k.store.SetOwner(ctx, number, from, uid, gid)
+}
+
+// Owner is who owns a key: its directory's owner, who may have been changed since it was made.
+func (k *KIM) Owner(ctx context.Context, key Key) (uint32, error) {
+	i, _, err := k.store.Inode(ctx, uint64(key.Number)*256)
+	if err != nil || i.UID == nil {
+		return key.UID, err
+	}
+	return *i.UID, nil
+}
+
 // Inode is what is stored of an inode; false: nothing, all is default.
 func (k *KIM) Inode(ctx context.Context, ino uint64) (Inode, bool, error) {
 	return k.store.Inode(ctx, ino)

@@ -697,6 +697,36 @@ func (s *sqliteStore) Exchange(ctx context.Context, number, other int64) error {
 	})
 }
 
+func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
+	return s.write(ctx, "cannot give a key away", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil || from == uid {
+			return err
+		}
+		_, err = t.exec("UPDATE inodes SET uid = ?, gid = ? WHERE ino BETWEEN ? AND ? AND uid = ?",
+			int64(uid), int64(gid), number*256, number*256+255, int64(from))
+		if err != nil {
+			return err
+		}
+		if k.UID != from {
+			return t.update(k, "uid = uid")
+		}
+		for _, count := range []struct {
+			query string
+			uid   uint32
+		}{
+			{"UPDATE owners SET keys = keys - 1 WHERE uid = ?", from},
+			{"DELETE FROM owners WHERE uid = ? AND keys <= 0", from},
+			{"INSERT INTO owners(uid, keys) VALUES (?, 1) ON CONFLICT(uid) DO UPDATE SET keys = keys + 1", uid},
+		} {
+			if _, err := t.exec(count.query, int64(count.uid)); err != nil {
+				return err
+			}
+		}
+		return t.update(k, "uid = ?, gid = ?", int64(uid), int64(gid))
+	})
+}
+
 func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow bool) error {
 	return s.write(ctx, "cannot store allow_destroy", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Creating, Ready)

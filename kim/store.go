@@ -192,6 +192,8 @@ type Store interface {
 	// Exchange swaps the names of two keys of one provider.
 	Exchange(ctx context.Context, number, other int64) error
 	SetAllowDestroy(ctx context.Context, number int64, allow bool) error
+	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included.
+	SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error
 
 	// Inode is what is stored of an inode; false: nothing, all is default.
 	Inode(ctx context.Context, ino uint64) (Inode, bool, error)

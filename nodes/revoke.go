@@ -150,6 +150,34 @@ func (a *access) judge(ctx context.Context) error {
 	return nil
 }
 
+// Chowned is for changes of a key's owners that did not come through the mount: whoever has it open is judged anew,
+// and the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting).
+func (t *Tree) Chowned(p *kim.Provider, key int64) {
+	t.revocations.note(inoOf(key, 0))
+	keys := t.root.EmbeddedInode()
+	for _, name := range []string{"providers", p.Name(), "keys"} {
+		if keys = keys.GetChild(name); keys == nil {
+			return // the kernel never looked it up
+		}
+	}
+	for _, dir := range keys.Children() {
+		d, ok := dir.Operations().(*keyDir)
+		if !ok || d.key != key {
+			continue
+		}
+		_ = dir.NotifyContent(attributesOnly, 0)
+		for _, file := range dir.Children() {
+			_ = file.NotifyContent(attributesOnly, 0)
+		}
+	}
+}
+
+// attributesOnly is the offset that leaves the page cache alone (fuse_reverse_inval_inode).
+const attributesOnly = -1
+
+// Destroyed is for keys that were not destroyed through the mount.
+func (t *Tree) Destroyed(key int64) { t.forget(key) }
+
 const capDACOverride = 1
 
 // identityOf reads who a thread is, which is blocked in a call to us and so cannot change.

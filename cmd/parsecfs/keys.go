@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os/user"
 	"strconv"
@@ -13,12 +15,12 @@ import (
 )
 
 func keysCommand() *cobra.Command {
-	return group("keys", "Look at keys", keysListCommand())
+	return group("keys", "Look at keys, and see to those of users who left", keysListCommand(), keysChownCommand(), keysDestroyCommand())
 }
 
 func keysListCommand() *cobra.Command {
 	var flags stateFlags
-	var provider string
+	var provider, owner string
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List keys: provider, name, state, template, owner and uuid, separated by tabs",
@@ -28,16 +30,18 @@ func keysListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := bufio.NewWriter(cmd.OutOrStdout())
-			owners := map[uint32]string{}
-			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}
-			err = fs.ListKeys(cmd.Context(), o, provider, func(k fs.KeyInfo) error {
-				if _, ok := owners[k.UID]; !ok {
-					owners[k.UID] = userName(k.UID)
+			var only *uint32
+			if owner != "" {
+				uid, _, err := userID(owner)
+				if err != nil {
+					return err
 				}
-				_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Provider, k.Name, k.State, k.Template, owners[k.UID], k.UUID)
-				return err
-			})
+				only = &uid
+			}
+			out := bufio.NewWriter(cmd.OutOrStdout())
+			show := showKeys(out)
+			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}
+			err = fs.ListKeys(cmd.Context(), o, provider, only, show)
 			if err != nil {
 				return err
 			}
@@ -46,7 +50,101 @@ func keysListCommand() *cobra.Command {
 	}
 	flags.add(cmd)
 	cmd.Flags().StringVar(&provider, "provider", "", "list the keys of the provider `NAME` alone")
+	cmd.Flags().StringVar(&owner, "owner", "", "list the keys of `USER` (a name or a uid) alone")
 	return cmd
+}
+
+// showKeys prints keys, a line each.
+func showKeys(out io.Writer) func(fs.KeyInfo) error {
+	owners := map[uint32]string{}
+	return func(k fs.KeyInfo) error {
+		if _, ok := owners[k.UID]; !ok {
+			owners[k.UID] = userName(k.UID)
+		}
+		_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Provider, k.Name, k.State, k.Template, owners[k.UID], k.UUID)
+		return err
+	}
+}
+
+func keysChownCommand() *cobra.Command {
+	var to uint32
+	var toGroup uint32
+	return ownedCommand("chown --owner USER NEW-USER", "Give a user's keys and their files to another user, and list them; ACL entries stay",
+		positional(cobra.ExactArgs(1)),
+		func(args []string) (err error) {
+			to, toGroup, err = userID(args[0])
+			return err
+		},
+		func(ctx context.Context, o fs.StateOptions, owner uint32, each func(fs.KeyInfo, error) error) error {
+			return fs.ChownKeys(ctx, o, owner, to, toGroup, each)
+		})
+}
+
+func keysDestroyCommand() *cobra.Command {
+	return ownedCommand("destroy --owner USER", "Destroy a user's keys, in their providers too, and list them",
+		positional(cobra.NoArgs), func([]string) error { return nil }, fs.DestroyKeys)
+}
+
+// ownedCommand does something to all keys of one user. It reports each that failed, and fails then.
+func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args []string) error,
+	run func(context.Context, fs.StateOptions, uint32, func(fs.KeyInfo, error) error) error) *cobra.Command {
+	var flags stateFlags
+	var owner string
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  args,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			uid, _, err := userID(owner)
+			if err == nil {
+				err = parse(args)
+			}
+			if err != nil {
+				return err
+			}
+			show := showKeys(cmd.OutOrStdout())
+			failed := 0
+			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}
+			err = run(cmd.Context(), o, uid, func(k fs.KeyInfo, err error) error {
+				if err == nil {
+					return show(k)
+				}
+				failed++
+				fmt.Fprintf(cmd.ErrOrStderr(), "parsecfs: %s/%s: %v\n", k.Provider, k.Name, err)
+				return nil
+			})
+			if err == nil && failed > 0 {
+				err = fmt.Errorf("%d keys failed", failed)
+			}
+			return err
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().StringVar(&owner, "owner", "", "whose keys: a name or a uid")
+	cobra.CheckErr(cmd.MarkFlagRequired("owner"))
+	return cmd
+}
+
+// userID is the uid of a name or number, and the primary group; that of a number nobody has is the number itself.
+func userID(name string) (uid, gid uint32, err error) {
+	if u, err := user.Lookup(name); err == nil {
+		name = u.Uid
+	}
+	id, err := strconv.ParseUint(name, 10, 32)
+	if err != nil || id == 1<<32-1 {
+		return 0, 0, fmt.Errorf("there is no user %q", name)
+	}
+	uid, gid = uint32(id), uint32(id)
+	if u, err := user.LookupId(name); err == nil {
+		if g, err := strconv.ParseUint(u.Gid, 10, 32); err == nil {
+			gid = uint32(g)
+		}
+	}
+	return uid, gid, nil
 }
 
 // userName is the name of a uid, or its number where it has none.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,7 +21,7 @@ import (
 //	signal NAME  send a signal (KILL, TERM) to the daemons of this script; after KILL wait for their end
 //	daemon-pid   put the one daemon's pid into PID
 //
-// and the condition root.
+// and the conditions root, and mountns: a mount namespace can be made whose mounts nobody else sees.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -49,8 +50,11 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "mountns":
+				return exec.Command("unshare", "-m", "--propagation", "private", "true").Run() == nil, nil
 			}
 			return false, fmt.Errorf("no condition %q", cond)
 		},

@@ -40,6 +40,7 @@ func Run(t *testing.T, open Opener) {
 		{"Model", testModel},
 		{"OneName", testOneName},
 		{"Quota", testQuota},
+		{"Owner", testOwner},
 		{"Numbers", testNumbers},
 		{"Pages", testPages},
 		{"Inodes", testInodes},
@@ -1029,4 +1030,38 @@ func testClosed(t *testing.T, s *suite) {
 	if _, err := s.KeyByName(ctx, p, "web"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func testOwner(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	owner := func(uid uint32) *uint32 { return &uid }
+	k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: "web", UID: 1, GID: 1, Inodes: []kim.Inode{
+		{Ino: 0, UID: owner(1), GID: owner(9)}, {Ino: 16, UID: owner(2), GID: owner(2)}}})
+	s.ok(err)
+	s.ok(s.SetOwner(ctx, k.Number, 1, 5, 6))
+	if k = s.key(k.Number); k.UID != 5 || k.GID != 6 {
+		t.Fatalf("%+v", k)
+	}
+	for ino, want := range map[uint64][2]uint32{0: {5, 6}, 16: {2, 2}} {
+		i, _, err := s.Inode(ctx, uint64(k.Number)*256+ino)
+		s.ok(err)
+		if *i.UID != want[0] || *i.GID != want[1] {
+			t.Fatalf("file %d belongs to %d, %d", ino, *i.UID, *i.GID)
+		}
+	}
+	for uid, want := range map[uint32]int64{1: 0, 5: 1} {
+		if n, err := s.CountOf(ctx, uid); err != nil || n != want {
+			t.Fatalf("user %d has %d keys, %v", uid, n, err)
+		}
+	}
+	// Of what is another's only the files that are theirs change hands.
+	s.ok(s.SetOwner(ctx, k.Number, 2, 7, 7))
+	if k = s.key(k.Number); k.UID != 5 {
+		t.Fatalf("%+v", k)
+	}
+	if i, _, err := s.Inode(ctx, uint64(k.Number)*256+16); err != nil || *i.UID != 7 {
+		t.Fatalf("%+v, %v", i, err)
+	}
+	s.status(s.SetOwner(ctx, k.Number+1000, 5, 7, 7), psa.StatusDoesNotExist)
 }

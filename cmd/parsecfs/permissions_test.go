@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,6 +45,13 @@ func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d lines on parsecfs, %d on tmpfs", len(got), len(want))
+	}
+	keys := filepath.Join(m.Dir, "providers/software/keys")
+	before := matrix(t, "show", keys)
+	m.kill()
+	m.restart()
+	if after := matrix(t, "show", keys); !slices.Equal(before, after) || len(before) < 20 {
+		t.Errorf("kill -9 and a restart changed rights from\n%s\nto\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
 }
 

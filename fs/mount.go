@@ -40,6 +40,9 @@ type MountOptions struct {
 	Ready func()
 	// Stop asks to end: the first signal drains and unmounts, a second one gives up draining.
 	Stop <-chan os.Signal
+	// Reload asks to read the configuration again, by Load.
+	Reload <-chan os.Signal
+	Load   func() (*Config, error)
 	// Step is the KIM's, for tests.
 	Step func(string)
 }
@@ -91,19 +94,46 @@ func Run(ctx context.Context, o MountOptions) error {
 		o.Log.Warn("cannot tell the service manager", "err", err)
 	}
 	o.Ready()
-	stopped := false
-	select {
-	case <-o.Stop:
-		stopped = true
-	case <-ctx.Done():
-		stopped = true
-	case <-s.served:
+	stopped, running := false, true
+	for running {
+		select {
+		case <-o.Reload:
+			reload(k, s.tree, o)
+			continue
+		case <-o.Stop:
+			stopped = true
+		case <-ctx.Done():
+			stopped = true
+		case <-s.served:
+		}
+		running = false
 	}
 	if err := notify("STOPPING=1"); err != nil {
 		o.Log.Warn("cannot tell the service manager", "err", err)
 	}
 	control.close()
 	return s.end(o, stopped)
+}
+
+// reload takes from the configuration what can change while it is mounted: who owns the providers' directories, and
+// their modes. A configuration that is wrong changes nothing.
+func reload(k *kim.KIM, tree *nodes.Tree, o MountOptions) {
+	c, err := o.Load()
+	if err != nil {
+		o.Log.Error("the configuration was not reloaded", "err", err)
+		return
+	}
+	for _, p := range c.Providers {
+		known := k.Provider(p.Name)
+		if known == nil {
+			o.Log.Warn("a new provider is not there before the next mount", "provider", p.Name)
+			continue
+		}
+		if known.SetDirectory(p.UID, p.GID, p.Mode) {
+			tree.ProviderChanged(known)
+		}
+	}
+	o.Log.Info("reloaded the configuration: owners, groups and modes of providers; all else is read at the next mount")
 }
 
 // served is a mounted tree.

@@ -101,8 +101,24 @@ func (p *Provider) Number() int64 { return p.number }
 // UUID is the provider's identity, made at its first start.
 func (p *Provider) UUID() [16]byte { return p.uuid }
 
-// Config is what Open was given.
-func (p *Provider) Config() ProviderConfig { return p.config }
+// Config is what Open was given, with what SetDirectory changed.
+func (p *Provider) Config() ProviderConfig {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.config
+}
+
+// SetDirectory changes owner, group and mode of the provider's directory, and says whether anything is different.
+func (p *Provider) SetDirectory(uid, gid, mode uint32) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := &p.config
+	if c.UID == uid && c.GID == gid && c.Mode == mode {
+		return false
+	}
+	c.UID, c.GID, c.Mode = uid, gid, mode
+	return true
+}
 
 // Started is when this run of the program began to use it.
 func (p *Provider) Started() time.Time { return p.started }

@@ -154,7 +154,7 @@ func (a *access) judge(ctx context.Context) error {
 // and the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting).
 func (t *Tree) Chowned(p *kim.Provider, key int64) {
 	t.revocations.note(inoOf(key, 0))
-	keys := t.root.EmbeddedInode()
+	keys := &t.root.Inode
 	for _, name := range []string{"providers", p.Name(), "keys"} {
 		if keys = keys.GetChild(name); keys == nil {
 			return // the kernel never looked it up
@@ -169,6 +169,23 @@ func (t *Tree) Chowned(p *kim.Provider, key int64) {
 		for _, file := range dir.Children() {
 			_ = file.NotifyContent(attributesOnly, 0)
 		}
+	}
+}
+
+// ProviderChanged is for a provider whose directory has other rights now.
+func (t *Tree) ProviderChanged(p *kim.Provider) {
+	t.revocations.note(inoOf(p.Number(), 0))
+	t.revocations.note(inoOf(p.Number(), rowKeys))
+	dir := t.root.GetChild("providers")
+	if dir != nil {
+		dir = dir.GetChild(p.Name())
+	}
+	if dir == nil {
+		return
+	}
+	_ = dir.NotifyContent(attributesOnly, 0)
+	if keys := dir.GetChild("keys"); keys != nil {
+		_ = keys.NotifyContent(attributesOnly, 0)
 	}
 }
 

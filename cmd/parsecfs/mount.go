@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,10 @@ Options of -o, as mount(8) and fstab(5) give them:
 				flags.stateDir = m.stateDir
 			}
 			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			if err == nil && flags.config != "" {
+				// The daemon leaves its working directory, and reads it again.
+				flags.config, err = filepath.Abs(flags.config)
+			}
 			if err != nil {
 				return err
 			}
@@ -60,9 +65,14 @@ Options of -o, as mount(8) and fstab(5) give them:
 			if err != nil {
 				return err
 			}
-			stop := make(chan os.Signal, 2)
-			// A terminal that goes away must not leave a dead mount, nor must a reader of stderr that does.
-			signal.Notify(stop, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+			stop, reload := make(chan os.Signal, 2), make(chan os.Signal, 1)
+			signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
+			if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
+				// A terminal that goes away must not leave a mount that nobody sees, nor must a reader of stderr that does.
+				signal.Notify(stop, unix.SIGHUP)
+			} else {
+				signal.Notify(reload, unix.SIGHUP)
+			}
 			signal.Ignore(unix.SIGPIPE)
 			return fs.Run(cmd.Context(), fs.MountOptions{
 				Config:     config,
@@ -75,7 +85,12 @@ Options of -o, as mount(8) and fstab(5) give them:
 					fmt.Fprintf(cmd.ErrOrStderr(), "parsecfs: mounted on %s\n", dir)
 					ready.done()
 				},
-				Stop: stop,
+				Stop:   stop,
+				Reload: reload,
+				Load: func() (*fs.Config, error) {
+					c, _, err := flags.load(cmd.ErrOrStderr())
+					return c, err
+				},
 				Step: testOnlyStep,
 			})
 		},

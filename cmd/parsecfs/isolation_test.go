@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -119,62 +120,90 @@ func (c *crowd) judge(t *testing.T, out string, attempts int, allAnswered bool) 
 		}
 		name := strings.TrimSuffix(path, ".msg")
 		signature, _ := os.ReadFile(name + ".sig")
-		refusal, refused := os.ReadFile(name + ".err")
+		refusal, noError := os.ReadFile(name + ".err")
 		switch {
 		case len(signature) > 0 && !c.signed(message, signature):
 			t.Errorf("WRONG ANSWER to %q: %x", message, signature)
+		case noError == nil && allAnswered:
+			t.Errorf("%q was refused: %s", message, refusal)
 		case len(signature) > 0:
 			answered++
-		case refused != nil:
+		case noError != nil:
 			t.Errorf("an empty answer to %q, and no error", message)
-		case allAnswered:
-			t.Errorf("%q was refused: %s", message, refusal)
 		}
 	}
 	t.Logf("%d of %d answered, %d refused", answered, attempts, attempts-answered)
 }
 
-// cases are three ways to confuse a drop box; whoever wrote nothing gets nothing.
+// cases are ways to confuse a drop box; whoever wrote nothing gets nothing. The order that confuses, in which the reader
+// comes between the write and the writer's own read, chance seldom brings about: there two FIFOs make it.
 func (c *crowd) cases(t *testing.T) {
+	const (
+		write  = `printf mine >"$SIGN"`
+		writes = `{ cat "$SIGN" >writes || : >writes.err; }`
+		reads  = `{ cat "$SIGN" >reads || : >reads.err; }`
+		wait   = `read -r <wrote`
+		let    = `echo >wrote; read -r <done`
+		done   = `echo >done`
+	)
+	two := map[string]string{"reads": "", "writes": "mine"}
 	for _, o := range []struct {
 		name, script string
 		// what each output may be the signature of; "" for what may be nothing at all
 		outputs map[string]string
 	}{
-		{"a job that only reads", `{ cat "$SIGN" >reads; } & { printf mine >"$SIGN"; cat "$SIGN" >writes; } & wait`,
-			map[string]string{"reads": "", "writes": "mine"}},
-		{"a write that failed", `printf OLD >"$SIGN"; cat missing >"$SIGN"; cat "$SIGN" >out`,
-			map[string]string{"out": ""}},
-		{"a shell that only reads", `bash -c 'printf mine >"$SIGN"; cat "$SIGN" >writes' & bash -c 'cat "$SIGN" >reads' & wait`,
-			map[string]string{"reads": "", "writes": "mine"}},
+		{"a job that only reads",
+			`{ ` + reads + `; } & { ` + write + `; ` + writes + `; } & wait`, two},
+		{"a job that only reads, in between",
+			`{ ` + wait + `; ` + reads + `; ` + done + `; } & { ` + write + `; ` + let + `; ` + writes + `; } & wait`, two},
+		{"a job that writes nothing and reads",
+			`{ : >"$SIGN"; ` + reads + `; } & { ` + write + `; ` + writes + `; } & wait`, two},
+		{"a job that writes nothing and reads, in between",
+			`{ ` + wait + `; : >"$SIGN"; ` + reads + `; ` + done + `; } & { ` + write + `; ` + let + `; ` + writes + `; } & wait`, two},
+		{"a write that failed",
+			`printf OLD >"$SIGN"; cat missing >"$SIGN"; cat "$SIGN" >out || : >out.err`, map[string]string{"out": ""}},
+		{"a shell that only reads",
+			`bash -c '` + write + `; ` + writes + `' & bash -c '` + reads + `' & wait`, two},
+		{"a shell that only reads, in between",
+			`bash -c '` + wait + `; ` + reads + `; ` + done + `' & bash -c '` + write + `; ` + let + `; ` + writes + `' & wait`, two},
+		// The FIFO ends with the writer; the reader is the older one.
+		{"a shell that only reads, after the other's end",
+			`bash -c 'cat <wrote; ` + reads + `' & bash -c 'exec 4>wrote; ` + write + `' & wait`, map[string]string{"reads": ""}},
 	} {
 		t.Run(o.name, func(t *testing.T) {
-			answered, refused := 0, 0
+			answered, refused := map[string]int{}, map[string]int{}
 			for range 25 {
 				dir := t.TempDir()
+				for _, fifo := range []string{"wrote", "done"} {
+					if err := syscall.Mkfifo(filepath.Join(dir, fifo), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
 				cmd := exec.Command("bash", "-c", o.script)
 				cmd.Dir = dir
 				cmd.Env = append(os.Environ(), "SIGN="+c.sign)
 				if err := cmd.Run(); err != nil {
-					if _, exited := err.(*exec.ExitError); !exited {
-						t.Fatal(err)
-					}
+					t.Fatal(err)
 				}
 				for name, message := range o.outputs {
 					b, err := os.ReadFile(filepath.Join(dir, name))
-					switch {
-					case err != nil:
+					if err != nil {
 						t.Fatal(err)
-					case len(b) == 0:
-						refused++
-					case message == "" || !c.signed([]byte(message), b):
+					}
+					_, noError := os.Stat(filepath.Join(dir, name+".err"))
+					switch {
+					case len(b) > 0 && (message == "" || !c.signed([]byte(message), b)):
 						t.Errorf("WRONG ANSWER in %s: %x", name, b)
+					case len(b) > 0:
+						answered[name]++
+					case noError != nil:
+						t.Errorf("an empty answer in %s, and no error", name)
 					default:
-						answered++
+						refused[name]++
 					}
 				}
 			}
-			t.Logf("%d answered, %d refused", answered, refused)
+			t.Logf("answered: %v, refused: %v", answered, refused)
 		})
 	}
 }

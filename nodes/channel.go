@@ -67,29 +67,28 @@ var (
 	errHole = refuse(syscall.EINVAL, "this WRITE does not follow the one before", "a message is written from its beginning to its end, without holes")
 )
 
-// write takes one WRITE for the named input ("" is the plain stream).
-func (c *channel) write(ctx context.Context, name string, p []byte, off int64, flags uint32) error {
+// write takes one WRITE for the named input ("" is the plain stream). tell: the kernel must be told of the size.
+func (c *channel) write(ctx context.Context, name string, p []byte, off int64, flags uint32) (tell bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed != nil {
-		return c.sealed
+		return false, c.sealed
 	}
 	r := c.current()
 	phase, _, poisoned, _ := r.state()
 	switch {
 	case poisoned: // the request itself says why
 	case phase != collecting:
-		return errBusy
+		return false, errBusy
 	case !c.cursor.follows(off, flags):
 		r.fault(errHole)
-		return errHole
+		return false, errHole
 	}
 	if err := r.write(ctx, name, p); err != nil {
-		return err
+		return false, err
 	}
 	c.cursor.advance(off, len(p))
-	c.t.sizes.set(c, off+int64(len(p)))
-	return nil
+	return c.t.sizes.set(c, off+int64(len(p))), nil
 }
 
 // truncate begins anew: with an empty request where an open handle asks for it, else with none.
@@ -169,11 +168,12 @@ func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, sys
 	if h.box != nil {
 		h.t.boxes.reopen(h.box)
 	}
-	if err := h.channel.write(ctx, "", data, off, h.flags); err != nil {
+	tell, err := h.channel.write(ctx, "", data, off, h.flags)
+	if err != nil {
 		return 0, h.t.fail(ctx, h.n.place(), "write", err)
 	}
-	if h.flags&syscall.O_ACCMODE == syscall.O_RDWR {
-		h.extend(off + int64(len(data)))
+	if tell {
+		h.extend()
 	}
 	return uint32(len(data)), 0
 }

@@ -32,44 +32,76 @@ func sizeFor(end int64) int64 { return (end+signatureMost)/page*page + page + 2 
 
 // sizes are the positions of the transactions that wait for their readers, by inode.
 type sizes struct {
-	mu   sync.Mutex
-	ends map[uint64]map[*channel]int64
+	mu     sync.Mutex
+	inodes map[uint64]*waiting
+	last   int64 // of beyond
 }
 
-func (r *sizes) set(c *channel, end int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ends == nil {
-		r.ends = map[uint64]map[*channel]int64{}
-	}
-	if r.ends[c.ino] == nil {
-		r.ends[c.ino] = map[*channel]int64{}
-	}
-	r.ends[c.ino][c] = end
+type waiting struct {
+	ends map[*channel]int64
+	long bool // the kernel has been told a size that no position reaches, and no other one since
 }
 
-func (r *sizes) clear(c *channel) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.ends[c.ino], c)
-	if len(r.ends[c.ino]) == 0 {
-		delete(r.ends, c.ino)
+// set notes a position, and says whether the kernel must be told now: a WRITE itself leaves its own end there.
+func (s *sizes) set(c *channel, end int64) (tell bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inodes == nil {
+		s.inodes = map[uint64]*waiting{}
+	}
+	w := s.inodes[c.ino]
+	if w == nil {
+		w = &waiting{ends: map[*channel]int64{}}
+		s.inodes[c.ino] = w
+	}
+	w.ends[c] = end
+	tell = !w.long
+	w.long = true
+	return tell
+}
+
+func (s *sizes) clear(c *channel) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.inodes[c.ino]; w != nil {
+		if delete(w.ends, c); len(w.ends) == 0 {
+			delete(s.inodes, c.ino)
+		}
 	}
 }
 
-// size is 0 where nobody waits.
-func (r *sizes) size(ino uint64) uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// size is what stat(2) is told, 0 where nobody waits.
+func (s *sizes) size(ino uint64) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.inodes[ino]
+	if w == nil {
+		return 0
+	}
+	w.long = false
 	size := int64(0)
-	for _, end := range r.ends[ino] {
+	for _, end := range w.ends {
 		size = max(size, sizeFor(end))
 	}
 	return uint64(size)
 }
 
-// extend tells the kernel the size at once: what a WRITE itself leaves there is its own end. One byte that is not at
-// the beginning of a page makes the file longer without making the page valid.
-func (h *handle) extend(end int64) {
-	_ = h.n.EmbeddedInode().WriteCache(sizeFor(end)-1, []byte{0})
+const (
+	firstBeyond = 1 << 40
+	stepBeyond  = 1 << 22 // more than the kernel's largest folio
+)
+
+// beyond gives an offset on a page that nobody has ever been able to read.
+func (s *sizes) beyond() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last++
+	return firstBeyond + s.last*stepBeyond + 1
+}
+
+// extend makes the file longer in the kernel than any position. One byte that is not at the beginning of a page does
+// that without making the page valid. The page is a new one each time: a lock on it, which a reader might hold until
+// we answer, would keep us from dying (see fleeting).
+func (h *handle) extend() {
+	_ = h.n.EmbeddedInode().WriteCache(h.t.sizes.beyond(), []byte{0})
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -459,5 +460,50 @@ func (s *keystore) write(prefix string, random *mathrand.Rand, mu *sync.Mutex, u
 			set(mine[k], nil)
 			mine = slices.Delete(mine, k, k+1)
 		}
+	}
+}
+
+// TestKillReleasesEverybody: whoever waits for a daemon that is killed is told so at once, whatever it was doing. A
+// thread of the daemon that waits in the kernel for a client, which waits for the daemon, would keep both for ever.
+func TestKillReleasesEverybody(t *testing.T) {
+	requireFUSE(t)
+	m := mountParsecfs(t, mountOptions{})
+	key := filepath.Join(m.Dir, "providers/software/keys/k")
+	if err := os.Mkdir(key, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
+		t.Fatal(err)
+	}
+	rounds := 10
+	if long() {
+		rounds = 200
+	}
+	for round := range rounds {
+		ended := make(chan string)
+		const workers = 16
+		for range workers {
+			go func() {
+				out, err := exec.Command("python3", "testdata/isolation/sendfile.py", filepath.Join(key, "sign")).CombinedOutput()
+				if err != nil {
+					out = fmt.Append(out, err)
+				}
+				ended <- string(out)
+			}()
+		}
+		time.Sleep(time.Duration(200+mathrand.IntN(400)) * time.Millisecond) // the random moment itself
+		m.kill()
+		late := time.After(20 * time.Second)
+		for i := range workers {
+			select {
+			case out := <-ended:
+				if out != "" {
+					t.Error(out)
+				}
+			case <-late:
+				t.Fatalf("round %d: %d of %d workers hang", round, workers-i, workers)
+			}
+		}
+		m.restart()
 	}
 }

@@ -1,12 +1,17 @@
 // Goclient signs 20 times in a row, each time with a new open: goclient file|syscall SIGN MESSAGE SIGNATURE. Garbage
-// is made meanwhile, so that the runtime's preemption signals (SIGURG) meet the system calls.
+// is made meanwhile, so that the runtime's preemption signals (SIGURG) meet the system calls. Who calls it sees the
+// last signature alone, so it verifies each.
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 )
@@ -17,6 +22,15 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
+	der, err := os.ReadFile(filepath.Join(filepath.Dir(sign), "public.der"))
+	if err != nil {
+		fail(err)
+	}
+	public, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		fail(err)
+	}
+	sum := sha256.Sum256(data)
 	go func() {
 		for {
 			_ = make([]byte, 1<<20)
@@ -32,6 +46,9 @@ func main() {
 		}
 		if err != nil {
 			fail(err)
+		}
+		if !ecdsa.VerifyASN1(public.(*ecdsa.PublicKey), sum[:], b) {
+			fail(fmt.Errorf("WRONG ANSWER: %x", b))
 		}
 		if err := os.WriteFile(signature, b, 0o644); err != nil {
 			fail(err)

@@ -136,7 +136,7 @@ func (c *crowd) judge(t *testing.T, out string, attempts int, allAnswered bool) 
 }
 
 // cases are ways to confuse a drop box; whoever wrote nothing gets nothing. The order that confuses, in which the reader
-// comes between the write and the writer's own read, chance seldom brings about: there two FIFOs make it.
+// begins between the write and the writer's own read, chance seldom brings about: there two FIFOs make it.
 func (c *crowd) cases(t *testing.T) {
 	const (
 		write  = `printf mine >"$SIGN"`
@@ -155,18 +155,21 @@ func (c *crowd) cases(t *testing.T) {
 		{"a job that only reads",
 			`{ ` + reads + `; } & { ` + write + `; ` + writes + `; } & wait`, two},
 		{"a job that only reads, in between",
-			`{ ` + wait + `; ` + reads + `; ` + done + `; } & { ` + write + `; ` + let + `; ` + writes + `; } & wait`, two},
+			`{ ` + write + `; ` + let + `; ` + writes + `; } & ` + wait + `; { ` + reads + `; ` + done + `; } & wait`, two},
 		{"a job that writes nothing and reads",
 			`{ : >"$SIGN"; ` + reads + `; } & { ` + write + `; ` + writes + `; } & wait`, two},
 		{"a job that writes nothing and reads, in between",
-			`{ ` + wait + `; : >"$SIGN"; ` + reads + `; ` + done + `; } & { ` + write + `; ` + let + `; ` + writes + `; } & wait`, two},
+			`{ ` + write + `; ` + let + `; ` + writes + `; } & ` + wait + `; { : >"$SIGN"; ` + reads + `; ` + done + `; } & wait`, two},
+		// The writer has ended, and its shell is the reader's too: only the reader's own empty write tells them apart.
+		{"a job that writes nothing and reads, after the other's end",
+			`printf mine >message; cat message >"$SIGN" & wait; { : >"$SIGN"; ` + reads + `; } & wait; ` + writes, two},
 		{"a write that failed",
 			`printf OLD >"$SIGN"; cat missing >"$SIGN"; cat "$SIGN" >out || : >out.err`, map[string]string{"out": ""}},
 		{"a shell that only reads",
 			`bash -c '` + write + `; ` + writes + `' & bash -c '` + reads + `' & wait`, two},
 		{"a shell that only reads, in between",
-			`bash -c '` + wait + `; ` + reads + `; ` + done + `' & bash -c '` + write + `; ` + let + `; ` + writes + `' & wait`, two},
-		// The FIFO ends with the writer; the reader is the older one.
+			`bash -c '` + write + `; ` + let + `; ` + writes + `' & ` + wait + `; bash -c '` + reads + `; ` + done + `' & wait`, two},
+		// The FIFO ends with the writer; the reader is the older one, so it cannot mean what was written since.
 		{"a shell that only reads, after the other's end",
 			`bash -c 'cat <wrote; ` + reads + `' & bash -c 'exec 4>wrote; ` + write + `' & wait`, map[string]string{"reads": ""}},
 	} {

@@ -22,7 +22,7 @@ func mountCommand(ready *readyPipe) *cobra.Command {
 		Use:   "mount [--config FILE] [--state-dir DIR] [--background] [-o OPT,...] [MOUNTPOINT]",
 		Short: "Mount the tree, and serve it until SIGTERM or SIGINT",
 		Long: `Mount the tree, and serve it until SIGTERM or SIGINT, which drain, unmount and exit with 0. A second signal gives
-up draining. Without --config there is one software provider named "software", and everything is kept in the state
+up draining. SIGHUP reads the configuration again, and ends a mount that has none or runs on a terminal. Without --config there is one software provider named "software", and everything is kept in the state
 directory. MOUNTPOINT may stand in the configuration instead. A dead mount in the way is detached.
 
 Options of -o, as mount(8) and fstab(5) give them:
@@ -67,7 +67,8 @@ Options of -o, as mount(8) and fstab(5) give them:
 			}
 			stop, reload := make(chan os.Signal, 2), make(chan os.Signal, 1)
 			signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
-			if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
+			_, err = unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS)
+			if onTerminal := err == nil; onTerminal || flags.config == "" {
 				// A terminal that goes away must not leave a mount that nobody sees, nor must a reader of stderr that does.
 				signal.Notify(stop, unix.SIGHUP)
 			} else {

@@ -22,8 +22,9 @@ func mountCommand(ready *readyPipe) *cobra.Command {
 		Use:   "mount [--config FILE] [--state-dir DIR] [--background] [-o OPT,...] [MOUNTPOINT]",
 		Short: "Mount the tree, and serve it until SIGTERM or SIGINT",
 		Long: `Mount the tree, and serve it until SIGTERM or SIGINT, which drain, unmount and exit with 0. A second signal gives
-up draining. SIGHUP reads the configuration again, and ends a mount that has none or runs on a terminal. Without --config there is one software provider named "software", and everything is kept in the state
-directory. MOUNTPOINT may stand in the configuration instead. A dead mount in the way is detached.
+up draining. SIGHUP reads the configuration again, and ends a mount that has none or runs on a terminal. Without
+--config there is one software provider named "software", and everything is kept in the state directory. MOUNTPOINT
+may stand in the configuration instead. A dead mount in the way is detached.
 
 Options of -o, as mount(8) and fstab(5) give them:
 ` + optionsHelp(),

@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Core      Core
 	Mount     Mount
+	Audit     *Audit   // nil: no audit trail
 	Admins    []uint32 // uids that are trusted beside root ([authenticator] admins)
 	SQLite    string   // sqlite_db_path, absolute; empty is the state directory's own
 	Providers []Provider
@@ -48,6 +49,13 @@ type Mount struct {
 	AttrTimeout time.Duration // 0 to 1 s
 }
 
+// Audit is [audit].
+type Audit struct {
+	MaxBytes int64 // at which a file is rotated
+	Keep     int   // how many rotated ones stay
+	Stop     bool  // when_full = "stop": what cannot be recorded is refused; else it is dropped and counted
+}
+
 // Provider is one [[provider]].
 type Provider struct {
 	Name     string
@@ -69,6 +77,8 @@ const (
 	defaultTransactionsPerUser = 1024
 	defaultBufferPerUser       = 64 << 20
 	defaultAttrTimeout         = time.Second
+	defaultAuditBytes          = 64 << 20
+	defaultAuditKeep           = 8
 )
 
 // Problem is one thing about a configuration file that its author should know.
@@ -197,6 +207,7 @@ func (p *configParser) parse(data []byte) {
 	p.table(value{nil, document}, []setting{
 		{name: "core_settings", set: p.core},
 		{name: "mount", set: p.mount},
+		{name: "audit", set: p.audit},
 		{name: "listener", set: p.listener},
 		{name: "authenticator", set: p.authenticators},
 		{name: "key_manager", set: p.keyManagers},
@@ -259,6 +270,20 @@ func (p *configParser) mount(v value) {
 			}
 		}},
 		{name: "attr_timeout", set: func(v value) { p.duration(v, &m.AttrTimeout, 0, time.Second) }},
+	})
+}
+
+func (p *configParser) audit(v value) {
+	a := &Audit{MaxBytes: defaultAuditBytes, Keep: defaultAuditKeep, Stop: true}
+	p.config.Audit = a
+	p.table(v, []setting{
+		{name: "max_bytes", set: func(v value) { p.number(v, &a.MaxBytes, 4096, 1<<40, "bytes") }},
+		{name: "keep", set: func(v value) { p.count(v, &a.Keep, 1, 1000, "files") }},
+		{name: "when_full", set: func(v value) {
+			if s, ok := p.oneOf(v, "stop", "drop"); ok {
+				a.Stop = s == "stop"
+			}
+		}},
 	})
 }
 

@@ -106,7 +106,7 @@ func TestConfigErrors(t *testing.T) {
 	for _, test := range []struct{ config, want string }{
 		{"x = [1,", "c.toml:1: "},
 		{minimal + "[core_settings]\nlog_levle = 1", `c.toml:8: unknown key "core_settings.log_levle"; allowed: log_level, `},
-		{minimal + "[core_setings]", `c.toml:7: unknown key "core_setings"; allowed: core_settings, mount, listener, authenticator, key_manager, provider`},
+		{minimal + "[core_setings]", `c.toml:7: unknown key "core_setings"; allowed: core_settings, mount, audit, listener, authenticator, key_manager, provider`},
 		{minimal + "[core_settings]\nlog_level = 'loud'", `c.toml:8: wrong value for core_settings.log_level; allowed: "trace", "debug", "info", "warn", "error"`},
 		{minimal + "[core_settings]\nallow_deprecated = 1", `c.toml:8: wrong value for core_settings.allow_deprecated; allowed: true or false`},
 		{minimal + "[core_settings]\n\nbody_len_limit = -1", `c.toml:9: wrong value for core_settings.body_len_limit; allowed: a number of bytes from 1024 to`},

@@ -84,7 +84,19 @@ func Run(ctx context.Context, o MountOptions) error {
 	if err != nil {
 		return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
 	}
-	s, err := mount(k, o)
+	var audit *trail
+	if o.Config.Audit != nil {
+		if audit, err = openTrail(o.StateDir, *o.Config.Audit, o.Log); err != nil {
+			control.close()
+			return err
+		}
+		defer func() {
+			if err := audit.close(); err != nil {
+				o.Log.Error("closing the audit trail", "err", err)
+			}
+		}()
+	}
+	s, err := mount(k, audit, o)
 	if err != nil {
 		control.close()
 		return err
@@ -143,7 +155,7 @@ type server struct {
 	served chan struct{} // closed when the connection has ended
 }
 
-func mount(k *kim.KIM, o MountOptions) (*server, error) {
+func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 	c, err := connect(o.Mountpoint, o.NeedOthers)
 	if err != nil {
 		return nil, err
@@ -151,7 +163,7 @@ func mount(k *kim.KIM, o MountOptions) (*server, error) {
 	if !c.othersAllowed {
 		o.Log.Info("only the user who mounts can use the tree: /etc/fuse.conf has no user_allow_other")
 	}
-	tree := nodes.New(nodes.Options{
+	settings := nodes.Options{
 		KIM:                 k,
 		Version:             o.Version,
 		BodyLimit:           o.Config.Core.BodyLenLimit,
@@ -161,7 +173,11 @@ func mount(k *kim.KIM, o MountOptions) (*server, error) {
 		BufferPerUser:       o.Config.Core.BufferPerUser,
 		OthersAllowed:       c.othersAllowed,
 		Log:                 o.Log,
-	})
+	}
+	if audit != nil {
+		settings.Audit, settings.AuditPath = audit, audit.path
+	}
+	tree := nodes.New(settings)
 	logger := slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
 	options := &gofs.Options{
 		NullPermissions: true, // mode 0000 means it

@@ -124,7 +124,7 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, in request, e
 		switch {
 		case in.Command == commandDestroy && owner == *in.Owner:
 			if err = k.Destroy(ctx, key.Number, uint32(os.Geteuid())); err == nil && tree != nil {
-				tree.Destroyed(key.Number)
+				tree.Destroyed(p, key.Number, key.Name)
 			}
 		case in.Command == commandChown && (owner == *in.Owner || key.UID == *in.Owner):
 			if err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID); err == nil && tree != nil {

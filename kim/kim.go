@@ -355,6 +355,9 @@ func (k *KIM) RemoveAlias(ctx context.Context, name string) error {
 	return k.store.RemoveAlias(ctx, name)
 }
 
+// AuditKey is the store's audit key, nil where its wrapping key is absent.
+func (k *KIM) AuditKey() []byte { return k.sealer.AuditKey() }
+
 // Watch calls f after each change, from one goroutine, in order; the returned func ends it.
 func (k *KIM) Watch(f func(Change)) (stop func()) { return k.store.Watch(f) }
 

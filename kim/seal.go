@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -30,6 +32,7 @@ const dataKeyBytes = 32
 // (section 7, last paragraph).
 type Sealer struct {
 	aead     cipher.AEAD
+	audit    []byte
 	absent   error
 	warnings []string
 }
@@ -68,7 +71,11 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 			return &Sealer{absent: wrappingAbsent(path, err)}, nil
 		}
 	}
-	sealer := &Sealer{aead: newGCM(key), warnings: []string{"the wrapping key " + path + " lies on the same disk as the KIM: " +
+	audit, err := hkdf.Key(sha256.New, key, nil, "parsecfs audit 1", sha256.Size)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive the audit key: %w", err)
+	}
+	sealer := &Sealer{aead: newGCM(key), audit: audit, warnings: []string{"the wrapping key " + path + " lies on the same disk as the KIM: " +
 		"whoever can read both can read the secret keys in it"}}
 	if w.mode&0o077 != 0 {
 		sealer.warnings = append(sealer.warnings, fmt.Sprintf("the wrapping key %s is open to others (mode %04o); chmod 0600 it",
@@ -130,6 +137,10 @@ func newGCM(key []byte) cipher.AEAD {
 
 // Err says why secrets cannot be sealed or unsealed (StatusProviderAbsent), nil if they can.
 func (s *Sealer) Err() error { return s.absent }
+
+// AuditKey is the key under which requests are named in the audit trail (HMAC-SHA-256), nil where the data key is
+// absent: derived from it (RFC 5869), so that it lives as long.
+func (s *Sealer) AuditKey() []byte { return s.audit }
 
 // Warnings are what a start should tell its user.
 func (s *Sealer) Warnings() []string { return s.warnings }

@@ -3,6 +3,7 @@ package nodes
 import (
 	"context"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -74,8 +75,9 @@ func (n *aliasesDir) Symlink(ctx context.Context, target, name string, out *fuse
 	}
 	c := caller(ctx)
 	a, err := n.t.kim.CreateAlias(calm(ctx), kim.Alias{Name: name, Target: target, UID: c.Uid, GID: c.Gid})
+	n.t.audit(c, n.child(name), "symlink", time.Now(), err)
 	if err != nil {
-		return nil, n.t.fail(ctx, n.child(name), "symlink", err)
+		return nil, n.t.remember(ctx, n.child(name), "symlink", err)
 	}
 	return n.t.entry(ctx, &n.Inode, n.link(a), out)
 }
@@ -84,7 +86,7 @@ var _ = (fs.NodeUnlinker)((*aliasesDir)(nil))
 
 // Unlink is safe because it takes a name away and no key.
 func (n *aliasesDir) Unlink(ctx context.Context, name string) syscall.Errno {
-	return n.t.fail(ctx, n.child(name), "unlink", n.t.kim.RemoveAlias(calm(ctx), name))
+	return n.t.audited(ctx, n.child(name), "unlink", time.Now(), n.t.kim.RemoveAlias(calm(ctx), name))
 }
 
 var _ = (fs.NodeRenamer)((*aliasesDir)(nil))
@@ -106,5 +108,7 @@ func (n *aliasesDir) Rename(ctx context.Context, name string, parent fs.InodeEmb
 			return n.t.fail(ctx, at, "rename", refuse(syscall.EEXIST, "the new name is taken", ""))
 		}
 	}
-	return n.t.fail(ctx, at, "rename", n.t.kim.RenameAlias(calm(ctx), name, newName))
+	err := n.t.kim.RenameAlias(calm(ctx), name, newName)
+	n.t.audit(caller(ctx), place{t: n.t, file: at.file + " to " + n.child(newName).file}, "rename", time.Now(), err)
+	return n.t.remember(ctx, at, "rename", err)
 }

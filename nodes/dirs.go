@@ -33,8 +33,11 @@ var _ = (fs.NodeLookuper)((*rootDir)(nil))
 // Lookup is safe because names come from the table.
 func (n *rootDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	r := find(rootRows, name)
-	if r == nil {
+	if r == nil || !r.shown(n.view(ctx)) {
 		return nil, syscall.ENOENT
+	}
+	if r.kind == link {
+		return n.t.entry(ctx, &n.Inode, n.t.symlink(inoOf(0, r.number), place{t: n.t, file: r.name}, linkTo{target: n.t.options.AuditPath, uid: n.t.uid, gid: n.t.gid, changed: n.t.started}), out)
 	}
 	switch r.number {
 	case rowAliases:
@@ -60,8 +63,11 @@ func listRows(rows []*row, v *view, number int64) []fuse.DirEntry {
 			continue
 		}
 		mode := uint32(syscall.S_IFREG)
-		if r.kind == directory {
+		switch r.kind {
+		case directory:
 			mode = syscall.S_IFDIR
+		case link:
+			mode = syscall.S_IFLNK
 		}
 		list = append(list, fuse.DirEntry{Name: r.name, Mode: mode, Ino: inoOf(number, r.number)})
 		if r.kind == transaction {
@@ -231,7 +237,11 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	if err := ValidName(name); err != nil {
 		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
 	}
+	begun := time.Now()
 	own, err := n.permissions(ctx)
+	if err == nil {
+		err = n.t.auditing.ready()
+	}
 	if err != nil {
 		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
 	}
@@ -239,8 +249,9 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
 	k, err := n.p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, bits, files...)
 	if err != nil {
-		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
+		return nil, n.t.audited(ctx, n.child(name), "mkdir", begun, err)
 	}
+	n.t.audit(c, place{t: n.t, provider: n.p, key: k.Number}, "mkdir", begun, nil)
 	return n.t.entry(ctx, &n.Inode, n.t.key(n.p, k.Number), out)
 }
 
@@ -256,14 +267,20 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	if k.KeepForever {
 		return n.t.fail(ctx, at, "rmdir", refuse(syscall.EPERM, "allow_destroy is false for this key", "its owner can write allow_destroy = true into attributes"))
 	}
-	uid := caller(ctx).Uid
-	return n.t.fail(ctx, at, "rmdir", n.t.perform(ctx, at, func(ctx context.Context) error {
+	begun, uid := time.Now(), caller(ctx).Uid
+	if err := n.t.auditing.ready(); err != nil {
+		return n.t.fail(ctx, at, "rmdir", err)
+	}
+	err = n.t.perform(ctx, at, func(ctx context.Context) error {
 		if err := n.t.kim.Destroy(ctx, k.Number, uid); err != nil {
 			return err
 		}
 		n.t.forget(k.Number)
 		return nil
-	}))
+	})
+	// by its name: its number means nothing once it is gone
+	n.t.audit(caller(ctx), n.child(name), "rmdir", begun, err)
+	return n.t.remember(ctx, at, "rmdir", err)
 }
 
 // forget ends what the tree holds for a key that is gone.
@@ -294,18 +311,24 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	if err := ValidName(newName); err != nil {
 		return n.t.fail(ctx, n.child(newName), "rename", err)
 	}
+	begun := time.Now()
 	k, err := n.p.Lookup(calm(ctx), name)
+	if err == nil {
+		err = n.t.auditing.ready()
+	}
 	if err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
 	if flags&renameExchange != 0 {
-		other, err := n.p.Lookup(calm(ctx), newName)
-		if err == nil {
+		var other kim.Key
+		if other, err = n.p.Lookup(calm(ctx), newName); err == nil {
 			err = n.t.kim.Exchange(calm(ctx), k.Number, other.Number)
 		}
-		return n.t.fail(ctx, at, "rename", err)
+	} else {
+		err = n.t.kim.Rename(calm(ctx), k.Number, newName)
 	}
-	return n.t.fail(ctx, at, "rename", n.t.kim.Rename(calm(ctx), k.Number, newName))
+	n.t.audit(caller(ctx), place{t: n.t, provider: n.p, key: k.Number, file: at.file + " to " + n.child(newName).file}, "rename", begun, err)
+	return n.t.remember(ctx, at, "rename", err)
 }
 
 // keyDir is a key.

@@ -175,6 +175,14 @@ func caller(ctx context.Context) fuse.Caller {
 // fail turns err into the errno of a system call and keeps it for the caller's last_error. Absent names are no
 // failures: shells ask for them all day.
 func (t *Tree) fail(ctx context.Context, at place, op string, err error) syscall.Errno {
+	if denial(errnoOf(err)) {
+		t.audit(caller(ctx), at, op, time.Now(), err)
+	}
+	return t.remember(ctx, at, op, err)
+}
+
+// remember is fail for what is in the audit trail already.
+func (t *Tree) remember(ctx context.Context, at place, op string, err error) syscall.Errno {
 	e := errnoOf(err)
 	if e == 0 || e == syscall.EINTR {
 		return e

@@ -195,6 +195,34 @@ func FuzzStatus(f *testing.F) {
 	}
 }
 
+func TestUnitOf(t *testing.T) {
+	for cgroup, want := range map[string]string{
+		"0::/system.slice/nginx.service\n":                                           "nginx.service",
+		"0::/system.slice/system-getty.slice/getty@tty1.service\n":                   "getty@tty1.service",
+		"0::/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service\n": "user@1000.service",
+		"0::/user.slice/user-1000.slice/session-3.scope\n":                           "session-3.scope",
+		"0::/\n":                     "",
+		"0::/../nginx.service\n":     "",
+		"0::/docker/abc/x.service\n": "",
+		"12:cpu:/x\n1:name=systemd:/system.slice/cron.service\n": "cron.service",
+		"": "",
+	} {
+		if got := unitOf(cgroup); got != want {
+			t.Errorf("%q is unit %q, want %q", cgroup, got, want)
+		}
+	}
+}
+
+func FuzzUnitOf(f *testing.F) {
+	f.Add("0::/system.slice/nginx.service\n")
+	f.Add("1:name=systemd:/user.slice/a.slice/b.scope\n0::/\n")
+	f.Fuzz(func(t *testing.T, cgroup string) {
+		if unit := unitOf(cgroup); strings.ContainsAny(unit, "/") || unit != "" && !strings.Contains(cgroup, unit) {
+			t.Fatalf("%q is unit %q", cgroup, unit)
+		}
+	})
+}
+
 func TestEveryStatusHasAnErrno(t *testing.T) {
 	for status, errno := range errnos {
 		if errno == 0 || errno == syscall.ENOSYS {

@@ -129,6 +129,7 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 	if !owner && !setAtime && !setMtime {
 		return errnoOf(b.attr(ctx, &out.Attr))
 	}
+	begun := time.Now()
 	err := b.update(ctx, func(p permissions, i *kim.Inode) error {
 		if setMode {
 			mode &= b.settable(p.stat.kind)
@@ -152,11 +153,14 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 	if err == nil {
 		err = b.attr(ctx, &out.Attr)
 	}
-	return b.t.fail(ctx, b.self.place(), "setattr", err)
+	return b.t.audited(ctx, b.self.place(), "setattr", begun, err)
 }
 
 // update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.
 func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) error) error {
+	if err := b.t.auditing.ready(); err != nil {
+		return err
+	}
 	b.t.changing.Lock()
 	defer b.t.changing.Unlock()
 	before, err := b.permissions(ctx)
@@ -276,7 +280,7 @@ func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags ui
 	var err error
 	switch name {
 	case accessACL, defaultACL:
-		err = b.setACL(ctx, name, value)
+		return b.t.audited(ctx, b.self.place(), "setxattr "+name, time.Now(), b.setACL(ctx, name, value))
 	default:
 		if err = b.label(ctx, name); err == nil {
 			err = b.t.kim.SetXattr(calm(ctx), b.ino, name, value, int(flags&3))
@@ -327,7 +331,7 @@ func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
 	var err error
 	switch name {
 	case accessACL, defaultACL:
-		err = b.setACL(ctx, name, noACL)
+		return b.t.audited(ctx, b.self.place(), "removexattr "+name, time.Now(), b.setACL(ctx, name, noACL))
 	default:
 		if err = b.label(ctx, name); err == nil {
 			err = b.t.kim.RemoveXattr(calm(ctx), b.ino, name)

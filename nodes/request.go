@@ -3,6 +3,7 @@ package nodes
 import (
 	"context"
 	"fmt"
+	"hash"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -11,6 +12,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -42,8 +46,10 @@ type request struct {
 	phase    phase
 	begun    bool // something was written, or an empty request was begun
 	feed     *feed
-	held     int64 // bytes counted in the account
-	poison   error // every READ answers it
+	name     hash.Hash   // of the request's bytes, for the audit trail; nil without one
+	by       fuse.Caller // who asked for the answer first
+	held     int64       // bytes counted in the account
+	poison   error       // every READ answers it
 	outputs  map[string][]byte
 	joined   []byte // the outputs as the plain file gives them
 	err      error
@@ -73,6 +79,12 @@ func (r *request) write(ctx context.Context, name string, p []byte) error {
 		return r.poisonWith(err)
 	}
 	r.begun = true
+	if r.name != nil {
+		if name != "" {
+			fmt.Fprintf(r.name, "%s\x00", name)
+		}
+		r.name.Write(p)
+	}
 	before := r.feed.holds()
 	if err := r.feed.write(ctx, name, p); err != nil {
 		return r.poisonWith(err)
@@ -94,7 +106,8 @@ func (r *request) prepare(ctx context.Context) error {
 	if err != nil {
 		return gone(err)
 	}
-	r.feed = &feed{r: r, attributes: k.Attributes, limit: r.t.options.BodyLimit, named: map[string][]byte{}}
+	r.name = r.t.auditing.name()
+	r.feed = &feed{r: r, key: k, attributes: k.Attributes, limit: r.t.options.BodyLimit, named: map[string][]byte{}}
 	return nil
 }
 
@@ -189,7 +202,12 @@ func (r *request) answer(ctx context.Context) error {
 			defer r.mu.Unlock()
 			return r.poisonWith(err)
 		}
-		r.phase = computing
+		if err := r.t.auditing.ready(); err != nil {
+			r.t.running.Done()
+			defer r.mu.Unlock()
+			return err
+		}
+		r.phase, r.by = computing, caller(ctx)
 		go r.compute(r.feed)
 	}
 	r.mu.Unlock()
@@ -211,11 +229,13 @@ func (r *request) answer(ctx context.Context) error {
 // with a timer would start it anew for ever.
 func (r *request) compute(f *feed) {
 	defer r.t.running.Done()
+	begun := time.Now()
 	var outputs map[string][]byte
 	err := r.t.guard(r.at, func() (err error) {
 		outputs, err = f.finish(context.Background())
 		return err
 	})
+	r.t.auditOperation(r.by, r.at, f.key, string(r.row.op), f.algorithm, r.name, begun, err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.feed = nil
@@ -374,6 +394,7 @@ func dying(tid uint32) bool {
 // an input whole, and streams the rest.
 type feed struct {
 	r          *request
+	key        kim.Key // as it was at the first byte
 	attributes psa.Attributes
 	limit      int64
 	named      map[string][]byte // inputs that are complete or were given by name
@@ -382,7 +403,8 @@ type feed struct {
 	passed     int64 // bytes that the run was given
 	streaming  bool  // the run keeps none of them
 	word       string
-	rejected   error // the stream cannot be what it should be; told at READ
+	algorithm  string // that was begun
+	rejected   error  // the stream cannot be what it should be; told at READ
 }
 
 func (f *feed) main() *input { return &f.r.row.inputs[len(f.r.row.inputs)-1] }
@@ -493,6 +515,9 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 		return gone(err)
 	}
 	f.run = run
+	if f.algorithm = a.String(); op.Usage() == 0 || a == psa.AlgNone {
+		f.algorithm = ""
+	}
 	f.streaming = a.IsHashAndSign() && (op == psa.Sign || op == psa.Verify)
 	buf := f.buf
 	f.buf = nil

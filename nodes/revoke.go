@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -153,6 +155,7 @@ func (a *access) judge(ctx context.Context) error {
 // Chowned is for changes of a key's owners that did not come through the mount: whoever has it open is judged anew,
 // and the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting).
 func (t *Tree) Chowned(p *kim.Provider, key int64) {
+	t.audit(fuse.Caller{Owner: fuse.Owner{Uid: t.uid, Gid: t.gid}}, place{t: t, provider: p, key: key}, "keys chown", time.Now(), nil)
 	t.revocations.note(inoOf(key, 0))
 	keys := &t.root.Inode
 	for _, name := range []string{"providers", p.Name(), "keys"} {
@@ -192,8 +195,11 @@ func (t *Tree) ProviderChanged(p *kim.Provider) {
 // attributesOnly is the offset that leaves the page cache alone (fuse_reverse_inval_inode).
 const attributesOnly = -1
 
-// Destroyed is for keys that were not destroyed through the mount.
-func (t *Tree) Destroyed(key int64) { t.forget(key) }
+// Destroyed is for keys that were not destroyed through the mount; name is what a key was called.
+func (t *Tree) Destroyed(p *kim.Provider, key int64, name string) {
+	t.audit(fuse.Caller{Owner: fuse.Owner{Uid: t.uid, Gid: t.gid}}, place{t: t, provider: p, file: "keys/" + name}, "keys destroy", time.Now(), nil)
+	t.forget(key)
+}
 
 const capDACOverride = 1
 

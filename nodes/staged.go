@@ -191,12 +191,15 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 			return nil, err
 		}
 	}
+	if err := h.n.t.auditing.ready(); err != nil {
+		return nil, h.spoil(err)
+	}
 	if !h.n.t.begin() {
 		return nil, errLeaving
 	}
 	a := &application{off: off, data: append([]byte(nil), data...), finished: make(chan struct{})}
 	h.last = a
-	go h.run(a, apply)
+	go h.run(a, caller(ctx), apply)
 	return a, nil
 }
 
@@ -234,10 +237,12 @@ func (h *stagedHandle) spoil(err error) error {
 }
 
 // run applies in a goroutine of its own: an interrupted WRITE must not end the creation of a key.
-func (h *stagedHandle) run(a *application, apply func(context.Context) error) {
+func (h *stagedHandle) run(a *application, by fuse.Caller, apply func(context.Context) error) {
 	defer h.n.t.running.Done()
 	defer close(a.finished)
+	begun := time.Now()
 	a.err = h.n.t.guard(h.n.place(), func() error { return apply(context.Background()) })
+	h.n.t.audit(by, h.n.place(), h.n.row.name, begun, a.err)
 }
 
 // settle is the end of an application for the WRITE that waited.

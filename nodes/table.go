@@ -78,6 +78,7 @@ var rootRows = []*row{
 	{number: 2, name: "README", kind: text, mode: 0444, text: (*view).readme, help: "this text"},
 	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
 	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last 32 failures, newest first: time, pid, path, operation, errno, PSA status, words, hint"},
+	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, help: "the audit trail, root's, where the configuration has one"},
 	{number: rowAliases, name: "keys", kind: directory, mode: 0755, help: "aliases: symbolic links to keys of any provider"},
 	{number: rowProviders, name: "providers", kind: directory, mode: 0755, help: "one directory for each provider; default links to the one to use"},
 }
@@ -168,6 +169,7 @@ func (r *row) modeFor(v *view) uint32 {
 // many says whether slots of this row are directories.
 func (r *row) many() bool { return len(r.inputs) > 1 }
 
+func hasTrail(v *view) bool   { return v.t.options.AuditPath != "" }
 func draft(v *view) bool      { return v.key.State == kim.Draft }
 func ready(v *view) bool      { return v.key.State == kim.Ready }
 func asymmetric(v *view) bool { return ready(v) && len(v.key.Public) > 0 }

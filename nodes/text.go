@@ -283,6 +283,10 @@ func (n *randomFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", refuse(syscall.EACCES, "this file is read only", ""))
 	}
+	if err := n.t.auditing.ready(); err != nil {
+		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
+	}
+	n.t.audit(caller(ctx), n.place(), string(psa.Random), time.Now(), nil)
 	return &randomHandle{n: n}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 

@@ -39,7 +39,10 @@ type Options struct {
 	BufferPerUser int64
 	// OthersAllowed says whether users other than the mounter can come in.
 	OthersAllowed bool
-	Log           *slog.Logger
+	// Audit takes the audit trail's events, and AuditPath is the file that log links to; nil and "" are none.
+	Audit     Auditor
+	AuditPath string
+	Log       *slog.Logger
 }
 
 // Tree is the tree of one mount.
@@ -52,6 +55,7 @@ type Tree struct {
 	root     *rootDir
 	readme   []byte
 
+	auditing *auditing
 	failures failures
 	account  account
 	boxes    boxes
@@ -84,6 +88,9 @@ func New(o Options) *Tree {
 	}
 	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
 	t.boxes.t, t.slots.t = t, t
+	if o.Audit != nil {
+		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey()}
+	}
 	t.root = &rootDir{base: t.base(rootIno)}
 	t.root.self = t.root
 	return t

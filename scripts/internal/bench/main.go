@@ -2,7 +2,8 @@
 // file system can do), and through parsecfs.
 //
 //	bench serve DIR         mount the minimal handler on DIR, until SIGTERM
-//	bench run FLOOR SIGN    measure, with the minimal handler's file and a key's sign, and print the table
+//	bench run FLOOR SIGN AUDITED
+//	                        measure, with the minimal handler's file and keys' sign, and print the table
 package main
 
 import (
@@ -29,10 +30,10 @@ func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "serve":
 		err = serve(os.Args[2])
-	case len(os.Args) == 4 && os.Args[1] == "run":
-		err = run(os.Args[2], os.Args[3])
+	case len(os.Args) == 5 && os.Args[1] == "run":
+		err = run(os.Args[2], os.Args[3], os.Args[4])
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -201,9 +202,9 @@ func kept(path string) func() (func() error, func(), error) {
 	}
 }
 
-func run(floor, parsecfs string) error {
+func run(floor, parsecfs, audited string) error {
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(out, "how\tbare Go\tfloor\tparsecfs\tparsecfs/floor\t")
+	fmt.Fprintln(out, "how\tbare Go\tfloor\tparsecfs\twith audit\tparsecfs/floor\taudit/parsecfs\t")
 	for _, line := range []struct {
 		name    string
 		workers int
@@ -214,14 +215,14 @@ func run(floor, parsecfs string) error {
 		{"16 workers, fresh open", 16, fresh},
 		{"16 workers, kept descriptors", 16, kept},
 	} {
-		var rates [3]float64
-		for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs)} {
+		var rates [4]float64
+		for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs), line.by(audited)} {
 			var err error
 			if rates[i], err = measure(line.workers, prepare); err != nil {
 				return fmt.Errorf("%s: %w", line.name, err)
 			}
 		}
-		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[2]/rates[1])
+		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[3], rates[2]/rates[1], rates[3]/rates[2])
 	}
 	return out.Flush()
 }

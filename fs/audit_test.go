@@ -1,0 +1,168 @@
+package fs
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/nodes"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// trailLines reads the events of a trail's files, the oldest first, and counts those that were dropped.
+func trailLines(t *testing.T, dir string, keep int) (operations []string, dropped int64) {
+	t.Helper()
+	names := []string{auditName}
+	for n := 1; n <= keep; n++ {
+		names = append([]string{fmt.Sprint(auditName, ".", n)}, names...)
+	}
+	for _, name := range names {
+		f, err := os.Open(filepath.Join(dir, name))
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			var line struct {
+				Operation string
+				Dropped   int64
+			}
+			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+				t.Fatalf("%s: %q: %v", name, lines.Text(), err)
+			}
+			if line.Operation != "" {
+				operations = append(operations, line.Operation)
+			}
+			dropped += line.Dropped
+		}
+	}
+	return operations, dropped
+}
+
+func TestTrailRotates(t *testing.T) {
+	dir := t.TempDir()
+	tr, err := openTrail(dir, Audit{MaxBytes: 4096, Keep: 100}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const workers, each = 8, 200
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range each {
+				tr.Record(nodes.AuditEvent{Time: time.Now(), Operation: fmt.Sprint(w, "-", i), Status: "PSA_SUCCESS"})
+			}
+		})
+	}
+	wg.Wait()
+	if err := tr.close(); err != nil {
+		t.Fatal(err)
+	}
+	got, dropped := trailLines(t, dir, 100)
+	if len(got) != workers*each || dropped != 0 {
+		t.Fatalf("%d events of %d, %d dropped", len(got), workers*each, dropped)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", f, info.Mode(), err)
+		}
+	}
+	// It goes on where it was, and keeps no more files than it should.
+	for range 3 {
+		tr, err = openTrail(dir, Audit{MaxBytes: 4096, Keep: 2}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			tr.Record(nodes.AuditEvent{Operation: "more"})
+		}
+		if err := tr.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, _ = trailLines(t, dir, 2)
+	if len(got) == 0 || got[len(got)-1] != "more" {
+		t.Errorf("%d events, the last %v", len(got), got[len(got)-1:])
+	}
+}
+
+// TestTrailOnAFullDisk: nobody waits for it; at the bound it stops or drops, and what was not dropped is written whole
+// once there is room.
+func TestTrailOnAFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small disk needs root")
+	}
+	for _, stop := range []bool{true, false} {
+		t.Run(fmt.Sprint("stop ", stop), func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			}()
+			filler := filepath.Join(dir, "filler")
+			tr, err := openTrail(dir, Audit{MaxBytes: 1 << 30, Keep: 2, Stop: stop}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filler, make([]byte, 128<<10), 0o600); err == nil {
+				t.Fatal("the disk is not full")
+			}
+			// More than the queue and the writer's own buffer hold.
+			sent := 0
+			for deadline := time.Now().Add(30 * time.Second); tr.dropped.Load() == 0; sent++ {
+				if stop && tr.Ready() != nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("the queue never was full")
+				}
+				tr.Record(nodes.AuditEvent{Operation: fmt.Sprint("o", sent)})
+			}
+			err = tr.Ready()
+			if stop && psa.StatusOf(err) != psa.StatusInsufficientStorage || !stop && err != nil {
+				t.Errorf("at the bound: %v", err)
+			}
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
+				t.Fatal(err)
+			}
+			// Written once the writer tries again.
+			for deadline := time.Now().Add(30 * time.Second); len(tr.queue) > 0; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the queue stays full")
+				}
+			}
+			if err := tr.Ready(); err != nil {
+				t.Errorf("with room again: %v", err)
+			}
+			if err := tr.close(); err != nil {
+				t.Fatal(err)
+			}
+			got, dropped := trailLines(t, dir, 2)
+			if int64(len(got))+dropped != int64(sent) || stop && dropped > 0 || !stop && dropped == 0 {
+				t.Errorf("%d events and %d dropped of %d", len(got), dropped, sent)
+			}
+		})
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,10 +54,31 @@ func now() moment {
 	return m
 }
 
-// bornAfter says whether p began after m. Pids ascend; where they have just wrapped around, the answer is no.
+// bornAfter says whether p began after m. Within a tick the pids tell: the kernel gives them out in a circle.
 func (p process) bornAfter(m moment) bool {
-	return p.start > m.tick || p.start == m.tick && p.pid > m.pid
+	return p.start > m.tick || p.start == m.tick && follows(p.pid, m.pid, pidMax())
 }
+
+// follows says whether pid was given out after last, by the shorter way around a circle of most pids: in the 10 ms of
+// a tick nobody makes half of them.
+func follows(pid, last, most uint32) bool {
+	if pid >= most || last >= most {
+		return false
+	}
+	ahead := (pid + most - last) % most
+	return ahead > 0 && ahead < most/2
+}
+
+// pidMax is pid_max (proc_sys_kernel(5)); unknown, it is the largest there can be, and nobody seems to have come around.
+var pidMax = sync.OnceValue(func() uint32 {
+	b, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err == nil {
+		if most, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 31); err == nil && most > 0 {
+			return uint32(most)
+		}
+	}
+	return 1 << 22
+})
 
 // procStat are the fields of /proc/<pid>/stat after the command's name (proc(5)).
 type procStat struct {

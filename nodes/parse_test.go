@@ -3,6 +3,7 @@ package nodes
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -192,6 +193,36 @@ func FuzzStatus(f *testing.F) {
 	who, caps, err := parseStatus("Name:\tcat\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n")
 	if err != nil || who.uid != 4 || !slices.Equal(who.groups, []uint32{8, 9, 10}) || caps != 2 {
 		f.Fatal(who, caps, err)
+	}
+}
+
+func TestPidsGoInACircle(t *testing.T) {
+	const most = 32768
+	for _, c := range []struct {
+		pid, last uint32
+		want      bool
+	}{
+		{101, 100, true}, {100, 100, false}, {99, 100, false}, {5000, 100, true},
+		{301, 32760, true}, {32767, 32760, true}, {32760, 301, false}, {32000, 400, false},
+		{40000, 100, false}, {100, 40000, false},
+	} {
+		if got := follows(c.pid, c.last, most); got != c.want {
+			t.Errorf("pid %d after %d: %v", c.pid, c.last, got)
+		}
+	}
+	before := now()
+	cmd := exec.Command("sleep", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	l := lineageOf(uint32(cmd.Process.Pid))
+	after := now()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if len(l.chain) == 0 || !l.chain[0].bornAfter(before) || l.chain[0].bornAfter(after) {
+		t.Errorf("a child born between %v and %v is %v", before, after, l.chain)
 	}
 }
 

@@ -22,6 +22,8 @@ const (
 	auditQueue = 4096
 	// auditBatch is about how many bytes are written at once.
 	auditBatch = 1 << 20
+	// auditLinger gathers events, or each of them would cost a wake-up and a write of its own.
+	auditLinger = 5 * time.Millisecond
 	// auditRetry is how long a disk that refused is left alone.
 	auditRetry = time.Second
 )
@@ -106,6 +108,10 @@ func (t *trail) write() {
 			if len(t.queue) == 0 {
 				return
 			}
+		}
+		select {
+		case <-time.After(auditLinger):
+		case <-t.ending:
 		}
 		for more := true; more && int64(lines.Len()) < min(auditBatch, t.bytes); {
 			select {

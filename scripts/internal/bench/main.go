@@ -123,8 +123,11 @@ func serve(dir string) error {
 
 var message = []byte("the message that is signed in every measurement")
 
-// each line of the table is measured for this long, after a tenth of it to warm up.
-const duration = 2 * time.Second
+// Each number of the table is the mean of some rounds of this duration, after a tenth of it to warm up.
+const (
+	rounds   = 4
+	duration = time.Second
+)
 
 // measure counts how often workers do something that each prepares for itself.
 func measure(workers int, prepare func() (do func() error, end func(), err error)) (perSecond float64, err error) {
@@ -216,10 +219,13 @@ func run(floor, parsecfs, audited string) error {
 		{"16 workers, kept descriptors", 16, kept},
 	} {
 		var rates [4]float64
-		for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs), line.by(audited)} {
-			var err error
-			if rates[i], err = measure(line.workers, prepare); err != nil {
-				return fmt.Errorf("%s: %w", line.name, err)
+		for range rounds { // in turns, so that a machine that slows down slows all of them
+			for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs), line.by(audited)} {
+				rate, err := measure(line.workers, prepare)
+				if err != nil {
+					return fmt.Errorf("%s: %w", line.name, err)
+				}
+				rates[i] += rate / rounds
 			}
 		}
 		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[3], rates[2]/rates[1], rates[3]/rates[2])

@@ -290,6 +290,11 @@ func (k *KIM) SetAllowDestroy(ctx context.Context, number int64, allow bool) err
 	return k.store.SetAllowDestroy(ctx, number, allow)
 }
 
+// SetUnits stores the systemd units that may use the key; none is any.
+func (k *KIM) SetUnits(ctx context.Context, number int64, units []string) error {
+	return k.store.SetUnits(ctx, number, units)
+}
+
 // SetOwner gives what belongs to the user from of a key and its files to uid and gid, quota included.
 func (k *KIM) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
 	return k.store.SetOwner(ctx, number, from, uid, gid)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -100,6 +101,9 @@ func signs(k *kim.KIM, key kim.Key) error {
 
 var gcm = psa.Op{Algorithm: psa.GCM, Limit: 1 << 20}
 
+// units are those of the key "forever", since schema 2.
+var units = []string{"web.service", "worker@.service"}
+
 const kept = "kept since this store was made"
 
 // makeStore fills a new state directory with all that a store can hold.
@@ -117,6 +121,7 @@ func makeStore(t *testing.T, dir string) {
 	errs := []error{err,
 		k.Rename(ctx, forever.Number, "forever"),
 		k.SetAllowDestroy(ctx, forever.Number, false),
+		k.SetUnits(ctx, forever.Number, units),
 		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
 		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage}),
 	}
@@ -191,6 +196,9 @@ func TestOldStores(t *testing.T) {
 			}
 			k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
 			checkStore(t, k, dir)
+			if key, err := k.Default().Lookup(ctx, "forever"); err != nil || filepath.Base(from) != "1" && !slices.Equal(key.Units, units) {
+				t.Errorf("units %q, %v", key.Units, err)
+			}
 			if info, err := os.Stat(filepath.Join(dir, "kim.sqlite3")); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("the KIM's mode: %v, %v", info.Mode(), err)
 			}

@@ -105,4 +105,7 @@ CREATE TABLE data_key (
 	wrapping_id BLOB NOT NULL,
 	wrapped     BLOB NOT NULL
 ) STRICT;
+`, `
+-- The systemd units that may use the key, joined by spaces; '' is no restriction.
+ALTER TABLE keys ADD COLUMN units TEXT NOT NULL DEFAULT '';
 `}

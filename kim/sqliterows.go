@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/parsecfs/parsecfs/providers"
@@ -248,11 +250,11 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 // Keys.
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
-	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, '')`
+	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(21)
+	f, dest := newFields(22)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
@@ -276,6 +278,7 @@ func scanKey(scan func(...any) error) (Entry, error) {
 	k.Sealed = f.bool("secret")
 	k.KeepForever = !f.bool("allow_destroy")
 	before := State(f.text("before_state"))
+	k.Units = strings.Fields(f.text("units"))
 
 	at := k.State // what the row must have the fields of
 	switch k.State {
@@ -734,6 +737,20 @@ func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow b
 			return err
 		}
 		return t.update(k, "allow_destroy = ?", allow)
+	})
+}
+
+func (s *sqliteStore) SetUnits(ctx context.Context, number int64, units []string) error {
+	return s.write(ctx, "cannot store units", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil {
+			return err
+		}
+		text := strings.Join(units, " ")
+		if !slices.Equal(strings.Fields(text), units) {
+			return psa.Errorf(psa.StatusInvalidArgument, "the name of a unit holds white space")
+		}
+		return t.update(k, "units = ?", text)
 	})
 }
 

@@ -34,9 +34,10 @@ type Key struct {
 	UID, GID    uint32 // its creator, the default owner of its files
 	Created     time.Time
 	Changed     time.Time
-	Public      []byte // SubjectPublicKeyInfo in DER
-	Sealed      bool   // has a secret in this KIM
-	KeepForever bool   // allow_destroy = false
+	Public      []byte   // SubjectPublicKeyInfo in DER
+	Sealed      bool     // has a secret in this KIM
+	KeepForever bool     // allow_destroy = false
+	Units       []string // systemd units that may use the key; empty: any
 	// Damage is set where the row cannot be understood (StatusDataCorrupt): then only Number, Provider and Name hold.
 	Damage error
 }
@@ -192,6 +193,8 @@ type Store interface {
 	// Exchange swaps the names of two keys of one provider.
 	Exchange(ctx context.Context, number, other int64) error
 	SetAllowDestroy(ctx context.Context, number int64, allow bool) error
+	// SetUnits stores the systemd units that may use the key; names hold no white space.
+	SetUnits(ctx context.Context, number int64, units []string) error
 	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included.
 	SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error
 

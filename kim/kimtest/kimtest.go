@@ -288,6 +288,11 @@ func testLife(t *testing.T, s *suite) {
 	_, err = s.BeginDestroy(ctx, k.Number)
 	s.status(err, psa.StatusNotPermitted)
 	s.ok(s.SetAllowDestroy(ctx, k.Number, true))
+	s.ok(s.SetUnits(ctx, k.Number, []string{"web.service", "worker@.service"}))
+	s.status(s.SetUnits(ctx, k.Number, []string{"web service"}), psa.StatusInvalidArgument)
+	if got := s.key(k.Number).Units; !slices.Equal(got, []string{"web.service", "worker@.service"}) {
+		t.Fatalf("units %q", got)
+	}
 	gone, err := s.BeginDestroy(ctx, k.Number)
 	s.ok(err)
 	if gone.State != kim.Destroying || gone.Handle != h {
@@ -393,7 +398,7 @@ func testModel(t *testing.T, s *suite) {
 		for name, w := range want {
 			got, err := s.KeyByName(ctx, p, name)
 			s.ok(err)
-			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.KeepForever != w.KeepForever || got.ID != w.ID {
+			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.ID != w.ID {
 				t.Fatalf("%+v, want %+v", got, w.Key)
 			}
 			if w.State == kim.Creating || w.State == kim.Destroying {
@@ -413,7 +418,7 @@ func testModel(t *testing.T, s *suite) {
 		var want psa.Status
 		var err error
 		var what string
-		switch r.IntN(16) {
+		switch r.IntN(17) {
 		case 0, 1, 2:
 			what = "InsertDraft"
 			name := nameOf()
@@ -506,6 +511,13 @@ func testModel(t *testing.T, s *suite) {
 			want = need(k, kim.Draft, kim.Creating, kim.Ready)
 			if err = s.SetAllowDestroy(ctx, n, allow); err == nil {
 				k.KeepForever = !allow
+			}
+		case 16:
+			what = "SetUnits"
+			units := []string{"a.service", "b.scope"}[:r.IntN(3)]
+			want = need(k, kim.Draft, kim.Creating, kim.Ready)
+			if err = s.SetUnits(ctx, n, units); err == nil {
+				k.Units = units
 			}
 		}
 		if psa.StatusOf(err) != want {

@@ -24,9 +24,10 @@ import (
 type Config struct {
 	Core      Core
 	Mount     Mount
-	Audit     *Audit   // nil: no audit trail
-	Admins    []uint32 // uids that are trusted beside root ([authenticator] admins)
-	SQLite    string   // sqlite_db_path, absolute; empty is the state directory's own
+	Audit     *Audit           // nil: no audit trail
+	Admins    []uint32         // uids that are trusted beside root ([authenticator] admins)
+	Units     []nodes.UnitRule // of the authenticator SystemdUnit; nil: there is none
+	SQLite    string           // sqlite_db_path, absolute; empty is the state directory's own
 	Providers []Provider
 }
 
@@ -69,6 +70,7 @@ type Provider struct {
 const (
 	maxConfigBytes = 1 << 20
 	maxProviders   = 64
+	maxUnitRules   = 256
 
 	defaultBodyLenLimit        = 1 << 20
 	defaultOperationTimeout    = 30 * time.Second
@@ -177,6 +179,7 @@ type configParser struct {
 	warnings []*Problem
 
 	managers map[string]bool // names of [[key_manager]]
+	named    []value         // names of providers in rules
 }
 
 // setting is one key of a table. Either set takes its value, or it is one of Parsec's that means nothing here, and
@@ -220,6 +223,7 @@ func (p *configParser) parse(data []byte) {
 		p.problem(nil, "at least one [[provider]] is needed, with provider_type = "+p.typeNames())
 	}
 	p.checkDefault(document)
+	p.checkRules()
 }
 
 func (p *configParser) core(v value) {
@@ -307,7 +311,6 @@ func (p *configParser) authenticators(v value) {
 		t := value{v.path.index(i), raw}
 		p.authenticator(t)
 		if m, ok := raw.(map[string]any); ok {
-			// One kind exists, so that a second table could only repeat the first.
 			if s, isString := m["auth_type"].(string); isString && seen[s] {
 				p.problem(t.path.key("auth_type"), fmt.Sprintf("auth_type %q is configured twice", s))
 			} else {
@@ -317,22 +320,90 @@ func (p *configParser) authenticators(v value) {
 	}
 }
 
+const authTypes = `"UnixPeerCredentials", "SystemdUnit"`
+
 func (p *configParser) authenticator(v value) {
-	table, _ := v.raw.(map[string]any)
-	if _, ok := table["auth_type"]; !ok {
-		p.problem(v.path, `authenticator: auth_type is missing; allowed: "UnixPeerCredentials"`)
+	table, ok := v.raw.(map[string]any)
+	if !ok {
+		p.wrong(v, "a table, or an array of tables")
+		return
 	}
-	p.table(v, []setting{
-		{name: "auth_type", set: func(v value) {
-			switch v.raw {
-			case "UnixPeerCredentials":
-			case "Direct", "JwtSvid":
-				p.problemHint(v.path, fmt.Sprintf("auth_type %q does not exist here; allowed: \"UnixPeerCredentials\"", v.raw),
-					"the kernel says who opens a file, and the file's permissions decide: give each application a user of its own")
-			default:
-				p.wrong(v, `"UnixPeerCredentials"`)
-			}
-		}},
+	kind := value{v.path.key("auth_type"), table["auth_type"]}
+	settings := []setting{{name: "auth_type", set: func(value) {}}}
+	switch kind.raw {
+	case nil:
+		p.problem(v.path, "authenticator: auth_type is missing; allowed: "+authTypes)
+		return
+	case "UnixPeerCredentials":
+		settings = append(settings, p.peerCredentials()...)
+	case "SystemdUnit":
+		p.config.Units = []nodes.UnitRule{}
+		settings = append(settings, setting{name: "rules", set: p.unitRules})
+	case "Direct", "JwtSvid":
+		p.problemHint(kind.path, fmt.Sprintf("auth_type %q does not exist here; allowed: %s", kind.raw, authTypes),
+			"the kernel says who opens a file, and the file's permissions decide: give each application a user of its own")
+		return
+	default:
+		p.wrong(kind, authTypes)
+		return
+	}
+	p.table(v, settings)
+}
+
+// unitRules reads which systemd units may use which providers.
+func (p *configParser) unitRules(v value) {
+	const allowed = `an array like [{ provider = "tpm", units = ["nginx.service", "worker@.service"] }]; without provider a rule is about all`
+	rules, ok := v.raw.([]any)
+	if !ok || len(rules) > maxUnitRules {
+		p.wrong(v, fmt.Sprintf("%s; at most %d", allowed, maxUnitRules))
+		return
+	}
+	for i, raw := range rules {
+		r := value{v.path.index(i), raw}
+		if table, ok := raw.(map[string]any); !ok || table["units"] == nil {
+			p.wrong(r, allowed)
+			continue
+		}
+		var rule nodes.UnitRule
+		p.table(r, []setting{
+			{name: "provider", set: func(v value) {
+				if p.text(v, &rule.Provider, "the name of a [[provider]]") {
+					p.named = append(p.named, v)
+				}
+			}},
+			{name: "units", set: func(v value) {
+				units, ok := v.raw.([]any)
+				if !ok || len(units) > nodes.UnitsMost {
+					p.wrong(v, fmt.Sprintf("an array of at most %d names of systemd units", nodes.UnitsMost))
+					return
+				}
+				for i, raw := range units {
+					unit, _ := raw.(string)
+					if err := nodes.ValidUnit(unit); err != nil {
+						p.problem(v.path.index(i), fmt.Sprintf("%s: %v", v.path, err))
+						continue
+					}
+					rule.Units = append(rule.Units, unit)
+				}
+			}},
+		})
+		p.config.Units = append(p.config.Units, rule)
+	}
+}
+
+// checkRules runs last, when all providers are known.
+func (p *configParser) checkRules() {
+	for _, v := range p.named {
+		if !slices.ContainsFunc(p.config.Providers, func(r Provider) bool { return r.Name == v.raw }) {
+			p.problem(v.path, fmt.Sprintf("%s: no [[provider]] has the name %q", v.path, v.raw))
+		}
+	}
+}
+
+// peerCredentials are the settings of the authenticator that the kernel is.
+func (p *configParser) peerCredentials() []setting {
+	return []setting{
+		{name: "workload_endpoint", instead: "there is no SPIFFE here: the kernel says who opens a file"},
 		{name: "admins", set: func(v value) {
 			const allowed = `an array like [{ name = "1000" }], of users' names or numbers`
 			admins, ok := v.raw.([]any)
@@ -354,8 +425,7 @@ func (p *configParser) authenticator(v value) {
 				}}})
 			}
 		}},
-		{name: "workload_endpoint", instead: "there is no SPIFFE here: the kernel says who opens a file"},
-	})
+	}
 }
 
 func (p *configParser) keyManagers(v value) {

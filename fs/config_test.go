@@ -51,6 +51,9 @@ attr_timeout = "500ms"
 [[authenticator]]
 auth_type = "UnixPeerCredentials"
 admins = [{ name = "1000" }, { name = "root" }]
+[[authenticator]]
+auth_type = "SystemdUnit"
+rules = [{ provider = "second", units = ["nginx.service", "worker@.service"] }, { units = [] }]
 [[key_manager]]
 name = "kim"
 manager_type = "SQLite"
@@ -68,6 +71,9 @@ provider_type = "Slots"
 `), testTypes)
 	if err != nil || len(warnings) != 0 {
 		t.Fatal(err, warnings)
+	}
+	if rules := fmt.Sprint(c.Units); rules != "[{second [nginx.service worker@.service]} { []}]" {
+		t.Errorf("rules of units: %s", rules)
 	}
 	wantCore := Core{slog.LevelWarn, 65536, 2 * time.Second, 10 * time.Minute, "second", 5, 6, 1_000_000}
 	if c.Core != wantCore {
@@ -117,8 +123,12 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "[mount]\nattr_timeout = 2", `c.toml:8: wrong value for mount.attr_timeout; allowed: seconds, or a string like "500ms" or "1m30s", from 0s to 1s`},
 		{minimal + "[mount]\npath = 'mnt'", `c.toml:8: wrong value for mount.path; allowed: an absolute path`},
 		{minimal + "[mount]\ndropbox = true", `c.toml:8: wrong value for mount.dropbox; allowed: "lineage", "off"`},
-		{minimal + "[authenticator]\nauth_type = 'JwtSvid'", `c.toml:8: auth_type "JwtSvid" does not exist here; allowed: "UnixPeerCredentials"`},
+		{minimal + "[authenticator]\nauth_type = 'JwtSvid'", `c.toml:8: auth_type "JwtSvid" does not exist here; allowed: "UnixPeerCredentials", "SystemdUnit"`},
 		{minimal + "[[authenticator]]\nauth_type = 'Direct'", `c.toml:8: auth_type "Direct" does not exist here`},
+		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = [{ units = ['nginx'] }]", `c.toml:9: authenticator.rules.units: "nginx" is no unit that a process runs in`},
+		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = [{ provider = 'tpm', units = [] }]", `c.toml:9: authenticator.rules.provider: no [[provider]] has the name "tpm"`},
+		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = ['nginx.service']", `c.toml:9: wrong value for authenticator.rules; allowed: an array like`},
+		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nadmins = []", `c.toml:9: unknown key "authenticator.admins"; allowed: auth_type, rules`},
 		{minimal + "[authenticator]\n", `c.toml:7: authenticator: auth_type is missing`},
 		{minimal + "[[authenticator]]\nauth_type = 'UnixPeerCredentials'\n[[authenticator]]\nauth_type = 'UnixPeerCredentials'", `c.toml:10: auth_type "UnixPeerCredentials" is configured twice`},
 		{minimal + "[authenticator]\nauth_type = 'UnixPeerCredentials'\nadmins = [{ name = 'no-such-user' }]", `c.toml:9: authenticator.admins.name: no user "no-such-user" on this machine`},

@@ -10,10 +10,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/kim"
@@ -55,6 +59,8 @@ type response struct {
 // control is the daemon's end of the socket.
 type control struct {
 	kim      *kim.KIM
+	stateDir string
+	admins   atomic.Pointer[[]uint32]
 	tree     atomic.Pointer[nodes.Tree] // nil until there is one
 	log      *slog.Logger
 	dir      *os.File
@@ -65,8 +71,9 @@ type control struct {
 	wg       sync.WaitGroup
 }
 
-// listen opens the socket. The caller holds the state directory, so that a socket that lies there is a dead daemon's.
-func listen(stateDir string, k *kim.KIM, log *slog.Logger) (*control, error) {
+// listen opens the socket for root, the daemon's own user and admins. The caller holds the state directory, so that a
+// socket that lies there is a dead daemon's.
+func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*control, error) {
 	dir, name, err := openStateDir(stateDir)
 	if err != nil {
 		return nil, err
@@ -80,15 +87,39 @@ func listen(stateDir string, k *kim.KIM, log *slog.Logger) (*control, error) {
 		dir.Close()
 		return nil, err
 	}
-	if err := os.Chmod(name, 0o600); err != nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &control{kim: k, stateDir: stateDir, log: log, dir: dir, listener: l, ctx: ctx, cancel: cancel, conns: make(chan struct{}, maxControlConns)}
+	if err := c.setAdmins(admins); err != nil {
+		cancel()
 		l.Close()
 		dir.Close()
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	c := &control{kim: k, log: log, dir: dir, listener: l, ctx: ctx, cancel: cancel, conns: make(chan struct{}, maxControlConns)}
 	c.wg.Go(c.accept)
 	return c, nil
+}
+
+// setAdmins says who else is served. Without admins the socket's mode keeps others away; with them it is judged by who
+// asks, and the way to the socket is open: what else lies in the state directory is 0600.
+func (c *control) setAdmins(admins []uint32) error {
+	c.admins.Store(&admins)
+	mode := os.FileMode(0o600)
+	if len(admins) > 0 {
+		mode = 0o666
+		info, err := os.Stat(c.stateDir)
+		if err == nil {
+			err = os.Chmod(c.stateDir, info.Mode().Perm()|0o011)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.Chmod(filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())), controlName), mode)
+}
+
+// serves says whether a user may ask for a command. A backup holds the whole state and is no admin's.
+func (c *control) serves(uid uint32, command string) bool {
+	return uid == 0 || uid == uint32(os.Geteuid()) || command != commandBackup && slices.Contains(*c.admins.Load(), uid)
 }
 
 // close ends every connection and waits for it.
@@ -127,15 +158,15 @@ func (c *control) accept() {
 	}
 }
 
-// serve answers one request, for the daemon's own user and root alone: the socket's mode says so already, but a
+// serve answers one request, by who asks: the socket's mode says it already where there are no admins, but a
 // descriptor of it can be handed on.
 func (c *control) serve(conn *net.UnixConn) {
 	defer conn.Close()
 	stop := context.AfterFunc(c.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	uid, err := peerUID(conn)
-	if err != nil || uid != 0 && uid != uint32(os.Geteuid()) {
-		c.log.Warn("control socket: refused", "uid", uid, "err", err)
+	by, err := peer(conn)
+	if err != nil || !c.serves(by.Uid, commandPing) {
+		c.refused(by, "connect", err)
 		return
 	}
 	out := json.NewEncoder(conn)
@@ -154,12 +185,17 @@ func (c *control) serve(conn *net.UnixConn) {
 		send(response{End: true, Error: "control socket: " + err.Error()})
 		return
 	}
+	if !c.serves(by.Uid, in.Command) {
+		c.refused(by, in.Command, nil)
+		send(response{End: true, Error: in.Command + " is root's alone"})
+		return
+	}
 	switch in.Command {
 	case commandPing:
 	case commandKeys:
 		err = listKeys(c.ctx, c.kim, in.Provider, in.Owner, func(k KeyInfo) error { return send(response{Key: &k}) })
 	case commandChown, commandDestroy:
-		err = changeKeys(c.ctx, c.kim, c.tree.Load(), in, func(k KeyInfo, err error) error {
+		err = changeKeys(c.ctx, c.kim, c.tree.Load(), by, in, func(k KeyInfo, err error) error {
 			r := response{Key: &k}
 			if err != nil {
 				r.Error, r.Hint = err.Error(), psa.HintOf(err)
@@ -194,18 +230,27 @@ func (f chunks) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func peerUID(conn *net.UnixConn) (uid uint32, err error) {
+// refused tells the log and the audit trail whom the socket turned away.
+func (c *control) refused(by fuse.Caller, command string, err error) {
+	c.log.Warn("control socket: refused", "uid", by.Uid, "pid", by.Pid, "command", command, "err", err)
+	if tree := c.tree.Load(); tree != nil {
+		tree.Refused(by, command)
+	}
+}
+
+// peer is who connected, as it was then (unix(7), SO_PEERCRED).
+func peer(conn *net.UnixConn) (by fuse.Caller, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, err
+		return by, err
 	}
 	cerr := raw.Control(func(fd uintptr) {
 		var cred *unix.Ucred
 		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			uid = cred.Uid
+			by = fuse.Caller{Owner: fuse.Owner{Uid: cred.Uid, Gid: cred.Gid}, Pid: uint32(cred.Pid)}
 		}
 	})
-	return uid, errors.Join(err, cerr)
+	return by, errors.Join(err, cerr)
 }
 
 // errNoDaemon says that nobody serves this state directory.

@@ -21,7 +21,7 @@ func testControl(t *testing.T) (*control, string) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	c, err := listen(dir, nil, slog.New(slog.DiscardHandler))
+	c, err := listen(dir, nil, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestControlDeadSocket(t *testing.T) {
 	if _, err := dial(filepath.Join(dir, "none")); !errors.Is(err, errNoDaemon) {
 		t.Errorf("no directory: %v", err)
 	}
-	c, err := listen(dir, nil, slog.New(slog.DiscardHandler))
+	c, err := listen(dir, nil, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

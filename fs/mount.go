@@ -80,7 +80,7 @@ func Run(ctx context.Context, o MountOptions) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	control, err := listen(o.StateDir, k, o.Log)
+	control, err := listen(o.StateDir, k, o.Config.Admins, o.Log)
 	if err != nil {
 		return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
 	}
@@ -110,7 +110,7 @@ func Run(ctx context.Context, o MountOptions) error {
 	for running {
 		select {
 		case <-o.Reload:
-			reload(k, s.tree, o)
+			reload(k, s.tree, control, o)
 			continue
 		case <-o.Stop:
 			stopped = true
@@ -127,9 +127,9 @@ func Run(ctx context.Context, o MountOptions) error {
 	return s.end(o, stopped)
 }
 
-// reload takes from the configuration what can change while it is mounted: who owns the providers' directories, and
-// their modes. A configuration that is wrong changes nothing.
-func reload(k *kim.KIM, tree *nodes.Tree, o MountOptions) {
+// reload takes from the configuration what can change while it is mounted: who owns the providers' directories, their
+// modes, and whom the authenticators let in. A configuration that is wrong changes nothing.
+func reload(k *kim.KIM, tree *nodes.Tree, control *control, o MountOptions) {
 	c, err := o.Load()
 	if err != nil {
 		o.Log.Error("the configuration was not reloaded", "err", err)
@@ -145,7 +145,11 @@ func reload(k *kim.KIM, tree *nodes.Tree, o MountOptions) {
 			tree.ProviderChanged(known)
 		}
 	}
-	o.Log.Info("reloaded the configuration: owners, groups and modes of providers; all else is read at the next mount")
+	tree.SetUnitRules(c.Units)
+	if err := control.setAdmins(c.Admins); err != nil {
+		o.Log.Error("the control socket's mode", "err", err)
+	}
+	o.Log.Info("reloaded the configuration: owners, groups and modes of providers, admins and rules for units; all else is read at the next mount")
 }
 
 // served is a mounted tree.
@@ -172,6 +176,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		TransactionsPerUser: o.Config.Core.TransactionsPerUser,
 		BufferPerUser:       o.Config.Core.BufferPerUser,
 		OthersAllowed:       c.othersAllowed,
+		Units:               o.Config.Units,
 		Log:                 o.Log,
 	}
 	if audit != nil {

@@ -11,6 +11,9 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
@@ -111,11 +114,11 @@ func change(ctx context.Context, o StateOptions, in request, each func(KeyInfo, 
 				return each(*r.Key, &Error{KindOther, errors.New(r.Error), r.Hint})
 			})
 		},
-		func(k *kim.KIM) error { return changeKeys(ctx, k, nil, in, each) })
+		func(k *kim.KIM) error { return changeKeys(ctx, k, nil, fuse.Caller{}, in, each) })
 }
 
 // changeKeys does what the request asks for with each key that it is about; tree is nil where nothing is mounted.
-func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, in request, each func(KeyInfo, error) error) error {
+func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller, in request, each func(KeyInfo, error) error) error {
 	return eachKey(ctx, k, "", func(p *kim.Provider, key kim.Key) error {
 		owner, err := k.Owner(ctx, key)
 		if err != nil {
@@ -123,12 +126,14 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, in request, e
 		}
 		switch {
 		case in.Command == commandDestroy && owner == *in.Owner:
-			if err = k.Destroy(ctx, key.Number, uint32(os.Geteuid())); err == nil && tree != nil {
-				tree.Destroyed(p, key.Number, key.Name)
+			err = k.Destroy(ctx, key.Number, uint32(os.Geteuid()))
+			if tree != nil {
+				tree.Destroyed(by, p, key.Number, key.Name, err)
 			}
 		case in.Command == commandChown && (owner == *in.Owner || key.UID == *in.Owner):
-			if err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID); err == nil && tree != nil {
-				tree.Chowned(p, key.Number)
+			err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID)
+			if tree != nil {
+				tree.Chowned(by, p, key.Number, err)
 			}
 			owner = in.UID
 		default:
@@ -258,11 +263,12 @@ func formatUUID(id [16]byte) string {
 const controlName = "control.sock"
 
 // openStateDir opens the state directory, so that the socket can be reached by a short name whatever its path: an
-// address holds 108 bytes.
+// address holds 108 bytes. An admin may only search it.
 func openStateDir(dir string) (*os.File, string, error) {
-	d, err := os.Open(dir)
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, "", err
+		return nil, "", &os.PathError{Op: "open", Path: dir, Err: err}
 	}
+	d := os.NewFile(uintptr(fd), dir)
 	return d, filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), controlName), nil
 }

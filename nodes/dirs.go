@@ -240,6 +240,9 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	begun := time.Now()
 	own, err := n.permissions(ctx)
 	if err == nil {
+		err = n.t.admit(ctx, n.p, nil)
+	}
+	if err == nil {
 		err = n.t.auditing.ready()
 	}
 	if err != nil {
@@ -268,7 +271,10 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 		return n.t.fail(ctx, at, "rmdir", refuse(syscall.EPERM, "allow_destroy is false for this key", "its owner can write allow_destroy = true into attributes"))
 	}
 	begun, uid := time.Now(), caller(ctx).Uid
-	if err := n.t.auditing.ready(); err != nil {
+	if err = n.t.admit(ctx, n.p, nil); err == nil {
+		err = n.t.auditing.ready()
+	}
+	if err != nil {
 		return n.t.fail(ctx, at, "rmdir", err)
 	}
 	err = n.t.perform(ctx, at, func(ctx context.Context) error {
@@ -313,6 +319,9 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	}
 	begun := time.Now()
 	k, err := n.p.Lookup(calm(ctx), name)
+	if err == nil {
+		err = n.t.admit(ctx, n.p, nil)
+	}
 	if err == nil {
 		err = n.t.auditing.ready()
 	}

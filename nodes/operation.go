@@ -20,7 +20,7 @@ func (n *operationFile) stat(ctx context.Context) (stat, error) {
 
 var _ = (fs.NodeOpener)((*operationFile)(nil))
 
-// Open is safe because the kernel judged the file's mode, and each open gets a channel of its own. Direct I/O, or
+// Open is safe because the kernel judged the file's mode and admit the caller's unit, and each open gets a channel of its own. Direct I/O, or
 // two clients would read each other's bytes from the page cache.
 func (n *operationFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	h, fuseFlags, err := n.open(ctx, flags)
@@ -34,6 +34,9 @@ func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32
 	v, err := n.view(ctx)
 	if err == nil {
 		err = n.present(v)
+	}
+	if err == nil {
+		err = n.t.admit(ctx, n.p, &v.key)
 	}
 	if err != nil {
 		return nil, 0, err

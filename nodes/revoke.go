@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -49,6 +50,14 @@ func (r *revocations) note(ino uint64) {
 		r.last = map[uint64]loss{}
 	}
 	r.last[ino] = now
+}
+
+// noteAll is note for every inode.
+func (r *revocations) noteAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count++
+	r.all, r.last = loss{r.count, time.Now()}, nil
 }
 
 // since says whether any of the inodes lost rights after the count seen, and gives the count now.
@@ -149,13 +158,23 @@ func (a *access) judge(ctx context.Context) error {
 			return fmt.Errorf("uid %d has no access to %s any more", who.uid, b.self.place().path())
 		}
 	}
+	k, err := a.n.t.kim.Key(calm(ctx), a.n.key)
+	if err != nil {
+		return gone(err)
+	}
+	if err := a.n.t.admit(ctx, a.n.p, &k); err != nil {
+		return errors.New(err.Error()) // its errno is that of an open
+	}
 	return nil
 }
 
 // Chowned is for changes of a key's owners that did not come through the mount: whoever has it open is judged anew,
 // and the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting).
-func (t *Tree) Chowned(p *kim.Provider, key int64) {
-	t.audit(fuse.Caller{Owner: fuse.Owner{Uid: t.uid, Gid: t.gid}}, place{t: t, provider: p, key: key}, "keys chown", time.Now(), nil)
+func (t *Tree) Chowned(by fuse.Caller, p *kim.Provider, key int64, err error) {
+	t.audit(by, place{t: t, provider: p, key: key}, "keys chown", time.Now(), err)
+	if err != nil {
+		return
+	}
 	t.revocations.note(inoOf(key, 0))
 	keys := &t.root.Inode
 	for _, name := range []string{"providers", p.Name(), "keys"} {
@@ -196,9 +215,16 @@ func (t *Tree) ProviderChanged(p *kim.Provider) {
 const attributesOnly = -1
 
 // Destroyed is for keys that were not destroyed through the mount; name is what a key was called.
-func (t *Tree) Destroyed(p *kim.Provider, key int64, name string) {
-	t.audit(fuse.Caller{Owner: fuse.Owner{Uid: t.uid, Gid: t.gid}}, place{t: t, provider: p, file: "keys/" + name}, "keys destroy", time.Now(), nil)
-	t.forget(key)
+func (t *Tree) Destroyed(by fuse.Caller, p *kim.Provider, key int64, name string, err error) {
+	t.audit(by, place{t: t, provider: p, file: "keys/" + name}, "keys destroy", time.Now(), err)
+	if err == nil {
+		t.forget(key)
+	}
+}
+
+// Refused is for whoever asked for a command that is not theirs.
+func (t *Tree) Refused(by fuse.Caller, command string) {
+	t.audit(by, place{t: t}, command, time.Now(), refuse(syscall.EACCES, "this command is for root and admins", ""))
 }
 
 const capDACOverride = 1

@@ -168,7 +168,11 @@ func (s *slot) mine(ctx context.Context) error {
 	if caller(ctx).Uid != s.uid {
 		return refuse(syscall.EACCES, "a slot is its creator's alone", "make one of your own")
 	}
-	return nil
+	k, err := s.t.kim.Key(calm(ctx), s.at.key)
+	if err != nil {
+		return gone(err)
+	}
+	return s.t.admit(ctx, s.at.provider, &k)
 }
 
 // slotsDir is <operation>.d/.
@@ -251,6 +255,9 @@ func (n *slotsDir) make(ctx context.Context, name string, directory bool) (*slot
 	}
 	if v := (&view{ctx: ctx, t: n.t, provider: n.p, key: k}); !n.row.shown(v) {
 		return nil, gone(errAbsent)
+	}
+	if err := n.t.admit(ctx, n.p, &k); err != nil {
+		return nil, err
 	}
 	return n.t.slots.add(n.ino, name, n.row, n.place(), caller(ctx))
 }

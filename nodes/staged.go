@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,9 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	}
 	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
 		return snapshot(b), fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
+	}
+	if err := n.t.admit(ctx, n.p, nil); err != nil {
+		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
 	return &stagedHandle{n: n, flags: flags, text: b}, fuse.FOPEN_DIRECT_IO, 0
 }
@@ -298,12 +302,13 @@ func (n *stagedFile) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.Att
 // attributesInput is what may be written into attributes and, as TOML, into generate. Fields that only tell are
 // allowed, so that a text that was read can be written back.
 type attributesInput struct {
-	Template     *string `toml:"template"`
-	Type         *string `toml:"key_type"`
-	Bits         *int    `toml:"key_bits"`
-	Algorithm    *string `toml:"permitted_algorithm"`
-	Usage        any     `toml:"usage"`
-	AllowDestroy *bool   `toml:"allow_destroy"`
+	Template     *string   `toml:"template"`
+	Type         *string   `toml:"key_type"`
+	Bits         *int      `toml:"key_bits"`
+	Algorithm    *string   `toml:"permitted_algorithm"`
+	Usage        any       `toml:"usage"`
+	AllowDestroy *bool     `toml:"allow_destroy"`
+	Units        *[]string `toml:"units"`
 
 	Name         any `toml:"name"`
 	State        any `toml:"state"`
@@ -326,7 +331,7 @@ func parseAttributes(b []byte) (attributesInput, error) {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		return x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", first(unknown.Errors[0].Position()), strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage and allow_destroy")
+			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, allow_destroy and units")
 	}
 	var wrong *toml.DecodeError
 	if errors.As(err, &wrong) {
@@ -433,15 +438,50 @@ func (v *view) setAttributes(ctx context.Context, x attributesInput) error {
 			return err
 		}
 	}
+	return v.setOwners(ctx, k, x)
+}
+
+// setOwners changes what is its owner's to decide as long as a key lives.
+func (v *view) setOwners(ctx context.Context, k kim.Key, x attributesInput) error {
 	if x.AllowDestroy != nil && *x.AllowDestroy == k.KeepForever {
-		return v.t.kim.SetAllowDestroy(ctx, k.Number, *x.AllowDestroy)
+		if err := v.t.kim.SetAllowDestroy(ctx, k.Number, *x.AllowDestroy); err != nil {
+			return err
+		}
 	}
-	return nil
+	if x.Units == nil || slices.Equal(*x.Units, k.Units) {
+		return nil
+	}
+	if len(*x.Units) > UnitsMost {
+		return psa.Errorf(psa.StatusInvalidArgument, "units: at most %d", UnitsMost)
+	}
+	for _, unit := range *x.Units {
+		if err := ValidUnit(unit); err != nil {
+			return psa.Errorf(psa.StatusInvalidArgument, "units: %w", err)
+		}
+	}
+	owner, err := v.t.kim.Owner(ctx, k)
+	if err == nil && v.uid != owner && v.uid != 0 {
+		err = refuse(syscall.EPERM, "units are the key's owner's to set", "")
+	}
+	if err == nil {
+		err = v.t.kim.SetUnits(ctx, k.Number, *x.Units)
+	}
+	if err == nil {
+		v.t.revocations.note(inoOf(k.Number, 0))
+	}
+	return err
 }
 
 func generateStage(v *view) stage {
-	create := func(a psa.Attributes) func(context.Context) error {
+	create := func(a psa.Attributes, x attributesInput) func(context.Context) error {
 		return func(ctx context.Context) error {
+			k, err := v.t.kim.Key(ctx, v.key.Number)
+			if err != nil {
+				return gone(err)
+			}
+			if err := v.setOwners(ctx, k, x); err != nil {
+				return err
+			}
 			return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, nil)
 		}
 	}
@@ -466,7 +506,7 @@ func generateStage(v *view) stage {
 			if a == (psa.Attributes{}) {
 				return 0, nil, nil // comments only, as at the top of a capabilities file
 			}
-			return end, create(a), nil
+			return end, create(a, x), nil
 		}
 		words := strings.Fields(string(line))
 		if len(words) == 0 {
@@ -476,16 +516,16 @@ func generateStage(v *view) stage {
 			if v.key.Attributes.Type == psa.KeyTypeNone {
 				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256")
 			}
-			return len(line) + 1, create(v.key.Attributes), nil
+			return len(line) + 1, create(v.key.Attributes, attributesInput{}), nil
 		}
 		a, err := psa.ParseTemplate(words[0])
 		switch {
 		case whole && err != nil:
 			return 0, nil, err
 		case whole:
-			return len(line) + 1, create(a), nil
+			return len(line) + 1, create(a, attributesInput{}), nil
 		case alone && err == nil:
-			return len(b), create(a), nil
+			return len(b), create(a, attributesInput{}), nil
 		}
 		return 0, nil, nil
 	}}

@@ -159,6 +159,7 @@ type attributesText struct {
 	UUID         string            `toml:"uuid"`
 	Created      time.Time         `toml:"created"`
 	AllowDestroy bool              `toml:"allow_destroy"`
+	Units        []string          `toml:"units,omitempty"`
 	Fingerprints *fingerprintsText `toml:"fingerprints,omitempty"`
 }
 
@@ -172,7 +173,7 @@ func (v *view) attributes() ([]byte, error) {
 	k := v.key
 	x := attributesText{
 		Name: k.Name, State: string(k.State), Template: k.Template, Origin: k.Origin, Provider: v.provider.Name(), UUID: uuid(k.ID),
-		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(),
+		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, Units: k.Units, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(),
 	}
 	if k.State == kim.Creating || k.State == kim.Destroying {
 		x.State = string(kim.Draft)
@@ -283,7 +284,11 @@ func (n *randomFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", refuse(syscall.EACCES, "this file is read only", ""))
 	}
-	if err := n.t.auditing.ready(); err != nil {
+	err := n.t.admit(ctx, n.p, nil)
+	if err == nil {
+		err = n.t.auditing.ready()
+	}
+	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
 	n.t.audit(caller(ctx), n.place(), string(psa.Random), time.Now(), nil)

@@ -42,7 +42,9 @@ type Options struct {
 	// Audit takes the audit trail's events, and AuditPath is the file that log links to; nil and "" are none.
 	Audit     Auditor
 	AuditPath string
-	Log       *slog.Logger
+	// Units are the rules of the authenticator SystemdUnit; nil is without it.
+	Units []UnitRule
+	Log   *slog.Logger
 }
 
 // Tree is the tree of one mount.
@@ -65,6 +67,7 @@ type Tree struct {
 	changing sync.Mutex // one change of permissions at a time
 
 	revocations revocations
+	units       atomic.Pointer[[]UnitRule] // nil: no authenticator SystemdUnit
 	closed      atomic.Bool
 }
 
@@ -91,6 +94,7 @@ func New(o Options) *Tree {
 	if o.Audit != nil {
 		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey()}
 	}
+	t.SetUnitRules(o.Units)
 	t.root = &rootDir{base: t.base(rootIno)}
 	t.root.self = t.root
 	return t

@@ -21,7 +21,8 @@ import (
 //	signal NAME  send a signal (KILL, TERM) to the daemons of this script; after KILL wait for their end
 //	daemon-pid   put the one daemon's pid into PID
 //
-// and the conditions root, and mountns: a mount namespace can be made whose mounts nobody else sees.
+// and the conditions root; mountns: a mount namespace can be made whose mounts nobody else sees; and cgroup: the cgroup
+// hierarchy that systemd uses can be mounted.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -53,6 +54,10 @@ func TestScripts(t *testing.T) {
 			switch cond {
 			case "root":
 				return os.Geteuid() == 0, nil
+			case "cgroup":
+				const mount = `d=$(mktemp -d) && trap 'rmdir "$d"' EXIT && { if grep -q ':name=systemd:' /proc/self/cgroup
+					then mount -t cgroup -o none,name=systemd none "$d"; else mount -t cgroup2 none "$d"; fi && umount "$d"; }`
+				return exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", mount).Run() == nil, nil
 			case "mountns":
 				return exec.Command("unshare", "-m", "--propagation", "private", "true").Run() == nil, nil
 			}

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -165,10 +166,6 @@ func (c *control) serve(conn *net.UnixConn) {
 	stop := context.AfterFunc(c.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	by, err := peer(conn)
-	if err != nil || !c.serves(by.Uid, commandPing) {
-		c.refused(by, "connect", err)
-		return
-	}
 	out := json.NewEncoder(conn)
 	send := func(r response) error {
 		if err := c.ctx.Err(); err != nil {
@@ -179,6 +176,11 @@ func (c *control) serve(conn *net.UnixConn) {
 		}
 		return out.Encode(r)
 	}
+	if err != nil || !c.serves(by.Uid, commandPing) {
+		c.refused(by, "connect", err)
+		send(response{End: true, Error: errNotServed.Error(), Hint: notServedHint})
+		return
+	}
 	conn.SetReadDeadline(time.Now().Add(controlTimeout))
 	var in request
 	if err := json.NewDecoder(io.LimitReader(conn, maxRequestBytes)).Decode(&in); err != nil {
@@ -187,7 +189,7 @@ func (c *control) serve(conn *net.UnixConn) {
 	}
 	if !c.serves(by.Uid, in.Command) {
 		c.refused(by, in.Command, nil)
-		send(response{End: true, Error: in.Command + " is root's alone"})
+		send(response{End: true, Error: in.Command + " is for root and the daemon's user alone"})
 		return
 	}
 	switch in.Command {
@@ -253,6 +255,11 @@ func peer(conn *net.UnixConn) (by fuse.Caller, err error) {
 	return by, errors.Join(err, cerr)
 }
 
+// errNotServed says that the daemon does not listen to this user.
+var errNotServed = errors.New("the control socket is for root, the daemon's user and admins")
+
+const notServedHint = "root can add you to admins in [authenticator]"
+
 // errNoDaemon says that nobody serves this state directory.
 var errNoDaemon = errors.New("no daemon serves this state directory")
 
@@ -264,6 +271,9 @@ func dial(stateDir string) (*client, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errNoDaemon
 	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, &Error{KindState, errNotServed, notServedHint}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -272,6 +282,8 @@ func dial(stateDir string) (*client, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		return nil, errNoDaemon
+	case errors.Is(err, unix.EACCES):
+		return nil, &Error{KindState, errNotServed, notServedHint}
 	case err != nil:
 		return nil, err
 	}
@@ -286,9 +298,8 @@ func (c *client) ping() error { return c.call(request{Command: commandPing}, nil
 // call sends a request and gives each response but the last to each; nil means that there must be none.
 func (c *client) call(in request, each func(*response) error) error {
 	c.conn.SetDeadline(time.Now().Add(controlTimeout))
-	if err := json.NewEncoder(c.conn).Encode(in); err != nil {
-		return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
-	}
+	// A daemon that refuses does not wait for the request: its answer counts, not that it was gone.
+	unsent := json.NewEncoder(c.conn).Encode(in)
 	lines := bufio.NewReaderSize(c.conn, maxResponseBytes)
 	for {
 		c.conn.SetDeadline(time.Now().Add(controlTimeout))
@@ -297,7 +308,7 @@ func (c *client) call(in request, each func(*response) error) error {
 			err = errors.New("the daemon ended before it had answered")
 		}
 		if err != nil {
-			return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
+			return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", cmp.Or(unsent, err))}
 		}
 		var r response
 		if err := json.Unmarshal(line, &r); err != nil {

@@ -179,6 +179,9 @@ func withState(ctx context.Context, o StateOptions, remote func(*client) error, 
 		defer c.close()
 		return remote(c)
 	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
 	if !errors.Is(err, errNoDaemon) {
 		return &Error{Kind: KindState, Err: err}
 	}

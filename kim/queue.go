@@ -12,7 +12,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// queue lets calls of one provider through, as many at once as its device takes, in turns by uid.
+// queue lets calls of one provider through, as many at once as its device takes, in turns by uid. Where it is full, a
+// uid with fewer calls in it takes the place of the newest call of the uid with the most.
 type queue struct {
 	width  int // calls at once; 0: any number
 	length int // calls that may wait
@@ -29,6 +30,7 @@ type queue struct {
 type waiter struct {
 	uid  uint32
 	turn chan struct{} // closed when it may begin
+	out  chan struct{} // closed when somebody else took its place
 }
 
 // enter waits for a turn; leave must follow unless it fails.
@@ -39,14 +41,14 @@ func (q *queue) enter(ctx context.Context, uid uint32) error {
 		q.mu.Unlock()
 		return nil
 	}
-	if q.waiting >= q.length {
+	if q.waiting >= q.length && !q.makeRoom(uid) {
 		q.mu.Unlock()
-		return psa.Errorf(psa.StatusQueueFull, "%d calls wait for the provider already", q.length).WithHint("try again")
+		return q.full()
 	}
 	if q.users == nil {
 		q.users = map[uint32][]*waiter{}
 	}
-	p := &waiter{uid, make(chan struct{})}
+	p := &waiter{uid, make(chan struct{}), make(chan struct{})}
 	if len(q.users[uid]) == 0 {
 		q.turns = append(q.turns, uid)
 	}
@@ -56,6 +58,8 @@ func (q *queue) enter(ctx context.Context, uid uint32) error {
 	select {
 	case <-p.turn:
 		return nil
+	case <-p.out:
+		return q.full()
 	case <-ctx.Done():
 	}
 	if !q.forget(p) {
@@ -64,21 +68,50 @@ func (q *queue) enter(ctx context.Context, uid uint32) error {
 	return ctx.Err()
 }
 
+func (q *queue) full() error {
+	return psa.Errorf(psa.StatusQueueFull, "%d calls wait for the provider already", q.length).WithHint("try again")
+}
+
+// makeRoom ends the newest call of the uid that has the most, if uid has fewer by more than one. The caller holds q.mu.
+func (q *queue) makeRoom(uid uint32) bool {
+	var most []*waiter
+	for _, places := range q.users {
+		if len(places) > len(most) {
+			most = places
+		}
+	}
+	if len(most) <= len(q.users[uid])+1 {
+		return false
+	}
+	last := most[len(most)-1]
+	q.remove(last, len(most)-1)
+	close(last.out)
+	return true
+}
+
 // forget takes a place back; false: it has its turn already.
 func (q *queue) forget(p *waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	places := q.users[p.uid]
-	i := slices.Index(places, p)
-	if i < 0 {
-		return false
+	select {
+	case <-p.out:
+		return true
+	default:
 	}
+	i := slices.Index(q.users[p.uid], p)
+	if i >= 0 {
+		q.remove(p, i)
+	}
+	return i >= 0
+}
+
+// remove takes p, its uid's call number i, out of the queue. The caller holds q.mu.
+func (q *queue) remove(p *waiter, i int) {
 	q.waiting--
-	if q.users[p.uid] = slices.Delete(places, i, i+1); len(q.users[p.uid]) == 0 {
+	if q.users[p.uid] = slices.Delete(q.users[p.uid], i, i+1); len(q.users[p.uid]) == 0 {
 		delete(q.users, p.uid)
 		q.turns = slices.DeleteFunc(q.turns, func(uid uint32) bool { return uid == p.uid })
 	}
-	return true
 }
 
 // leave gives the place to the next uid's oldest call.

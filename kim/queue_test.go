@@ -81,10 +81,10 @@ func TestQueueIsBounded(t *testing.T) {
 		})
 		waitFor(t, &p.queue, func() bool { return p.queue.waiting == i+1 })
 	}
-	if err := p.queue.enter(ctx, 2); psa.StatusOf(err) != psa.StatusQueueFull {
+	if err := p.queue.enter(ctx, 1); psa.StatusOf(err) != psa.StatusQueueFull {
 		t.Errorf("a third one: %v", err)
 	}
-	_, err := call(ctx, p, 2, time.Minute, func(context.Context) (int, error) { return 1, nil }, func(int, error) {})
+	_, err := call(ctx, p, 1, time.Minute, func(context.Context) (int, error) { return 1, nil }, func(int, error) {})
 	if psa.StatusOf(err) != psa.StatusQueueFull || begun(err) || unknown(err) {
 		t.Errorf("a call: %v", err)
 	}
@@ -93,6 +93,59 @@ func TestQueueIsBounded(t *testing.T) {
 	p.queue.leave()
 	if q := &p.queue; q.running != 0 || q.waiting != 0 {
 		t.Errorf("left in the queue: %d %d", q.running, q.waiting)
+	}
+}
+
+// TestFullQueueIsShared: whoever filled the queue gives places to those who have fewer, down to an equal share.
+func TestFullQueueIsShared(t *testing.T) {
+	p := queued(1, 4)
+	ctx := context.Background()
+	if err := p.queue.enter(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		uid uint32
+		err error
+	}
+	results := make(chan result, 8)
+	enter := func(uid uint32) {
+		err := p.queue.enter(ctx, uid)
+		results <- result{uid, err}
+		if err == nil {
+			p.queue.leave()
+		}
+	}
+	for i := range 4 {
+		go enter(1)
+		waitFor(t, &p.queue, func() bool { return p.queue.waiting == i+1 })
+	}
+	for i := range 2 {
+		go enter(2)
+		if r := <-results; r.uid != 1 || psa.StatusOf(r.err) != psa.StatusQueueFull {
+			t.Fatalf("%+v", r)
+		}
+		waitFor(t, &p.queue, func() bool { return len(p.queue.users[2]) == i+1 })
+	}
+	for _, uid := range []uint32{1, 2} {
+		if err := p.queue.enter(ctx, uid); psa.StatusOf(err) != psa.StatusQueueFull {
+			t.Errorf("more than uid %d's share: %v", uid, err)
+		}
+	}
+	p.queue.leave()
+	answered := map[uint32]int{}
+	for range 4 {
+		r := <-results
+		if r.err != nil {
+			t.Error(r.err)
+		}
+		answered[r.uid]++
+	}
+	if answered[1] != 2 || answered[2] != 2 {
+		t.Errorf("answered: %v", answered)
+	}
+	waitFor(t, &p.queue, func() bool { return p.queue.running == 0 })
+	if q := &p.queue; q.waiting != 0 || len(q.turns) != 0 || len(q.users) != 0 {
+		t.Errorf("left in the queue: %d %v %v", q.waiting, q.turns, q.users)
 	}
 }
 

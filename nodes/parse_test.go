@@ -254,6 +254,38 @@ func FuzzUnitOf(f *testing.F) {
 	})
 }
 
+func TestUnits(t *testing.T) {
+	for name, valid := range map[string]bool{
+		"nginx.service": true, "worker@.service": true, "worker@7.service": true, "session-1.scope": true, `a\x2db:c_d.service`: true,
+		"nginx": false, ".service": false, "a.slice": false, "a b.service": false, "a/b.service": false, "ä.service": false, "": false,
+		strings.Repeat("a", 248) + ".service": false, strings.Repeat("a", 247) + ".service": true,
+	} {
+		if err := ValidUnit(name); (err == nil) != valid {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	units := []string{"nginx.service", "worker@.service"}
+	for unit, want := range map[string]bool{"nginx.service": true, "worker@7.service": true, "worker@.service": true,
+		"worker@7.scope": false, "worker.service": false, "xworker@7.service": false, "nginx@.service": false, "nginx.service@": false, "@": false} {
+		if got := lists(units, unit); got != want {
+			t.Errorf("%q: %v", unit, got)
+		}
+	}
+	if _, err := callersUnit(0); err == nil {
+		t.Error("a process that cannot be seen has a unit")
+	}
+}
+
+func FuzzValidUnit(f *testing.F) {
+	f.Add("worker@7.service")
+	f.Add("a b.scope")
+	f.Fuzz(func(t *testing.T, name string) {
+		if ValidUnit(name) == nil && (!slices.Equal(strings.Fields(name), []string{name}) || len(name) > unitMost) {
+			t.Fatalf("%q", name)
+		}
+	})
+}
+
 func TestEveryStatusHasAnErrno(t *testing.T) {
 	for status, errno := range errnos {
 		if errno == 0 || errno == syscall.ENOSYS {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,40 +29,100 @@ func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 		}
 	})
 	m := mountParsecfs(t, mountOptions{})
-	want := matrix(t, "real", real)
-	got := matrix(t, "parsecfs", filepath.Join(m.Dir, "providers/software/keys"))
-	if len(want) < 1000 {
+	keys, aliases := filepath.Join(m.Dir, "providers/software/keys"), filepath.Join(m.Dir, "keys")
+	realKeys, realAliases := filepath.Join(real, "keys"), filepath.Join(real, "aliases")
+	for dir, mode := range map[string]os.FileMode{realKeys: 0o777 | os.ModeSticky, realAliases: 0o755} {
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compare(t, matrix(t, "real", realKeys, realAliases), matrix(t, "parsecfs", keys, aliases), 3900)
+	before := matrix(t, "show", keys, aliases)
+	m.kill()
+	m.restart()
+	if after := matrix(t, "show", keys, aliases); !slices.Equal(before, after) || len(before) < 20 {
+		t.Errorf("kill -9 and a restart changed rights from\n%s\nto\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
+}
+
+// TestPermissionsUnderAnOrdinaryUser is the same story with a daemon that is not root's: open to others as
+// user_allow_other in fuse.conf permits, and without it, where the mount is its owner's alone.
+func TestPermissionsUnderAnOrdinaryUser(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("becoming other users needs root")
+	}
+	if exec.Command("unshare", "-m", "--propagation", "private", "true").Run() != nil {
+		t.Skip("the root directory is no mount point, as in a bare chroot: no private mount namespace")
+	}
+	script, err := filepath.Abs("testdata/permissions/user.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		uid, conf string
+		users     []string
+		least     int
+		closed    []string
+	}{
+		"open to others": {"61008", "user_allow_other", nil, 3900, nil},
+		"its owner's alone": {"61001", "", []string{"owner", "nsowner"}, 700, []string{"root EACCES EACCES", "member EACCES EACCES",
+			"extra EACCES EACCES", "named EACCES EACCES", "grouped EACCES EACCES", "stranger EACCES EACCES", "nsroot EACCES EACCES"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := openTempDir(t)
+			cmd := exec.Command("unshare", append([]string{"-m", "--propagation", "private", "sh", "-eu", script, parsecfsPath(t), c.uid, c.conf}, c.users...)...)
+			cmd.Dir = dir
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			told := func(name string) []string {
+				b, err := os.ReadFile(filepath.Join(dir, name+".txt"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return strings.Split(strings.TrimSpace(string(b)), "\n")
+			}
+			compare(t, told("want"), told("got"), c.least)
+			if c.closed != nil && !slices.Equal(told("closed"), c.closed) {
+				t.Errorf("others: %q", told("closed"))
+			}
+		})
+	}
+}
+
+// compare tells where parsecfs's story differs from the real one, which has at least some number of lines.
+func compare(t *testing.T, want, got []string, least int) {
+	t.Helper()
+	if len(want) < least {
 		t.Fatalf("the story has %d lines only", len(want))
 	}
 	t.Logf("%d lines", len(want))
-	scene := ""
-	for i := range want {
+	scene, differences := "", 0
+	for i := range min(len(want), len(got)) {
 		if !strings.HasPrefix(want[i], " ") {
 			scene = want[i]
 		}
-		if i >= len(got) || got[i] != want[i] {
-			t.Errorf("after %q\nparsecfs: %s\ntmpfs:    %s", scene, got[i], want[i])
+		if got[i] == want[i] {
+			continue
+		}
+		t.Errorf("line %d, after %q\nparsecfs: %s\ntmpfs:    %s", i+1, scene, got[i], want[i])
+		if differences++; differences == 50 {
+			t.Fatal("and more")
 		}
 	}
 	if len(got) != len(want) {
 		t.Errorf("%d lines on parsecfs, %d on tmpfs", len(got), len(want))
 	}
-	keys := filepath.Join(m.Dir, "providers/software/keys")
-	before := matrix(t, "show", keys)
-	m.kill()
-	m.restart()
-	if after := matrix(t, "show", keys); !slices.Equal(before, after) || len(before) < 20 {
-		t.Errorf("kill -9 and a restart changed rights from\n%s\nto\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
-	}
 }
 
-func matrix(t *testing.T, flavour, keys string) []string {
+func matrix(t *testing.T, args ...string) []string {
 	t.Helper()
-	cmd := exec.Command("python3", "testdata/permissions/matrix.py", flavour, keys)
+	cmd := exec.Command("python3", append([]string{"testdata/permissions/matrix.py"}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", flavour, err, out)
+		t.Fatalf("%s: %v\n%s", args, err, out)
 	}
 	return strings.Split(strings.TrimSpace(string(out)), "\n")
 }

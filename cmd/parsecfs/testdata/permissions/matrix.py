@@ -1,15 +1,18 @@
 """One story of chmod, chown, setfacl, umask, rename and rmdir, told on a file system.
 
-matrix.py real|parsecfs KEYS_DIRECTORY prints what each user may do after each step; the test compares the two.
-matrix.py show KEYS_DIRECTORY prints the rights of all that is there.
+matrix.py real|parsecfs KEYS ALIASES [USER...] prints what each user may do after each step; the test compares the two.
+With users named, only those live, and what the others would do is left out.
+matrix.py show KEYS ALIASES prints the rights of all that is there.
+matrix.py closed KEYS ALIASES USER... prints how all users but those are shut out.
 """
 import ctypes
 import errno
 import os
 import struct
 import sys
+import time
 
-FLAVOUR, KEYS = sys.argv[1:]
+FLAVOUR, KEYS, ALIASES = sys.argv[1:4]
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWUSER = 0x10000000
 
@@ -25,6 +28,7 @@ USERS = {
     "nsroot": (61007, 61007, [], True),
     "nsowner": (61001, 61001, [], True),
 }
+ONLY = sys.argv[4:] or list(USERS)
 TAGS = {"u": 1, "U": 2, "g": 4, "G": 8, "m": 16, "o": 32}
 
 
@@ -122,7 +126,11 @@ def opens(flags, *parts):
 
 
 def shown(*parts):
-    """What an inode looks like."""
+    """What an inode looks like, to root or else to its owner."""
+    return look(*parts) if "root" in ONLY else as_user("owner", lambda: look(*parts))
+
+
+def look(*parts):
     try:
         s = os.stat(path(*parts))
     except OSError as e:
@@ -141,7 +149,7 @@ def probe(key):
     print("  ", key, shown(key))
     for name in FILES:
         print("  ", name, shown(key, name))
-    for who in USERS:
+    for who in ONLY:
         may = [
             as_user(who, opens(os.O_RDWR, key, "sign")),
             as_user(who, opens(os.O_RDONLY, key, "sign")),
@@ -156,6 +164,8 @@ def probe(key):
 
 
 def step(who, what, action, *keys):
+    if who not in ONLY:
+        return
     print(who, what, as_user(who, action))
     for key in keys:
         probe(key)
@@ -194,6 +204,12 @@ if FLAVOUR == "show":
         print(key, shown(key))
         for name in FILES:
             print("  ", key, name, shown(key, name))
+    sys.exit()
+
+if FLAVOUR == "closed":
+    for who in USERS:
+        if who not in ONLY:
+            print(who, as_user(who, lambda: os.stat(KEYS) and "ok"), as_user(who, lambda: os.mkdir(path("x"))))
     sys.exit()
 
 step("owner", "mkdir k", make("k"), "k")
@@ -299,7 +315,7 @@ for who in ("member", "stranger", "nsroot"):
     step(who, "utime now", lambda: os.utime(path("d077")))
     step(who, "utime then", lambda: os.utime(path("d077"), (1, 1)))
 step("owner", "utime then", lambda: os.utime(path("u027"), (1, 1)))
-print(os.stat(path("u027")).st_mtime)
+step("owner", "stat", lambda: str(os.stat(path("u027")).st_mtime))
 step("owner", "truncate", lambda: os.truncate(path("u027", "sign"), 0))
 step("owner", "chmod keys", chmod(0o777))
 for mode in (0o1733, 0o1755, 0o0755, 0o0777, 0o1777):
@@ -312,3 +328,112 @@ for mode in (0o1733, 0o1755, 0o0755, 0o0777, 0o1777):
         step("stranger", "rename of " + key, rename(key, key + "-moved"))
         step("stranger", "rename back", rename(key + "-moved", key))
         step("root", "rmdir", rmdir(key))
+        step(who, "rmdir", rmdir(key))
+
+# What pjdfstest asks of chmod, chown, open, unlink and rename (tests/*/05 to 11): the table of modes, the way to a
+# file, ownership, and sticky directories.
+TRIED = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR, "trunc": os.O_RDONLY | os.O_TRUNC, "append": os.O_WRONLY | os.O_APPEND}
+
+
+def table(what, *parts):
+    for who in ("root", "owner", "extra", "stranger", "nsowner"):
+        if who in ONLY:
+            print("  ", what, who, *(name + "=" + as_user(who, opens(flags, *parts)) for name, flags in TRIED.items()))
+
+
+step("owner", "mkdir j", make("j"))
+step("owner", "chgrp", chown(-1, 62001, "j", "sign"))
+for bits in range(8):
+    for shift in (0, 3, 6):
+        step("owner", "chmod %03o" % (bits << shift), chmod(bits << shift, "j", "sign"))
+        table("%03o" % (bits << shift), "j", "sign")
+step("owner", "chmod 660", chmod(0o660, "j", "sign"))
+
+
+def creates(*parts):
+    return lambda: os.close(os.open(path(*parts), os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+for mode in (0o000, 0o444, 0o500, 0o544, 0o600, 0o644, 0o666, 0o711, 0o755):
+    step("owner", "chmod %03o j" % mode, chmod(mode, "j"))
+    for who in ("owner", "extra", "stranger", "nsroot", "nsowner"):
+        step(who, "lookup", lambda: os.stat(path("j", "sign")) and "ok")
+        step(who, "chmod", chmod(0o660, "j", "sign"))
+        step(who, "chown", chown(-1, -1, "j", "sign"))
+        step(who, "chgrp", chown(-1, 62001, "j", "sign"))
+        step(who, "open", opens(os.O_RDWR, "j", "sign"))
+        step(who, "utime", lambda: os.utime(path("j", "sign")))
+        step(who, "getxattr", lambda: os.getxattr(path("j", "sign"), "user.x") and "ok")
+        # who may write in a key is told EPERM on parsecfs, where nobody makes or removes its files
+        if who != "nsowner" and (who != "owner" or mode & 0o300 != 0o300):
+            step(who, "unlink", lambda: os.unlink(path("j", "sign")))
+            step(who, "create", creates("j", "new"))
+            step(who, "symlink", lambda: os.symlink("x", path("j", "link")))
+            step(who, "link", lambda: os.link(path("j", "sign"), path("j", "link")))
+            step(who, "rename", lambda: os.rename(path("j", "sign"), path("j", "moved")))
+step("owner", "chmod 755 j", chmod(0o755, "j"))
+step("owner", "chgrp back", chown(-1, 61001, "j", "sign"))
+for who in USERS:
+    for uid, gid in ((-1, -1), (61001, -1), (-1, 61001), (61001, 61001), (61001, 62001), (-1, 62001), (-1, 62002), (61006, -1), (-1, 61006), (0, 0)):
+        step(who, "chown %d %d" % (uid, gid), chown(uid, gid, "j", "sign"))
+        if who in ONLY:
+            print(shown("j", "sign"))
+        step("root", "chown back", chown(61001, 61001, "j", "sign"))
+        step("owner", "chgrp back", chown(-1, 61001, "j", "sign"))
+
+
+def changed(action, *parts):
+    """Whether a change moved an inode's ctime."""
+    def timed():
+        before = os.stat(path(*parts)).st_ctime_ns
+        now = time.clock_gettime_ns(5)  # CLOCK_REALTIME_COARSE, which file systems take their times from
+        while time.clock_gettime_ns(5) == now:
+            pass
+        result = "ok"
+        try:
+            action()
+        except OSError as e:
+            result = errno.errorcode[e.errno]
+        return result + (" later" if os.stat(path(*parts)).st_ctime_ns > before else " same")
+    return timed
+
+
+for who in ("root", "owner", "extra", "stranger"):
+    step(who, "chmod and ctime", changed(chmod(0o640, "j", "sign"), "j", "sign"))
+    step(who, "chown and ctime", changed(chown(61001, 61001, "j", "sign"), "j", "sign"))
+    step(who, "setfacl and ctime", changed(setfacl(("j", "sign"), "u:rw U61004:r g:- m:r o:-"), "j", "sign"))
+    step(who, "utime and ctime", changed(lambda: os.utime(path("j", "sign"), (5, 5)), "j", "sign"))
+    step(who, "rename and ctime", changed(rename("j", "j"), "j"))
+
+
+def alias(name):
+    return os.path.join(ALIASES, name)
+
+
+def links(owner):
+    """Two aliases of an owner's and one of another's, made by whoever may."""
+    def action():
+        for name, uid in (("a", owner), ("b", owner), ("c", 61006)):
+            if os.path.lexists(alias(name)):
+                os.unlink(alias(name))
+            os.symlink("../x", alias(name))
+            os.lchown(alias(name), uid, uid)
+    return action
+
+
+for directory in (0, 61001):
+    for mode in (0o777, 0o1777, 0o755, 0o1755, 0o733, 0o1733, 0o700):
+        step("root", "chown %d aliases" % directory, lambda: os.chown(ALIASES, directory, directory))
+        step("root", "chmod %o aliases" % mode, lambda: os.chmod(ALIASES, mode))
+        for owner in (61001, 61002):
+            for who in ("root", "owner", "member", "stranger", "nsroot", "nsowner"):
+                step("root", "links of %d" % owner, links(owner))
+                step(who, "replace another's", lambda: os.rename(alias("b"), alias("c")))
+                step(who, "rename", lambda: os.rename(alias("a"), alias("moved")))
+                step(who, "unlink", lambda: os.unlink(alias("a")))
+                step(who, "unlink another's", lambda: os.unlink(alias("c")))
+                step(who, "symlink", lambda: os.symlink("x", alias("new-" + who)))
+                step(who, "read", lambda: os.readlink(alias("b")))
+                step("root", "names", lambda: " ".join(sorted(os.listdir(ALIASES))))
+                for name in ("moved", "new-" + who):
+                    step("root", "unlink " + name, lambda: os.unlink(alias(name)))

@@ -2,8 +2,9 @@
 // file system can do), and through parsecfs.
 //
 //	bench serve DIR         mount the minimal handler on DIR, until SIGTERM
-//	bench run FLOOR SIGN AUDITED
-//	                        measure, with the minimal handler's file and keys' sign, and print the table
+//	bench run FLOOR SIGN AUDITED UNITS
+//	                        measure, with the minimal handler's file and keys' sign: plain, with an audit trail and
+//	                        with the authenticator SystemdUnit; and print the table
 package main
 
 import (
@@ -30,10 +31,10 @@ func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "serve":
 		err = serve(os.Args[2])
-	case len(os.Args) == 5 && os.Args[1] == "run":
-		err = run(os.Args[2], os.Args[3], os.Args[4])
+	case len(os.Args) == 6 && os.Args[1] == "run":
+		err = run(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -205,9 +206,9 @@ func kept(path string) func() (func() error, func(), error) {
 	}
 }
 
-func run(floor, parsecfs, audited string) error {
+func run(floor, parsecfs, audited, units string) error {
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(out, "how\tbare Go\tfloor\tparsecfs\twith audit\tparsecfs/floor\taudit/parsecfs\t")
+	fmt.Fprintln(out, "how\tbare Go\tfloor\tparsecfs\twith audit\twith units\tparsecfs/floor\taudit/parsecfs\tunits/parsecfs\t")
 	for _, line := range []struct {
 		name    string
 		workers int
@@ -218,9 +219,9 @@ func run(floor, parsecfs, audited string) error {
 		{"16 workers, fresh open", 16, fresh},
 		{"16 workers, kept descriptors", 16, kept},
 	} {
-		var rates [4]float64
+		var rates [5]float64
 		for range rounds { // in turns, so that a machine that slows down slows all of them
-			for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs), line.by(audited)} {
+			for i, prepare := range []func() (func() error, func(), error){bare, line.by(floor), line.by(parsecfs), line.by(audited), line.by(units)} {
 				rate, err := measure(line.workers, prepare)
 				if err != nil {
 					return fmt.Errorf("%s: %w", line.name, err)
@@ -228,7 +229,8 @@ func run(floor, parsecfs, audited string) error {
 				rates[i] += rate / rounds
 			}
 		}
-		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[3], rates[2]/rates[1], rates[3]/rates[2])
+		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t%.2f\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[3], rates[4],
+			rates[2]/rates[1], rates[3]/rates[2], rates[4]/rates[2])
 	}
 	return out.Flush()
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -297,70 +296,6 @@ func (r *verifierRun) valid(digest []byte) bool {
 		return ed25519.VerifyWithOptions(pub, digest, r.signature, opts) == nil
 	}
 	return false
-}
-
-type aeadRun struct {
-	input
-	aead           cipher.AEAD
-	encrypt        bool
-	nonce          []byte
-	additionalData []byte
-}
-
-// AEADRun encrypts or decrypts with aead, whose nonce has nonceLen bytes, and holds up to op.Limit bytes.
-// Inputs: "nonce" (made at random by an encryption where it is missing), "additional_data". encrypt gives "nonce" and
-// "ciphertext", which ends with the tag; decrypt takes that as its main input and gives "plaintext", or
-// StatusInvalidSignature. A nonce of another length is StatusInvalidArgument, none to decrypt with
-// StatusInsufficientData.
-func AEADRun(op Op, aead cipher.AEAD, nonceLen int) (Run, error) {
-	if op.Operation != Encrypt && op.Operation != Decrypt {
-		return nil, Errorf(StatusNotSupported, "%s with a key for %s", op.Operation, op.Algorithm)
-	}
-	if aead.NonceSize() != nonceLen {
-		return nil, Errorf(StatusNotSupported, "%s with a nonce of %d bytes; this one takes %d", op.Algorithm, nonceLen, aead.NonceSize())
-	}
-	r := &aeadRun{
-		input:          input{held: secret{limit: op.limit()}},
-		aead:           aead,
-		encrypt:        op.Operation == Encrypt,
-		nonce:          bytes.Clone(op.Inputs["nonce"]),
-		additionalData: bytes.Clone(op.Inputs["additional_data"]),
-	}
-	if !r.encrypt {
-		r.held.limit += int64(aead.Overhead()) // so that what could be encrypted can be decrypted
-	}
-	if len(r.nonce) == 0 {
-		if !r.encrypt {
-			return nil, Errorf(StatusInsufficientData, "the nonce of %d bytes is missing", nonceLen)
-		}
-		r.nonce = make([]byte, nonceLen)
-		if _, err := rand.Read(r.nonce); err != nil {
-			return nil, Errorf(StatusInsufficientEntropy, "no random nonce: %w", err)
-		}
-	}
-	if len(r.nonce) != nonceLen {
-		return nil, Errorf(StatusInvalidArgument, "a nonce of %d bytes; %s takes %d", len(r.nonce), op.Algorithm, nonceLen)
-	}
-	return r, nil
-}
-
-func (r *aeadRun) Finish(ctx context.Context) (Result, error) {
-	defer r.Abort()
-	if err := r.take(ctx); err != nil {
-		return Result{}, err
-	}
-	if r.encrypt {
-		ciphertext := r.aead.Seal(nil, r.nonce, r.held.b, r.additionalData)
-		return Result{Outputs: map[string][]byte{"nonce": r.nonce, "ciphertext": ciphertext}}, nil
-	}
-	plaintext, err := r.aead.Open(nil, r.nonce, r.held.b, r.additionalData)
-	if err != nil {
-		return Result{}, Errorf(StatusInvalidSignature, "the ciphertext is not authentic for this key, nonce and additional data")
-	}
-	if plaintext == nil {
-		plaintext = []byte{} // an empty answer, and still one
-	}
-	return Result{Outputs: map[string][]byte{"plaintext": plaintext}}, nil
 }
 
 type exportRun struct {

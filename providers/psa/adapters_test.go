@@ -322,7 +322,7 @@ func TestRunsWipe(t *testing.T) {
 			if _, err := run.Write(bytes.Repeat([]byte("secret"), 100)); err != nil {
 				t.Fatal(err)
 			}
-			held := run.(*aeadRun).held.b
+			held := run.(*nonceRun).held.b
 			seen = append(seen, held[:cap(held)])
 		}
 		end(run)

@@ -303,9 +303,12 @@ func (a Algorithm) MACLength() int {
 	return 16 // the block of CMAC's and CBC-MAC's ciphers, DES apart
 }
 
-// NonceLength is the default length in bytes of an AEAD's nonce (PSA_AEAD_NONCE_LENGTH), 0 for others.
+// NonceLength is the default length in bytes of an AEAD's nonce (PSA_AEAD_NONCE_LENGTH), or of a cipher's IV with a
+// block of 16 bytes (PSA_CIPHER_IV_LENGTH), 0 for others.
 func (a Algorithm) NonceLength() int {
 	switch a.fullLength() {
+	case CTR, CFB, OFB, CBCNoPadding, CBCPKCS7, XTS:
+		return 16
 	case GCM, ChaCha20Poly1305:
 		return 12
 	case CCM:

@@ -284,6 +284,10 @@ func (a Attributes) Can(op Operation) bool {
 		return alg.IsCipher() || alg.IsAEAD() || alg.IsAsymmetricEncryption()
 	case Decrypt:
 		return !public && (alg.IsCipher() || alg.IsAEAD() || alg.IsAsymmetricEncryption())
+	case Mac, VerifyMac:
+		return alg.IsMAC()
+	case Agree:
+		return !public && alg.IsKeyAgreement()
 	}
 	return false
 }

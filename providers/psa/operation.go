@@ -15,12 +15,16 @@ const (
 	VerifyHash   Operation = "verify_hash"
 	Encrypt      Operation = "encrypt"
 	Decrypt      Operation = "decrypt"
+	Mac          Operation = "mac"
+	VerifyMac    Operation = "verify_mac"
+	Agree        Operation = "agree"
 	Random       Operation = "random"
 )
 
 // Operations lists every operation, in the order in which capability lines name them.
 func Operations() []Operation {
-	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt, Random}
+	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
+		Mac, VerifyMac, Agree, Random}
 }
 
 // Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.
@@ -28,11 +32,11 @@ func (o Operation) Usage() Usage {
 	switch o {
 	case Export:
 		return UsageExport
-	case Sign:
+	case Sign, Mac: // psa_mac_compute
 		return UsageSignMessage
 	case SignHash:
 		return UsageSignHash
-	case Verify:
+	case Verify, VerifyMac: // psa_mac_verify
 		return UsageVerifyMessage
 	case VerifyHash:
 		return UsageVerifyHash
@@ -40,6 +44,8 @@ func (o Operation) Usage() Usage {
 		return UsageEncrypt
 	case Decrypt:
 		return UsageDecrypt
+	case Agree: // psa_raw_key_agreement
+		return UsageDerive
 	}
 	return 0
 }

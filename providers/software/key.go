@@ -6,12 +6,17 @@ import (
 	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/x509"
 	"math"
 	"sync"
+
+	"github.com/jacobsa/crypto/cmac"
+	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -19,13 +24,13 @@ import (
 
 type key struct {
 	attributes psa.Attributes
-	public     []byte // SubjectPublicKeyInfo, nil for AES
+	public     []byte // SubjectPublicKeyInfo, nil for symmetric keys
 	verifier   crypto.PublicKey
 
-	mu     sync.Mutex
-	closed bool
-	signer crypto.Signer // nil for AES and public keys
-	secret []byte        // an AES key; PKCS#8 for export, where the usage has it, else nil
+	mu      sync.Mutex
+	closed  bool
+	private crypto.PrivateKey // nil for symmetric and public keys
+	secret  []byte            // a symmetric key; PKCS#8 for export, where the usage has it, else nil
 }
 
 // open reads a blob of the attributes' kind.
@@ -50,14 +55,14 @@ func open(a psa.Attributes, b providers.Blob) (*key, error) {
 			return nil, err
 		}
 	default:
-		if k.signer, err = parsePrivate(a, b.Secret); err != nil {
+		if k.private, err = parsePrivate(a, b.Secret); err != nil {
 			return nil, err
 		}
-		k.verifier = k.signer.Public()
+		k.verifier = publicOf(k.private)
 		// The public part is not sealed: another one there must not pass for this key's.
 		public, err := x509.MarshalPKIXPublicKey(k.verifier)
 		if err != nil || !bytes.Equal(public, b.Public) {
-			wipe(k.signer)
+			wipe(k.private)
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
 		}
 		if a.Usage&psa.UsageExport != 0 {
@@ -76,21 +81,22 @@ func checkLength(a psa.Attributes, secret []byte) error {
 	return nil
 }
 
+// publicOf is the public part of a private key of the standard library's.
+func publicOf(private crypto.PrivateKey) crypto.PublicKey {
+	return private.(interface{ Public() crypto.PublicKey }).Public()
+}
+
 // parsePrivate reads PKCS#8 that must hold a key of the attributes' type and size.
-func parsePrivate(a psa.Attributes, der []byte) (crypto.Signer, error) {
+func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 	private, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
 	}
-	signer, ok := private.(crypto.Signer)
-	if !ok {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a %T, which cannot sign", private)
-	}
-	if err := checkPublic(a, signer.Public()); err != nil {
-		wipe(signer)
+	if err := checkPublic(a, publicOf(private)); err != nil {
+		wipe(private)
 		return nil, err
 	}
-	if k, ok := signer.(*rsa.PrivateKey); ok {
+	if k, ok := private.(*rsa.PrivateKey); ok {
 		if len(k.Primes) != 2 {
 			return nil, psa.Errorf(psa.StatusNotSupported, "an RSA key of %d primes; allowed: 2", len(k.Primes))
 		}
@@ -98,7 +104,7 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.Signer, error) {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
 		}
 	}
-	return signer, nil
+	return private, nil
 }
 
 // parsePublic reads a SubjectPublicKeyInfo that must hold a key of the attributes' type and size.
@@ -125,6 +131,8 @@ func checkPublic(a psa.Attributes, pub crypto.PublicKey) error {
 		t, bits = psa.ECCPublicKey(psa.SECPR1), pub.Curve.Params().BitSize
 	case ed25519.PublicKey:
 		t, bits = psa.ECCPublicKey(psa.TwistedEdwards), 255
+	case *ecdh.PublicKey:
+		t, bits = psa.ECCPublicKey(psa.Montgomery), 255
 	default:
 		return psa.Errorf(psa.StatusInvalidArgument, "a %T; the attributes say %s", pub, a.Type)
 	}
@@ -171,7 +179,11 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.Verify, psa.VerifyHash:
 		return psa.VerifierRun(op, k.verifier)
 	case psa.Encrypt, psa.Decrypt:
-		return k.beginAEAD(op)
+		return k.beginCrypt(op)
+	case psa.Mac, psa.VerifyMac:
+		return k.beginMAC(op)
+	case psa.Agree:
+		return k.beginAgree(op)
 	}
 	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
 }
@@ -185,9 +197,9 @@ func (k *key) beginExport() (psa.Run, error) {
 }
 
 func (k *key) beginSign(op psa.Op) (psa.Run, error) {
-	edwards, ok := k.signer.(ed25519.PrivateKey)
+	edwards, ok := k.private.(ed25519.PrivateKey)
 	if !ok {
-		return psa.SignerRun(op, k.signer)
+		return psa.SignerRun(op, k.private.(crypto.Signer))
 	}
 	own := bytes.Clone(edwards) // Close wipes the key's
 	r, err := psa.SignerRun(op, ed25519.PrivateKey(own))
@@ -198,16 +210,66 @@ func (k *key) beginSign(op psa.Op) (psa.Run, error) {
 	return &wipingRun{r, own}, nil
 }
 
-func (k *key) beginAEAD(op psa.Op) (psa.Run, error) {
+func (k *key) beginCrypt(op psa.Op) (psa.Run, error) {
+	if pub, ok := k.verifier.(*rsa.PublicKey); ok {
+		if op.Operation == psa.Encrypt {
+			return psa.RSAEncryptRun(op, pub)
+		}
+		return psa.RSADecryptRun(op, k.private.(crypto.Decrypter))
+	}
+	switch {
+	case op.Algorithm == psa.ChaCha20Poly1305:
+		aead, err := chacha20poly1305.New(k.secret)
+		if err != nil {
+			return nil, psa.Errorf(psa.StatusGenericError, "ChaCha20-Poly1305: %w", err)
+		}
+		return psa.AEADRun(op, aead, op.Algorithm.NonceLength())
+	case op.Algorithm == psa.XTS:
+		return psa.XTSRun(op, aes.NewCipher, k.secret)
+	}
 	block, err := aes.NewCipher(k.secret)
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusGenericError, "AES: %w", err)
 	}
-	gcm, err := cipher.NewGCM(block)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "GCM: %w", err)
+	if !op.Algorithm.IsAEAD() {
+		return psa.CipherRun(op, block)
 	}
-	return psa.AEADRun(op, gcm, op.Algorithm.NonceLength())
+	var aead cipher.AEAD
+	if op.Algorithm == psa.GCM {
+		aead, err = cipher.NewGCM(block)
+	} else {
+		aead, err = psa.NewCCM(block, op.Algorithm.NonceLength(), op.Algorithm.TagLength())
+	}
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "%s: %w", op.Algorithm, err)
+	}
+	return psa.AEADRun(op, aead, op.Algorithm.NonceLength())
+}
+
+func (k *key) beginMAC(op psa.Op) (psa.Run, error) {
+	if op.Algorithm.IsHMAC() {
+		h, _ := op.Algorithm.CryptoHash() // the table has only hashes that are there
+		return psa.MACRun(op, hmac.New(h.New, k.secret))
+	}
+	mac, err := cmac.New(k.secret)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "CMAC: %w", err)
+	}
+	return psa.MACRun(op, mac)
+}
+
+func (k *key) beginAgree(op psa.Op) (psa.Run, error) {
+	switch private := k.private.(type) {
+	case *ecdh.PrivateKey:
+		return psa.AgreeRun(op, private)
+	case *ecdsa.PrivateKey:
+		own, err := private.ECDH()
+		if err != nil {
+			return nil, psa.Errorf(psa.StatusGenericError, "ECDH: %w", err)
+		}
+		return psa.AgreeRun(op, own)
+	}
+	return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 }
 
 // Close wipes the bytes that the key holds, and lets go of what cannot be wiped.
@@ -215,9 +277,9 @@ func (k *key) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.closed = true
-	wipe(k.signer)
+	wipe(k.private)
 	psa.Wipe(k.secret)
-	k.signer, k.secret = nil, nil
+	k.private, k.secret = nil, nil
 	return nil
 }
 

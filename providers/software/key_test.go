@@ -35,7 +35,7 @@ func TestWiped(t *testing.T) {
 			if want := export || a.Type == psa.KeyTypeAES; (secret != nil) != want {
 				t.Errorf("%s: the secret is kept: %t, want %t", name, secret != nil, want)
 			}
-			edwards, _ := k.signer.(ed25519.PrivateKey)
+			edwards, _ := k.private.(ed25519.PrivateKey)
 			var runs []*wipingRun
 			for _, op := range []psa.Op{{Operation: psa.Export}, {Operation: psa.Sign, Algorithm: a.Algorithm}} {
 				for range 2 {

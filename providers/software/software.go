@@ -1,5 +1,5 @@
-// Package software is the provider whose device is this process: the standard library's cryptography, on keys that
-// live wholly in the blob that the KIM keeps. Blob.Secret is PKCS#8 in DER or an AES key's bytes, Blob.Public the
+// Package software is the provider whose device is this process: the standard library's cryptography, and a little of others', on keys that
+// live wholly in the blob that the KIM keeps. Blob.Secret is PKCS#8 in DER or a symmetric key's bytes, Blob.Public the
 // SubjectPublicKeyInfo; a public key alone has no Secret.
 package software
 
@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -98,32 +99,34 @@ func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes
 }
 
 // curves are those of PSA_ECC_FAMILY_SECP_R1 in the table.
-var curves = map[int]elliptic.Curve{256: elliptic.P256(), 384: elliptic.P384(), 521: elliptic.P521()}
+var curves = map[int]elliptic.Curve{224: elliptic.P224(), 256: elliptic.P256(), 384: elliptic.P384(), 521: elliptic.P521()}
 
 func generate(a psa.Attributes) (providers.Blob, error) {
-	var signer crypto.Signer
+	var private crypto.PrivateKey
 	var err error
 	switch {
-	case a.Type == psa.KeyTypeAES:
+	case !a.Type.IsAsymmetric():
 		secret := make([]byte, a.Bits/8)
 		if _, err := rand.Read(secret); err != nil {
 			return providers.Blob{}, psa.Errorf(psa.StatusInsufficientEntropy, "no random key: %w", err)
 		}
 		return providers.Blob{Secret: secret}, nil
 	case a.Type.IsRSA():
-		signer, err = rsa.GenerateKey(rand.Reader, a.Bits)
+		private, err = rsa.GenerateKey(rand.Reader, a.Bits)
 	case a.Type.Family() == psa.SECPR1:
-		signer, err = ecdsa.GenerateKey(curves[a.Bits], rand.Reader)
+		private, err = ecdsa.GenerateKey(curves[a.Bits], rand.Reader)
 	case a.Type.Family() == psa.TwistedEdwards:
-		_, signer, err = ed25519.GenerateKey(rand.Reader)
+		_, private, err = ed25519.GenerateKey(rand.Reader)
+	case a.Type.Family() == psa.Montgomery:
+		private, err = ecdh.X25519().GenerateKey(rand.Reader)
 	default:
 		return providers.Blob{}, errUnsupported(psa.Generate, a, a.Algorithm)
 	}
 	if err != nil {
 		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the key cannot be generated: %w", err)
 	}
-	defer wipe(signer)
-	return blobOf(signer)
+	defer wipe(private)
+	return blobOf(private)
 }
 
 // take checks material against the attributes; the blob is written anew, so that nothing else comes in with the key.
@@ -155,20 +158,20 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 		}
 		return providers.Blob{Public: der}, nil
 	}
-	signer, err := parsePrivate(a, m.Data)
+	private, err := parsePrivate(a, m.Data)
 	if err != nil {
 		return providers.Blob{}, err
 	}
-	defer wipe(signer)
-	return blobOf(signer)
+	defer wipe(private)
+	return blobOf(private)
 }
 
-func blobOf(signer crypto.Signer) (providers.Blob, error) {
-	public, err := x509.MarshalPKIXPublicKey(signer.Public())
+func blobOf(private crypto.PrivateKey) (providers.Blob, error) {
+	public, err := x509.MarshalPKIXPublicKey(publicOf(private))
 	if err != nil {
 		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the public key cannot be written: %w", err)
 	}
-	secret, err := x509.MarshalPKCS8PrivateKey(signer)
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
 		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the private key cannot be written: %w", err)
 	}
@@ -176,8 +179,8 @@ func blobOf(signer crypto.Signer) (providers.Blob, error) {
 }
 
 // wipe overwrites an Ed25519 key. The other kinds have copies inside the standard library that nobody can reach.
-func wipe(signer crypto.Signer) {
-	if k, ok := signer.(ed25519.PrivateKey); ok {
+func wipe(private crypto.PrivateKey) {
+	if k, ok := private.(ed25519.PrivateKey); ok {
 		psa.Wipe(k)
 	}
 }

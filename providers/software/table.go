@@ -6,6 +6,9 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
+// rsaBits are the sizes of RSA keys.
+var rsaBits = []int{2048, 3072, 4096}
+
 // table is all that this provider can do: Capabilities shows it, Create and Begin look things up in it.
 var table = newTable()
 
@@ -22,21 +25,60 @@ func newTable() []psa.Capability {
 		addExport(t, bits, alg)
 		add(t.PublicKey(), bits, alg, psa.Import, psa.ExportPublic, psa.Verify, psa.VerifyHash)
 	}
-	for _, h := range []psa.Algorithm{psa.SHA256, psa.SHA384, psa.SHA512, psa.AnyHash} {
-		for _, bits := range []int{2048, 3072, 4096} {
+	secret := func(t psa.KeyType, bits int, alg psa.Algorithm, ops ...psa.Operation) {
+		add(t, bits, alg, append([]psa.Operation{psa.Generate, psa.Import}, ops...)...)
+		addExport(t, bits, alg)
+	}
+	hashes := []psa.Algorithm{psa.SHA224, psa.SHA256, psa.SHA384, psa.SHA512, psa.SHA3_224, psa.SHA3_256, psa.SHA3_384, psa.SHA3_512}
+	for _, h := range append(hashes[:len(hashes):len(hashes)], psa.AnyHash) {
+		for _, bits := range rsaBits {
 			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPKCS1v15Sign(h))
 			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPSS(h))
 		}
 		for bits := range curves {
 			hashAndSign(psa.ECCKeyPair(psa.SECPR1), bits, psa.ECDSA(h))
+			hashAndSign(psa.ECCKeyPair(psa.SECPR1), bits, psa.DeterministicECDSA(h))
+		}
+	}
+	encryption := func(bits int, alg psa.Algorithm) {
+		t := psa.KeyTypeRSAKeyPair
+		add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Encrypt, psa.Decrypt)
+		addExport(t, bits, alg)
+		add(t.PublicKey(), bits, alg, psa.Import, psa.ExportPublic, psa.Encrypt)
+	}
+	for _, bits := range rsaBits {
+		encryption(bits, psa.RSAPKCS1v15Crypt)
+		for _, h := range hashes {
+			encryption(bits, psa.RSAOAEP(h))
 		}
 	}
 	edwards := psa.ECCKeyPair(psa.TwistedEdwards)
 	add(edwards, 255, psa.PureEdDSA, psa.Generate, psa.Import, psa.ExportPublic, psa.Sign, psa.Verify)
 	addExport(edwards, 255, psa.PureEdDSA)
 	add(edwards.PublicKey(), 255, psa.PureEdDSA, psa.Import, psa.ExportPublic, psa.Verify)
-	add(psa.KeyTypeAES, 256, psa.GCM, psa.Generate, psa.Import, psa.Encrypt, psa.Decrypt)
-	addExport(psa.KeyTypeAES, 256, psa.GCM)
+	agreement := func(t psa.KeyType, bits int) {
+		add(t, bits, psa.ECDH, psa.Generate, psa.Import, psa.ExportPublic, psa.Agree)
+		addExport(t, bits, psa.ECDH)
+	}
+	for bits := range curves {
+		if bits != 224 { // crypto/ecdh has no P-224
+			agreement(psa.ECCKeyPair(psa.SECPR1), bits)
+		}
+	}
+	agreement(psa.ECCKeyPair(psa.Montgomery), 255)
+	for _, bits := range []int{128, 192, 256} {
+		for _, alg := range []psa.Algorithm{psa.GCM, psa.CCM, psa.CTR, psa.CBCNoPadding, psa.CBCPKCS7, psa.CFB, psa.OFB, psa.ECBNoPadding} {
+			secret(psa.KeyTypeAES, bits, alg, psa.Encrypt, psa.Decrypt)
+		}
+		secret(psa.KeyTypeAES, bits, psa.CMAC, psa.Mac, psa.VerifyMac)
+	}
+	for _, bits := range []int{256, 512} { // IEEE 1619 knows no XTS with AES-192
+		secret(psa.KeyTypeAES, bits, psa.XTS, psa.Encrypt, psa.Decrypt)
+	}
+	secret(psa.KeyTypeChaCha20, 256, psa.ChaCha20Poly1305, psa.Encrypt, psa.Decrypt)
+	for _, h := range hashes {
+		secret(psa.KeyTypeHMAC, 8*h.HashLength(), psa.HMAC(h), psa.Mac, psa.VerifyMac)
+	}
 	psa.SortCapabilities(lines)
 	return lines
 }

@@ -1,0 +1,289 @@
+package psa
+
+import (
+	"bytes"
+	"context"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/rand"
+	"hash"
+	"math"
+
+	gmcipher "github.com/emmansun/gmsm/cipher"
+)
+
+// nonceRun encrypts or decrypts what it holds, all at once, under a nonce.
+type nonceRun struct {
+	input
+	encrypt bool
+	nonce   []byte
+	crypt   func(nonce, in []byte) ([]byte, error)
+}
+
+// newNonceRun is a run whose crypt does what op says. overhead is how much longer a ciphertext may be than its
+// plaintext. A nonce that is missing is made at random to encrypt, and StatusInsufficientData to decrypt.
+func newNonceRun(op Op, length, overhead int, crypt func(nonce, in []byte) ([]byte, error)) (Run, error) {
+	r := &nonceRun{
+		input:   input{held: secret{limit: op.limit()}},
+		encrypt: op.Operation == Encrypt,
+		nonce:   bytes.Clone(op.Inputs["nonce"]),
+		crypt:   crypt,
+	}
+	if !r.encrypt {
+		r.held.limit += int64(overhead) // so that what could be encrypted can be decrypted
+	}
+	if len(r.nonce) == 0 && length > 0 {
+		if !r.encrypt {
+			return nil, Errorf(StatusInsufficientData, "the nonce of %d bytes is missing", length)
+		}
+		var err error
+		if r.nonce, err = newNonce(op.Algorithm, length); err != nil {
+			return nil, err
+		}
+	}
+	if len(r.nonce) != length {
+		return nil, Errorf(StatusInvalidArgument, "a nonce of %d bytes; %s takes %d", len(r.nonce), op.Algorithm, length)
+	}
+	return r, nil
+}
+
+func newNonce(alg Algorithm, length int) ([]byte, error) {
+	n := make([]byte, length)
+	random := n
+	if alg == XTS {
+		random = n[:xtsSector]
+	}
+	if _, err := rand.Read(random); err != nil {
+		return nil, Errorf(StatusInsufficientEntropy, "no random nonce: %w", err)
+	}
+	return n, nil
+}
+
+func (r *nonceRun) Finish(ctx context.Context) (Result, error) {
+	defer r.Abort()
+	if err := r.take(ctx); err != nil {
+		return Result{}, err
+	}
+	out, err := r.crypt(r.nonce, r.held.b)
+	if err != nil {
+		return Result{}, failed(err)
+	}
+	if out == nil {
+		out = []byte{} // an empty answer, and still one
+	}
+	if r.encrypt {
+		return Result{Outputs: map[string][]byte{"nonce": r.nonce, "ciphertext": out}}, nil
+	}
+	return Result{Outputs: map[string][]byte{"plaintext": out}}, nil
+}
+
+func isCrypt(op Op) error {
+	if op.Operation != Encrypt && op.Operation != Decrypt {
+		return Errorf(StatusNotSupported, "%s with a key for %s", op.Operation, op.Algorithm)
+	}
+	return nil
+}
+
+// AEADRun encrypts or decrypts with aead, whose nonce has nonceLen bytes, and holds up to op.Limit bytes.
+// Inputs: "nonce" (made at random by an encryption where it is missing), "additional_data". encrypt gives "nonce" and
+// "ciphertext", which ends with the tag; decrypt takes that as its main input and gives "plaintext", or
+// StatusInvalidSignature. A nonce of another length is StatusInvalidArgument, none to decrypt with
+// StatusInsufficientData.
+func AEADRun(op Op, aead cipher.AEAD, nonceLen int) (Run, error) {
+	if err := isCrypt(op); err != nil {
+		return nil, err
+	}
+	if aead.NonceSize() != nonceLen {
+		return nil, Errorf(StatusNotSupported, "%s with a nonce of %d bytes; this one takes %d", op.Algorithm, nonceLen, aead.NonceSize())
+	}
+	additionalData := bytes.Clone(op.Inputs["additional_data"])
+	return newNonceRun(op, nonceLen, aead.Overhead(), func(nonce, in []byte) ([]byte, error) {
+		if most := longest(aead); op.Operation == Encrypt && len(in) > most || len(in) > most+aead.Overhead() {
+			return nil, Errorf(StatusTooLarge, "%d bytes; %s with such a nonce takes %d", len(in), op.Algorithm, most)
+		}
+		if op.Operation == Encrypt {
+			return aead.Seal(nil, nonce, in, additionalData), nil
+		}
+		out, err := aead.Open(nil, nonce, in, additionalData)
+		if err != nil {
+			err = Errorf(StatusInvalidSignature, "the ciphertext is not authentic for this key, nonce and additional data")
+		}
+		return out, err
+	})
+}
+
+// longest is how many bytes aead can encrypt at once: CCM has the fewer the longer its nonce is.
+func longest(aead cipher.AEAD) int {
+	if a, ok := aead.(interface{ MaxLength() int }); ok {
+		return a.MaxLength()
+	}
+	return math.MaxInt - aead.Overhead()
+}
+
+// NewCCM is CCM (NIST SP 800-38C) over a block cipher of 16 bytes.
+func NewCCM(block cipher.Block, nonceLen, tagLen int) (cipher.AEAD, error) {
+	aead, err := gmcipher.NewCCMWithNonceAndTagSize(block, nonceLen, tagLen)
+	if err != nil {
+		return nil, Errorf(StatusInvalidArgument, "%w", err)
+	}
+	return aead, nil
+}
+
+// CipherRun encrypts or decrypts with an unauthenticated mode of a block cipher of 16 bytes: CTR, CFB, OFB, CBC with
+// and without PKCS #7 padding, ECB. Inputs and outputs are AEADRun's without additional data; "nonce" is the IV, which
+// ECB has not. A length that the mode cannot take is StatusInvalidArgument, padding that is none StatusInvalidPadding.
+func CipherRun(op Op, block cipher.Block) (Run, error) {
+	if err := isCrypt(op); err != nil {
+		return nil, err
+	}
+	if block.BlockSize() != cipherBlock {
+		return nil, Errorf(StatusNotSupported, "%s with a block of %d bytes", op.Algorithm, block.BlockSize())
+	}
+	encrypt := op.Operation == Encrypt
+	stream := func(of func(iv []byte) cipher.Stream) func(iv, in []byte) ([]byte, error) {
+		return func(iv, in []byte) ([]byte, error) {
+			out := make([]byte, len(in))
+			of(iv).XORKeyStream(out, in)
+			return out, nil
+		}
+	}
+	var crypt func(iv, in []byte) ([]byte, error)
+	switch op.Algorithm {
+	case CTR:
+		crypt = stream(func(iv []byte) cipher.Stream { return cipher.NewCTR(block, iv) })
+	case CFB:
+		crypt = stream(func(iv []byte) cipher.Stream {
+			if encrypt {
+				return cipher.NewCFBEncrypter(block, iv) //lint:ignore SA1019 a policy asked for PSA_ALG_CFB by its name
+			}
+			return cipher.NewCFBDecrypter(block, iv) //lint:ignore SA1019 a policy asked for PSA_ALG_CFB by its name
+		})
+	case OFB:
+		crypt = stream(func(iv []byte) cipher.Stream {
+			return cipher.NewOFB(block, iv) //lint:ignore SA1019 a policy asked for PSA_ALG_OFB by its name
+		})
+	case CBCNoPadding, CBCPKCS7, ECBNoPadding:
+		crypt = func(iv, in []byte) ([]byte, error) { return blocks(op.Algorithm, encrypt, block, iv, in) }
+	default:
+		return nil, Errorf(StatusNotSupported, "%s is no mode of a block cipher here", op.Algorithm)
+	}
+	return newNonceRun(op, op.Algorithm.NonceLength(), cipherBlock, crypt)
+}
+
+// cipherBlock is the block of AES, ARIA and Camellia.
+const cipherBlock = 16
+
+// blocks runs CBC or ECB over whole blocks.
+func blocks(alg Algorithm, encrypt bool, block cipher.Block, iv, in []byte) ([]byte, error) {
+	out := make([]byte, len(in), len(in)+cipherBlock)
+	copy(out, in)
+	if alg == CBCPKCS7 && encrypt {
+		n := cipherBlock - len(in)%cipherBlock
+		out = append(out, bytes.Repeat([]byte{byte(n)}, n)...)
+	}
+	if len(out)%cipherBlock != 0 {
+		return nil, Errorf(StatusInvalidArgument, "%d bytes; %s takes multiples of %d", len(in), alg, cipherBlock)
+	}
+	switch {
+	case alg == ECBNoPadding:
+		for at := 0; at < len(out); at += cipherBlock {
+			if encrypt {
+				block.Encrypt(out[at:], out[at:])
+			} else {
+				block.Decrypt(out[at:], out[at:])
+			}
+		}
+	case encrypt:
+		cipher.NewCBCEncrypter(block, iv).CryptBlocks(out, out)
+	default:
+		cipher.NewCBCDecrypter(block, iv).CryptBlocks(out, out)
+	}
+	if alg != CBCPKCS7 || encrypt {
+		return out, nil
+	}
+	if len(out) == 0 {
+		return nil, Errorf(StatusInvalidArgument, "no bytes; %s has a block at least", alg)
+	}
+	n := int(out[len(out)-1])
+	if n == 0 || n > cipherBlock || !bytes.Equal(out[len(out)-n:], bytes.Repeat([]byte{byte(n)}, n)) {
+		Wipe(out)
+		return nil, Errorf(StatusInvalidPadding, "the padding is not PKCS #7's: another key or IV, or a changed ciphertext")
+	}
+	return out[:len(out)-n], nil
+}
+
+// xtsSector is how many bytes of XTS's tweak are the sector's number, little endian; the rest must be zero.
+const xtsSector = 8
+
+// XTSRun encrypts or decrypts one data unit with XTS (IEEE 1619) over the cipher that newCipher makes of each half of
+// key. "nonce" is the tweak, a sector's number of 64 bits, little endian, in 16 bytes. Less than a block is
+// StatusInvalidArgument.
+func XTSRun(op Op, newCipher func([]byte) (cipher.Block, error), key []byte) (Run, error) {
+	if err := isCrypt(op); err != nil {
+		return nil, err
+	}
+	xts, err := gmcipher.NewXTS(newCipher, key)
+	if err != nil {
+		return nil, Errorf(StatusInvalidArgument, "XTS: %w", err)
+	}
+	return newNonceRun(op, XTS.NonceLength(), 0, func(tweak, in []byte) ([]byte, error) {
+		if len(in) < cipherBlock || len(in) >= 1<<24 {
+			return nil, Errorf(StatusInvalidArgument, "%d bytes; %s takes %d to %d", len(in), XTS, cipherBlock, 1<<24-1)
+		}
+		var sector uint64
+		for i, b := range tweak {
+			if i >= xtsSector && b != 0 {
+				return nil, Errorf(StatusNotSupported, "a tweak beyond 64 bits").WithHint("the tweak is a sector's number, little endian")
+			}
+			if i < xtsSector {
+				sector |= uint64(b) << (8 * i)
+			}
+		}
+		out := make([]byte, len(in))
+		if op.Operation == Encrypt {
+			xts.Encrypt(out, in, sector)
+		} else {
+			xts.Decrypt(out, in, sector)
+		}
+		return out, nil
+	})
+}
+
+type macRun struct {
+	input
+	length int
+	want   []byte // to verify; nil computes
+}
+
+// MACRun computes or verifies a MAC with h, which has the key, cut to the algorithm's length. mac gives "mac";
+// verify_mac takes it as an input and gives nothing, or StatusInvalidSignature.
+func MACRun(op Op, h hash.Hash) (Run, error) {
+	r := &macRun{input: input{h: h}, length: op.Algorithm.MACLength()}
+	switch {
+	case r.length <= 0 || r.length > h.Size():
+		return nil, Errorf(StatusNotSupported, "%s of %d bytes; this one makes %d", op.Algorithm, r.length, h.Size())
+	case op.Operation == Mac:
+		return r, nil
+	case op.Operation != VerifyMac:
+		return nil, Errorf(StatusNotSupported, "%s with a key for %s", op.Operation, op.Algorithm)
+	}
+	if r.want = bytes.Clone(op.Inputs["mac"]); len(r.want) == 0 {
+		return nil, Errorf(StatusInsufficientData, "the MAC is missing")
+	}
+	return r, nil
+}
+
+func (r *macRun) Finish(ctx context.Context) (Result, error) {
+	defer r.Abort()
+	if err := r.take(ctx); err != nil {
+		return Result{}, err
+	}
+	mac := r.h.Sum(nil)[:r.length]
+	if r.want == nil {
+		return Result{Outputs: map[string][]byte{"mac": mac}}, nil
+	}
+	if !hmac.Equal(mac, r.want) {
+		return Result{}, Errorf(StatusInvalidSignature, "the MAC is not this key's for this message")
+	}
+	return Result{}, nil
+}

@@ -518,7 +518,7 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 	if f.algorithm = a.String(); op.Usage() == 0 || a == psa.AlgNone {
 		f.algorithm = ""
 	}
-	f.streaming = a.IsHashAndSign() && (op == psa.Sign || op == psa.Verify)
+	f.streaming = a.IsMAC() || a.IsHashAndSign() && (op == psa.Sign || op == psa.Verify)
 	buf := f.buf
 	f.buf = nil
 	defer wipe(buf)
@@ -545,7 +545,7 @@ func (f *feed) split(ended bool) bool {
 		var value []byte
 		switch in.name {
 		case "signature":
-			size, raw, ok, more := psa.SplitSignature(f.buf, f.attributes)
+			size, raw, ok, more := f.signature()
 			if more && !ended && len(f.buf) <= signatureMost {
 				return false
 			}
@@ -554,6 +554,16 @@ func (f *feed) split(ended bool) bool {
 				return true
 			}
 			n, value = size, raw
+		case "mac":
+			n = f.attributes.SignatureLength()
+			if len(f.buf) < n {
+				if !ended {
+					return false
+				}
+				f.rejected = psa.Errorf(psa.StatusInvalidSignature, "the input is shorter than a MAC of %d bytes", n).WithHint("write the MAC, then the message")
+				return true
+			}
+			value = f.buf[:n]
 		case "nonce":
 			n = f.attributes.Algorithm.NonceLength()
 			if len(f.buf) < n {
@@ -563,7 +573,7 @@ func (f *feed) split(ended bool) bool {
 				f.rejected = psa.Errorf(psa.StatusInvalidArgument, "the input is shorter than a nonce of %d bytes", n).WithHint("write nonce || ciphertext || tag")
 				return true
 			}
-			value = append([]byte(nil), f.buf[:n]...)
+			value = f.buf[:n]
 		}
 		f.named[in.name] = append([]byte(nil), value...)
 		rest := append([]byte(nil), f.buf[n:]...)
@@ -571,6 +581,17 @@ func (f *feed) split(ended bool) bool {
 		f.buf = rest
 	}
 	return true
+}
+
+// signature finds the one that the stream begins with: DER or r||s, or r||s alone where the row says so.
+func (f *feed) signature() (n int, raw []byte, ok, more bool) {
+	if f.r.row.der || !f.attributes.Algorithm.IsECDSA() {
+		return psa.SplitSignature(f.buf, f.attributes)
+	}
+	if n = f.attributes.SignatureLength(); len(f.buf) < n {
+		return 0, nil, false, true
+	}
+	return n, f.buf[:n], true, false
 }
 
 // finish completes the request and runs it. In a directory slot it is here that the operation begins.
@@ -603,14 +624,16 @@ func (f *feed) finish(ctx context.Context) (map[string][]byte, error) {
 
 // required refuses a directory slot in which an input is missing that nobody can make up.
 func (f *feed) required() error {
-	for _, in := range f.r.row.inputs {
-		if in.required && in.name == "signature" && len(f.named[in.name]) == 0 {
+	for i, in := range f.r.row.inputs {
+		b := f.named[in.name]
+		if i == len(f.r.row.inputs)-1 {
+			b = f.buf
+		}
+		// ciphertext stands without the nonce in a slot; where there is one, nothing can be decrypted without it
+		needed := in.required && (in.name != "nonce" || f.attributes.Algorithm.NonceLength() > 0)
+		if needed && len(b) == 0 {
 			return refuse(syscall.ENODATA, "no "+in.name+" was written", "write it into "+in.name+" beside this file")
 		}
-	}
-	// ciphertext stands without the nonce in a slot; without a nonce nothing can be decrypted
-	if f.r.row.op == psa.Decrypt && len(f.named["nonce"]) == 0 {
-		return refuse(syscall.ENODATA, "no nonce was written", "write it into nonce beside this file")
 	}
 	return nil
 }

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// run gives what a command prints.
+func (l *line) run(in []byte, name string, args ...string) []byte {
+	l.t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = bytes.NewReader(in)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		l.t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, errs.String())
+	}
+	return out
+}
+
+// opensslCipher is OpenSSL's name of the line's cipher.
+func (l *line) opensslCipher() string {
+	bits := l.Bits
+	mode := map[psa.Algorithm]string{psa.GCM: "gcm", psa.CCM: "ccm", psa.CTR: "ctr", psa.CFB: "cfb", psa.OFB: "ofb", psa.XTS: "xts",
+		psa.CBCNoPadding: "cbc", psa.CBCPKCS7: "cbc", psa.ECBNoPadding: "ecb"}[l.Algorithm]
+	switch l.Algorithm {
+	case psa.ChaCha20Poly1305:
+		return "chacha20-poly1305"
+	case psa.XTS:
+		bits /= 2
+	}
+	return fmt.Sprintf("aes-%d-%s", bits, mode)
+}
+
+// evp encrypts or decrypts with OpenSSL's library, whose command has no authenticated encryption.
+func (l *line) evp(what string, key, nonce, additionalData, in []byte) []byte {
+	l.t.Helper()
+	padding := "0"
+	if l.Algorithm == psa.CBCPKCS7 {
+		padding = "1"
+	}
+	return l.run(in, "python3", "testdata/interop/evp.py", what, l.opensslCipher(), hex.EncodeToString(key), hex.EncodeToString(nonce),
+		hex.EncodeToString(additionalData), fmt.Sprint(l.Algorithm.TagLength()), padding)
+}
+
+// encryptsBothWays encrypts and decrypts, against OpenSSL where the key is known.
+func (l *line) encryptsBothWays(key, message []byte) {
+	l.t.Helper()
+	t := l.t
+	sealed := l.ask("encrypt", message)
+	if plain := l.ask("decrypt", sealed); !bytes.Equal(plain, message) {
+		t.Errorf("decrypted %q", plain)
+	}
+	n := l.Algorithm.NonceLength()
+	if key != nil {
+		if plain := l.evp("decrypt", key, sealed[:n], nil, sealed[n:]); !bytes.Equal(plain, message) {
+			t.Errorf("OpenSSL decrypted %q", plain)
+		}
+		nonce := []byte("0123456789abcdef\x00\x00\x00\x00\x00\x00\x00\x00")[:n]
+		if l.Algorithm == psa.XTS {
+			clear(nonce[8:])
+		}
+		theirs := l.evp("encrypt", key, nonce, nil, message)
+		if plain := l.ask("decrypt", append(bytes.Clone(nonce), theirs...)); !bytes.Equal(plain, message) {
+			t.Errorf("of OpenSSL's ciphertext came %q", plain)
+		}
+	}
+	if !l.Algorithm.IsAEAD() {
+		return
+	}
+	for _, at := range []int{0, n, len(sealed) - 1} {
+		changed := bytes.Clone(sealed)
+		changed[at] ^= 1
+		if plain, err := ask(l.path("decrypt"), changed); err == nil || len(plain) > 0 {
+			t.Errorf("decrypted what was tampered with: %q", plain)
+		}
+	}
+	l.slot(key, message)
+}
+
+// slot encrypts and decrypts in directory slots, with a nonce and additional data of the caller's.
+func (l *line) slot(key, message []byte) {
+	l.t.Helper()
+	nonce, additionalData := []byte("fedcba98765432100123456789abcdef")[:l.Algorithm.NonceLength()], []byte("a header")
+	with := func(op, out string, inputs map[string][]byte) []byte {
+		dir := l.path(op + ".d/slot")
+		l.must(os.Mkdir(dir, 0o700))
+		for name, b := range inputs {
+			l.must(os.WriteFile(filepath.Join(dir, name), b, 0))
+		}
+		b, err := os.ReadFile(filepath.Join(dir, out))
+		l.must(err)
+		l.must(os.Remove(dir))
+		return b
+	}
+	sealed := with("encrypt", "ciphertext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "plaintext": message})
+	if key != nil {
+		if theirs := l.evp("encrypt", key, nonce, additionalData, message); !bytes.Equal(sealed, theirs) {
+			l.t.Errorf("%x; OpenSSL makes %x", sealed, theirs)
+		}
+	}
+	if plain := with("decrypt", "plaintext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "ciphertext": sealed}); !bytes.Equal(plain, message) {
+		l.t.Errorf("in a slot it decrypted %q", plain)
+	}
+}
+
+// mac makes a MAC and judges one, against OpenSSL where the key is known.
+func (l *line) mac(key, message []byte) {
+	l.t.Helper()
+	mac := l.ask("mac", message)
+	if key != nil {
+		args := []string{"mac", "-macopt", "hexkey:" + hex.EncodeToString(key), "-binary"}
+		if h, ok := l.Algorithm.CryptoHash(); ok && l.Algorithm.IsHMAC() {
+			args = append(args, "-digest", opensslHash(h), "HMAC")
+		} else {
+			args = append(args, "-cipher", fmt.Sprintf("aes-%d-cbc", l.Bits), "CMAC")
+		}
+		if theirs := l.run(message, "openssl", args...); !bytes.Equal(mac, theirs) {
+			l.t.Errorf("%x; OpenSSL makes %x", mac, theirs)
+		}
+	}
+	if answer := l.ask("verify_mac", mac, message); string(answer) != "valid\n" {
+		l.t.Errorf("verify_mac said %q", answer)
+	}
+	mac[0] ^= 1
+	if answer, err := ask(l.path("verify_mac"), mac, message); err == nil || len(answer) > 0 {
+		l.t.Errorf("verify_mac of another MAC said %q", answer)
+	}
+}
+
+// rsaPadding are the options of openssl pkeyutl.
+func (l *line) rsaPadding() []string {
+	if !l.Algorithm.IsRSAOAEP() {
+		return []string{"-pkeyopt", "rsa_padding_mode:pkcs1"}
+	}
+	h, _ := l.Algorithm.CryptoHash()
+	return []string{"-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:" + opensslHash(h), "-pkeyopt", "rsa_mgf1_md:" + opensslHash(h)}
+}
+
+// encrypts encrypts with the public part: for the key itself, or for OpenSSL where it is a public key alone.
+func (l *line) encrypts(message []byte) {
+	l.t.Helper()
+	ours := l.ask("encrypt", message)
+	if l.Type.IsPublicKey() {
+		private := filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
+		if plain := l.run(ours, "openssl", append([]string{"pkeyutl", "-decrypt", "-inkey", private}, l.rsaPadding()...)...); !bytes.Equal(plain, message) {
+			l.t.Errorf("OpenSSL decrypted %q", plain)
+		}
+		return
+	}
+	theirs := l.run(message, "openssl", append([]string{"pkeyutl", "-encrypt", "-pubin", "-inkey", l.public()}, l.rsaPadding()...)...)
+	for who, ciphertext := range map[string][]byte{"its own": ours, "OpenSSL's": theirs} {
+		if plain := l.ask("decrypt", ciphertext); !bytes.Equal(plain, message) {
+			l.t.Errorf("of %s ciphertext came %q", who, plain)
+		}
+	}
+	ours[len(ours)-1] ^= 1
+	if plain, err := ask(l.path("decrypt"), ours); err == nil && bytes.Equal(plain, message) {
+		l.t.Error("decrypted what was tampered with")
+	}
+}
+
+// agrees agrees with a peer of OpenSSL's.
+func (l *line) agrees() {
+	l.t.Helper()
+	private, public := filepath.Join(l.temp, "peer"), filepath.Join(l.temp, "peer.pub")
+	kind := []string{"-algorithm", "X25519"}
+	if l.Type.Family() != psa.Montgomery {
+		kind = []string{"-algorithm", "EC", "-pkeyopt", fmt.Sprint("ec_paramgen_curve:P-", l.Bits)}
+	}
+	l.openssl(append(append([]string{"genpkey"}, kind...), "-out", private)...)
+	for _, form := range []string{"PEM", "DER"} {
+		l.openssl("pkey", "-in", private, "-pubout", "-outform", form, "-out", public)
+		peer, err := os.ReadFile(public)
+		l.must(err)
+		want := l.run(nil, "openssl", "pkeyutl", "-derive", "-inkey", private, "-peerkey", l.public())
+		if got := l.ask("agree", peer); !bytes.Equal(got, want) {
+			l.t.Errorf("agreed on %x, OpenSSL on %x", got, want)
+		}
+	}
+	if secret, err := ask(l.path("agree"), []byte("nobody")); err == nil || len(secret) > 0 {
+		l.t.Errorf("agreed with nobody on %x", secret)
+	}
+}

@@ -2,6 +2,8 @@ package nodes
 
 import (
 	"bytes"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"os"
 	"os/exec"
 	"slices"
@@ -282,6 +284,28 @@ func FuzzValidUnit(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string) {
 		if ValidUnit(name) == nil && (!slices.Equal(strings.Fields(name), []string{name}) || len(name) > unitMost) {
 			t.Fatalf("%q", name)
+		}
+	})
+}
+
+func FuzzParseCSR(f *testing.F) {
+	f.Add("CN=web,O=Example\nDNS:example.org\nIP:::1")
+	f.Add("1.2.3.4=#0c0177+OU=x\nURI:a:b\nemail:a@b")
+	f.Add("\nDNS:example.org")
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := parseCSR(text)
+		if err != nil {
+			if psa.StatusOf(err) != psa.StatusInvalidArgument {
+				t.Fatalf("%q: %v", text, err)
+			}
+			return
+		}
+		var name pkix.RDNSequence
+		if rest, err := asn1.Unmarshal(r.RawSubject, &name); err != nil || len(rest) > 0 {
+			t.Fatalf("%q: a subject that cannot be read: %v", text, err)
+		}
+		if len(name)+len(r.DNSNames)+len(r.IPAddresses)+len(r.URIs)+len(r.EmailAddresses) == 0 {
+			t.Fatalf("%q names nobody", text)
 		}
 	})
 }

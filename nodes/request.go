@@ -510,11 +510,15 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 		}
 		inputs["signature"] = raw
 	}
-	run, err := f.r.t.kim.Begin(calm(ctx), f.r.at.key, f.r.uid, psa.Op{Operation: op, Algorithm: a, Inputs: inputs, Limit: f.limit})
+	what := psa.Op{Operation: op, Algorithm: a, Inputs: inputs, Limit: f.limit}
+	if begin := f.r.row.begin; begin != nil {
+		f.run, err = begin(f, what)
+	} else {
+		f.run, err = f.r.t.kim.Begin(calm(ctx), f.r.at.key, f.r.uid, what)
+	}
 	if err != nil {
 		return gone(err)
 	}
-	f.run = run
 	if f.algorithm = a.String(); op.Usage() == 0 || a == psa.AlgNone {
 		f.algorithm = ""
 	}

@@ -58,6 +58,7 @@ type row struct {
 	outputs []output
 	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
 	answer  func(request string, v *view, o map[string][]byte) ([]byte, error)
+	begin   func(f *feed, op psa.Op) (psa.Run, error) // where the provider's own Begin is not what it takes
 	help    string
 }
 
@@ -109,6 +110,8 @@ var keyRows = []*row{
 	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM, help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER, help: "the public key, SubjectPublicKeyInfo in DER"},
 	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last failures with this key"},
+	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: hasSSH, text: (*view).publicSSH, help: "the public key as OpenSSH's authorized_keys has it"},
+	{number: 9, name: "public.jwk", kind: text, mode: 0444, present: hasJWK, text: (*view).publicJWK, help: "the public key as a JSON Web Key (RFC 7517), with its RFC 7638 kid"},
 	{number: 16, name: "sign", kind: transaction, mode: 0600, op: psa.Sign, der: true,
 		inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
 		help: "message in, signature out (ECDSA: ASN.1 DER)"},
@@ -147,6 +150,9 @@ var keyRows = []*row{
 	{number: 27, name: "agree", kind: transaction, mode: 0600, op: psa.Agree,
 		inputs: []input{{name: "peer", required: true, whole: psa.MaxPeer}}, outputs: []output{{name: "secret"}},
 		help: "peer's public key (PEM, DER, or PSA's own bytes) in, shared secret out"},
+	{number: 29, name: "csr", kind: transaction, mode: 0600, op: psa.CSR, begin: beginCSR,
+		inputs: []input{{name: "subject", whole: csrMost}}, outputs: []output{{name: "csr"}},
+		help: "subject (RFC 4514; further lines DNS:, IP:, URI:, email:) in, PEM certificate request out"},
 	{number: 28, name: "verify_raw", kind: transaction, mode: 0666, op: psa.Verify, present: isECDSA,
 		inputs: []input{{name: "signature", lead: true, required: true}, {name: "message"}}, outputs: []output{{name: "result", text: "valid\n"}},
 		help: "signature as r||s, then message in; \"valid\" out, or EBADMSG"},
@@ -207,6 +213,9 @@ func (v *view) serves(op psa.Operation) bool {
 		return false
 	}
 	lines := v.provider.Capabilities()
+	if op == psa.CSR {
+		return requestsCertificates(a) && v.serves(psa.Sign)
+	}
 	for _, c := range lines {
 		if c.Type == a.Type && c.Bits == a.Bits && c.Algorithm == a.Algorithm && c.Has(op) {
 			return true

@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -114,14 +115,26 @@ func capabilityText(lines []psa.Capability) []byte {
 }
 
 func (v *view) providerCapabilities() ([]byte, error) {
-	return capabilityText(v.provider.Capabilities()), nil
+	return capabilityText(withCSR(v.provider.Capabilities())), nil
+}
+
+// withCSR adds to the provider's own operations the one that parsecfs makes of sign.
+func withCSR(lines []psa.Capability) []psa.Capability {
+	lines = slices.Clone(lines)
+	for i, c := range lines {
+		if c.Has(psa.Sign) && requestsCertificates(c.Attributes()) {
+			lines[i].Operations = append(slices.Clone(c.Operations), psa.CSR)
+		}
+	}
+	psa.SortCapabilities(lines)
+	return lines
 }
 
 // keyCapabilities are the provider's lines for this kind of key, with the operations that its policy allows.
 func (v *view) keyCapabilities() ([]byte, error) {
 	a := v.key.Attributes
 	var lines []psa.Capability
-	for _, c := range v.provider.Capabilities() {
+	for _, c := range withCSR(v.provider.Capabilities()) {
 		if c.Type != a.Type || c.Bits != a.Bits || c.Algorithm != a.Algorithm {
 			continue
 		}
@@ -209,34 +222,47 @@ func fingerprints(spki []byte) *fingerprintsText {
 	return f
 }
 
-// thumbprint is RFC 7638, 3.2: the members that a key needs, sorted, hashed with SHA-256.
-func thumbprint(pub any) string {
+// jwk are the members of a public JSON Web Key (RFC 7518, 6; RFC 8037) that its thumbprint is made of, in their order;
+// false for a kind of key that JWK does not know.
+func jwk(pub any) (members any, known bool) {
 	b64 := base64.RawURLEncoding.EncodeToString
-	var members any
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
-		members = struct {
+		return struct {
 			E   string `json:"e"`
 			KTY string `json:"kty"`
 			N   string `json:"n"`
-		}{b64(big.NewInt(int64(k.E)).Bytes()), "RSA", b64(k.N.Bytes())}
+		}{b64(big.NewInt(int64(k.E)).Bytes()), "RSA", b64(k.N.Bytes())}, true
 	case *ecdsa.PublicKey:
 		point, err := k.Bytes()
-		if err != nil {
-			return ""
+		if err != nil || k.Params().BitSize < 256 { // RFC 7518 has no P-224
+			return nil, false
 		}
 		n := (len(point) - 1) / 2
-		members = struct {
+		return struct {
 			CRV string `json:"crv"`
 			KTY string `json:"kty"`
 			X   string `json:"x"`
 			Y   string `json:"y"`
-		}{k.Params().Name, "EC", b64(point[1 : 1+n]), b64(point[1+n:])}
+		}{k.Params().Name, "EC", b64(point[1 : 1+n]), b64(point[1+n:])}, true
 	case ed25519.PublicKey:
-		members = octetKey{"Ed25519", "OKP", b64(k)}
+		return octetKey{"Ed25519", "OKP", b64(k)}, true
 	case *ecdh.PublicKey:
-		members = octetKey{"X25519", "OKP", b64(k.Bytes())}
-	default:
+		return octetKey{"X25519", "OKP", b64(k.Bytes())}, true
+	}
+	return nil, false
+}
+
+type octetKey struct {
+	CRV string `json:"crv"`
+	KTY string `json:"kty"`
+	X   string `json:"x"`
+}
+
+// thumbprint is RFC 7638, 3.2: the members that a key needs, sorted, hashed with SHA-256; "" without any.
+func thumbprint(pub any) string {
+	members, known := jwk(pub)
+	if !known {
 		return ""
 	}
 	text, err := json.Marshal(members)
@@ -244,13 +270,50 @@ func thumbprint(pub any) string {
 		return ""
 	}
 	sum := sha256.Sum256(text)
-	return b64(sum[:])
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-type octetKey struct {
-	CRV string `json:"crv"`
-	KTY string `json:"kty"`
-	X   string `json:"x"`
+func (v *view) public() any {
+	pub, err := x509.ParsePKIXPublicKey(v.key.Public)
+	if err != nil {
+		return nil
+	}
+	return pub
+}
+
+func hasSSH(v *view) bool {
+	if !asymmetric(v) {
+		return false
+	}
+	_, err := ssh.NewPublicKey(v.public())
+	return err == nil
+}
+
+// publicSSH is a line of authorized_keys (sshd(8)), with the key's name as its comment.
+func (v *view) publicSSH() ([]byte, error) {
+	k, err := ssh.NewPublicKey(v.public())
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusNotSupported, "SSH does not know this kind of key: %w", err)
+	}
+	return append(bytes.TrimSuffix(ssh.MarshalAuthorizedKey(k), []byte("\n")), " "+v.key.Name+"\n"...), nil
+}
+
+func hasJWK(v *view) bool {
+	if !asymmetric(v) {
+		return false
+	}
+	_, known := jwk(v.public())
+	return known
+}
+
+func (v *view) publicJWK() ([]byte, error) {
+	pub := v.public()
+	members, _ := jwk(pub)
+	text, err := json.Marshal(members)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "%w", err)
+	}
+	return fmt.Appendf(nil, "%s,\"kid\":%q}\n", bytes.TrimSuffix(text, []byte("}")), thumbprint(pub)), nil
 }
 
 // exportAnswer gives a key in the format that was asked for.

@@ -296,6 +296,8 @@ func (l *line) operations(key []byte) {
 			l.mac(key, message)
 		case psa.Agree:
 			l.agrees()
+		case psa.CSR:
+			l.requests()
 		case psa.Generate, psa.Import, psa.Export, psa.Decrypt, psa.VerifyMac: // done by their callers, with Encrypt and with Mac
 		default:
 			t.Errorf("nothing here tries %s", op)
@@ -326,6 +328,7 @@ func (l *line) public() string {
 	if !bytes.Equal(der, block.Bytes) {
 		l.t.Error("public.der and public.pem differ")
 	}
+	l.otherForms(block.Bytes)
 	return l.path("public.pem")
 }
 

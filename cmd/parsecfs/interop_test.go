@@ -2,12 +2,19 @@ package main
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -188,5 +195,74 @@ func (l *line) agrees() {
 	}
 	if secret, err := ask(l.path("agree"), []byte("nobody")); err == nil || len(secret) > 0 {
 		l.t.Errorf("agreed with nobody on %x", secret)
+	}
+}
+
+// otherForms holds public.ssh and public.jwk against the key.
+func (l *line) otherForms(der []byte) {
+	l.t.Helper()
+	want, err := x509.ParsePKIXPublicKey(der)
+	l.must(err)
+	p224 := l.Type.Family() == psa.SECPR1 && l.Bits == 224
+	b, err := os.ReadFile(l.path("public.ssh"))
+	if p224 || l.Type.Family() == psa.Montgomery {
+		if !errors.Is(err, os.ErrNotExist) {
+			l.t.Errorf("public.ssh of a key that SSH does not know: %v", err)
+		}
+	} else {
+		l.must(err)
+		key, comment, _, rest, err := ssh.ParseAuthorizedKey(b)
+		l.must(err)
+		got := key.(ssh.CryptoPublicKey).CryptoPublicKey()
+		if !want.(interface{ Equal(crypto.PublicKey) bool }).Equal(got) || comment != filepath.Base(l.dir) || len(rest) > 0 {
+			l.t.Errorf("public.ssh is %q", b)
+		}
+	}
+	b, err = os.ReadFile(l.path("public.jwk"))
+	if p224 {
+		if !errors.Is(err, os.ErrNotExist) {
+			l.t.Errorf("public.jwk of a key that JWK does not know: %v", err)
+		}
+		return
+	}
+	l.must(err)
+	var jwk map[string]string
+	l.must(json.Unmarshal(b, &jwk))
+	var x []byte
+	for _, member := range []string{"n", "x", "y"} {
+		part, err := base64.RawURLEncoding.DecodeString(jwk[member])
+		l.must(err)
+		x = append(x, part...)
+	}
+	if len(x) < 32 || !bytes.Contains(der, x) || jwk["kty"] == "" || len(jwk["kid"]) != 43 {
+		l.t.Errorf("public.jwk is %s", b)
+	}
+	attributes, err := os.ReadFile(l.path("attributes"))
+	l.must(err)
+	if !bytes.Contains(attributes, []byte(jwk["kid"])) {
+		l.t.Errorf("attributes have not the kid %s", jwk["kid"])
+	}
+}
+
+// requests asks for a certificate request, which OpenSSL judges.
+func (l *line) requests() {
+	l.t.Helper()
+	asked := "CN=web\\, the first,OU=a+OU=b,O=Example,C=DE\nDNS:web.example.org\nIP:127.0.0.1\nIP:::1\nURI:https://example.org/web\nemail:web@example.org\n"
+	csr := l.file("csr", l.ask("csr", []byte(asked)))
+	l.openssl("req", "-in", csr, "-verify", "-noout")
+	if key := l.run(nil, "openssl", "req", "-in", csr, "-pubkey", "-noout"); !bytes.Equal(key, l.run(nil, "openssl", "pkey", "-pubin", "-in", l.public())) {
+		l.t.Errorf("the request is for another key:\n%s", key)
+	}
+	text := string(l.run(nil, "openssl", "req", "-in", csr, "-noout", "-text", "-nameopt", "RFC2253"))
+	for _, want := range []string{`CN=web\, the first`, "O=Example,C=DE", "DNS:web.example.org", "IP Address:127.0.0.1",
+		"IP Address:0:0:0:0:0:0:0:1", "URI:https://example.org/web", "email:web@example.org"} {
+		if !strings.Contains(text, want) {
+			l.t.Errorf("the request lacks %q:\n%s", want, text)
+		}
+	}
+	for _, bad := range []string{"", "\n", "CN", "CN=web\nexample.org", "CN=web\nIP:localhost", "XY=web", "CN="} {
+		if csr, err := ask(l.path("csr"), []byte(bad)); err == nil || len(csr) > 0 {
+			l.t.Errorf("of %q came the request %q", bad, csr)
+		}
 	}
 }

@@ -18,13 +18,14 @@ const (
 	Mac          Operation = "mac"
 	VerifyMac    Operation = "verify_mac"
 	Agree        Operation = "agree"
+	CSR          Operation = "csr" // a certificate request, which parsecfs makes where a provider signs
 	Random       Operation = "random"
 )
 
 // Operations lists every operation, in the order in which capability lines name them.
 func Operations() []Operation {
 	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
-		Mac, VerifyMac, Agree, Random}
+		Mac, VerifyMac, Agree, CSR, Random}
 }
 
 // Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.
@@ -32,7 +33,7 @@ func (o Operation) Usage() Usage {
 	switch o {
 	case Export:
 		return UsageExport
-	case Sign, Mac: // psa_mac_compute
+	case Sign, CSR, Mac: // psa_mac_compute
 		return UsageSignMessage
 	case SignHash:
 		return UsageSignHash

@@ -1,0 +1,261 @@
+package nodes
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// csrMost bounds what asks for a certificate request, in bytes.
+const csrMost = 64 << 10
+
+// csrAlgorithms are those with which X.509 knows a signature (RFC 3279, 4055, 5758, 8410).
+var csrAlgorithms = map[psa.Algorithm]x509.SignatureAlgorithm{
+	psa.RSAPKCS1v15Sign(psa.SHA256):    x509.SHA256WithRSA,
+	psa.RSAPKCS1v15Sign(psa.SHA384):    x509.SHA384WithRSA,
+	psa.RSAPKCS1v15Sign(psa.SHA512):    x509.SHA512WithRSA,
+	psa.RSAPSS(psa.SHA256):             x509.SHA256WithRSAPSS,
+	psa.RSAPSS(psa.SHA384):             x509.SHA384WithRSAPSS,
+	psa.RSAPSS(psa.SHA512):             x509.SHA512WithRSAPSS,
+	psa.ECDSA(psa.SHA256):              x509.ECDSAWithSHA256,
+	psa.ECDSA(psa.SHA384):              x509.ECDSAWithSHA384,
+	psa.ECDSA(psa.SHA512):              x509.ECDSAWithSHA512,
+	psa.DeterministicECDSA(psa.SHA256): x509.ECDSAWithSHA256,
+	psa.DeterministicECDSA(psa.SHA384): x509.ECDSAWithSHA384,
+	psa.DeterministicECDSA(psa.SHA512): x509.ECDSAWithSHA512,
+	psa.PureEdDSA:                      x509.PureEd25519,
+}
+
+// requestsCertificates says whether a key that signs can sign a certificate request.
+func requestsCertificates(a psa.Attributes) bool {
+	alg, err := a.Resolve(psa.Sign, 0)
+	return err == nil && a.Can(psa.Sign) && csrAlgorithms[alg] != 0 && (alg != psa.PureEdDSA || a.Bits == 255)
+}
+
+// csrRun makes a certificate request (PKCS #10, RFC 2986) for the subject that is written to it.
+type csrRun struct {
+	f    *feed
+	alg  psa.Algorithm
+	text []byte
+}
+
+// beginCSR begins a request for a certificate of the feed's key.
+func beginCSR(f *feed, op psa.Op) (psa.Run, error) { return &csrRun{f: f, alg: op.Algorithm}, nil }
+
+func (r *csrRun) Write(p []byte) (int, error) {
+	r.text = append(r.text, p...)
+	return len(p), nil
+}
+
+func (r *csrRun) Abort() { r.text = nil }
+
+func (r *csrRun) Finish(ctx context.Context) (psa.Result, error) {
+	template, err := parseCSR(string(r.text))
+	if err != nil {
+		return psa.Result{}, err
+	}
+	public, err := x509.ParsePKIXPublicKey(r.f.key.Public)
+	if err != nil {
+		return psa.Result{}, psa.Errorf(psa.StatusNotSupported, "X.509 does not know this kind of key: %w", err)
+	}
+	template.SignatureAlgorithm = csrAlgorithms[r.alg]
+	signer := &keySigner{ctx: ctx, f: r.f, alg: r.alg, public: public}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, signer)
+	if signer.err != nil {
+		return psa.Result{}, signer.err // x509 says less
+	}
+	if err != nil {
+		return psa.Result{}, psa.Errorf(psa.StatusInvalidArgument, "the certificate request: %w", err)
+	}
+	out := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	return psa.Result{Outputs: map[string][]byte{"csr": out}}, nil
+}
+
+// keySigner signs for crypto/x509 with a key of the KIM's: messages only, as the policy of the key has them.
+type keySigner struct {
+	ctx    context.Context
+	f      *feed
+	alg    psa.Algorithm
+	public crypto.PublicKey
+	err    error
+}
+
+var _ crypto.MessageSigner = (*keySigner)(nil)
+
+func (s *keySigner) Public() crypto.PublicKey { return s.public }
+
+// Sign is never called: crypto.SignMessage prefers SignMessage.
+func (s *keySigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("this key signs messages")
+}
+
+func (s *keySigner) SignMessage(_ io.Reader, message []byte, _ crypto.SignerOpts) ([]byte, error) {
+	var signature []byte
+	signature, s.err = s.sign(message)
+	return signature, s.err
+}
+
+func (s *keySigner) sign(message []byte) ([]byte, error) {
+	run, err := s.f.r.t.kim.Begin(s.ctx, s.f.r.at.key, s.f.r.uid, psa.Op{Operation: psa.Sign, Algorithm: s.alg, Limit: s.f.limit})
+	if err != nil {
+		return nil, gone(err)
+	}
+	defer run.Abort()
+	if _, err := run.Write(message); err != nil {
+		return nil, err
+	}
+	result, err := run.Finish(s.ctx)
+	if err != nil || !s.alg.IsECDSA() {
+		return result.Outputs["signature"], err
+	}
+	return psa.ECDSARawToDER(result.Outputs["signature"])
+}
+
+// subjectTypes are the attribute types of RFC 4514, section 3, and two that certificates often have; others are
+// written as object identifiers.
+var subjectTypes = map[string]asn1.ObjectIdentifier{
+	"CN": {2, 5, 4, 3}, "SERIALNUMBER": {2, 5, 4, 5}, "C": {2, 5, 4, 6}, "L": {2, 5, 4, 7}, "ST": {2, 5, 4, 8},
+	"STREET": {2, 5, 4, 9}, "O": {2, 5, 4, 10}, "OU": {2, 5, 4, 11}, "UID": {0, 9, 2342, 19200300, 100, 1, 1},
+	"DC": {0, 9, 2342, 19200300, 100, 1, 25}, "EMAILADDRESS": {1, 2, 840, 113549, 1, 9, 1},
+}
+
+// parseCSR reads a subject (RFC 4514) in the first line, and in each further one an alternative name (RFC 5280,
+// 4.2.1.6): DNS:, IP:, URI: or email:. Without a subject an alternative name is needed.
+func parseCSR(text string) (*x509.CertificateRequest, error) {
+	if len(text) > csrMost || strings.ContainsRune(text, 0) || strings.ToValidUTF8(text, "") != text {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is no text")
+	}
+	lines := strings.Split(strings.TrimRight(text, "\r\n \t"), "\n")
+	r := &x509.CertificateRequest{}
+	var err error
+	if r.RawSubject, err = parseSubject(strings.TrimSpace(lines[0])); err != nil {
+		return nil, err
+	}
+	named := strings.TrimSpace(lines[0]) != ""
+	for i, line := range lines[1:] {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			continue
+		}
+		kind, name, _ := strings.Cut(line, ":")
+		bad := func(why string) (*x509.CertificateRequest, error) {
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "line %d: %q is %s", i+2, line, why).
+				WithHint("the first line is the subject (CN=web,O=Example); further ones are DNS:, IP:, URI: or email: and a name")
+		}
+		if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c > '~' }) {
+			return bad("no alternative name")
+		}
+		switch kind {
+		case "DNS":
+			r.DNSNames = append(r.DNSNames, name)
+		case "IP":
+			ip := net.ParseIP(name)
+			if ip == nil {
+				return bad("no IP address")
+			}
+			r.IPAddresses = append(r.IPAddresses, ip)
+		case "URI":
+			u, err := url.Parse(name)
+			if err != nil || u.Scheme == "" {
+				return bad("no URI")
+			}
+			r.URIs = append(r.URIs, u)
+		case "email":
+			if !strings.Contains(name, "@") {
+				return bad("no mail address")
+			}
+			r.EmailAddresses = append(r.EmailAddresses, name)
+		default:
+			return bad("no alternative name")
+		}
+		named = true
+	}
+	if !named {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "there is neither a subject nor an alternative name").
+			WithHint("write the subject in the first line, as CN=web,O=Example")
+	}
+	return r, nil
+}
+
+// parseSubject gives the DER of a distinguished name. RFC 4514 writes it from the end.
+func parseSubject(line string) ([]byte, error) {
+	bad := func(err error) ([]byte, error) {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is none (RFC 4514): %w", err).WithHint("write it as CN=web,O=Example,C=DE")
+	}
+	dn, err := ldap.ParseDN(line)
+	if err != nil {
+		return bad(err)
+	}
+	slices.Reverse(dn.RDNs)
+	names := pkix.RDNSequence{}
+	for _, rdn := range dn.RDNs {
+		var set pkix.RelativeDistinguishedNameSET
+		for _, a := range rdn.Attributes {
+			id, ok := subjectTypes[strings.ToUpper(a.Type)]
+			if !ok {
+				if id, err = parseOID(a.Type); err != nil {
+					return bad(err)
+				}
+			}
+			if a.Value == "" {
+				return bad(errors.New(a.Type + " is empty"))
+			}
+			var value any = a.Value
+			if id.Equal(subjectTypes["DC"]) || id.Equal(subjectTypes["EMAILADDRESS"]) { // RFC 4519, 2.4; RFC 5280, appendix A
+				value = asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte(a.Value)}
+			}
+			set = append(set, pkix.AttributeTypeAndValue{Type: id, Value: value})
+		}
+		names = append(names, set)
+	}
+	der, err := asn1.Marshal(names)
+	if err != nil {
+		return bad(err)
+	}
+	return der, nil
+}
+
+func parseOID(s string) (asn1.ObjectIdentifier, error) {
+	var id asn1.ObjectIdentifier
+	for part := range strings.SplitSeq(s, ".") {
+		n, err := strconv.ParseUint(part, 10, 31)
+		if err != nil {
+			return nil, errors.New("unknown attribute " + strconv.Quote(s))
+		}
+		id = append(id, int(n))
+	}
+	if len(id) < 2 {
+		return nil, errors.New("unknown attribute " + strconv.Quote(s))
+	}
+	return id, nil
+}
+
+// leafOf is the first certificate of a PEM chain.
+func leafOf(chain []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(chain)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("no certificate in PEM")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
+// certifies says whether a certificate is for a public key.
+func certifies(c *x509.Certificate, spki []byte) bool {
+	return bytes.Equal(c.RawSubjectPublicKeyInfo, spki)
+}

@@ -365,6 +365,42 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	return nil
 }
 
+// Hash begins a hash without a key for uid; a provider that has none is StatusNotSupported. The Run's Finish waits for
+// its turn and for the provider, at most OperationTimeout.
+func (p *Provider) Hash(ctx context.Context, uid uint32, op psa.Op) (psa.Run, error) {
+	impl, err := p.instance()
+	if err != nil {
+		return nil, p.away()
+	}
+	hasher, ok := impl.(providers.Hasher)
+	if !ok {
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s hashes with keys alone", p.Name())
+	}
+	if err := p.away(); err != nil {
+		return nil, err
+	}
+	run, err := recovering(ctx, p, func(ctx context.Context) (psa.Run, error) { return hasher.Hash(ctx, op) })
+	if err != nil {
+		return nil, err
+	}
+	return &keylessRun{run, p, uid}, nil
+}
+
+// keylessRun is a Run without a key whose Finish goes through the provider's queue.
+type keylessRun struct {
+	psa.Run
+	p   *Provider
+	uid uint32
+}
+
+func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
+	result, err := call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, func(late psa.Result, _ error) { late.Wipe() })
+	if err != nil && !begun(err) {
+		r.Abort()
+	}
+	return result, err
+}
+
 // List gives the keys after a name, by name, at most n, hidden ones left out.
 func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error) {
 	return p.k.store.Keys(ctx, p.number, after, n)

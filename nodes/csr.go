@@ -56,7 +56,9 @@ type csrRun struct {
 }
 
 // beginCSR begins a request for a certificate of the feed's key.
-func beginCSR(f *feed, op psa.Op) (psa.Run, error) { return &csrRun{f: f, alg: op.Algorithm}, nil }
+func beginCSR(_ context.Context, f *feed, op psa.Op) (psa.Run, error) {
+	return &csrRun{f: f, alg: op.Algorithm}, nil
+}
 
 func (r *csrRun) Write(p []byte) (int, error) {
 	r.text = append(r.text, p...)

@@ -144,7 +144,7 @@ func (n *providerDir) place() place { return place{t: n.t, provider: n.p} }
 
 func (n *providerDir) stat(context.Context) (stat, error) {
 	c := n.p.Config()
-	return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: n.p.Started(), links: 3}, nil
+	return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: n.p.Started(), links: 4}, nil
 }
 
 func (n *providerDir) view(ctx context.Context) *view {
@@ -155,14 +155,64 @@ var _ = (fs.NodeLookuper)((*providerDir)(nil))
 
 // Lookup is safe because names come from the table.
 func (n *providerDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	r := find(providerRows, name)
-	if r == nil || !r.shown(n.view(ctx)) {
-		return nil, syscall.ENOENT
-	}
-	if r.number == rowKeys {
+	switch r := find(providerRows, name); {
+	case r == nil || !r.shown(n.view(ctx)):
+	case r.number == rowKeys:
 		return n.t.entry(ctx, &n.Inode, n.t.keys(n.p), out)
+	case r.number == rowHash:
+		return n.t.entry(ctx, &n.Inode, n.t.hashes(n.p), out)
 	}
-	return n.t.entry(ctx, &n.Inode, n.t.file(r, n.p.Number(), n.p, 0), out)
+	return n.t.child(ctx, &n.Inode, providerRows, name, n.view(ctx), out)
+}
+
+// child looks up a file of a table, or the slots of one; v has the provider and the key, if there is one.
+func (t *Tree) child(ctx context.Context, parent *fs.Inode, rows []*row, name string, v *view, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	number := ownerOf(v.provider, v.key.Number)
+	if r := find(rows, name); r != nil && r.shown(v) {
+		return t.entry(ctx, parent, t.file(r, number, v.provider, v.key.Number), out)
+	}
+	if s := slotsRow(rows, name); s != nil && s.shown(v) {
+		d := &slotsDir{base: t.base(inoOf(number, s.number+slotsNumber)), row: s, p: v.provider, key: v.key.Number}
+		d.self = d
+		return t.entry(ctx, parent, d, out)
+	}
+	return nil, syscall.ENOENT
+}
+
+// hashDir is providers/<name>/hash/.
+type hashDir struct {
+	base
+	p *kim.Provider
+}
+
+func (t *Tree) hashes(p *kim.Provider) *hashDir {
+	n := &hashDir{base: t.base(inoOf(p.Number(), rowHash)), p: p}
+	n.self = n
+	return n
+}
+
+func (n *hashDir) place() place { return place{t: n.t, provider: n.p, file: "hash"} }
+
+func (n *hashDir) stat(context.Context) (stat, error) {
+	return stat{kind: syscall.S_IFDIR, mode: 0555, uid: n.t.uid, gid: n.t.gid, changed: n.p.Started(), links: 2}, nil
+}
+
+func (n *hashDir) view(ctx context.Context) *view {
+	return &view{ctx: ctx, t: n.t, provider: n.p, uid: caller(ctx).Uid}
+}
+
+var _ = (fs.NodeLookuper)((*hashDir)(nil))
+
+// Lookup is safe because names come from the table, and a hash has no secret.
+func (n *hashDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	return n.t.child(ctx, &n.Inode, hashRows, name, n.view(ctx), out)
+}
+
+var _ = (fs.NodeReaddirer)((*hashDir)(nil))
+
+// Readdir is safe because names come from the table.
+func (n *hashDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return fs.NewListDirStream(listRows(hashRows, n.view(ctx), n.p.Number())), 0
 }
 
 var _ = (fs.NodeReaddirer)((*providerDir)(nil))
@@ -373,19 +423,7 @@ func (n *keyDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*
 	if err != nil {
 		return nil, errnoOf(err)
 	}
-	r := find(keyRows, name)
-	if r == nil {
-		if s := slotsRow(name); s != nil && s.shown(v) {
-			d := &slotsDir{base: n.t.base(inoOf(n.key, s.number+slotsNumber)), row: s, p: n.p, key: n.key}
-			d.self = d
-			return n.t.entry(ctx, &n.Inode, d, out)
-		}
-		return nil, syscall.ENOENT
-	}
-	if !r.shown(v) {
-		return nil, syscall.ENOENT
-	}
-	return n.t.entry(ctx, &n.Inode, n.t.file(r, n.key, n.p, n.key), out)
+	return n.t.child(ctx, &n.Inode, keyRows, name, v, out)
 }
 
 var _ = (fs.NodeReaddirer)((*keyDir)(nil))
@@ -430,7 +468,7 @@ type fileNode struct {
 	key int64
 }
 
-func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.name} }
+func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.path()} }
 
 func (n *fileNode) view(ctx context.Context) (*view, error) {
 	v := &view{ctx: calm(ctx), t: n.t, provider: n.p, uid: caller(ctx).Uid}

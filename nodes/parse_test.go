@@ -288,6 +288,24 @@ func FuzzValidUnit(f *testing.F) {
 	})
 }
 
+func FuzzParseQuestion(f *testing.F) {
+	f.Add("generate ecdsa-p256-sha256")
+	f.Add("use PSA_KEY_TYPE_AES 256 PSA_ALG_GCM PSA_KEY_USAGE_ENCRYPT|PSA_KEY_USAGE_DECRYPT")
+	f.Add("hash sha256")
+	f.Fuzz(func(t *testing.T, line string) {
+		if strings.TrimSpace(line) == "" {
+			return
+		}
+		q, err := parseQuestion(line)
+		if err != nil {
+			return
+		}
+		if err := q.answer(nil); err == nil {
+			t.Fatalf("%q: a provider without capabilities can do it", line)
+		}
+	})
+}
+
 func FuzzParseCSR(f *testing.F) {
 	f.Add("CN=web,O=Example\nDNS:example.org\nIP:::1")
 	f.Add("1.2.3.4=#0c0177+OU=x\nURI:a:b\nemail:a@b")
@@ -322,7 +340,7 @@ func TestEveryStatusHasAnErrno(t *testing.T) {
 }
 
 func TestTableIsSound(t *testing.T) {
-	for scope, rows := range map[string][]*row{"root": rootRows, "provider": providerRows, "key": keyRows} {
+	for scope, rows := range map[string][]*row{"root": rootRows, "provider": append(slices.Clone(providerRows), hashRows...), "key": keyRows} {
 		numbers, names := map[uint64]string{}, map[string]bool{}
 		for _, r := range rows {
 			if numbers[r.number] != "" || names[r.name] || r.number == 0 || r.number >= slotsNumber {

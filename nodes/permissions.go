@@ -73,6 +73,8 @@ func (b *base) fixed() string {
 		return "the mode of a directory of slots follows its operation's own file"
 	case *slotFile, *slotDir, *slotPart:
 		return "a slot is its creator's alone"
+	case *hashDir:
+		return "hash/ is open to whoever comes into its provider's directory"
 	case *providerDir:
 		return "owner, group and mode of a provider's directory are in the configuration"
 	}

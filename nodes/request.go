@@ -102,9 +102,9 @@ func (r *request) prepare(ctx context.Context) error {
 	if r.feed != nil {
 		return nil
 	}
-	k, err := r.t.kim.Key(calm(ctx), r.at.key)
+	k, err := r.t.keyOf(ctx, r.at.key)
 	if err != nil {
-		return gone(err)
+		return err
 	}
 	r.name = r.t.auditing.name()
 	r.feed = &feed{r: r, key: k, attributes: k.Attributes, limit: r.t.options.BodyLimit, named: map[string][]byte{}}
@@ -214,8 +214,8 @@ func (r *request) answer(ctx context.Context) error {
 	if err := wait(ctx, r.finished); err != nil {
 		return err
 	}
-	if _, err := r.t.kim.Key(calm(ctx), r.at.key); err != nil {
-		return gone(err)
+	if _, err := r.t.keyOf(ctx, r.at.key); err != nil {
+		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -495,6 +495,9 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 	if err != nil {
 		return err
 	}
+	if f.r.row.alg != psa.AlgNone {
+		a = f.r.row.alg
+	}
 	inputs := map[string][]byte{}
 	for name, b := range f.named {
 		if len(b) > 0 {
@@ -512,17 +515,17 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 	}
 	what := psa.Op{Operation: op, Algorithm: a, Inputs: inputs, Limit: f.limit}
 	if begin := f.r.row.begin; begin != nil {
-		f.run, err = begin(f, what)
+		f.run, err = begin(calm(ctx), f, what)
 	} else {
 		f.run, err = f.r.t.kim.Begin(calm(ctx), f.r.at.key, f.r.uid, what)
 	}
 	if err != nil {
 		return gone(err)
 	}
-	if f.algorithm = a.String(); op.Usage() == 0 || a == psa.AlgNone {
+	if f.algorithm = a.String(); op.Usage() == 0 && op != psa.Hash || a == psa.AlgNone {
 		f.algorithm = ""
 	}
-	f.streaming = a.IsMAC() || a.IsHashAndSign() && (op == psa.Sign || op == psa.Verify)
+	f.streaming = a.IsMAC() || op == psa.Hash || a.IsHashAndSign() && (op == psa.Sign || op == psa.Verify)
 	buf := f.buf
 	f.buf = nil
 	defer wipe(buf)

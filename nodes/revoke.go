@@ -99,18 +99,42 @@ type access struct {
 	ended error
 }
 
+// ownerOf is the number that the inodes of a key's files have, or of a provider's where key is 0.
+func ownerOf(p *kim.Provider, key int64) int64 {
+	if key != 0 {
+		return key
+	}
+	return p.Number()
+}
+
+// keyOf is the key under a number that is open, none under 0.
+func (t *Tree) keyOf(ctx context.Context, number int64) (k kim.Key, err error) {
+	if number != 0 {
+		if k, err = t.kim.Key(calm(ctx), number); err != nil {
+			err = gone(err)
+		}
+	}
+	return k, err
+}
+
 // path lists the inodes whose rights count: the provider's directory, its keys/, the key's directory, the file.
 func (a *access) path() []*base {
+	if a.n.key == 0 {
+		return []*base{&a.n.t.provider(a.n.p).base, &a.n.base}
+	}
 	return []*base{&a.n.t.provider(a.n.p).base, &a.n.t.keys(a.n.p).base, &a.n.t.key(a.n.p, a.n.key).base, &a.n.base}
 }
 
 func (a *access) inodes() []uint64 {
+	if a.n.key == 0 {
+		return []uint64{inoOf(a.n.p.Number(), 0), a.n.ino}
+	}
 	return []uint64{inoOf(a.n.p.Number(), 0), inoOf(a.n.p.Number(), rowKeys), inoOf(a.n.key, 0), a.n.ino}
 }
 
 // accessTo notes by which right a transaction is opened; flags are open(2)'s.
 func (t *Tree) accessTo(r *row, p *kim.Provider, key int64, flags uint32) *access {
-	a := &access{n: &t.file(r, key, p, key).(*operationFile).fileNode, want: 6}
+	a := &access{n: &t.file(r, ownerOf(p, key), p, key).(*operationFile).fileNode, want: 6}
 	switch flags & syscall.O_ACCMODE {
 	case syscall.O_RDONLY:
 		a.want = 4
@@ -158,9 +182,9 @@ func (a *access) judge(ctx context.Context) error {
 			return fmt.Errorf("uid %d has no access to %s any more", who.uid, b.self.place().path())
 		}
 	}
-	k, err := a.n.t.kim.Key(calm(ctx), a.n.key)
+	k, err := a.n.t.keyOf(ctx, a.n.key)
 	if err != nil {
-		return gone(err)
+		return err
 	}
 	if err := a.n.t.admit(ctx, a.n.p, &k); err != nil {
 		return errors.New(err.Error()) // its errno is that of an open

@@ -18,12 +18,12 @@ const slotsSuffix = ".d"
 // slotTime is how long a slot stays after its last close.
 const slotTime = 120 * time.Second
 
-// slotsRow finds the operation whose slots live under name.
-func slotsRow(name string) *row {
+// slotsRow finds the operation of rows whose slots live under name.
+func slotsRow(rows []*row, name string) *row {
 	if len(name) <= len(slotsSuffix) || name[len(name)-len(slotsSuffix):] != slotsSuffix {
 		return nil
 	}
-	r := find(keyRows, name[:len(name)-len(slotsSuffix)])
+	r := find(rows, name[:len(name)-len(slotsSuffix)])
 	if r == nil || r.kind != transaction {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (t *slotTable) add(dir uint64, name string, r *row, at place, c fuse.Caller
 		return nil, refuse(syscall.EEXIST, "the slot exists", "choose another name")
 	}
 	t.last++
-	at.file = r.name + slotsSuffix + "/" + name
+	at.file = r.path() + slotsSuffix + "/" + name
 	s := &slot{t: t.t, dir: dir, name: name, ino: transientIno + t.last*inoPerNumber, uid: c.Uid, gid: c.Gid, made: time.Now(),
 		at: at, row: r, release: release}
 	fresh := func() *request {
@@ -168,9 +168,9 @@ func (s *slot) mine(ctx context.Context) error {
 	if caller(ctx).Uid != s.uid {
 		return refuse(syscall.EACCES, "a slot is its creator's alone", "make one of your own")
 	}
-	k, err := s.t.kim.Key(calm(ctx), s.at.key)
+	k, err := s.t.keyOf(ctx, s.at.key)
 	if err != nil {
-		return gone(err)
+		return err
 	}
 	return s.t.admit(ctx, s.at.provider, &k)
 }
@@ -184,12 +184,12 @@ type slotsDir struct {
 }
 
 func (n *slotsDir) place() place {
-	return place{t: n.t, provider: n.p, key: n.key, file: n.row.name + slotsSuffix}
+	return place{t: n.t, provider: n.p, key: n.key, file: n.row.path() + slotsSuffix}
 }
 
 // stat follows the operation's own file: who may read and write X may make slots in X.d, and nobody may list them.
 func (n *slotsDir) stat(ctx context.Context) (stat, error) {
-	p, err := n.t.file(n.row, n.key, n.p, n.key).(*operationFile).permissions(ctx)
+	p, err := n.t.file(n.row, ownerOf(n.p, n.key), n.p, n.key).(*operationFile).permissions(ctx)
 	if err != nil {
 		return stat{}, err
 	}
@@ -249,9 +249,9 @@ func (n *slotsDir) make(ctx context.Context, name string, directory bool) (*slot
 		}
 		return nil, refuse(syscall.EPERM, n.row.name+" has several inputs: its slots are directories", "mkdir instead")
 	}
-	k, err := n.t.kim.Key(calm(ctx), n.key)
+	k, err := n.t.keyOf(ctx, n.key)
 	if err != nil {
-		return nil, gone(err)
+		return nil, err
 	}
 	if v := (&view{ctx: ctx, t: n.t, provider: n.p, key: k}); !n.row.shown(v) {
 		return nil, gone(errAbsent)

@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"slices"
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -54,11 +55,12 @@ type row struct {
 	stage func(v *view) stage
 	// of transactions
 	op      psa.Operation
+	alg     psa.Algorithm // where the file itself says it, and no key's policy
 	inputs  []input
 	outputs []output
 	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
 	answer  func(request string, v *view, o map[string][]byte) ([]byte, error)
-	begin   func(f *feed, op psa.Op) (psa.Run, error) // where the provider's own Begin is not what it takes
+	begin   func(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) // where the provider's own Begin is not what it takes
 	help    string
 }
 
@@ -96,10 +98,46 @@ var providerRows = []*row{
 	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true, help: "ready, or degraded and why"},
 	{number: 3, name: "capabilities", kind: text, mode: 0444, text: (*view).providerCapabilities, help: "what this provider can do, a line each; the first word goes into generate"},
 	{number: 4, name: "random", kind: stream, mode: 0444, present: hasRandom, help: "random bytes, at most 64 KiB an open"},
+	{number: 6, name: "can_do", kind: transaction, mode: 0666, op: psa.CanDo, begin: beginCanDo,
+		inputs: []input{{name: "questions", whole: canDoMost}}, outputs: []output{{name: "answers"}},
+		help: "\"sign ecdsa-p256-sha256\" and the like in, a line each; yes or \"no: why\" out for each, and for all in that order on one key"},
+	{number: 8, name: "capabilities.json", kind: text, mode: 0444, text: (*view).capabilitiesJSON, help: "the same in the syntax of PSA's driver descriptions"},
+	{number: rowHash, name: "hash", kind: directory, mode: 0555, present: hasHashes, help: "hash/sha256 and so on: message in, digest out"},
 	{number: rowKeys, name: "keys", kind: directory, mode: 01777, help: "the keys: mkdir makes a draft, rmdir destroys"},
 }
 
-const rowKeys = 5
+const (
+	rowKeys = 5
+	rowHash = 7
+)
+
+// hashRows are the files of hash/: their numbers are the hash's in PSA's encoding behind the provider's own.
+var hashRows = newHashRows()
+
+func newHashRows() (rows []*row) {
+	const first = 32
+	for h := psa.Algorithm(psa.MD2); h <= psa.SHAKE256512; h++ {
+		if name := h.HashName(); name != "" {
+			rows = append(rows, &row{number: first + uint64(h&0xff), name: name, kind: transaction, mode: 0666, op: psa.Hash, alg: h,
+				present: func(v *view) bool { return v.hashes(h) }, begin: beginHash,
+				inputs: []input{{name: "message"}}, outputs: []output{{name: "hash"}}, help: "message in, digest out"})
+		}
+	}
+	return rows
+}
+
+func beginHash(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
+	return f.r.at.provider.Hash(ctx, f.r.uid, op)
+}
+
+// hashes says whether the provider hashes without a key; AlgNone asks for any hash.
+func (v *view) hashes(h psa.Algorithm) bool {
+	return slices.ContainsFunc(v.provider.Capabilities(), func(c psa.Capability) bool {
+		return c.Has(psa.Hash) && (h == psa.AlgNone || c.Algorithm == h)
+	})
+}
+
+func hasHashes(v *view) bool { return v.hashes(psa.AlgNone) }
 
 // keyRows are the files of a key.
 var keyRows = []*row{
@@ -170,8 +208,16 @@ func find(rows []*row, name string) *row {
 	return nil
 }
 
+// path is the file below its provider or key.
+func (r *row) path() string {
+	if r.op == psa.Hash {
+		return "hash/" + r.name
+	}
+	return r.name
+}
+
 func (r *row) shown(v *view) bool {
-	if r.kind == transaction && !v.serves(r.op) {
+	if r.kind == transaction && v.key.Number != 0 && !v.serves(r.op) {
 		return false
 	}
 	return r.present == nil || r.present(v)

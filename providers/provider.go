@@ -73,3 +73,9 @@ type Random interface {
 	// Random fills p (psa_generate_random).
 	Random(ctx context.Context, p []byte) error
 }
+
+// Hasher is implemented by providers that hash without a key.
+type Hasher interface {
+	// Hash begins psa_hash_compute: op has psa.Hash and the algorithm.
+	Hash(ctx context.Context, op psa.Op) (psa.Run, error)
+}

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -310,4 +311,26 @@ func (m *made) agree(t *testing.T, pub crypto.PublicKey) {
 	}
 	_, err = call(nil)
 	wantStatus(t, "agree with nobody", err, psa.StatusInsufficientData)
+}
+
+// hash tries hash without a key.
+func (s *suite) hash(t *testing.T, alg psa.Algorithm) {
+	h, ok := s.provider(t).(providers.Hasher)
+	if !ok {
+		t.Error("the line hashes, and the provider is no Hasher")
+		return
+	}
+	for _, message := range [][]byte{{}, []byte("a message"), bytes.Repeat([]byte("0123456789abcde\n"), 5000)} {
+		r, err := h.Hash(t.Context(), psa.Op{Operation: psa.Hash, Algorithm: alg})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := finish(t.Context(), r, message[:len(message)/3], message[len(message)/3:])
+		want, _, e := digestOf(alg, message)
+		if err != nil || e != nil || !bytes.Equal(out["hash"], want) {
+			t.Errorf("%s of %d bytes: %x, %v, %v", alg, len(message), out["hash"], err, e)
+		}
+	}
+	_, err := h.Hash(t.Context(), psa.Op{Operation: psa.Hash, Algorithm: psa.MD2})
+	wantStatus(t, "a hash of no line", err, psa.StatusNotSupported)
 }

@@ -298,6 +298,25 @@ func (r *verifierRun) valid(digest []byte) bool {
 	return false
 }
 
+type hashRun struct{ input }
+
+// HashRun hashes the main input and gives "hash" (psa_hash_compute). A hash that is not here is StatusNotSupported.
+func HashRun(op Op) (Run, error) {
+	h, ok := op.Algorithm.CryptoHash()
+	if op.Operation != Hash || !op.Algorithm.IsHash() || !ok || !h.Available() {
+		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+	}
+	return &hashRun{input{h: h.New()}}, nil
+}
+
+func (r *hashRun) Finish(ctx context.Context) (Result, error) {
+	defer r.Abort()
+	if err := r.take(ctx); err != nil {
+		return Result{}, err
+	}
+	return Result{Outputs: map[string][]byte{"hash": r.h.Sum(nil)}}, nil
+}
+
 type exportRun struct {
 	input
 	export func() ([]byte, error)

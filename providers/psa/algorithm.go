@@ -258,6 +258,14 @@ var hashes = []struct {
 	{SHAKE256512, "PSA_ALG_SHAKE256_512", "", 64, 0},
 }
 
+// HashName is a hash's name in templates and in the tree, "sha3-256"; "" if it has none.
+func (a Algorithm) HashName() string {
+	if !a.IsHash() || a == AnyHash {
+		return ""
+	}
+	return hashName(a)
+}
+
 // permittedByAnyHash says whether AnyHash stands for h: SHA-2 and SHA-3.
 func permittedByAnyHash(h Algorithm) bool { return h >= SHA224 && h <= SHA3_512 }
 

@@ -18,14 +18,16 @@ const (
 	Mac          Operation = "mac"
 	VerifyMac    Operation = "verify_mac"
 	Agree        Operation = "agree"
-	CSR          Operation = "csr" // a certificate request, which parsecfs makes where a provider signs
+	CSR          Operation = "csr"  // a certificate request, which parsecfs makes where a provider signs
+	Hash         Operation = "hash"   // without a key, as random
+	CanDo        Operation = "can_do" // never in a capability: it asks for them
 	Random       Operation = "random"
 )
 
 // Operations lists every operation, in the order in which capability lines name them.
 func Operations() []Operation {
 	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
-		Mac, VerifyMac, Agree, CSR, Random}
+		Mac, VerifyMac, Agree, CSR, Hash, Random}
 }
 
 // Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.

@@ -33,7 +33,10 @@ var Type = providers.Type{
 // provider has no state: each key is in its blob.
 type provider struct{}
 
-var _ providers.Random = provider{}
+var (
+	_ providers.Random = provider{}
+	_ providers.Hasher = provider{}
+)
 
 func (provider) Describe() providers.Description {
 	return providers.Description{
@@ -204,6 +207,17 @@ func (provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, 
 func (provider) Destroy(context.Context, providers.Handle) error { return nil }
 
 func (provider) Close() error { return nil }
+
+// Hash hashes with the standard library.
+func (provider) Hash(ctx context.Context, op psa.Op) (psa.Run, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !supports(op.Operation, psa.KeyTypeNone, 0, op.Algorithm) {
+		return nil, errUnsupported(op.Operation, psa.Attributes{}, op.Algorithm)
+	}
+	return psa.HashRun(op)
+}
 
 // Random fills p from the operating system's generator.
 func (provider) Random(ctx context.Context, p []byte) error {

@@ -30,6 +30,9 @@ func newTable() []psa.Capability {
 		addExport(t, bits, alg)
 	}
 	hashes := []psa.Algorithm{psa.SHA224, psa.SHA256, psa.SHA384, psa.SHA512, psa.SHA3_224, psa.SHA3_256, psa.SHA3_384, psa.SHA3_512}
+	for _, h := range hashes {
+		lines = append(lines, psa.Capability{Algorithm: h, Operations: []psa.Operation{psa.Hash}})
+	}
 	for _, h := range append(hashes[:len(hashes):len(hashes)], psa.AnyHash) {
 		for _, bits := range rsaBits {
 			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPKCS1v15Sign(h))

@@ -166,6 +166,9 @@ func (a Algorithm) IsCipher() bool { return a.category() == cipherCategory }
 // IsAEAD says whether a is authenticated encryption.
 func (a Algorithm) IsAEAD() bool { return a.category() == aeadCategory }
 
+// IsCCM says whether a is CCM, with whatever tag.
+func (a Algorithm) IsCCM() bool { return a.IsAEAD() && a.fullLength() == CCM }
+
 // IsSign says whether a is an asymmetric signature algorithm, of a message or of a hash.
 func (a Algorithm) IsSign() bool { return a.category() == signCategory }
 

@@ -234,16 +234,20 @@ func (k *key) beginCrypt(op psa.Op) (psa.Run, error) {
 	if !op.Algorithm.IsAEAD() {
 		return psa.CipherRun(op, block)
 	}
+	nonce := op.Algorithm.NonceLength()
+	if n := len(op.Inputs["nonce"]); n > 0 && op.Algorithm.IsCCM() { // it takes 7 to 13 bytes (SP 800-38C, A.1)
+		nonce = n
+	}
 	var aead cipher.AEAD
 	if op.Algorithm == psa.GCM {
 		aead, err = cipher.NewGCM(block)
 	} else {
-		aead, err = psa.NewCCM(block, op.Algorithm.NonceLength(), op.Algorithm.TagLength())
+		aead, err = psa.NewCCM(block, nonce, op.Algorithm.TagLength())
 	}
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "%s: %w", op.Algorithm, err)
+		return nil, err
 	}
-	return psa.AEADRun(op, aead, op.Algorithm.NonceLength())
+	return psa.AEADRun(op, aead, nonce)
 }
 
 func (k *key) beginMAC(op psa.Op) (psa.Run, error) {

@@ -1,0 +1,400 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// octets are bytes in hexadecimal, or PEM.
+type octets []byte
+
+func (o *octets) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil // a JSON object, in files that are not asked for it
+	}
+	v, err := hex.DecodeString(s)
+	if err != nil {
+		v = []byte(s)
+	}
+	*o = v
+	return nil
+}
+
+// vectorGroup is a group of a Wycheproof file: what its tests share.
+type vectorGroup struct {
+	Type                     string
+	Sha, Curve, Encoding     string
+	KeySize, IvSize, TagSize int
+	SLen                     int
+	MgfSha                   string
+	PublicKey                struct{ Curve string }
+	PublicKeyPem             string
+	PublicKeyDer             octets
+	PrivateKeyPem            string
+	PrivateKeyPkcs8          octets
+	Tests                    []vector
+}
+
+type vector struct {
+	TcID                                   int
+	Comment                                string
+	Msg, Sig, Ct, Tag, Key, Iv, Aad, Label octets
+	Public, Private, Shared                octets
+	Result                                 string
+}
+
+// wycheproof runs vectors through a mount.
+type wycheproof struct {
+	t        *testing.T
+	keys     string // the provider's
+	tried    int
+	notHere  int // of sizes that no capabilities line has
+	key      string
+	template string
+}
+
+// TestWycheproof runs published vectors (https://github.com/C2SP/wycheproof, with NIST's and the RFCs' among them)
+// through a mount: signatures to verify, ciphers and MACs byte for byte in slots with their own nonces, agreements.
+func TestWycheproof(t *testing.T) {
+	requireFUSE(t)
+	out, err := exec.Command("go", "mod", "download", "-json", "github.com/c2sp/wycheproof").Output()
+	var module struct{ Dir string }
+	if err := errors.Join(err, json.Unmarshal(out, &module)); err != nil {
+		t.Fatalf("the vectors' module: %v", err)
+	}
+	dir := filepath.Join(module.Dir, "testvectors_v1")
+	m := mountParsecfs(t, mountOptions{})
+	total, notHere := 0, 0
+	for _, pattern := range []string{
+		"ecdsa_secp*r1_sha*_test.json", "ed25519_test.json", "rsa_signature_*_sha*_test.json", "rsa_pss_*_sha*_mgf1_*_test.json",
+		"rsa_pkcs1_*_sig_gen_test.json", "rsa_oaep_*_sha*_mgf1sha*_test.json", "rsa_pkcs1_2048_test.json", "rsa_pkcs1_3072_test.json", "rsa_pkcs1_4096_test.json",
+		"aes_gcm_test.json", "aes_ccm_test.json", "chacha20_poly1305_test.json", "aes_cbc_pkcs5_test.json", "aes_xts_test.json",
+		"aes_cmac_test.json", "hmac_sha*_test.json", "x25519_asn_test.json", "x25519_pem_test.json", "ecdh_secp*r1_pem_test.json",
+	} {
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: no such vectors, %v", pattern, err)
+		}
+		for _, file := range files {
+			name := strings.TrimSuffix(filepath.Base(file), "_test.json")
+			if strings.Contains(name, "_params") || strings.Contains(name, "sha512_224") || strings.Contains(name, "_shake") {
+				continue // nothing that is here
+			}
+			t.Run(name, func(t *testing.T) {
+				b, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var f struct {
+					TestGroups []vectorGroup
+				}
+				if err := json.Unmarshal(b, &f); err != nil {
+					t.Fatal(err)
+				}
+				w := &wycheproof{t: t, keys: filepath.Join(m.Dir, "providers/software/keys")}
+				defer w.forget()
+				for _, g := range f.TestGroups {
+					w.group(g)
+				}
+				t.Logf("%d tried, %d of sizes that are not here", w.tried, w.notHere)
+				total, notHere = total+w.tried, notHere+w.notHere
+			})
+		}
+	}
+	t.Logf("%d vectors tried, %d of sizes that are not here", total, notHere)
+	if total < 3000 {
+		t.Error("too few")
+	}
+}
+
+// forget destroys the key at hand.
+func (w *wycheproof) forget() {
+	w.t.Helper()
+	if w.key == "" {
+		return
+	}
+	if err := os.Remove(w.key); err != nil {
+		w.t.Fatal(err)
+	}
+	w.key = ""
+}
+
+var errNotHere = errors.New("capabilities do not list it, or not with such a size")
+
+// use brings in a key; errNotHere counts.
+func (w *wycheproof) use(template string, material []byte) error {
+	w.t.Helper()
+	w.forget()
+	a, err := psa.ParseTemplate(template)
+	if err != nil {
+		return errNotHere
+	}
+	key := filepath.Join(w.keys, "k")
+	if err := os.Mkdir(key, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	w.key = key
+	attributes := fmt.Sprintf("template = %q\n", template)
+	if !a.Type.IsAsymmetric() {
+		attributes += fmt.Sprintf("key_bits = %d\n", len(material)*8)
+	}
+	if err := writeOnce(filepath.Join(key, "attributes"), []byte(attributes)); err != nil {
+		return errNotHere
+	}
+	err = writeOnce(filepath.Join(key, "import"), material)
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		return errNotHere
+	}
+	return err
+}
+
+// judge compares what happened with what the vector wants: out is compared where there is something to compare with.
+func (w *wycheproof) judge(v vector, out, want []byte, err error) {
+	w.t.Helper()
+	w.tried++
+	switch {
+	case v.Result == "valid" && (err != nil || !bytes.Equal(out, want)):
+		w.t.Errorf("%d (%s): %x, %v; want %x", v.TcID, v.Comment, out, err, want)
+	case v.Result == "invalid" && err == nil:
+		w.t.Errorf("%d (%s): taken, and is invalid", v.TcID, v.Comment)
+	case v.Result == "acceptable" && err == nil && !bytes.Equal(out, want):
+		w.t.Errorf("%d (%s): %x; want %x", v.TcID, v.Comment, out, want)
+	}
+}
+
+func (w *wycheproof) ask(file string, parts ...[]byte) ([]byte, error) {
+	return ask(filepath.Join(w.key, file), parts...)
+}
+
+// slot is one use of a directory slot: inputs in, one output out.
+func (w *wycheproof) slot(op, output string, inputs map[string][]byte) ([]byte, error) {
+	dir := filepath.Join(w.key, op+".d/x")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	defer os.Remove(dir)
+	for name, b := range inputs {
+		if len(b) == 0 {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(dir, output), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var b bytes.Buffer
+	_, err = b.ReadFrom(f)
+	return b.Bytes(), err
+}
+
+// hashName is a template's name of a hash, "sha3-256" of "SHA3-256" and "sha256" of "SHA-256".
+func hashName(s string) string {
+	s = strings.ToLower(s)
+	if strings.HasPrefix(s, "sha-") {
+		s = "sha" + s[4:]
+	}
+	return strings.ReplaceAll(s, "/", "-")
+}
+
+func curveName(s string) string { return "p" + strings.TrimSuffix(strings.TrimPrefix(s, "secp"), "r1") }
+
+var valid = []byte("valid\n")
+
+func (w *wycheproof) group(g vectorGroup) {
+	w.t.Helper()
+	skip := func() { w.notHere += len(g.Tests) }
+	each := func(template string, material []byte, try func(v vector) (out, want []byte, err error)) {
+		err := w.use(template, material)
+		if err == errNotHere {
+			skip()
+			return
+		}
+		if err != nil {
+			w.t.Fatalf("import for %s: %v", template, err)
+		}
+		for _, v := range g.Tests {
+			out, want, err := try(v)
+			w.judge(v, out, want, err)
+		}
+	}
+	verify := func(file string) func(vector) (out, want []byte, err error) {
+		return func(v vector) ([]byte, []byte, error) {
+			out, err := w.ask(file, v.Sig, v.Msg)
+			return out, valid, err
+		}
+	}
+	switch g.Type {
+	case "EcdsaVerify":
+		each("ecdsa-"+curveName(g.PublicKey.Curve)+"-"+hashName(g.Sha), []byte(g.PublicKeyPem), verify("verify"))
+	case "EcdsaP1363Verify":
+		each("ecdsa-"+curveName(g.PublicKey.Curve)+"-"+hashName(g.Sha), []byte(g.PublicKeyPem), verify("verify_raw"))
+	case "EddsaVerify":
+		each("ed25519", []byte(g.PublicKeyPem), verify("verify"))
+	case "RsassaPkcs1Verify":
+		each(fmt.Sprintf("rsa-%d-pkcs1v15-%s", g.KeySize, hashName(g.Sha)), []byte(g.PublicKeyPem), verify("verify"))
+	case "RsassaPssVerify":
+		a, err := psa.ParseTemplate(fmt.Sprintf("rsa-%d-pss-%s", g.KeySize, hashName(g.Sha)))
+		if err != nil || g.SLen != a.Algorithm.HashLength() || g.MgfSha != g.Sha {
+			skip()
+			return
+		}
+		each(a.Template(), []byte(g.PublicKeyPem), verify("verify"))
+	case "RsassaPkcs1Generate":
+		each(fmt.Sprintf("rsa-%d-pkcs1v15-%s", g.KeySize, hashName(g.Sha)), []byte(g.PrivateKeyPem), func(v vector) ([]byte, []byte, error) {
+			out, err := w.ask("sign", v.Msg)
+			if len(v.Msg) == 0 {
+				out, err = w.empty("sign")
+			}
+			return out, v.Sig, err
+		})
+	case "RsaesOaepDecrypt":
+		if g.MgfSha != g.Sha {
+			skip()
+			return
+		}
+		each(fmt.Sprintf("rsa-%d-oaep-%s", g.KeySize, hashName(g.Sha)), []byte(g.PrivateKeyPem), func(v vector) ([]byte, []byte, error) {
+			out, err := w.slot("decrypt", "plaintext", map[string][]byte{"additional_data": v.Label, "ciphertext": v.Ct})
+			return out, v.Msg, err
+		})
+	case "RsaesPkcs1Decrypt":
+		key, err := x509.ParsePKCS8PrivateKey(g.PrivateKeyPkcs8)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		each(fmt.Sprintf("rsa-%d-pkcs1v15-crypt", key.(*rsa.PrivateKey).N.BitLen()), []byte(g.PrivateKeyPem), func(v vector) ([]byte, []byte, error) {
+			out, err := w.ask("decrypt", v.Ct)
+			return out, v.Msg, err
+		})
+	case "AeadTest", "IndCpaTest":
+		w.ciphers(g)
+	case "MacTest":
+		w.macs(g)
+	case "XdhAsnComp", "XdhPemComp", "EcdhPemTest":
+		w.agreements(g)
+	default:
+		w.t.Errorf("groups of type %q", g.Type)
+	}
+}
+
+// empty asks with an empty request.
+func (w *wycheproof) empty(file string) ([]byte, error) {
+	f, err := os.OpenFile(filepath.Join(w.key, file), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := f.Truncate(0); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	_, err = b.ReadFrom(f)
+	return b.Bytes(), err
+}
+
+// ciphers encrypts and decrypts, with a key of each vector's own.
+func (w *wycheproof) ciphers(g vectorGroup) {
+	name := w.t.Name()
+	mode := name[strings.LastIndex(name, "/")+1:]
+	for _, v := range g.Tests {
+		template, iv := "", []byte(v.Iv)
+		switch bits := 8 * len(v.Key); mode {
+		case "aes_gcm":
+			template = fmt.Sprintf("aes-%d-gcm", bits)
+			if g.IvSize != 96 {
+				template = ""
+			}
+		case "aes_ccm":
+			template = fmt.Sprintf("aes-%d-ccm", bits)
+		case "chacha20_poly1305":
+			template = mode[:8] + "-poly1305"
+			if g.IvSize != 96 {
+				template = ""
+			}
+		case "aes_cbc_pkcs5":
+			template = fmt.Sprintf("aes-%d-cbc-pkcs7", bits)
+		case "aes_xts":
+			template = fmt.Sprintf("aes-%d-xts", bits/2)
+			if len(iv) > 8 { // a tweak of more than 64 bits
+				template = ""
+			}
+			iv = append(bytes.Clone(iv), make([]byte, 16-min(len(iv), 16))...)
+		}
+		odd := g.TagSize != 0 && g.TagSize != 128 || mode == "aes_ccm" && (len(iv) < 7 || len(iv) > 13) || mode == "aes_cbc_pkcs5" && len(iv) != 16
+		if template == "" || odd || w.use(template, v.Key) != nil {
+			w.notHere++
+			continue
+		}
+		sealed := append(bytes.Clone(v.Ct), v.Tag...)
+		out, err := w.slot("decrypt", "plaintext", map[string][]byte{"nonce": iv, "additional_data": v.Aad, "ciphertext": sealed})
+		w.judge(v, out, v.Msg, err)
+		if v.Result != "valid" {
+			continue
+		}
+		out, err = w.slot("encrypt", "ciphertext", map[string][]byte{"nonce": iv, "additional_data": v.Aad, "plaintext": v.Msg})
+		w.judge(v, out, sealed, err)
+	}
+}
+
+// macs makes and verifies MACs, with a key of each vector's own.
+func (w *wycheproof) macs(g vectorGroup) {
+	name := w.t.Name()
+	kind := name[strings.LastIndex(name, "/")+1:]
+	for _, v := range g.Tests {
+		template := fmt.Sprintf("aes-%d-cmac", 8*len(v.Key))
+		if hash, ok := strings.CutPrefix(kind, "hmac_"); ok {
+			template = "hmac-" + strings.ReplaceAll(hash, "_", "-")
+		}
+		a, err := psa.ParseTemplate(template)
+		if err != nil || g.TagSize != 8*a.Algorithm.MACLength() || w.use(template, v.Key) != nil {
+			w.notHere++
+			continue
+		}
+		out, err := w.ask("verify_mac", v.Tag, v.Msg)
+		w.judge(v, out, valid, err)
+		if v.Result == "valid" {
+			out, err = w.ask("mac", v.Msg)
+			if len(v.Msg) == 0 {
+				out, err = w.empty("mac")
+			}
+			w.judge(v, out, v.Tag, err)
+		}
+	}
+}
+
+// agreements agrees, with a key of each vector's own.
+func (w *wycheproof) agreements(g vectorGroup) {
+	for _, v := range g.Tests {
+		template := "x25519"
+		if g.Type == "EcdhPemTest" {
+			template = "ecdh-" + curveName(g.Curve)
+		}
+		err := w.use(template, v.Private)
+		if err == errNotHere {
+			w.notHere++
+			continue
+		}
+		var out []byte
+		if err == nil {
+			out, err = w.ask("agree", v.Public)
+		}
+		w.judge(v, out, v.Shared, err)
+	}
+}

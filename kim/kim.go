@@ -295,6 +295,16 @@ func (k *KIM) SetUnits(ctx context.Context, number int64, units []string) error 
 	return k.store.SetUnits(ctx, number, units)
 }
 
+// SetCertificate keeps a chain in PEM beside a key; an empty one removes it.
+func (k *KIM) SetCertificate(ctx context.Context, number int64, chain []byte) error {
+	return k.store.SetCertificate(ctx, number, chain)
+}
+
+// Certificate is the chain that is kept beside a key, nil if there is none.
+func (k *KIM) Certificate(ctx context.Context, number int64) ([]byte, error) {
+	return k.store.Certificate(ctx, number)
+}
+
 // SetOwner gives what belongs to the user from of a key and its files to uid and gid, quota included.
 func (k *KIM) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
 	return k.store.SetOwner(ctx, number, from, uid, gid)

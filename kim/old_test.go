@@ -101,6 +101,9 @@ func signs(k *kim.KIM, key kim.Key) error {
 
 var gcm = psa.Op{Algorithm: psa.GCM, Limit: 1 << 20}
 
+// chain is kept beside the key "forever", since schema 2.
+const chain = "a chain in PEM"
+
 // units are those of the key "forever", since schema 2.
 var units = []string{"web.service", "worker@.service"}
 
@@ -122,6 +125,7 @@ func makeStore(t *testing.T, dir string) {
 		k.Rename(ctx, forever.Number, "forever"),
 		k.SetAllowDestroy(ctx, forever.Number, false),
 		k.SetUnits(ctx, forever.Number, units),
+		k.SetCertificate(ctx, forever.Number, []byte(chain)),
 		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
 		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage}),
 	}
@@ -198,6 +202,8 @@ func TestOldStores(t *testing.T) {
 			checkStore(t, k, dir)
 			if key, err := k.Default().Lookup(ctx, "forever"); err != nil || filepath.Base(from) != "1" && !slices.Equal(key.Units, units) {
 				t.Errorf("units %q, %v", key.Units, err)
+			} else if got, err := k.Certificate(ctx, key.Number); err != nil || filepath.Base(from) != "1" && string(got) != chain {
+				t.Errorf("the certificate is %q, %v", got, err)
 			}
 			if info, err := os.Stat(filepath.Join(dir, "kim.sqlite3")); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("the KIM's mode: %v, %v", info.Mode(), err)

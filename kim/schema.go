@@ -108,4 +108,10 @@ CREATE TABLE data_key (
 `, `
 -- The systemd units that may use the key, joined by spaces; '' is no restriction.
 ALTER TABLE keys ADD COLUMN units TEXT NOT NULL DEFAULT '';
+
+-- Chains in PEM that are kept beside their keys.
+CREATE TABLE certificates (
+	key   INTEGER PRIMARY KEY REFERENCES keys(number) ON DELETE CASCADE,
+	chain BLOB NOT NULL
+) STRICT;
 `}

@@ -740,6 +740,36 @@ func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow b
 	})
 }
 
+func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []byte) error {
+	return s.write(ctx, "cannot store a certificate", func(t *tx) error {
+		k, err := t.keyIn(number, Ready)
+		if err != nil {
+			return err
+		}
+		if len(chain) == 0 {
+			_, err = t.exec("DELETE FROM certificates WHERE key = ?", number)
+		} else {
+			_, err = t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain", number, chain)
+		}
+		if err != nil {
+			return err
+		}
+		return t.update(k, "units = units")
+	})
+}
+
+func (s *sqliteStore) Certificate(ctx context.Context, number int64) (chain []byte, err error) {
+	err = s.query(ctx, "cannot read a certificate", "SELECT chain FROM certificates WHERE key = ?", func(scan func(...any) error) error {
+		f, dest := newFields(1)
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		chain = f.blob("chain")
+		return f.damage(fmt.Sprintf("the certificate of key %d", number))
+	}, number)
+	return chain, err
+}
+
 func (s *sqliteStore) SetUnits(ctx context.Context, number int64, units []string) error {
 	return s.write(ctx, "cannot store units", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Creating, Ready)

@@ -195,6 +195,10 @@ type Store interface {
 	SetAllowDestroy(ctx context.Context, number int64, allow bool) error
 	// SetUnits stores the systemd units that may use the key; names hold no white space.
 	SetUnits(ctx context.Context, number int64, units []string) error
+	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it.
+	SetCertificate(ctx context.Context, number int64, chain []byte) error
+	// Certificate is what SetCertificate kept, nil for nothing.
+	Certificate(ctx context.Context, number int64) ([]byte, error)
 	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included.
 	SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error
 

@@ -1,7 +1,6 @@
 package nodes
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -246,18 +245,4 @@ func parseOID(s string) (asn1.ObjectIdentifier, error) {
 		return nil, errors.New("unknown attribute " + strconv.Quote(s))
 	}
 	return id, nil
-}
-
-// leafOf is the first certificate of a PEM chain.
-func leafOf(chain []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(chain)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, errors.New("no certificate in PEM")
-	}
-	return x509.ParseCertificate(block.Bytes)
-}
-
-// certifies says whether a certificate is for a public key.
-func certifies(c *x509.Certificate, spki []byte) bool {
-	return bytes.Equal(c.RawSubjectPublicKeyInfo, spki)
 }

@@ -203,7 +203,7 @@ func TestFilesFollowTheKey(t *testing.T) {
 		t.Errorf("a draft shows %q, want %q", got, want)
 	}
 	m.put(m.path("k", "generate"), "ecdsa-p256-sha256\n")
-	want := "attributes capabilities csr csr.d last_error public.der public.jwk public.pem public.ssh sign sign.d sign_hash sign_hash.d sign_hash_raw sign_hash_raw.d sign_raw sign_raw.d verify verify.d verify_hash verify_hash.d verify_raw verify_raw.d"
+	want := "attributes capabilities certificate csr csr.d last_error public.der public.jwk public.pem public.ssh sign sign.d sign_hash sign_hash.d sign_hash_raw sign_hash_raw.d sign_raw sign_raw.d verify verify.d verify_hash verify_hash.d verify_raw verify_raw.d"
 	if got := list(t, m.path("k")); got != want {
 		t.Errorf("a key shows\n%q, want\n%q", got, want)
 	}

@@ -2,8 +2,13 @@ package nodes
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"os"
 	"os/exec"
 	"slices"
@@ -284,6 +289,38 @@ func FuzzValidUnit(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string) {
 		if ValidUnit(name) == nil && (!slices.Equal(strings.Fields(name), []string{name}) || len(name) > unitMost) {
 			t.Fatalf("%q", name)
+		}
+	})
+}
+
+func FuzzParseChain(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{}, &x509.Certificate{}, &key.PublicKey, key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		f.Fatal(err)
+	}
+	whole := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	f.Add(whole)
+	f.Add(append([]byte("text\n"), append(whole, whole...)...))
+	f.Add(whole[:100])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		end, chain, err := parseChain(b, spki)
+		if err != nil || end == 0 {
+			return
+		}
+		if end > len(b) {
+			t.Fatalf("%d of %d bytes", end, len(b))
+		}
+		block, _ := pem.Decode(chain)
+		if c, err := x509.ParseCertificate(block.Bytes); err != nil || !bytes.Equal(c.RawSubjectPublicKeyInfo, spki) {
+			t.Fatalf("%q begins with no certificate of the key: %v", chain, err)
 		}
 	})
 }

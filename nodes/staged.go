@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/pem"
 	"errors"
@@ -41,6 +42,8 @@ type stage struct {
 	// scan finds the first complete thing in b: where it ends and what it asks for. end 0 without an error is "not
 	// yet". alone says that b came with one WRITE.
 	scan func(b []byte, alone bool) (end int, apply func(ctx context.Context) error, err error)
+	// most is how many bytes it may hold, stageMost if 0.
+	most int
 	// again: what comes after belongs to the same text, and the whole is read anew; else only white space and PEM
 	// blocks that are no key may follow.
 	again bool
@@ -163,14 +166,14 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	if !h.cursor.follows(off, h.flags) {
 		return nil, h.spoil(errHole)
 	}
-	if len(h.buf)+len(data) > stageMost {
-		return nil, h.spoil(tooLarge(h.n.row.name, stageMost))
-	}
 	v, err := h.n.view(ctx)
 	if err != nil {
 		return nil, gone(err)
 	}
 	s := h.n.row.stage(v)
+	if most := cmp.Or(s.most, stageMost); len(h.buf)+len(data) > most {
+		return nil, h.spoil(tooLarge(h.n.row.name, int64(most)))
+	}
 	h.buf = extend(h.buf, data)
 	h.left += len(data)
 	h.writes++

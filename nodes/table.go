@@ -150,6 +150,8 @@ var keyRows = []*row{
 	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last failures with this key"},
 	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: hasSSH, text: (*view).publicSSH, help: "the public key as OpenSSH's authorized_keys has it"},
 	{number: 9, name: "public.jwk", kind: text, mode: 0444, present: hasJWK, text: (*view).publicJWK, help: "the public key as a JSON Web Key (RFC 7517), with its RFC 7638 kid"},
+	{number: 10, name: "certificate", kind: staged, mode: 0644, present: asymmetric, text: (*view).certificate, stage: certificateStage,
+		help: "a PEM chain that is kept beside the key; its first certificate must be the key's; an empty line removes it"},
 	{number: 16, name: "sign", kind: transaction, mode: 0600, op: psa.Sign, der: true,
 		inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
 		help: "message in, signature out (ECDSA: ASN.1 DER)"},

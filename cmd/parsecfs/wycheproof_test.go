@@ -59,12 +59,11 @@ type vector struct {
 
 // wycheproof runs vectors through a mount.
 type wycheproof struct {
-	t        *testing.T
-	keys     string // the provider's
-	tried    int
-	notHere  int // of sizes that no capabilities line has
-	key      string
-	template string
+	t       *testing.T
+	keys    string // the provider's
+	tried   int
+	notHere int // of sizes that no capabilities line has
+	key     string
 }
 
 // TestWycheproof runs published vectors (https://github.com/C2SP/wycheproof, with NIST's and the RFCs' among them)

@@ -293,6 +293,13 @@ func testLife(t *testing.T, s *suite) {
 	if got := s.key(k.Number).Units; !slices.Equal(got, []string{"web.service", "worker@.service"}) {
 		t.Fatalf("units %q", got)
 	}
+	s.ok(s.SetCertificate(ctx, k.Number, []byte("a chain")))
+	s.ok(s.SetCertificate(ctx, k.Number, []byte("another chain")))
+	chain, err := s.Certificate(ctx, k.Number)
+	s.ok(err)
+	if string(chain) != "another chain" {
+		t.Fatalf("the certificate is %q", chain)
+	}
 	gone, err := s.BeginDestroy(ctx, k.Number)
 	s.ok(err)
 	if gone.State != kim.Destroying || gone.Handle != h {
@@ -304,6 +311,9 @@ func testLife(t *testing.T, s *suite) {
 	}
 	s.destroy(k.Number)
 	s.start()
+	if chain, err := s.Certificate(ctx, k.Number); err != nil || chain != nil {
+		t.Fatalf("the certificate of a key that is gone: %q, %v", chain, err)
+	}
 	_, err = s.KeyByNumber(ctx, k.Number)
 	s.status(err, psa.StatusDoesNotExist)
 	_, err = s.Secret(ctx, k.Number)

@@ -18,7 +18,7 @@ const (
 	Mac          Operation = "mac"
 	VerifyMac    Operation = "verify_mac"
 	Agree        Operation = "agree"
-	CSR          Operation = "csr"  // a certificate request, which parsecfs makes where a provider signs
+	CSR          Operation = "csr"    // a certificate request, which parsecfs makes where a provider signs
 	Hash         Operation = "hash"   // without a key, as random
 	CanDo        Operation = "can_do" // never in a capability: it asks for them
 	Random       Operation = "random"

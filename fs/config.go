@@ -18,6 +18,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // Config is a configuration file, checked and with every default filled in.
@@ -35,6 +36,7 @@ type Config struct {
 type Core struct {
 	LogLevel            slog.Level
 	BodyLenLimit        int64         // bytes of an input that cannot be streamed
+	AllowDeprecated     bool          // keys that are too weak today may be generated
 	OperationTimeout    time.Duration // of every operation but key generation
 	GenerateTimeout     time.Duration
 	DefaultProvider     string // name; empty keeps what the KIM has
@@ -62,8 +64,10 @@ type Provider struct {
 	Name     string
 	Type     providers.Type
 	UID, GID uint32
-	Mode     uint32         // permission bits of its directory
-	Settings map[string]any // the type's own, checked by it
+	Mode     uint32 // permission bits of its directory
+	// Capabilities are all that it may do, nil whatever it can.
+	Capabilities []psa.Capability
+	Settings     map[string]any // the type's own, checked by it
 }
 
 // Bounds and defaults of the configuration.
@@ -237,12 +241,11 @@ func (p *configParser) core(v value) {
 			}
 		}},
 		{name: "allow_deprecated", set: func(v value) {
-			if on, ok := v.raw.(bool); !ok {
+			on, ok := v.raw.(bool)
+			if !ok {
 				p.wrong(v, "true or false")
-			} else if on {
-				p.warn(v.path, "allow_deprecated: no provider of this build has a deprecated algorithm to allow",
-					"leave it out")
 			}
+			c.AllowDeprecated = on
 		}},
 		{name: "body_len_limit", set: func(v value) { p.number(v, &c.BodyLenLimit, 1024, 1<<30, "bytes") }},
 		{name: "operation_timeout", set: func(v value) { p.duration(v, &c.OperationTimeout, time.Second, time.Hour) }},
@@ -538,6 +541,17 @@ func (p *configParser) provider(v value) (Provider, bool) {
 				p.problem(v.path, fmt.Sprintf("key_info_manager %q: no [[key_manager]] has that name", name))
 			}
 		}},
+		{name: "capabilities", set: func(v value) {
+			var file string
+			p.absolute(v, &file)
+			if file == "" {
+				return
+			}
+			var err error
+			if r.Capabilities, err = readCapabilities(file); err != nil {
+				p.problemHint(v.path, "provider: "+err.Error(), "it is a part of what the provider's own capabilities file says")
+			}
+		}},
 		{name: "owner", set: func(v value) { p.owner(v, &r.UID) }},
 		{name: "group", set: func(v value) { p.group(v, &r.GID) }},
 		{name: "mode", set: func(v value) {
@@ -562,6 +576,26 @@ func (p *configParser) provider(v value) (Provider, bool) {
 	}
 	p.table(v, settings)
 	return r, len(p.problems) == before
+}
+
+// readCapabilities reads the lines of a capabilities file.
+func readCapabilities(file string) ([]psa.Capability, error) {
+	data, err := readConfig(file)
+	if err != nil {
+		return nil, err
+	}
+	lines := []psa.Capability{}
+	for i, text := range strings.Split(string(data), "\n") {
+		if text = strings.TrimRight(text, "\r"); text == "" || strings.HasPrefix(text, "#") {
+			continue
+		}
+		c, err := psa.ParseCapability(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", file, i+1, err)
+		}
+		lines = append(lines, c)
+	}
+	return lines, nil
 }
 
 // checkDefault runs last, when all providers are known.

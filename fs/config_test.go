@@ -75,7 +75,7 @@ provider_type = "Slots"
 	if rules := fmt.Sprint(c.Units); rules != "[{second [nginx.service worker@.service]} { []}]" {
 		t.Errorf("rules of units: %s", rules)
 	}
-	wantCore := Core{slog.LevelWarn, 65536, 2 * time.Second, 10 * time.Minute, "second", 5, 6, 1_000_000}
+	wantCore := Core{slog.LevelWarn, 65536, false, 2 * time.Second, 10 * time.Minute, "second", 5, 6, 1_000_000}
 	if c.Core != wantCore {
 		t.Errorf("core_settings: %+v, want %+v", c.Core, wantCore)
 	}
@@ -145,7 +145,7 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "name = ''", `c.toml:7: provider: name "": an empty name`},
 		{minimal + "name = \"a\\nb\"", `c.toml:7: provider: name "a\nb": a name with the character '\n'`},
 		{minimal + "name = '" + strings.Repeat("n", 256) + "'", `c.toml:7: provider: name "nnn`},
-		{minimal + "slot_number = 1", `c.toml:7: unknown key "provider.slot_number"; allowed: provider_type, name, key_info_manager, owner, group, mode`},
+		{minimal + "slot_number = 1", `c.toml:7: unknown key "provider.slot_number"; allowed: provider_type, name, key_info_manager, capabilities, owner, group, mode`},
 		{minimal + "[[provider]]\nname = 's'\nprovider_type = 'Slots'\nslot_number = 'x'", `c.toml:10: slot_number: allowed: a slot's number from 0`},
 		{minimal + "[[provider]]\nprovider_type = 'Software'", `c.toml:7: provider "software" is configured twice, first in line 5`},
 		{minimal + "[[provider]]\nname='tpm'\nprovider_type = 'Tpm'", `c.toml:9: provider_type "Tpm": this build has no such back end; it has: "Software", "MbedCrypto" (means Software)`},
@@ -212,7 +212,7 @@ key_info_manager = "sqlite-manager"
 		}
 		got = append(got, fmt.Sprint(w.Line))
 	}
-	if want := "2 3 4 6 8 9 10 13 14 15 19 24"; strings.Join(got, " ") != want {
+	if want := "2 3 4 6 8 9 13 14 15 19 24"; strings.Join(got, " ") != want {
 		t.Errorf("warnings in lines %v, want %s", got, want)
 	}
 }

@@ -48,7 +48,12 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 		options.Providers = append(options.Providers, kim.ProviderConfig{
 			Name: p.Name, Type: p.Type.Name, UID: p.UID, GID: p.GID, Mode: p.Mode,
 			Open: func(ctx context.Context, dir string) (providers.Provider, error) {
-				return p.Type.New(ctx, providers.Config{Name: p.Name, StateDir: dir, Settings: p.Settings, Log: o.Log.With("provider", p.Name)})
+				log := o.Log.With("provider", p.Name)
+				own, err := p.Type.New(ctx, providers.Config{Name: p.Name, StateDir: dir, Settings: p.Settings, Log: log})
+				if err != nil {
+					return nil, err
+				}
+				return providers.Narrow(own, providers.Narrowing{Lines: p.Capabilities, AllowDeprecated: o.Config.Core.AllowDeprecated, Log: log}), nil
 			},
 		})
 	}

@@ -208,6 +208,9 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 func wipe(b []byte) { psa.Wipe(b) }
 
 func errnoName(e syscall.Errno) string {
+	if e == syscall.EOPNOTSUPP { // ENOTSUP is another name of it on Linux
+		return "EOPNOTSUPP"
+	}
 	if n := unix.ErrnoName(e); n != "" {
 		return n
 	}

@@ -22,7 +22,7 @@ Parsec's that mean nothing here are warnings.
   [authenticator]  auth_type = "UnixPeerCredentials", admins = [{ name = "1000" }]
                    auth_type = "SystemdUnit", rules = [{ provider, units }]
   [[key_manager]]  exactly one: name, manager_type = "SQLite", sqlite_db_path
-  [[provider]]     name, provider_type, key_info_manager, owner, group, mode, and the type's own
+  [[provider]]     name, provider_type, key_info_manager, owner, group, mode, capabilities (a file that narrows it), and the type's own
 
 Sizes are in bytes. Durations are strings like "30s" or "1m30s", or whole numbers of seconds. Modes are strings of octal digits.
 Owners and groups are names or numbers. Paths are absolute.`,

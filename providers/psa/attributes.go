@@ -16,8 +16,10 @@ type Attributes struct {
 }
 
 const (
-	minRSABits = 2048
-	maxRSABits = 8192
+	minRSABits = 1024
+	// safeRSABits is below which an RSA key is deprecated (NIST SP 800-131A).
+	safeRSABits = 2048
+	maxRSABits  = 8192
 	// maxSecretBits bounds keys of free length (HMAC, derivation, raw data): PSA_MAX_KEY_BITS.
 	maxSecretBits = 65528
 )
@@ -107,6 +109,23 @@ func (t KeyType) sizes() []int {
 		return []int{256}
 	}
 	return nil
+}
+
+// Deprecated says what is too weak about such a key, nil if nothing is: StatusDeprecated. It can still be imported, for
+// what was signed or encrypted before.
+func (a Attributes) Deprecated() error {
+	what := ""
+	switch h := a.Algorithm.Hash(); {
+	case a.Type.IsRSA() && a.Bits < safeRSABits:
+		what = fmt.Sprintf("RSA with %d bits", a.Bits)
+	case a.Type == KeyTypeDES || a.Type == KeyTypeARC4:
+		what = a.Type.String()
+	case h == MD2 || h == MD4 || h == MD5 || h == SHA1 || h == RIPEMD160:
+		what = h.String()
+	default:
+		return nil
+	}
+	return Errorf(StatusDeprecated, "%s is deprecated", what).WithHint("core_settings.allow_deprecated lets such keys be generated")
 }
 
 // Validate says whether type, size, algorithm and usage are known and fit each other: StatusInvalidArgument for what

@@ -22,7 +22,7 @@ func TestValidate(t *testing.T) {
 		{Attributes{Type: 0x7777, Bits: 8}, StatusNotSupported, "unknown key type 0x7777"},
 		{Attributes{Type: ECCKeyPair(SECPR1), Bits: 255}, StatusInvalidArgument, "of 255 bits; allowed: 192, 224, 256, 384, 521"},
 		{Attributes{Type: ECCKeyPair(SECPR1)}, StatusInvalidArgument, "of 0 bits; allowed: 192"},
-		{Attributes{Type: KeyTypeRSAKeyPair}, StatusInvalidArgument, "of 0 bits; allowed: multiples of 8 from 2048 to 8192"},
+		{Attributes{Type: KeyTypeRSAKeyPair}, StatusInvalidArgument, "of 0 bits; allowed: multiples of 8 from 1024 to 8192"},
 		{Attributes{Type: KeyTypeAES, Bits: 512, Algorithm: GCM}, StatusInvalidArgument, "of 512 bits; allowed: 128, 192, 256"},
 		{Attributes{Type: KeyTypeAES, Bits: 128, Algorithm: XTS}, StatusInvalidArgument, "of 128 bits; allowed: 256, 384, 512"},
 		{Attributes{Type: KeyTypeHMAC, Bits: 12, Algorithm: HMAC(SHA256)}, StatusInvalidArgument, "multiples of 8 from 8"},

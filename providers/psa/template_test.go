@@ -116,7 +116,7 @@ func TestTemplateErrors(t *testing.T) {
 		"rsa":                      {StatusInvalidArgument, `the size "" is no number of bits; allowed: 2048`},
 		"rsa-02048-pss-sha256":     {StatusInvalidArgument, `the size "02048"`},
 		"rsa-+2048-pss-sha256":     {StatusInvalidArgument, `the size "+2048"`},
-		"rsa-1024-pkcs1v15-sha256": {StatusNotSupported, "an RSA key of 1024 bits; allowed: multiples of 8 from 2048 to 8192"},
+		"rsa-768-pkcs1v15-sha256":  {StatusNotSupported, "an RSA key of 768 bits; allowed: multiples of 8 from 1024 to 8192"},
 		"rsa-2049-pkcs1v15-sha256": {StatusNotSupported, "an RSA key of 2049 bits"},
 		"rsa-8200-pkcs1v15-sha256": {StatusNotSupported, "an RSA key of 8200 bits"},
 		"rsa-2048":                 {StatusInvalidArgument, `unknown scheme ""; allowed: pkcs1v15-HASH`},
@@ -166,8 +166,8 @@ func TestDefaultTemplate(t *testing.T) {
 	}
 	_, err := DefaultTemplate(KeyTypeAES, 256)
 	checkError(t, err, StatusInvalidArgument, "says nothing of its algorithm")
-	_, err = DefaultTemplate(KeyTypeRSAKeyPair, 1024)
-	checkError(t, err, StatusNotSupported, "1024 bits")
+	_, err = DefaultTemplate(KeyTypeRSAKeyPair, 768)
+	checkError(t, err, StatusNotSupported, "768 bits")
 }
 
 func FuzzParseTemplate(f *testing.F) {

@@ -165,11 +165,11 @@ func TestCapabilities(t *testing.T) {
 		text = append(text, line.String())
 	}
 	// Each has a pair or a secret, its export, and where it can do something a public key alone.
-	signing := (3*2 + 4*2) * 9 * 3 // RSA: 3 sizes, 2 schemes; 4 curves, 2 nonces; 8 hashes and any
-	encryption := 3 * 9 * 3        // RSA: 3 sizes; PKCS #1 v1.5, and OAEP with 8 hashes
-	agreement := 4 * 2             // 3 curves and X25519
-	ciphers := (3*8 + 2 + 1) * 2   // AES: 3 sizes, 8 modes; XTS: 2 sizes; ChaCha20-Poly1305
-	macs := (3 + 8) * 2            // CMAC: 3 sizes; HMAC: 8 hashes
+	signing := ((3*2+4*2)*9 + 2*4) * 3 // RSA: 3 sizes, 2 schemes; 4 curves, 2 nonces; 8 hashes and any; RSA-1024: 4 hashes
+	encryption := (3*9 + 5) * 3        // RSA: 3 sizes; PKCS #1 v1.5, and OAEP with 8 hashes; RSA-1024: 4 hashes
+	agreement := 4 * 2                 // 3 curves and X25519
+	ciphers := (3*8 + 2 + 1) * 2       // AES: 3 sizes, 8 modes; XTS: 2 sizes; ChaCha20-Poly1305
+	macs := (3 + 8) * 2                // CMAC: 3 sizes; HMAC: 8 hashes
 	if want := signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
 		t.Errorf("%d lines, want %d", len(lines), want)
 	}

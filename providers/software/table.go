@@ -6,8 +6,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// rsaBits are the sizes of RSA keys.
-var rsaBits = []int{2048, 3072, 4096}
+// rsaBits are the sizes of RSA keys; 1024 is deprecated, and too short for the longer hashes.
+var rsaBits = []int{1024, 2048, 3072, 4096}
+
+func fitsRSA(bits int, h psa.Algorithm) bool {
+	return bits > 1024 || h != psa.AnyHash && h.HashLength() <= 32
+}
 
 // table is all that this provider can do: Capabilities shows it, Create and Begin look things up in it.
 var table = newTable()
@@ -35,6 +39,9 @@ func newTable() []psa.Capability {
 	}
 	for _, h := range append(hashes[:len(hashes):len(hashes)], psa.AnyHash) {
 		for _, bits := range rsaBits {
+			if !fitsRSA(bits, h) {
+				continue
+			}
 			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPKCS1v15Sign(h))
 			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPSS(h))
 		}
@@ -52,7 +59,9 @@ func newTable() []psa.Capability {
 	for _, bits := range rsaBits {
 		encryption(bits, psa.RSAPKCS1v15Crypt)
 		for _, h := range hashes {
-			encryption(bits, psa.RSAOAEP(h))
+			if fitsRSA(bits, h) {
+				encryption(bits, psa.RSAOAEP(h))
+			}
 		}
 	}
 	edwards := psa.ECCKeyPair(psa.TwistedEdwards)

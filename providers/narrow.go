@@ -1,0 +1,121 @@
+package providers
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Narrowing is what a deployment takes from what a provider could do.
+type Narrowing struct {
+	// Lines are all that it may do, as a capabilities file has them; nil takes nothing away.
+	Lines []psa.Capability
+	// AllowDeprecated lets it generate keys that psa.Attributes.Deprecated is about. Importing them is only warned of.
+	AllowDeprecated bool
+	Log             *slog.Logger
+}
+
+// Narrow is the provider that does what p can and n lets it: capabilities, and what really happens, are the same.
+func Narrow(p Provider, n Narrowing) Provider { return &narrowed{p, n} }
+
+type narrowed struct {
+	Provider
+	n Narrowing
+}
+
+var (
+	_ Random = (*narrowed)(nil)
+	_ Hasher = (*narrowed)(nil)
+)
+
+// lets says whether the lines have op for such a key; its algorithm is the policy's.
+func (p *narrowed) lets(op psa.Operation, t psa.KeyType, bits int, policy psa.Algorithm) bool {
+	return p.n.Lines == nil || slices.ContainsFunc(p.n.Lines, func(c psa.Capability) bool {
+		return c.Type == t && c.Bits == bits && c.Algorithm == policy && c.Has(op)
+	})
+}
+
+func (p *narrowed) refusal(op psa.Operation) error {
+	return psa.Errorf(psa.StatusNotSupported, "the configuration's capabilities do not list %s with such a key", op).
+		WithHint("root can add a line to the file that the provider's capabilities setting names")
+}
+
+// Capabilities are p's without what is not let.
+func (p *narrowed) Capabilities(ctx context.Context) ([]psa.Capability, error) {
+	all, err := p.Provider.Capabilities(ctx)
+	var lines []psa.Capability
+	for _, c := range all {
+		old := !p.n.AllowDeprecated && c.Attributes().Deprecated() != nil
+		var ops []psa.Operation
+		for _, op := range c.Operations {
+			if p.lets(op, c.Type, c.Bits, c.Algorithm) && !(old && op == psa.Generate) {
+				ops = append(ops, op)
+			}
+		}
+		if len(ops) > 0 {
+			c.Operations = ops
+			lines = append(lines, c)
+		}
+	}
+	// Without a way to make a key a line could not be tried.
+	return slices.DeleteFunc(lines, func(c psa.Capability) bool {
+		return c.Type != psa.KeyTypeNone && !c.Has(psa.Generate) && !c.Has(psa.Import)
+	}), err
+}
+
+func (p *narrowed) Create(ctx context.Context, h Handle, a psa.Attributes, m *psa.Material) (Blob, error) {
+	op := psa.Generate
+	if m != nil {
+		op = psa.Import
+	}
+	if !p.lets(op, a.Type, a.Bits, a.Algorithm) {
+		return Blob{}, p.refusal(op)
+	}
+	if err := a.Deprecated(); err != nil && !p.n.AllowDeprecated {
+		if op == psa.Generate {
+			return Blob{}, err
+		}
+		p.n.Log.Warn("a deprecated key is imported", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String())
+	}
+	return p.Provider.Create(ctx, h, a, m)
+}
+
+func (p *narrowed) Open(ctx context.Context, h Handle, a psa.Attributes, b Blob) (Key, error) {
+	k, err := p.Provider.Open(ctx, h, a, b)
+	if err != nil {
+		return nil, err
+	}
+	return &narrowedKey{k, p}, nil
+}
+
+type narrowedKey struct {
+	Key
+	p *narrowed
+}
+
+func (k *narrowedKey) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
+	if a := k.Attributes(); !k.p.lets(op.Operation, a.Type, a.Bits, a.Algorithm) {
+		return nil, k.p.refusal(op.Operation)
+	}
+	return k.Key.Begin(ctx, op)
+}
+
+// Random is p's, StatusNotSupported where it has none.
+func (p *narrowed) Random(ctx context.Context, b []byte) error {
+	source, ok := p.Provider.(Random)
+	if !ok || !p.lets(psa.Random, psa.KeyTypeNone, 0, psa.AlgNone) {
+		return p.refusal(psa.Random)
+	}
+	return source.Random(ctx, b)
+}
+
+// Hash is p's, StatusNotSupported where it has none.
+func (p *narrowed) Hash(ctx context.Context, op psa.Op) (psa.Run, error) {
+	hasher, ok := p.Provider.(Hasher)
+	if !ok || !p.lets(psa.Hash, psa.KeyTypeNone, 0, op.Algorithm) {
+		return nil, p.refusal(psa.Hash)
+	}
+	return hasher.Hash(ctx, op)
+}

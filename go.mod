@@ -3,7 +3,9 @@ module github.com/parsecfs/parsecfs
 go 1.26.4
 
 require (
+	filippo.io/mldsa v1.0.0
 	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a
+	github.com/cloudflare/circl v1.6.5
 	github.com/emmansun/gmsm v0.15.5
 	github.com/go-ldap/ldap/v3 v3.4.15
 	github.com/hanwen/go-fuse/v2 v2.12.1

@@ -33,6 +33,7 @@ type channel struct {
 	t    *Tree
 	ino  uint64 // of the file that is written and read
 	make func() *request
+	bare bool // to read is to ask
 
 	mu     sync.Mutex
 	req    *request // nil: nothing was begun
@@ -116,6 +117,9 @@ func (c *channel) truncate(empty bool) error {
 func (c *channel) pending() *request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.req == nil && c.bare {
+		c.req = c.make()
+	}
 	return c.req
 }
 

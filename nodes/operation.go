@@ -14,7 +14,9 @@ type operationFile struct{ fileNode }
 
 func (n *operationFile) stat(ctx context.Context) (stat, error) {
 	s, err := n.fileNode.stat(ctx)
-	s.size = n.t.sizes.size(n.ino)
+	if s.size = n.t.sizes.size(n.ino); n.row.bare() {
+		s.size = uint64(sizeFor(0))
+	}
 	return s, err
 }
 
@@ -45,9 +47,9 @@ func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32
 	if err != nil {
 		return nil, 0, err
 	}
-	own := &channel{t: n.t, ino: n.ino, make: func() *request { return n.t.newRequest(n.place(), n.row, h.uid) }}
+	own := &channel{t: n.t, ino: n.ino, bare: n.row.bare(), make: func() *request { return n.t.newRequest(n.place(), n.row, h.uid) }}
 	switch access := flags & syscall.O_ACCMODE; {
-	case access == syscall.O_RDWR:
+	case access == syscall.O_RDWR || n.row.bare():
 		h.channel = own
 		// nothing here needs the flush: it saves a round trip
 		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, nil

@@ -59,7 +59,7 @@ type request struct {
 }
 
 func (t *Tree) newRequest(at place, r *row, uid uint32) *request {
-	return &request{t: t, at: at, row: r, uid: uid, finished: make(chan struct{})}
+	return &request{t: t, at: at, row: r, uid: uid, begun: r.bare(), finished: make(chan struct{})}
 }
 
 // write collects bytes for the named input; "" is the plain file's stream. The caller holds no lock of r.
@@ -407,7 +407,12 @@ type feed struct {
 	rejected   error  // the stream cannot be what it should be; told at READ
 }
 
-func (f *feed) main() *input { return &f.r.row.inputs[len(f.r.row.inputs)-1] }
+func (f *feed) main() *input {
+	if f.r.row.bare() {
+		return &input{}
+	}
+	return &f.r.row.inputs[len(f.r.row.inputs)-1]
+}
 
 // holds is how many bytes the request keeps in memory.
 func (f *feed) holds() int64 {
@@ -436,6 +441,9 @@ func (f *feed) write(ctx context.Context, name string, p []byte) error {
 		}
 		f.named[name] = extend(f.named[name], p)
 		return nil
+	}
+	if f.r.row.bare() && len(p) > 0 {
+		return psa.Errorf(psa.StatusInvalidArgument, "%s takes no input", f.r.row.name).WithHint("open it for reading alone")
 	}
 	if f.rejected != nil {
 		return nil

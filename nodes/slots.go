@@ -55,6 +55,7 @@ type slot struct {
 
 	mu    sync.Mutex
 	opens int
+	ended bool // removed: it ends with its last close, as any file does
 	timer *time.Timer
 }
 
@@ -86,7 +87,7 @@ func (t *slotTable) add(dir uint64, name string, r *row, at place, c fuse.Caller
 		return q
 	}
 	if r.many() {
-		s.shared = &sharedRequest{make: fresh}
+		s.shared = &sharedRequest{make: fresh, bare: r.bare()}
 	} else {
 		s.channel = &channel{t: t.t, ino: s.ino, make: fresh}
 	}
@@ -127,22 +128,34 @@ func (t *slotTable) drop(match func(ino uint64) bool) {
 	t.mu.Unlock()
 	for _, s := range list {
 		t.remove(s)
+		s.mu.Lock()
+		s.wipe()
+		s.mu.Unlock()
 	}
 }
 
 func (t *slotTable) clear() { t.drop(func(uint64) bool { return true }) }
 
-// end wipes. A handle that is still open finds nothing any more.
+// end is the end of the name; who still holds the slot open goes on with it, as with any removed file.
 func (s *slot) end() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.timer.Stop()
-	s.mu.Unlock()
+	if s.ended = true; s.opens == 0 {
+		s.wipe()
+	}
+}
+
+// wipe drops the request. The caller holds s.mu.
+func (s *slot) wipe() {
 	if s.channel != nil {
 		s.channel.close()
 	} else {
 		s.shared.reset()
 	}
-	s.release()
+	if s.opens == 0 {
+		s.release()
+	}
 }
 
 func (s *slot) opened() {
@@ -155,7 +168,11 @@ func (s *slot) opened() {
 func (s *slot) closed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.opens--; s.opens == 0 {
+	switch s.opens--; {
+	case s.opens > 0:
+	case s.ended:
+		s.wipe()
+	default:
 		s.timer.Reset(slotTime)
 	}
 }
@@ -461,7 +478,7 @@ func (n *slotPart) place() place {
 
 func (n *slotPart) stat(context.Context) (stat, error) {
 	s := stat{kind: syscall.S_IFREG, mode: n.part.mode(), uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made}
-	if n.part.out && n.slot.shared.pending() != nil {
+	if n.part.out && n.slot.shared.asked() {
 		s.size = uint64(sizeFor(0))
 	}
 	return s, nil
@@ -523,6 +540,7 @@ func (n *slotPart) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAtt
 // sharedRequest is the request that the inputs of a directory slot make together, each with a cursor of its own.
 type sharedRequest struct {
 	make func() *request
+	bare bool // to read is to ask
 
 	mu      sync.Mutex
 	req     *request
@@ -599,7 +617,17 @@ func (q *sharedRequest) truncate(name string) error {
 func (q *sharedRequest) pending() *request {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.req == nil && q.bare {
+		q.req = q.make()
+	}
 	return q.req
+}
+
+// asked says whether a READ would find something to answer.
+func (q *sharedRequest) asked() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.bare || q.req != nil
 }
 
 // partHandle is one open part of a directory slot.

@@ -56,7 +56,7 @@ type row struct {
 	// of transactions
 	op      psa.Operation
 	alg     psa.Algorithm // where the file itself says it, and no key's policy
-	inputs  []input
+	inputs  []input       // none: to read is to ask
 	outputs []output
 	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
 	answer  func(request string, v *view, o map[string][]byte) ([]byte, error)
@@ -190,6 +190,12 @@ var keyRows = []*row{
 	{number: 27, name: "agree", kind: transaction, mode: 0600, op: psa.Agree,
 		inputs: []input{{name: "peer", required: true, whole: psa.MaxPeer}}, outputs: []output{{name: "secret"}},
 		help: "peer's public key (PEM, DER, or PSA's own bytes) in, shared secret out"},
+	{number: 30, name: "encapsulate", kind: transaction, mode: 0600, open: 0666, op: psa.Encapsulate,
+		outputs: []output{{name: "ciphertext"}, {name: "secret"}},
+		help:    "nothing in, ciphertext || secret out: a new secret for the holder of the private key"},
+	{number: 31, name: "decapsulate", kind: transaction, mode: 0600, op: psa.Decapsulate,
+		inputs: []input{{name: "ciphertext", required: true}}, outputs: []output{{name: "secret"}},
+		help: "ciphertext in, secret out"},
 	{number: 29, name: "csr", kind: transaction, mode: 0600, op: psa.CSR, begin: beginCSR,
 		inputs: []input{{name: "subject", whole: csrMost}}, outputs: []output{{name: "csr"}},
 		help: "subject (RFC 4514; further lines DNS:, IP:, URI:, email:) in, PEM certificate request out"},
@@ -233,7 +239,10 @@ func (r *row) modeFor(v *view) uint32 {
 }
 
 // many says whether slots of this row are directories.
-func (r *row) many() bool { return len(r.inputs) > 1 }
+func (r *row) many() bool { return len(r.inputs) > 1 || len(r.outputs) > 1 }
+
+// bare says whether the operation takes no input: to read is to ask.
+func (r *row) bare() bool { return len(r.inputs) == 0 }
 
 func hasTrail(v *view) bool   { return v.t.options.AuditPath != "" }
 func draft(v *view) bool      { return v.key.State == kim.Draft }

@@ -211,10 +211,7 @@ func (v *view) attributes() ([]byte, error) {
 func fingerprints(spki []byte) *fingerprintsText {
 	sum := sha256.Sum256(spki)
 	f := &fingerprintsText{SPKI: hex.EncodeToString(sum[:])}
-	pub, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return f
-	}
+	pub := parsePublic(spki)
 	if s, err := ssh.NewPublicKey(pub); err == nil {
 		f.SSH = ssh.FingerprintSHA256(s)
 	}
@@ -249,6 +246,10 @@ func jwk(pub any) (members any, known bool) {
 		return octetKey{"Ed25519", "OKP", b64(k)}, true
 	case *ecdh.PublicKey:
 		return octetKey{"X25519", "OKP", b64(k.Bytes())}, true
+	case psa.RawKey:
+		if crv := map[psa.ECCFamily]string{psa.TwistedEdwards: "Ed448", psa.Montgomery: "X448"}[k.Type.Family()]; crv != "" {
+			return octetKey{crv, "OKP", b64(k.Bytes)}, true
+		}
 	}
 	return nil, false
 }
@@ -273,12 +274,18 @@ func thumbprint(pub any) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-func (v *view) public() any {
-	pub, err := x509.ParsePKIXPublicKey(v.key.Public)
-	if err != nil {
-		return nil
+func (v *view) public() any { return parsePublic(v.key.Public) }
+
+// parsePublic reads a SubjectPublicKeyInfo: a key of the standard library, a psa.RawKey, or nil.
+func parsePublic(spki []byte) any {
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err == nil {
+		return pub
 	}
-	return pub
+	if raw, err := psa.ParseRawKey(spki); err == nil {
+		return raw
+	}
+	return nil
 }
 
 func hasSSH(v *view) bool {

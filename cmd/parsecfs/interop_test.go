@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/parsecfs/parsecfs/providers/providertest"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -179,7 +180,7 @@ func (l *line) encrypts(message []byte) {
 func (l *line) agrees() {
 	l.t.Helper()
 	private, public := filepath.Join(l.temp, "peer"), filepath.Join(l.temp, "peer.pub")
-	kind := []string{"-algorithm", "X25519"}
+	kind := []string{"-algorithm", l.edwardsOrMontgomery()}
 	if l.Type.Family() != psa.Montgomery {
 		kind = []string{"-algorithm", "EC", "-pkeyopt", fmt.Sprint("ec_paramgen_curve:P-", l.Bits)}
 	}
@@ -198,14 +199,86 @@ func (l *line) agrees() {
 	}
 }
 
+// encapsulates makes secrets for the key, which another implementation finds in the ciphertext where it has the key.
+func (l *line) encapsulates(key []byte) {
+	l.t.Helper()
+	both := l.read(l.path("encapsulate"))
+	ciphertext, secret := both[:len(both)-32], both[len(both)-32:]
+	switch {
+	case l.Has(psa.Decapsulate):
+		if got := l.ask("decapsulate", ciphertext); !bytes.Equal(got, secret) {
+			l.t.Errorf("decapsulated %x of its own %x", got, secret)
+		}
+	default: // the public key of material's
+		key = l.read(filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits)))
+	}
+	decapsulated := func(ciphertext []byte) []byte {
+		private, err := psa.ParseRawKey(key)
+		l.must(err)
+		got, err := providertest.RawDecapsulate(private, ciphertext)
+		l.must(err)
+		return got
+	}
+	if key != nil && !bytes.Equal(decapsulated(ciphertext), secret) {
+		l.t.Error("another implementation finds another secret")
+	}
+	if again := l.read(l.path("encapsulate")); bytes.Equal(again, both) {
+		l.t.Error("encapsulate gave the same twice")
+	}
+	copied := filepath.Join(l.temp, "copied")
+	l.run(nil, "python3", "-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", l.path("encapsulate"), copied)
+	if len(l.read(copied)) != len(both) {
+		l.t.Errorf("sendfile gave %d bytes", len(l.read(copied)))
+	}
+	dir := l.path("encapsulate.d/slot")
+	l.must(os.Mkdir(dir, 0o700))
+	secret, ciphertext = l.read(filepath.Join(dir, "secret")), l.read(filepath.Join(dir, "ciphertext"))
+	if key != nil && !bytes.Equal(decapsulated(ciphertext), secret) {
+		l.t.Error("secret and ciphertext of a slot are not of one encapsulation")
+	}
+	l.must(os.Remove(dir))
+	if out, err := ask(l.path("encapsulate"), []byte("x")); err == nil || len(out) > 0 {
+		l.t.Errorf("encapsulate took an input and gave %x", out)
+	}
+}
+
+// decapsulates finds the secret that another implementation made, and another one in a ciphertext that was changed
+// (FIPS 203, 6.3).
+func (l *line) decapsulates() {
+	l.t.Helper()
+	ciphertext, secret, err := providertest.RawEncapsulate(l.rawPublic())
+	l.must(err)
+	if got := l.ask("decapsulate", ciphertext); !bytes.Equal(got, secret) {
+		l.t.Errorf("decapsulated %x, not %x", got, secret)
+	}
+	ciphertext[3] ^= 1
+	if got := l.ask("decapsulate", ciphertext); bytes.Equal(got, secret) {
+		l.t.Error("decapsulated what was tampered with")
+	}
+	if got, err := ask(l.path("decapsulate"), ciphertext[1:]); err == nil || len(got) > 0 {
+		l.t.Errorf("of a short ciphertext came %x", got)
+	}
+}
+
 // otherForms holds public.ssh and public.jwk against the key.
 func (l *line) otherForms(der []byte) {
 	l.t.Helper()
+	if l.postQuantum() {
+		for _, name := range []string{"public.ssh", "public.jwk"} {
+			if _, err := os.Stat(l.path(name)); !errors.Is(err, os.ErrNotExist) {
+				l.t.Errorf("%s of a key that it does not know: %v", name, err)
+			}
+		}
+		return
+	}
 	want, err := x509.ParsePKIXPublicKey(der)
-	l.must(err)
+	raw := psa.IsRawKey(l.Type, l.Bits)
+	if !raw {
+		l.must(err)
+	}
 	p224 := l.Type.Family() == psa.SECPR1 && l.Bits == 224
 	b, err := os.ReadFile(l.path("public.ssh"))
-	if p224 || l.Type.Family() == psa.Montgomery {
+	if p224 || raw || l.Type.Family() == psa.Montgomery {
 		if !errors.Is(err, os.ErrNotExist) {
 			l.t.Errorf("public.ssh of a key that SSH does not know: %v", err)
 		}

@@ -41,7 +41,8 @@ type vectorGroup struct {
 	KeySize, IvSize, TagSize int
 	SLen                     int
 	MgfSha                   string
-	PublicKey                struct{ Curve string }
+	PublicKey                publicKey
+	ParameterSet             string
 	PublicKeyPem             string
 	PublicKeyDer             octets
 	PrivateKeyPem            string
@@ -54,7 +55,19 @@ type vector struct {
 	Comment                                string
 	Msg, Sig, Ct, Tag, Key, Iv, Aad, Label octets
 	Public, Private, Shared                octets
+	Seed, Ek, C, K, Ctx                    octets // of ML-KEM and ML-DSA
 	Result                                 string
+}
+
+// publicKey is an object that names its curve; of ML-DSA it is the key's bytes.
+type publicKey struct{ Curve string }
+
+func (p *publicKey) UnmarshalJSON(b []byte) error {
+	type object publicKey
+	if bytes.HasPrefix(b, []byte("{")) {
+		return json.Unmarshal(b, (*object)(p))
+	}
+	return nil
 }
 
 // wycheproof runs vectors through a mount.
@@ -83,6 +96,8 @@ func TestWycheproof(t *testing.T) {
 		"rsa_pkcs1_*_sig_gen_test.json", "rsa_oaep_*_sha*_mgf1sha*_test.json", "rsa_pkcs1_2048_test.json", "rsa_pkcs1_3072_test.json", "rsa_pkcs1_4096_test.json",
 		"aes_gcm_test.json", "aes_ccm_test.json", "chacha20_poly1305_test.json", "aes_cbc_pkcs5_test.json", "aes_xts_test.json",
 		"aes_cmac_test.json", "hmac_sha*_test.json", "x25519_asn_test.json", "x25519_pem_test.json", "ecdh_secp*r1_pem_test.json",
+		"ed448_test.json", "x448_asn_test.json", "x448_pem_test.json", "mldsa_*_verify_test.json",
+		"mlkem_768_test.json", "mlkem_1024_test.json", "mlkem_768_keygen_seed_test.json", "mlkem_1024_keygen_seed_test.json", "mlkem_768_encaps_test.json",
 	} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil || len(files) == 0 {
@@ -246,7 +261,11 @@ func (w *wycheproof) group(g vectorGroup) {
 	case "EcdsaP1363Verify":
 		each("ecdsa-"+curveName(g.PublicKey.Curve)+"-"+hashName(g.Sha), []byte(g.PublicKeyPem), verify("verify_raw"))
 	case "EddsaVerify":
-		each("ed25519", []byte(g.PublicKeyPem), verify("verify"))
+		each(map[string]string{"edwards25519": "ed25519", "edwards448": "ed448"}[g.PublicKey.Curve], []byte(g.PublicKeyPem), verify("verify"))
+	case "MlDsaVerify":
+		w.mldsa(g)
+	case "MLKEMTest", "MLKEMKeyGen", "MLKEMEncapsTest":
+		w.mlkem(g)
 	case "RsassaPkcs1Verify":
 		each(fmt.Sprintf("rsa-%d-pkcs1v15-%s", g.KeySize, hashName(g.Sha)), []byte(g.PublicKeyPem), verify("verify"))
 	case "RsassaPssVerify":
@@ -381,7 +400,7 @@ func (w *wycheproof) macs(g vectorGroup) {
 // agreements agrees, with a key of each vector's own.
 func (w *wycheproof) agreements(g vectorGroup) {
 	for _, v := range g.Tests {
-		template := "x25519"
+		template := map[string]string{"curve25519": "x25519", "curve448": "x448"}[g.Curve]
 		if g.Type == "EcdhPemTest" {
 			template = "ecdh-" + curveName(g.Curve)
 		}
@@ -395,5 +414,61 @@ func (w *wycheproof) agreements(g vectorGroup) {
 			out, err = w.ask("agree", v.Public)
 		}
 		w.judge(v, out, v.Shared, err)
+	}
+}
+
+// mldsa verifies; a context is not in PSA's signatures of messages.
+func (w *wycheproof) mldsa(g vectorGroup) {
+	name := w.t.Name()
+	n := strings.Split(name[strings.LastIndex(name, "/")+1:], "_")[1]
+	err := w.use("ml-dsa-"+n, g.PublicKeyDer)
+	for _, v := range g.Tests {
+		if len(v.Ctx) > 0 {
+			w.notHere++
+			continue
+		}
+		out, e := []byte(nil), err
+		if err == nil {
+			out, e = w.ask("verify", v.Sig, v.Msg)
+		}
+		w.judge(v, out, valid, e)
+	}
+}
+
+// mlkem imports seeds, compares their public keys, and decapsulates; or imports a public key, whose ciphertexts depend
+// on a random number that no caller gives.
+func (w *wycheproof) mlkem(g vectorGroup) {
+	template := strings.ToLower(g.ParameterSet)
+	a, err := psa.ParseTemplate(template)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, v := range g.Tests {
+		private, err := (psa.RawKey{Type: a.Type, Bits: a.Bits, Bytes: v.Seed}).Marshal()
+		public, publicErr := (psa.RawKey{Type: a.Type.PublicKey(), Bits: a.Bits, Bytes: v.Ek}).Marshal()
+		var out, want []byte
+		switch {
+		case g.Type == "MLKEMEncapsTest":
+			if err = publicErr; err == nil {
+				err = w.use(template, public)
+			}
+			if err == nil {
+				out, err = os.ReadFile(filepath.Join(w.key, "encapsulate"))
+				want = out
+			}
+		case err == nil:
+			if err = w.use(template, private); err == nil {
+				out, err = os.ReadFile(filepath.Join(w.key, "public.der"))
+				want = public
+			}
+			if err == nil && g.Type == "MLKEMTest" {
+				if v.Result == "valid" && !bytes.Equal(out, want) {
+					w.t.Errorf("%d: another public key", v.TcID)
+				}
+				want = v.K
+				out, err = w.ask("decapsulate", v.C)
+			}
+		}
+		w.judge(v, out, want, err)
 	}
 }

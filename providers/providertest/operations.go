@@ -29,6 +29,10 @@ type known struct {
 	signer crypto.Signer     // nil for symmetric keys and X25519
 	key    crypto.PrivateKey // nil for symmetric keys
 	secret []byte            // of a symmetric key
+
+	// of keys that crypto/x509 does not know
+	rawPublic []byte
+	sign      func(message []byte) ([]byte, error)
 }
 
 // material is a copy to import, nil (generate) without a key.
@@ -65,6 +69,9 @@ func makeKnown(t psa.KeyType, bits int) (*known, error) {
 		b := make([]byte, bits/8)
 		_, err := rand.Read(b)
 		return &known{Material: psa.Material{Format: psa.FormatRaw, Data: b}, secret: b}, err
+	}
+	if psa.IsRawKey(t, bits) {
+		return makeRaw(t, bits)
 	}
 	var private any
 	var err error
@@ -166,6 +173,9 @@ func digestOf(alg psa.Algorithm, message []byte) ([]byte, crypto.Hash, error) {
 
 // checkSignature verifies, by the standard library alone, a signature of a message in PSA's encoding.
 func checkSignature(pub crypto.PublicKey, alg psa.Algorithm, message, signature []byte) error {
+	if raw, ok := pub.(psa.RawKey); ok {
+		return RawVerify(raw, message, signature)
+	}
 	if pub, ok := pub.(ed25519.PublicKey); ok && alg == psa.PureEdDSA {
 		if !ed25519.Verify(pub, message, signature) {
 			return errors.New("the Ed25519 signature is not valid")
@@ -245,7 +255,7 @@ func (m *made) privately(ctx context.Context, k providers.Key, message []byte) (
 func (m *made) checks(ctx context.Context, k providers.Key, message []byte, out map[string][]byte) error {
 	op := m.private()
 	if op.Operation == psa.Sign {
-		pub, err := x509.ParsePKIXPublicKey(m.blob.Public)
+		pub, err := parsePublic(m.blob.Public)
 		if err != nil {
 			return err
 		}
@@ -306,7 +316,13 @@ func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 				m.mac(t)
 			}
 		case psa.Agree:
-			m.agree(t, pub)
+			if raw, ok := pub.(psa.RawKey); ok {
+				m.agreeRaw(t, raw)
+			} else {
+				m.agree(t, pub)
+			}
+		case psa.Encapsulate, psa.Decapsulate:
+			m.kem(t, pub, op)
 		default:
 			t.Errorf("%s is not a key's operation", op)
 		}
@@ -327,7 +343,7 @@ func (m *made) publicKey(t *testing.T) crypto.PublicKey {
 		}
 		return nil
 	}
-	pub, err := x509.ParsePKIXPublicKey(m.key.Public())
+	pub, err := parsePublic(m.key.Public())
 	if err != nil {
 		t.Error(err)
 		return nil
@@ -343,6 +359,11 @@ func (m *made) publicKey(t *testing.T) crypto.PublicKey {
 		keyType, bits = psa.ECCPublicKey(psa.TwistedEdwards), 255
 	case *ecdh.PublicKey:
 		keyType, bits = psa.ECCPublicKey(psa.Montgomery), 255
+	case psa.RawKey:
+		keyType, bits = pub.Type, pub.Bits
+		if m.known != nil && !bytes.Equal(m.known.rawPublic, pub.Bytes) {
+			t.Error("the public part is not the imported key's")
+		}
 	}
 	if keyType != m.attributes.Type.PublicKey() || bits != m.attributes.Bits {
 		t.Errorf("the public part is a %T of %d bits; the attributes say %s, %d bits", pub, bits, m.attributes.Type, m.attributes.Bits)
@@ -380,6 +401,12 @@ func (m *made) export(t *testing.T, pub crypto.PublicKey) {
 	if pub == nil {
 		if len(out["key"])*8 != m.attributes.Bits {
 			t.Errorf("export gives %d bytes", len(out["key"]))
+		}
+		return
+	}
+	if _, raw := pub.(psa.RawKey); raw {
+		if k, err := psa.ParseRawKey(out["key"]); err != nil || k.Type != m.attributes.Type || k.Bits != m.attributes.Bits {
+			t.Errorf("export gives %s, %v", k.Type, err)
 		}
 		return
 	}
@@ -486,6 +513,9 @@ func (m *made) signing(t *testing.T, pub crypto.PublicKey, op psa.Operation, alg
 
 // signature is one to verify: by the standard library where the private key is known, else by the key itself.
 func (m *made) signature(t *testing.T, alg psa.Algorithm, message []byte) ([]byte, error) {
+	if m.known != nil && m.known.sign != nil {
+		return m.known.sign(message)
+	}
 	if m.known != nil {
 		return makeSignature(m.known.signer, alg, message)
 	}

@@ -307,6 +307,10 @@ func (a Attributes) Can(op Operation) bool {
 		return alg.IsMAC()
 	case Agree:
 		return !public && alg.IsKeyAgreement()
+	case Encapsulate:
+		return alg == MLKEM
+	case Decapsulate:
+		return !public && alg == MLKEM
 	}
 	return false
 }

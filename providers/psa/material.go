@@ -392,6 +392,9 @@ func parseKey(der []byte) (*Material, Attributes, error) {
 		return nil, Attributes{}, errNoKey()
 	}
 	if err != nil {
+		if raw, e := ParseRawKey(der); e == nil {
+			return rawMaterial(raw)
+		}
 		return nil, Attributes{}, parseError(format, err)
 	}
 	a, err := attributesOf(key)
@@ -410,12 +413,27 @@ func parseKey(der []byte) (*Material, Attributes, error) {
 	return &Material{Format: format, Data: data}, a, nil
 }
 
+func rawMaterial(k RawKey) (*Material, Attributes, error) {
+	a, err := DefaultTemplate(k.Type, k.Bits)
+	if err != nil {
+		return nil, a, err
+	}
+	m := &Material{Format: FormatPKCS8}
+	if k.Type.IsPublicKey() {
+		m.Format = FormatSPKI
+	}
+	m.Data, err = k.Marshal()
+	return m, a, err
+}
+
+const importable = "RSA, P-224, P-256, P-384, P-521, Ed25519, X25519, Ed448, X448, ML-DSA, ML-KEM and SLH-DSA keys can be"
+
 // parseError tells what is well formed and not known here from what is damaged; crypto/x509 says so in words alone.
 func parseError(format MaterialFormat, err error) error {
 	what := privacy(format)
 	if text := err.Error(); strings.Contains(text, "unknown") || strings.Contains(text, "unsupported") {
 		return Errorf(StatusNotSupported, "a %s key of an algorithm or curve that cannot be imported: %w", what, err).
-			WithHint("RSA, P-224, P-256, P-384, P-521, Ed25519 and X25519 keys can be")
+			WithHint(importable)
 	}
 	return Errorf(StatusInvalidArgument, "a damaged %s key: %w", what, err)
 }
@@ -463,7 +481,7 @@ func attributesOf(key any) (Attributes, error) {
 		}
 	}
 	return Attributes{}, Errorf(StatusNotSupported, "a %s cannot be imported", strings.TrimPrefix(fmt.Sprintf("%T", key), "*")).
-		WithHint("RSA, P-224, P-256, P-384, P-521, Ed25519 and X25519 keys can be")
+		WithHint(importable)
 }
 
 // complete is the draft filled in with what a key turned out to be; found has its type, size and default policy.

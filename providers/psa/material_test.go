@@ -171,7 +171,6 @@ func TestScanDraft(t *testing.T) {
 		{"rsa2048.pkcs8", Attributes{Algorithm: GCM}, StatusInvalidArgument, "PSA_ALG_GCM does not work with"},
 		{"rsa2050.pkcs8", Attributes{}, StatusNotSupported, "an RSA key of 2050 bits"},
 		{"secp256k1.pkcs8", Attributes{}, StatusNotSupported, "cannot be imported: x509:"},
-		{"ed448.pkcs8", Attributes{}, StatusNotSupported, "cannot be imported: x509:"},
 		{"ed25519.encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"rsa2048.pkcs1-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"openssh", Attributes{}, StatusNotSupported, "OpenSSH's own format"},

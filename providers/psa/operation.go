@@ -18,6 +18,8 @@ const (
 	Mac          Operation = "mac"
 	VerifyMac    Operation = "verify_mac"
 	Agree        Operation = "agree"
+	Encapsulate  Operation = "encapsulate"
+	Decapsulate  Operation = "decapsulate"
 	CSR          Operation = "csr"    // a certificate request, which parsecfs makes where a provider signs
 	Hash         Operation = "hash"   // without a key, as random
 	CanDo        Operation = "can_do" // never in a capability: it asks for them
@@ -27,7 +29,7 @@ const (
 // Operations lists every operation, in the order in which capability lines name them.
 func Operations() []Operation {
 	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
-		Mac, VerifyMac, Agree, CSR, Hash, Random}
+		Mac, VerifyMac, Agree, Encapsulate, Decapsulate, CSR, Hash, Random}
 }
 
 // Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.
@@ -43,9 +45,9 @@ func (o Operation) Usage() Usage {
 		return UsageVerifyMessage
 	case VerifyHash:
 		return UsageVerifyHash
-	case Encrypt:
+	case Encrypt, Encapsulate: // psa_encapsulate
 		return UsageEncrypt
-	case Decrypt:
+	case Decrypt, Decapsulate: // psa_decapsulate
 		return UsageDecrypt
 	case Agree: // psa_raw_key_agreement
 		return UsageDerive

@@ -29,14 +29,21 @@ type key struct {
 
 	mu      sync.Mutex
 	closed  bool
-	private crypto.PrivateKey // nil for symmetric and public keys
+	private crypto.PrivateKey // nil for symmetric and public keys, and those of a scheme
 	secret  []byte            // a symmetric key; PKCS#8 for export, where the usage has it, else nil
+
+	scheme    *scheme // of kinds that crypto/x509 does not know
+	rawSecret []byte
+	rawPublic []byte
 }
 
 // open reads a blob of the attributes' kind.
 func open(a psa.Attributes, b providers.Blob) (*key, error) {
-	k := &key{attributes: a}
+	k := &key{attributes: a, scheme: schemeOf(a)}
 	var err error
+	if k.scheme != nil {
+		return k, k.openRaw(b)
+	}
 	switch {
 	case !a.Type.IsAsymmetric():
 		if err := checkLength(a, b.Secret); err != nil {
@@ -71,6 +78,54 @@ func open(a psa.Attributes, b providers.Blob) (*key, error) {
 	}
 	k.public = bytes.Clone(b.Public)
 	return k, nil
+}
+
+func (k *key) openRaw(b providers.Blob) (err error) {
+	der := b.Secret
+	if k.attributes.Type.IsPublicKey() {
+		der = b.Public
+		if len(b.Secret) != 0 {
+			return psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", k.attributes.Type)
+		}
+	}
+	if k.rawSecret, k.rawPublic, err = k.scheme.parseRaw(k.attributes, der); err != nil {
+		return err
+	}
+	// The public part is not sealed: another one there must not pass for this key's.
+	_, spki, err := rawParts(k.attributes, nil, k.rawPublic)
+	if err != nil || !bytes.Equal(spki, b.Public) {
+		psa.Wipe(k.rawSecret)
+		return psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
+	}
+	k.public = bytes.Clone(b.Public)
+	if k.attributes.Usage&psa.UsageExport != 0 {
+		k.secret = bytes.Clone(b.Secret)
+	}
+	return nil
+}
+
+// beginRaw begins an operation of a key of a scheme. The secret is a copy that the run wipes: it outlives the key.
+func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
+	s, public, own := k.scheme, k.rawPublic, bytes.Clone(k.rawSecret)
+	var r psa.Run
+	err := errUnsupported(op.Operation, k.attributes, op.Algorithm)
+	switch {
+	case op.Operation == psa.Sign && s.sign != nil:
+		r, err = psa.MessageSignRun(op, func(m []byte) ([]byte, error) { return s.sign(own, m) })
+	case op.Operation == psa.Verify && s.verify != nil:
+		r, err = psa.MessageVerifyRun(op, func(m, signature []byte) bool { return s.verify(public, m, signature) })
+	case op.Operation == psa.Agree && s.agree != nil:
+		r, err = psa.RawAgreeRun(op, k.attributes.Type, k.attributes.Bits, func(peer []byte) ([]byte, error) { return s.agree(own, peer) })
+	case op.Operation == psa.Encapsulate && s.encapsulate != nil:
+		r, err = psa.EncapsulateRun(op, func() ([]byte, []byte, error) { return s.encapsulate(public) })
+	case op.Operation == psa.Decapsulate && s.decapsulate != nil:
+		r, err = psa.DecapsulateRun(op, s.ciphertext, func(c []byte) ([]byte, error) { return s.decapsulate(own, c) })
+	}
+	if err != nil {
+		psa.Wipe(own)
+		return nil, err
+	}
+	return &wipingRun{r, own}, nil
 }
 
 // checkLength checks a symmetric key's bytes.
@@ -174,6 +229,11 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return psa.ExportRun(func() ([]byte, error) { return k.Public(), nil }), nil
 	case psa.Export:
 		return k.beginExport()
+	}
+	if k.scheme != nil {
+		return k.beginRaw(op)
+	}
+	switch op.Operation {
 	case psa.Sign, psa.SignHash:
 		return k.beginSign(op)
 	case psa.Verify, psa.VerifyHash:
@@ -283,7 +343,8 @@ func (k *key) Close() error {
 	k.closed = true
 	wipe(k.private)
 	psa.Wipe(k.secret)
-	k.private, k.secret = nil, nil
+	psa.Wipe(k.rawSecret)
+	k.private, k.secret, k.rawSecret = nil, nil, nil
 	return nil
 }
 

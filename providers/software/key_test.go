@@ -13,7 +13,7 @@ func isWiped(b []byte) bool { return len(b) > 0 && bytes.Equal(b, make([]byte, l
 
 // TestWiped looks at the memory itself after Close, Finish and Abort.
 func TestWiped(t *testing.T) {
-	for _, name := range []string{"ed25519", "ecdsa-p256-sha256", "aes-256-gcm"} {
+	for _, name := range []string{"ed448", "ml-dsa-44", "ed25519", "ecdsa-p256-sha256", "aes-256-gcm"} {
 		a, err := psa.ParseTemplate(name)
 		if err != nil {
 			t.Fatal(err)

@@ -107,6 +107,18 @@ var curves = map[int]elliptic.Curve{224: elliptic.P224(), 256: elliptic.P256(), 
 func generate(a psa.Attributes) (providers.Blob, error) {
 	var private crypto.PrivateKey
 	var err error
+	if s := schemeOf(a); s != nil {
+		secret, err := s.newSecret()
+		if err != nil {
+			return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the key cannot be generated: %w", err)
+		}
+		defer psa.Wipe(secret)
+		public, err := s.public(secret)
+		if err != nil {
+			return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the key cannot be generated: %w", err)
+		}
+		return rawBlob(a, secret, public)
+	}
 	switch {
 	case !a.Type.IsAsymmetric():
 		secret := make([]byte, a.Bits/8)
@@ -144,6 +156,13 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	if m.Format != want {
 		return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s key takes %s", m.Format, a.Type, want)
 	}
+	if s := schemeOf(a); s != nil {
+		secret, public, err := s.parseRaw(a, m.Data)
+		if err != nil {
+			return providers.Blob{}, err
+		}
+		return rawBlob(a, secret, public)
+	}
 	switch want {
 	case psa.FormatRaw:
 		if err := checkLength(a, m.Data); err != nil {
@@ -167,6 +186,11 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	}
 	defer wipe(private)
 	return blobOf(private)
+}
+
+func rawBlob(a psa.Attributes, secret, public []byte) (b providers.Blob, err error) {
+	b.Secret, b.Public, err = rawParts(a, secret, public)
+	return b, err
 }
 
 func blobOf(private crypto.PrivateKey) (providers.Blob, error) {

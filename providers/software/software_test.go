@@ -170,7 +170,8 @@ func TestCapabilities(t *testing.T) {
 	agreement := 4 * 2                 // 3 curves and X25519
 	ciphers := (3*8 + 2 + 1) * 2       // AES: 3 sizes, 8 modes; XTS: 2 sizes; ChaCha20-Poly1305
 	macs := (3 + 8) * 2                // CMAC: 3 sizes; HMAC: 8 hashes
-	if want := signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
+	raw := 3 + 2 + 3*3 + 2*3 + 6*3     // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA
+	if want := raw + signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
 		t.Errorf("%d lines, want %d", len(lines), want)
 	}
 	if !slices.IsSorted(text) || len(slices.Compact(slices.Clone(text))) != len(text) {
@@ -324,7 +325,7 @@ func TestAttributesRefused(t *testing.T) {
 	p := newProvider(t)
 	for _, name := range []string{
 		"rsa-2560-pss-sha256", "rsa-8192-pss-sha256", "rsa-2048-pss-sha512-256", "ecdsa-secp256k1-sha256",
-		"ecdsa-brainpoolp256r1-sha256", "ecdh-p224", "x448", "ed448", "aes-192-xts", "hmac-sha512-256", "ml-dsa-65",
+		"ecdsa-brainpoolp256r1-sha256", "ecdh-p224", "aes-192-xts", "hmac-sha512-256", "slh-dsa-sha2-128s",
 	} {
 		a := template(t, name)
 		_, err := p.Create(t.Context(), handle, a, nil)

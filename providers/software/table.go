@@ -78,6 +78,27 @@ func newTable() []psa.Capability {
 		}
 	}
 	agreement(psa.ECCKeyPair(psa.Montgomery), 255)
+	for k, s := range schemes {
+		switch {
+		case s.agree != nil:
+			agreement(k.t, k.bits)
+		case s.encapsulate != nil:
+			add(k.t, k.bits, psa.MLKEM, psa.Generate, psa.Import, psa.ExportPublic, psa.Encapsulate, psa.Decapsulate)
+			addExport(k.t, k.bits, psa.MLKEM)
+			add(k.t.PublicKey(), k.bits, psa.MLKEM, psa.Import, psa.ExportPublic, psa.Encapsulate)
+		default:
+			alg := psa.SLHDSA
+			switch {
+			case k.t == psa.KeyTypeMLDSAKeyPair:
+				alg = psa.MLDSA
+			case k.t.Family() == psa.TwistedEdwards:
+				alg = psa.PureEdDSA
+			}
+			add(k.t, k.bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Sign, psa.Verify)
+			addExport(k.t, k.bits, alg)
+			add(k.t.PublicKey(), k.bits, alg, psa.Import, psa.ExportPublic, psa.Verify)
+		}
+	}
 	for _, bits := range []int{128, 192, 256} {
 		for _, alg := range []psa.Algorithm{psa.GCM, psa.CCM, psa.CTR, psa.CBCNoPadding, psa.CBCPKCS7, psa.CFB, psa.OFB, psa.ECBNoPadding} {
 			secret(psa.KeyTypeAES, bits, alg, psa.Encrypt, psa.Decrypt)

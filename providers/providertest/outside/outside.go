@@ -51,7 +51,9 @@ func capabilities(ctx context.Context) ([]psa.Capability, error) {
 				some = append(some, c)
 			}
 		case psa.PureEdDSA, psa.GCM:
-			some = append(some, c)
+			if c.Bits <= 256 {
+				some = append(some, c)
+			}
 		}
 	}
 	return some, err

@@ -1,0 +1,199 @@
+package psa
+
+import (
+	"encoding/asn1"
+	"slices"
+)
+
+// RawKey is a key of a kind that crypto/x509 does not know: its bytes, as its own standard has them.
+type RawKey struct {
+	Type KeyType // a pair, or a public key
+	Bits int
+	// Bytes are the encoded public key, or of a pair the private key: Ed448's and X448's (RFC 8032, 7748), ML-DSA's
+	// and ML-KEM's seeds (FIPS 204, 203), SLH-DSA's private key (FIPS 205).
+	Bytes []byte
+}
+
+// rawForm is how PKCS #8 holds a private key.
+type rawForm int
+
+const (
+	octetsInOctets rawForm = iota // CurvePrivateKey (RFC 8410, 7)
+	seedChoice                    // a seed, an expanded key or both (RFC 9881, 6; RFC 9935, 6)
+	bare                          // RFC 9909, 6
+)
+
+type rawKind struct {
+	oid     asn1.ObjectIdentifier
+	t       KeyType // of the pair
+	bits    int
+	private int // bytes
+	public  int
+	form    rawForm
+}
+
+var rawKinds = newRawKinds()
+
+func newRawKinds() []rawKind {
+	nist := func(arc, n int) asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, arc, n} }
+	kinds := []rawKind{
+		{asn1.ObjectIdentifier{1, 3, 101, 113}, ECCKeyPair(TwistedEdwards), 448, 57, 57, octetsInOctets},
+		{asn1.ObjectIdentifier{1, 3, 101, 111}, ECCKeyPair(Montgomery), 448, 56, 56, octetsInOctets},
+		{nist(3, 17), KeyTypeMLDSAKeyPair, 128, 32, 1312, seedChoice},
+		{nist(3, 18), KeyTypeMLDSAKeyPair, 192, 32, 1952, seedChoice},
+		{nist(3, 19), KeyTypeMLDSAKeyPair, 256, 32, 2592, seedChoice},
+		{nist(4, 2), KeyTypeMLKEMKeyPair, 768, 64, 1184, seedChoice},
+		{nist(4, 3), KeyTypeMLKEMKeyPair, 1024, 64, 1568, seedChoice},
+	}
+	n := 20 // id-slh-dsa-sha2-128s; then 128f, 192s, ..., and the same with SHAKE (RFC 9909, 3)
+	for _, families := range [][2]SLHDSAFamily{{SLHDSASHA2S, SLHDSASHA2F}, {SLHDSASHAKES, SLHDSASHAKEF}} {
+		for _, bits := range []int{128, 192, 256} {
+			for _, f := range families {
+				kinds = append(kinds, rawKind{nist(3, n), SLHDSAKeyPair(f), bits, bits / 2, bits / 4, bare})
+				n++
+			}
+		}
+	}
+	return kinds
+}
+
+// IsRawKey says whether such keys are RawKeys.
+func IsRawKey(t KeyType, bits int) bool { return rawKindOf(t, bits) != nil }
+
+func rawKindOf(t KeyType, bits int) *rawKind {
+	i := slices.IndexFunc(rawKinds, func(k rawKind) bool { return k.t == t.KeyPair() && k.bits == bits })
+	if i < 0 {
+		return nil
+	}
+	return &rawKinds[i]
+}
+
+type rawAlgorithm struct {
+	OID asn1.ObjectIdentifier
+}
+
+type rawSPKI struct {
+	Algorithm rawAlgorithm
+	Key       asn1.BitString
+}
+
+type rawPKCS8 struct {
+	Version   int
+	Algorithm rawAlgorithm
+	Key       []byte
+}
+
+// Marshal writes PKCS #8, or SubjectPublicKeyInfo of a public key, in DER. Bytes of another length are
+// StatusInvalidArgument.
+func (k RawKey) Marshal() ([]byte, error) {
+	kind := rawKindOf(k.Type, k.Bits)
+	if kind == nil {
+		return nil, Errorf(StatusNotSupported, "a %s of %d bits is no raw key", k.Type, k.Bits)
+	}
+	want := kind.private
+	if k.Type.IsPublicKey() {
+		want = kind.public
+	}
+	if len(k.Bytes) != want {
+		return nil, Errorf(StatusInvalidArgument, "%d bytes; a %s of %d bits has %d", len(k.Bytes), k.Type, k.Bits, want)
+	}
+	var value any = rawSPKI{rawAlgorithm{kind.oid}, asn1.BitString{Bytes: k.Bytes, BitLength: 8 * len(k.Bytes)}}
+	if !k.Type.IsPublicKey() {
+		inner := k.Bytes
+		var err error
+		switch kind.form {
+		case octetsInOctets:
+			inner, err = asn1.Marshal(k.Bytes)
+		case seedChoice:
+			inner, err = asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes})
+		}
+		if err != nil {
+			return nil, Errorf(StatusGenericError, "%w", err)
+		}
+		value = rawPKCS8{0, rawAlgorithm{kind.oid}, inner}
+	}
+	der, err := asn1.Marshal(value)
+	if err != nil {
+		return nil, Errorf(StatusGenericError, "%w", err)
+	}
+	return der, nil
+}
+
+// ParseRawKey reads what Marshal writes, and an ML-DSA or ML-KEM key with its seed and its expanded form. A key of
+// another kind is StatusNotSupported, one that is damaged StatusInvalidArgument.
+func ParseRawKey(der []byte) (RawKey, error) {
+	var spki rawSPKI
+	if rest, err := asn1.Unmarshal(der, &spki); err == nil && len(rest) == 0 {
+		kind := rawKindBy(spki.Algorithm.OID)
+		if kind == nil {
+			return RawKey{}, errNotRaw(spki.Algorithm.OID)
+		}
+		if len(spki.Key.Bytes) != kind.public || spki.Key.BitLength != 8*kind.public {
+			return RawKey{}, Errorf(StatusInvalidArgument, "a public key of %d bits; it has %d", spki.Key.BitLength, 8*kind.public)
+		}
+		return RawKey{kind.t.PublicKey(), kind.bits, spki.Key.Bytes}, nil
+	}
+	var p struct {
+		Version    int
+		Algorithm  rawAlgorithm
+		Key        []byte
+		Attributes asn1.RawValue `asn1:"optional,tag:0"`
+		Public     asn1.RawValue `asn1:"optional,tag:1"`
+	}
+	if rest, err := asn1.Unmarshal(der, &p); err != nil || len(rest) > 0 {
+		return RawKey{}, Errorf(StatusInvalidArgument, "neither PKCS #8 nor SubjectPublicKeyInfo")
+	}
+	kind := rawKindBy(p.Algorithm.OID)
+	if kind == nil {
+		return RawKey{}, errNotRaw(p.Algorithm.OID)
+	}
+	b, err := kind.unwrap(p.Key)
+	if err == nil && len(b) != kind.private {
+		err = Errorf(StatusInvalidArgument, "a private key of %d bytes; it has %d", len(b), kind.private)
+	}
+	if err != nil {
+		return RawKey{}, err
+	}
+	return RawKey{kind.t, kind.bits, b}, nil
+}
+
+func errNotRaw(oid asn1.ObjectIdentifier) error {
+	return Errorf(StatusNotSupported, "a key of the unknown algorithm %v", oid)
+}
+
+func rawKindBy(oid asn1.ObjectIdentifier) *rawKind {
+	i := slices.IndexFunc(rawKinds, func(k rawKind) bool { return k.oid.Equal(oid) })
+	if i < 0 {
+		return nil
+	}
+	return &rawKinds[i]
+}
+
+// unwrap takes the bytes out of PKCS #8's OCTET STRING.
+func (k *rawKind) unwrap(b []byte) ([]byte, error) {
+	damaged := Errorf(StatusInvalidArgument, "a damaged private key")
+	if k.form == bare {
+		return b, nil
+	}
+	var v asn1.RawValue
+	if rest, err := asn1.Unmarshal(b, &v); err != nil || len(rest) > 0 {
+		return nil, damaged
+	}
+	switch {
+	case k.form == octetsInOctets && v.Class == asn1.ClassUniversal && v.Tag == asn1.TagOctetString:
+		return v.Bytes, nil
+	case k.form == octetsInOctets:
+		return nil, damaged
+	case v.Class == asn1.ClassContextSpecific && v.Tag == 0 && !v.IsCompound:
+		return v.Bytes, nil
+	case v.Class == asn1.ClassUniversal && v.Tag == asn1.TagSequence:
+		var both struct{ Seed, Expanded []byte }
+		if rest, err := asn1.Unmarshal(b, &both); err != nil || len(rest) > 0 {
+			return nil, damaged
+		}
+		return both.Seed, nil
+	case v.Class == asn1.ClassUniversal && v.Tag == asn1.TagOctetString:
+		return nil, Errorf(StatusNotSupported, "an expanded private key without its seed").WithHint("export the key with its seed")
+	}
+	return nil, damaged
+}

@@ -91,7 +91,16 @@ func (k *KIM) disclaim(number int64) {
 // nothing of the job is left; that may be after its return, where the provider is stuck.
 func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func(end func()) error) error {
 	j.done = make(chan struct{})
-	switch now := k.claim(number, j); {
+	now := k.claim(number, j)
+	if now != nil && now.kind == repairing {
+		// Recovery looks at every row that was in the journal a moment ago, and lets go of what is settled.
+		select {
+		case <-now.done:
+			now = k.claim(number, j)
+		case <-ctx.Done():
+		}
+	}
+	switch {
 	case now == nil:
 		j.material.Wipe()
 		return psa.Errorf(psa.StatusBadState, "the key info manager is closed")

@@ -462,6 +462,25 @@ func TestBackupIsQuiet(t *testing.T) {
 	}
 }
 
+// TestRecoveryIsNotInTheWay: it looks at each row of the journal, also at those that are settled a moment later, and
+// nobody is refused because of it.
+func TestRecoveryIsNotInTheWay(t *testing.T) {
+	d := newDevice(t)
+	k, p := d.open(nil)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 100 {
+				key := generate(t, k, p, fmt.Sprint("k", w, "-", i), p256)
+				if err := k.Destroy(ctx, key.Number, 1000); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // TestWrappingKeyIsNeverReplaced: without it secrets stay sealed, and with it again they open.
 func TestWrappingKeyIsNeverReplaced(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")

@@ -44,6 +44,8 @@ type job struct {
 	kind     jobKind
 	template string
 	attrs    psa.Attributes
+	origin   string
+	source   int64         // the key that is copied, else 0
 	material *psa.Material // a copy, wiped in the end
 
 	done chan struct{}
@@ -60,7 +62,7 @@ const (
 
 // asks says whether other asks for what j does.
 func (j *job) asks(other *job) bool {
-	if j.kind != other.kind || j.template != other.template || j.attrs != other.attrs || (j.material == nil) != (other.material == nil) {
+	if j.kind != other.kind || j.template != other.template || j.attrs != other.attrs || j.origin != other.origin || j.source != other.source || (j.material == nil) != (other.material == nil) {
 		return false
 	}
 	return j.material == nil || j.material.Format == other.material.Format && bytes.Equal(j.material.Data, other.material.Data)
@@ -147,30 +149,73 @@ func (k *KIM) providerOf(key Key) (*Provider, providers.Provider, error) {
 // ends; the same call then waits for what is under way, another one is StatusBadState. Whatever fails leaves the draft
 // as it was, or hidden where the provider may have the key (StatusTimeout, StatusCommunicationFailure, ...).
 func (k *KIM) Generate(ctx context.Context, number int64, uid uint32, template string, a psa.Attributes, m *psa.Material) error {
-	if err := a.Validate(); err != nil {
+	origin := Generated
+	if m != nil {
+		origin = Imported
+	}
+	return k.create(ctx, number, uid, template, a, m, origin)
+}
+
+// Derive makes the draft a key of a secret that was derived from another key; else as Generate.
+func (k *KIM) Derive(ctx context.Context, number int64, uid uint32, template string, a psa.Attributes, m *psa.Material) error {
+	return k.create(ctx, number, uid, template, a, m, Derived)
+}
+
+// Copy makes the draft a copy of a key of the same provider, whose attributes are psa.Attributes.Copied's; else as
+// Generate. Its origin is the source's.
+func (k *KIM) Copy(ctx context.Context, number int64, uid uint32, source int64) error {
+	draft, err := k.Key(context.WithoutCancel(ctx), number)
+	if err != nil {
 		return err
 	}
+	from, err := k.Key(context.WithoutCancel(ctx), source)
+	if err != nil {
+		return err
+	}
+	switch {
+	case from.State != Ready:
+		return psa.Errorf(psa.StatusInvalidArgument, "%s is no key yet", from.Name)
+	case from.Provider != draft.Provider:
+		return psa.Errorf(psa.StatusNotSupported, "%s is a key of another provider", from.Name)
+	}
+	a, err := from.Attributes.Copied(draft.Attributes)
+	if err != nil {
+		return err
+	}
+	return k.start(ctx, draft, uid, &job{kind: making, template: a.Template(), attrs: a, origin: from.Origin, source: source})
+}
+
+func (k *KIM) create(ctx context.Context, number int64, uid uint32, template string, a psa.Attributes, m *psa.Material, origin string) error {
 	key, err := k.Key(context.WithoutCancel(ctx), number)
 	if err != nil {
 		return err
 	}
-	p, impl, err := k.providerOf(key)
-	if err != nil {
-		return err
-	}
-	j := &job{kind: making, template: template, attrs: a}
+	j := &job{kind: making, template: template, attrs: a, origin: origin}
 	if m != nil {
 		j.material = &psa.Material{Format: m.Format, Data: bytes.Clone(m.Data)}
 	}
-	return k.run(ctx, p, number, j, func(end func()) error { return k.make(p, impl, number, uid, j, end) })
+	return k.start(ctx, key, uid, j)
+}
+
+func (k *KIM) start(ctx context.Context, draft Key, uid uint32, j *job) error {
+	err := j.attrs.Validate()
+	if err == nil {
+		var p *Provider
+		var impl providers.Provider
+		if p, impl, err = k.providerOf(draft); err == nil {
+			return k.run(ctx, p, draft.Number, j, func(end func()) error { return k.make(p, impl, draft.Number, uid, j, end) })
+		}
+	}
+	j.material.Wipe()
+	return err
 }
 
 // makeSteps are the journal's steps of one way to make a key.
-type makeSteps struct{ asked, creating, stored, ready, origin string }
+type makeSteps struct{ asked, creating, stored, ready string }
 
 var (
-	generateSteps = makeSteps{stepCreate, stepCreating, stepCreated, stepCreatedReady, Generated}
-	importSteps   = makeSteps{stepImport, stepImporting, stepImported, stepImportedReady, Imported}
+	generateSteps = makeSteps{stepCreate, stepCreating, stepCreated, stepCreatedReady}
+	importSteps   = makeSteps{stepImport, stepImporting, stepImported, stepImportedReady}
 )
 
 func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func()) (err error) {
@@ -180,7 +225,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 		}
 	}()
 	steps := generateSteps
-	if j.material != nil {
+	if j.material != nil || j.source != 0 {
 		steps = importSteps
 	}
 	k.o.Step(steps.asked)
@@ -194,12 +239,15 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	var h providers.Handle
 	rand.Read(h[:])
-	row, err := k.store.BeginCreate(context.Background(), number, h, j.template, j.attrs, steps.origin)
+	row, err := k.store.BeginCreate(context.Background(), number, h, j.template, j.attrs, j.origin)
 	if err != nil {
 		return err
 	}
 	k.o.Step(steps.creating)
 	blob, err := call(k.ctx, p, uid, k.o.GenerateTimeout, func(ctx context.Context) (providers.Blob, error) {
+		if j.source != 0 {
+			return k.copy(ctx, p, impl, h, j)
+		}
 		return impl.Create(ctx, h, j.attrs, j.material)
 	}, func(late providers.Blob, err error) {
 		psa.Wipe(late.Secret)
@@ -232,6 +280,26 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	k.o.Step(steps.ready)
 	return nil
+}
+
+func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h providers.Handle, j *job) (providers.Blob, error) {
+	copier, ok := impl.(providers.Copier)
+	if !ok {
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "this provider does not copy keys")
+	}
+	row, err := k.Key(ctx, j.source)
+	if err == nil && row.State != Ready {
+		err = psa.Errorf(psa.StatusDoesNotExist, "the key to copy is gone")
+	}
+	if err != nil {
+		return providers.Blob{}, err
+	}
+	blob, err := k.blob(ctx, p, row)
+	if err != nil {
+		return providers.Blob{}, err
+	}
+	defer psa.Wipe(blob.Secret)
+	return copier.Copy(ctx, h, j.attrs, providers.Source{Handle: row.Handle, Attributes: row.Attributes, Blob: blob})
 }
 
 // hide keeps a key out of sight until recovery knows what became of it.

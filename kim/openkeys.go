@@ -155,22 +155,29 @@ func (k *KIM) load(ctx context.Context, e *openKey) error {
 	if err != nil {
 		return err
 	}
-	blob := providers.Blob{Public: row.Public}
-	if row.Sealed {
-		sealed, err := k.store.Secret(ctx, row.Number)
-		if err != nil {
-			return err
-		}
-		if blob.Secret, err = k.sealer.Unseal(row, p.uuid, sealed); err != nil {
-			return err
-		}
-		defer psa.Wipe(blob.Secret)
+	blob, err := k.blob(ctx, p, row)
+	if err != nil {
+		return err
 	}
+	defer psa.Wipe(blob.Secret)
 	e.row, e.provider = row, p
 	e.key, err = recovering(ctx, p, func(ctx context.Context) (providers.Key, error) {
 		return impl.Open(ctx, row.Handle, row.Attributes, blob)
 	})
 	return err
+}
+
+// blob is what the KIM keeps of a key for its provider; its secret is the caller's to wipe.
+func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, error) {
+	b := providers.Blob{Public: row.Public}
+	if !row.Sealed {
+		return b, nil
+	}
+	sealed, err := k.store.Secret(ctx, row.Number)
+	if err == nil {
+		b.Secret, err = k.sealer.Unseal(row, p.uuid, sealed)
+	}
+	return b, err
 }
 
 // Begin begins an operation with a key for uid: StatusNotPermitted and the like where its policy says no, a draft is

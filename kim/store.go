@@ -30,7 +30,7 @@ type Key struct {
 	Handle      providers.Handle
 	Attributes  psa.Attributes // of a draft: what is set so far
 	Template    string
-	Origin      string // "generated" or "imported"; empty in a draft
+	Origin      string // see below; empty in a draft
 	UID, GID    uint32 // its creator, the default owner of its files
 	Created     time.Time
 	Changed     time.Time
@@ -46,6 +46,7 @@ type Key struct {
 const (
 	Generated = "generated"
 	Imported  = "imported"
+	Derived   = "derived"
 )
 
 // Entry is a row of the journal: a key in Creating or Destroying.

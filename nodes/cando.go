@@ -82,7 +82,7 @@ const askUse = "use"
 // parseQuestion reads "sign ecdsa-p256-sha256", "generate PSA_KEY_TYPE_AES 256 PSA_ALG_GCM PSA_KEY_USAGE_ENCRYPT" (type,
 // size, algorithm, and the usage flags, which are otherwise a template's), "random" or "hash sha256".
 func parseQuestion(line string) (question, error) {
-	words := strings.Fields(line)
+	words := questionWords(line)
 	q := question{op: psa.Operation(words[0]), use: words[0] == askUse}
 	if !q.use && !slices.Contains(psa.Operations(), q.op) {
 		return q, psa.Errorf(psa.StatusInvalidArgument, "unknown operation %q; known are use, %s", words[0], joined(psa.Operations()))
@@ -122,6 +122,20 @@ func parseQuestion(line string) (question, error) {
 	}
 	q.key.Usage = (psa.Capability{Type: q.key.Type, Bits: q.key.Bits, Algorithm: q.key.Algorithm}).Attributes().Usage
 	return q, nil
+}
+
+// questionWords splits at white space, except in the parentheses of PSA's notation.
+func questionWords(line string) (words []string) {
+	open := 0 // parentheses of the last word
+	for _, part := range strings.Fields(line) {
+		if open > 0 {
+			words[len(words)-1] += " " + part
+		} else {
+			words = append(words, part)
+		}
+		open += strings.Count(part, "(") - strings.Count(part, ")")
+	}
+	return words
 }
 
 func joined(ops []psa.Operation) string {

@@ -438,8 +438,8 @@ func (n *keyDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 }
 
 // file makes the node of a row: number is that of the inode's owner, key 0 outside keys.
-func (t *Tree) file(r *row, number int64, p *kim.Provider, key int64) node {
-	var n node
+func (t *Tree) file(r *row, number int64, p *kim.Provider, key int64) tableNode {
+	var n tableNode
 	var f *fileNode
 	switch r.kind {
 	case transaction:
@@ -459,6 +459,14 @@ func (t *Tree) file(r *row, number int64, p *kim.Provider, key int64) node {
 	f.row, f.p, f.key = r, p, key
 	return n
 }
+
+// tableNode is a node of a file of the table.
+type tableNode interface {
+	node
+	file() *fileNode
+}
+
+func (n *fileNode) file() *fileNode { return n }
 
 // fileNode is what the files of the table share.
 type fileNode struct {

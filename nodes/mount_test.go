@@ -199,7 +199,7 @@ func TestFilesFollowTheKey(t *testing.T) {
 	if err := os.Mkdir(m.path("k"), 0777); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := list(t, m.path("k")), "attributes generate import last_error"; got != want {
+	if got, want := list(t, m.path("k")), "attributes copy generate import last_error"; got != want {
 		t.Errorf("a draft shows %q, want %q", got, want)
 	}
 	m.put(m.path("k", "generate"), "ecdsa-p256-sha256\n")

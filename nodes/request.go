@@ -207,6 +207,16 @@ func (r *request) answer(ctx context.Context) error {
 			defer r.mu.Unlock()
 			return err
 		}
+		if r.row.names != nil {
+			if err := r.row.names(ctx, r.feed); err != nil {
+				r.t.running.Done()
+				defer r.mu.Unlock()
+				r.wipeInput()
+				r.err, r.phase, r.handed = err, answered, true
+				close(r.finished)
+				return err
+			}
+		}
 		r.phase, r.by = computing, caller(ctx)
 		go r.compute(r.feed)
 	}
@@ -403,8 +413,9 @@ type feed struct {
 	passed     int64 // bytes that the run was given
 	streaming  bool  // the run keeps none of them
 	word       string
-	algorithm  string // that was begun
-	rejected   error  // the stream cannot be what it should be; told at READ
+	algorithm  string  // that was begun
+	into       kim.Key // the draft that the answer becomes, number 0 where it is given out
+	rejected   error   // the stream cannot be what it should be; told at READ
 }
 
 func (f *feed) main() *input {
@@ -530,7 +541,10 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 	if err != nil {
 		return gone(err)
 	}
-	if f.algorithm = a.String(); op.Usage() == 0 && op != psa.Hash || a == psa.AlgNone {
+	if f.algorithm == "" {
+		f.algorithm = a.String()
+	}
+	if op.Usage() == 0 && op != psa.Hash || a == psa.AlgNone {
 		f.algorithm = ""
 	}
 	f.streaming = a.IsMAC() || op == psa.Hash || a.IsHashAndSign() && (op == psa.Sign || op == psa.Verify)

@@ -134,7 +134,7 @@ func (a *access) inodes() []uint64 {
 
 // accessTo notes by which right a transaction is opened; flags are open(2)'s.
 func (t *Tree) accessTo(r *row, p *kim.Provider, key int64, flags uint32) *access {
-	a := &access{n: &t.file(r, ownerOf(p, key), p, key).(*operationFile).fileNode, want: 6}
+	a := &access{n: t.file(r, ownerOf(p, key), p, key).file(), want: 6}
 	switch flags & syscall.O_ACCMODE {
 	case syscall.O_RDONLY:
 		a.want = 4
@@ -179,7 +179,7 @@ func (a *access) judge(ctx context.Context) error {
 			want = a.want
 		}
 		if !p.rights().allow(who, want) {
-			return fmt.Errorf("uid %d has no access to %s any more", who.uid, b.self.place().path())
+			return fmt.Errorf("uid %d has no access to %s", who.uid, b.self.place().path())
 		}
 	}
 	k, err := a.n.t.keyOf(ctx, a.n.key)

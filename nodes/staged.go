@@ -44,6 +44,9 @@ type stage struct {
 	scan func(b []byte, alone bool) (end int, apply func(ctx context.Context) error, err error)
 	// most is how many bytes it may hold, stageMost if 0.
 	most int
+	// atClose: whether b takes effect at the end of the file alone: it cannot be taken back, and lines that follow may
+	// take rights away (bash's printf sends each line by itself).
+	atClose func(b []byte) bool
 	// again: what comes after belongs to the same text, and the whole is read anew; else only white space and PEM
 	// blocks that are no key may follow.
 	again bool
@@ -100,6 +103,7 @@ type stagedHandle struct {
 	done   bool // applied; only what may be ignored can follow
 	left   int  // bytes that no effect has covered yet
 	last   *application
+	atEnd  func(context.Context) error // what FLUSH sets off
 }
 
 // application is an effect under way, and the WRITE that began it.
@@ -114,7 +118,7 @@ func (h *stagedHandle) empty() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	wipe(h.buf)
-	h.buf, h.writes, h.cursor, h.poison, h.done, h.left = nil, 0, cursor{}, nil, false, 0
+	h.buf, h.writes, h.cursor, h.poison, h.done, h.left, h.atEnd = nil, 0, cursor{}, nil, false, 0, nil
 }
 
 var _ = (fs.FileReader)((*stagedHandle)(nil))
@@ -181,6 +185,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	if h.done {
 		return nil, h.rest()
 	}
+	h.atEnd = nil
 	end, apply, err := s.scan(h.buf, h.writes == 1)
 	if err != nil {
 		return nil, h.spoil(err)
@@ -189,6 +194,10 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 		return nil, nil
 	}
 	h.left = len(h.buf) - end
+	if s.atClose != nil && s.atClose(h.buf[:end]) {
+		h.atEnd = apply
+		return nil, nil
+	}
 	if !s.again {
 		h.done = true
 		kept := append([]byte(nil), h.buf[end:]...)
@@ -198,13 +207,18 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 			return nil, err
 		}
 	}
+	return h.begin(ctx, &application{off: off, data: append([]byte(nil), data...)}, apply)
+}
+
+// begin sets an effect off.
+func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(context.Context) error) (*application, error) {
 	if err := h.n.t.auditing.ready(); err != nil {
 		return nil, h.spoil(err)
 	}
 	if !h.n.t.begin() {
 		return nil, errLeaving
 	}
-	a := &application{off: off, data: append([]byte(nil), data...), finished: make(chan struct{})}
+	a.finished = make(chan struct{})
 	h.last = a
 	go h.run(a, caller(ctx), apply)
 	return a, nil
@@ -266,10 +280,29 @@ func (h *stagedHandle) settle(a *application) error {
 
 var _ = (fs.FileFlusher)((*stagedHandle)(nil))
 
-// Flush refuses an incomplete stage. bash sends one before it wrote anything.
+// Flush refuses an incomplete stage, and applies what waits for the end of the file, unless its writer is being killed
+// in the middle of it. bash sends one before it wrote anything.
 func (h *stagedHandle) Flush(ctx context.Context) syscall.Errno {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if apply := h.atEnd; apply != nil && h.left == 0 && h.poison == nil && !killed(caller(ctx).Pid) {
+		h.atEnd, h.done = nil, true
+		wipe(h.buf)
+		h.buf = nil
+		a, err := h.begin(ctx, &application{off: -1}, apply)
+		if err == nil {
+			h.mu.Unlock()
+			err = wait(ctx, a.finished)
+			h.mu.Lock()
+		}
+		if err == nil {
+			err = h.settle(a)
+		}
+		if err != nil {
+			return h.n.t.fail(ctx, h.n.place(), "close", err)
+		}
+		return 0
+	}
 	if h.poison == nil && h.left > 0 && len(bytes.TrimSpace(h.buf[len(h.buf)-h.left:])) > 0 {
 		return h.n.t.fail(ctx, h.n.place(), "close", psa.Errorf(psa.StatusInvalidArgument, "the text is not complete").WithHint("end it with a newline"))
 	}
@@ -488,9 +521,9 @@ func generateStage(v *view) stage {
 			return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, nil)
 		}
 	}
-	return stage{scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
+	return stage{atClose: isTOML, scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
 		line, _, whole := bytes.Cut(b, []byte("\n"))
-		if bytes.ContainsRune(line, '=') || bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
+		if isTOML(b) {
 			end := wholeLines(b)
 			if end == 0 {
 				return 0, nil, nil
@@ -532,6 +565,12 @@ func generateStage(v *view) stage {
 		}
 		return 0, nil, nil
 	}}
+}
+
+// isTOML tells attributes from a template.
+func isTOML(b []byte) bool {
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return bytes.ContainsRune(line, '=') || bytes.HasPrefix(bytes.TrimSpace(line), []byte("#"))
 }
 
 func importStage(v *view) stage {

@@ -61,7 +61,9 @@ type row struct {
 	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
 	answer  func(request string, v *view, o map[string][]byte) ([]byte, error)
 	begin   func(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) // where the provider's own Begin is not what it takes
-	help    string
+	// names judges what the request names in bytes, as if the reader had opened it
+	names func(ctx context.Context, f *feed) error
+	help  string
 }
 
 // slotsNumber is added to a transaction's row number for its directory of slots.
@@ -139,12 +141,20 @@ func (v *view) hashes(h psa.Algorithm) bool {
 
 func hasHashes(v *view) bool { return v.hashes(psa.AlgNone) }
 
+var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key"}
+
+var exportRow = &row{number: 26, name: "export", kind: transaction, mode: 0600, op: psa.Export,
+	inputs: []input{{name: "format", whole: 64}}, outputs: []output{{name: "key"}}, answer: exportAnswer,
+	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out"}
+
 // keyRows are the files of a key.
 var keyRows = []*row{
 	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage, help: "TOML: what the key is; a draft's can be written"},
 	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities, help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, stage: generateStage, help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
-	{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key"},
+	importRow,
+	{number: 11, name: "copy", kind: staged, mode: 0600, present: copies, stage: copyStage,
+		help: "the name of a key of this provider, with PSA_KEY_USAGE_COPY, whose export you could open: becomes its copy, with no more rights"},
 	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM, help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER, help: "the public key, SubjectPublicKeyInfo in DER"},
 	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last failures with this key"},
@@ -184,12 +194,13 @@ var keyRows = []*row{
 		inputs:  []input{{name: "nonce", lead: true, required: true}, {name: "additional_data", slotOnly: true}, {name: "ciphertext"}},
 		outputs: []output{{name: "plaintext"}},
 		help:    "nonce || ciphertext || tag in, plaintext out"},
-	{number: 26, name: "export", kind: transaction, mode: 0600, op: psa.Export,
-		inputs: []input{{name: "format", whole: 64}}, outputs: []output{{name: "key"}}, answer: exportAnswer,
-		help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out"},
+	exportRow,
 	{number: 27, name: "agree", kind: transaction, mode: 0600, op: psa.Agree,
-		inputs: []input{{name: "peer", required: true, whole: psa.MaxPeer}}, outputs: []output{{name: "secret"}},
-		help: "peer's public key (PEM, DER, or PSA's own bytes) in, shared secret out"},
+		names: nameStore, begin: beginAgree,
+		inputs: []input{{name: "kdf", slotOnly: true}, {name: "salt", slotOnly: true}, {name: "info", slotOnly: true}, {name: "length", slotOnly: true},
+			{name: "store", slotOnly: true}, {name: "peer", required: true, whole: psa.MaxPeer}},
+		outputs: []output{{name: "secret"}},
+		help:    "peer's public key (PEM, DER, or PSA's own bytes) in, shared secret out; a slot's kdf (hkdf-sha256, tls12-prf-sha256) with salt, info and length derives from it, and store names a draft of yours that becomes the key"},
 	{number: 30, name: "encapsulate", kind: transaction, mode: 0600, open: 0666, op: psa.Encapsulate,
 		outputs: []output{{name: "ciphertext"}, {name: "secret"}},
 		help:    "nothing in, ciphertext || secret out: a new secret for the holder of the private key"},

@@ -26,6 +26,7 @@ type narrowed struct {
 }
 
 var (
+	_ Copier = (*narrowed)(nil)
 	_ Random = (*narrowed)(nil)
 	_ Hasher = (*narrowed)(nil)
 )
@@ -80,6 +81,15 @@ func (p *narrowed) Create(ctx context.Context, h Handle, a psa.Attributes, m *ps
 		p.n.Log.Warn("a deprecated key is imported", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String())
 	}
 	return p.Provider.Create(ctx, h, a, m)
+}
+
+// Copy is p's, StatusNotSupported where it has none.
+func (p *narrowed) Copy(ctx context.Context, h Handle, a psa.Attributes, from Source) (Blob, error) {
+	copier, ok := p.Provider.(Copier)
+	if !ok || !p.lets(psa.Copy, a.Type, a.Bits, a.Algorithm) {
+		return Blob{}, p.refusal(psa.Copy)
+	}
+	return copier.Copy(ctx, h, a, from)
 }
 
 func (p *narrowed) Open(ctx context.Context, h Handle, a psa.Attributes, b Blob) (Key, error) {

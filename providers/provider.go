@@ -68,6 +68,19 @@ type Key interface {
 	Close() error
 }
 
+// Source is a key to copy.
+type Source struct {
+	Handle     Handle
+	Attributes psa.Attributes
+	Blob       Blob
+}
+
+// Copier is implemented by providers that give a key a second name and policy (psa_copy_key).
+type Copier interface {
+	// Copy stores a copy under exactly this handle, as Create does a new key; type and size are the source's.
+	Copy(ctx context.Context, h Handle, a psa.Attributes, from Source) (Blob, error)
+}
+
 // Random is implemented by providers that have a random number generator of their own.
 type Random interface {
 	// Random fills p (psa_generate_random).

@@ -171,6 +171,9 @@ func (l *line) imported() []byte {
 	if l.Has(psa.Export) {
 		usage |= psa.UsageExport
 	}
+	if l.Has(psa.Copy) {
+		usage |= psa.UsageCopy
+	}
 	attributes := fmt.Sprintf("template = %q\nkey_type = %q\nusage = [%s]\n", l.template(), l.Type, quoted(usage.Names()))
 	l.must(writeOnce(l.path("attributes"), []byte(attributes)))
 	l.must(writeOnce(l.path("import"), key))
@@ -319,6 +322,8 @@ func (l *line) operations(key []byte) {
 			l.agrees()
 		case psa.CSR:
 			l.requests()
+		case psa.Copy:
+			l.copies(key)
 		case psa.Encapsulate:
 			l.encapsulates(key)
 		case psa.Decapsulate:

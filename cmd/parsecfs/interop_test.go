@@ -98,26 +98,28 @@ func (l *line) encryptsBothWays(key, message []byte) {
 func (l *line) slot(key, message []byte) {
 	l.t.Helper()
 	nonce, additionalData := []byte("fedcba98765432100123456789abcdef")[:l.Algorithm.NonceLength()], []byte("a header")
-	with := func(op, out string, inputs map[string][]byte) []byte {
-		dir := l.path(op + ".d/slot")
-		l.must(os.Mkdir(dir, 0o700))
-		for name, b := range inputs {
-			l.must(os.WriteFile(filepath.Join(dir, name), b, 0))
-		}
-		b, err := os.ReadFile(filepath.Join(dir, out))
-		l.must(err)
-		l.must(os.Remove(dir))
-		return b
-	}
-	sealed := with("encrypt", "ciphertext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "plaintext": message})
+	sealed := l.with("encrypt", "ciphertext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "plaintext": message})
 	if key != nil {
 		if theirs := l.evp("encrypt", key, nonce, additionalData, message); !bytes.Equal(sealed, theirs) {
 			l.t.Errorf("%x; OpenSSL makes %x", sealed, theirs)
 		}
 	}
-	if plain := with("decrypt", "plaintext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "ciphertext": sealed}); !bytes.Equal(plain, message) {
+	if plain := l.with("decrypt", "plaintext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "ciphertext": sealed}); !bytes.Equal(plain, message) {
 		l.t.Errorf("in a slot it decrypted %q", plain)
 	}
+}
+
+// with is one use of a directory slot.
+func (l *line) with(op, out string, inputs map[string][]byte) []byte {
+	l.t.Helper()
+	dir := l.path(op + ".d/slot")
+	l.must(os.Mkdir(dir, 0o700))
+	for name, b := range inputs {
+		l.must(os.WriteFile(filepath.Join(dir, name), b, 0))
+	}
+	b := l.read(filepath.Join(dir, out))
+	l.must(os.Remove(dir))
+	return b
 }
 
 // mac makes a MAC and judges one, against OpenSSL where the key is known.
@@ -190,13 +192,29 @@ func (l *line) agrees() {
 		peer, err := os.ReadFile(public)
 		l.must(err)
 		want := l.run(nil, "openssl", "pkeyutl", "-derive", "-inkey", private, "-peerkey", l.public())
-		if got := l.ask("agree", peer); !bytes.Equal(got, want) {
-			l.t.Errorf("agreed on %x, OpenSSL on %x", got, want)
-		}
+		l.derives(peer, want)
 	}
 	if secret, err := ask(l.path("agree"), []byte("nobody")); err == nil || len(secret) > 0 {
 		l.t.Errorf("agreed with nobody on %x", secret)
 	}
+}
+
+// copies copies the key, and finds it in the copy, which cannot be copied again.
+func (l *line) copies(key []byte) {
+	l.t.Helper()
+	source := l.dir
+	l.dir += "-copy"
+	defer func() { l.dir = source }()
+	l.must(os.Mkdir(l.dir, 0o755))
+	l.must(writeOnce(l.path("attributes"), fmt.Appendf(nil, "key_type = %q\nkey_bits = %d\npermitted_algorithm = %q\nusage = [\"PSA_KEY_USAGE_EXPORT\"]\n", l.Type, l.Bits, l.Algorithm)))
+	l.must(writeOnce(l.path("copy"), []byte(filepath.Base(source)+"\n")))
+	l.exported(key)
+	l.must(os.Mkdir(l.path("../again"), 0o755))
+	if err := writeOnce(l.path("../again/copy"), []byte(filepath.Base(l.dir)+"\n")); !errors.Is(err, os.ErrPermission) {
+		l.t.Errorf("a copy without the COPY flag was copied: %v", err)
+	}
+	l.must(os.Remove(l.path("../again")))
+	l.remove()
 }
 
 // encapsulates makes secrets for the key, which another implementation finds in the ciphertext where it has the key.
@@ -258,6 +276,48 @@ func (l *line) decapsulates() {
 	if got, err := ask(l.path("decapsulate"), ciphertext[1:]); err == nil || len(got) > 0 {
 		l.t.Errorf("of a short ciphertext came %x", got)
 	}
+}
+
+// derives holds agreements with a peer against the raw secret and OpenSSL's key derivations.
+func (l *line) derives(peer, raw []byte) {
+	l.t.Helper()
+	salt, info := []byte("a salt"), []byte("a label")
+	openssl := func(kdf psa.Algorithm, salt, info []byte, length int) []byte {
+		h, _ := kdf.CryptoHash()
+		args := []string{"kdf", "-binary", "-keylen", fmt.Sprint(length), "-kdfopt", "digest:" + opensslHash(h)}
+		if kdf == psa.HKDF(kdf.Hash()) {
+			args = append(args, "-kdfopt", "hexkey:"+hex.EncodeToString(raw), "-kdfopt", "hexsalt:"+hex.EncodeToString(salt),
+				"-kdfopt", "hexinfo:"+hex.EncodeToString(info), "HKDF")
+		} else {
+			args = append(args, "-kdfopt", "hexsecret:"+hex.EncodeToString(raw), "-kdfopt", "hexseed:"+hex.EncodeToString(append(bytes.Clone(info), salt...)), "TLS1-PRF")
+		}
+		return l.run(nil, "openssl", args...)
+	}
+	compare := func(what string, got, want []byte) {
+		if !bytes.Equal(got, want) {
+			l.t.Errorf("%s: agreed on %x, OpenSSL on %x", what, got, want)
+		}
+	}
+	policy := l.Algorithm.Derivation()
+	switch {
+	case policy == psa.AlgNone:
+		compare("raw", l.ask("agree", peer), raw)
+		compare("raw in a slot", l.with("agree", "secret", map[string][]byte{"peer": peer}), raw)
+		for word, kdf := range map[string]psa.Algorithm{"hkdf-sha256\n": psa.HKDF(psa.SHA256), "PSA_ALG_HKDF(PSA_ALG_SHA_512)": psa.HKDF(psa.SHA512),
+			"tls12-prf-sha384": psa.TLS12PRF(psa.SHA384)} {
+			got := l.with("agree", "secret", map[string][]byte{"kdf": []byte(word), "salt": salt, "info": info, "length": []byte("77\n"), "peer": peer})
+			compare(word, got, openssl(kdf, salt, info, 77))
+		}
+		return
+	case policy == psa.HKDF(policy.Hash()):
+		compare("without salt and info", l.ask("agree", peer), openssl(policy, nil, nil, policy.HashLength()))
+	default:
+		if out, err := ask(l.path("agree"), peer); err == nil || len(out) > 0 {
+			l.t.Errorf("the TLS 1.2 PRF without a label gave %x", out)
+		}
+	}
+	got := l.with("agree", "secret", map[string][]byte{"salt": salt, "info": info, "length": []byte("77"), "peer": peer})
+	compare("in a slot", got, openssl(policy, salt, info, 77))
 }
 
 // otherForms holds public.ssh and public.jwk against the key.

@@ -281,6 +281,36 @@ func (m *made) mustWork(t *testing.T, what string) {
 	}
 }
 
+// copy gives the key another row, with less rights, and compares what comes out.
+func (s *suite) copy(t *testing.T, m *made) {
+	copier, ok := s.provider(t).(providers.Copier)
+	if !ok {
+		t.Error("the line copies, and the provider is no Copier")
+		return
+	}
+	source := providers.Source{Handle: m.handle, Attributes: m.attributes, Blob: m.blob}
+	c := &made{handle: newHandle(), attributes: m.attributes, known: m.known}
+	c.attributes.Usage = psa.UsageExport
+	var err error
+	if c.blob, err = copier.Copy(t.Context(), c.handle, c.attributes, source); err != nil {
+		t.Errorf("Copy: %v", err)
+		return
+	}
+	t.Cleanup(func() {
+		if err := s.provider(t).Destroy(context.Background(), c.handle); err != nil {
+			t.Errorf("Destroy: %v", err)
+		}
+	})
+	c.open(t, s.provider(t))
+	if pub := c.publicKey(t); !t.Failed() {
+		c.export(t, pub)
+	}
+	other := c.attributes
+	other.Bits *= 2
+	_, err = copier.Copy(t.Context(), newHandle(), other, source)
+	wantStatus(t, "Copy into another size", err, psa.StatusNotSupported)
+}
+
 // operations does all that a line names on a key that it made.
 func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 	pub := m.publicKey(t)
@@ -290,6 +320,8 @@ func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 	for _, op := range c.Operations {
 		switch op {
 		case psa.Generate, psa.Import: // the key is there
+		case psa.Copy:
+			s.copy(t, m)
 		case psa.ExportPublic:
 			m.exportPublic(t)
 		case psa.Export:

@@ -151,6 +151,9 @@ func attributesOf(c psa.Capability) psa.Attributes {
 	if c.Has(psa.Export) {
 		a.Usage |= psa.UsageExport
 	}
+	if c.Has(psa.Copy) {
+		a.Usage |= psa.UsageCopy
+	}
 	return a
 }
 

@@ -161,22 +161,24 @@ func RawVerify(pub psa.RawKey, message, signature []byte) error {
 // agreeRaw tries the agreement of X448.
 func (m *made) agreeRaw(t *testing.T, pub psa.RawKey) {
 	call := func(peer []byte) ([]byte, error) {
-		out, err := do(t.Context(), m.key, psa.Op{Operation: psa.Agree, Algorithm: m.attributes.Algorithm}, peer)
+		out, err := do(t.Context(), m.key, m.agreement(), peer)
 		return out["secret"], err
 	}
-	var own, public, secret, want x448.Key
+	var own, public, secret, shared x448.Key
 	copy(own[:], pub.Bytes)
 	_, _ = rand.Read(secret[:]) // never fails
 	x448.KeyGen(&public, &secret)
-	if !x448.Shared(&want, &secret, &own) {
+	if !x448.Shared(&shared, &secret, &own) {
 		t.Fatal("no secret")
 	}
+	m.derivations(t, public[:], shared[:])
+	want := derived(t, m.attributes.Algorithm, shared[:])
 	der, err := (psa.RawKey{Type: pub.Type, Bits: pub.Bits, Bytes: public[:]}).Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for form, b := range map[string][]byte{"DER": der, "PEM": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "PSA's own": public[:]} {
-		if got, err := call(b); err != nil || !bytes.Equal(got, want[:]) {
+		if got, err := call(b); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("agree with a peer in %s: %x, %v", form, got, err)
 		}
 	}

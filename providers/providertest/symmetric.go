@@ -7,6 +7,7 @@ import (
 	"crypto/cipher"
 	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
@@ -268,17 +269,19 @@ func (m *made) agree(t *testing.T, pub crypto.PublicKey) {
 		t.Fatalf("the suite cannot agree with a %T", pub)
 	}
 	call := func(peer []byte) ([]byte, error) {
-		out, err := do(t.Context(), m.key, psa.Op{Operation: psa.Agree, Algorithm: m.attributes.Algorithm}, peer[:len(peer)/2], peer[len(peer)/2:])
+		out, err := do(t.Context(), m.key, m.agreement(), peer[:len(peer)/2], peer[len(peer)/2:])
 		return out["secret"], err
 	}
 	peer, err := own.Curve().GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := peer.ECDH(own)
+	shared, err := peer.ECDH(own)
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.derivations(t, peer.PublicKey().Bytes(), shared)
+	want := derived(t, m.attributes.Algorithm, shared)
 	der, err := x509.MarshalPKIXPublicKey(peer.PublicKey())
 	if err != nil {
 		t.Fatal(err)
@@ -311,6 +314,71 @@ func (m *made) agree(t *testing.T, pub crypto.PublicKey) {
 	}
 	_, err = call(nil)
 	wantStatus(t, "agree with nobody", err, psa.StatusInsufficientData)
+}
+
+// derivation is what the suite asks of each key derivation.
+var derivation = map[string][]byte{"salt": []byte("a seed"), "info": []byte("test label"), "length": []byte("100")}
+
+func (m *made) agreement() psa.Op {
+	op := psa.Op{Operation: psa.Agree, Algorithm: m.attributes.Algorithm}
+	if op.Algorithm.Derivation() != psa.AlgNone {
+		op.Inputs = derivation
+	}
+	return op
+}
+
+// derived brings a secret into the key derivation of alg, by the standard library alone.
+func derived(t *testing.T, alg psa.Algorithm, secret []byte) []byte {
+	kdf := alg.Derivation()
+	if kdf == psa.AlgNone {
+		return secret
+	}
+	h, _ := kdf.CryptoHash()
+	if kdf == psa.HKDF(kdf.Hash()) {
+		out, err := hkdf.Key(h.New, secret, derivation["salt"], string(derivation["info"]), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	// RFC 5246, 5
+	mac := func(parts ...[]byte) []byte {
+		x := hmac.New(h.New, secret)
+		for _, p := range parts {
+			x.Write(p)
+		}
+		return x.Sum(nil)
+	}
+	seed := append([]byte("test label"), "a seed"...)
+	var out []byte
+	for a := mac(seed); len(out) < 100; a = mac(a) {
+		out = append(out, mac(a, seed)...)
+	}
+	return out[:100]
+}
+
+// derivations tries what a raw policy permits beside, and what a derivation refuses.
+func (m *made) derivations(t *testing.T, peer, shared []byte) {
+	op := m.agreement()
+	op.Inputs = map[string][]byte{"salt": derivation["salt"], "info": derivation["info"], "length": []byte("0")}
+	_, err := do(t.Context(), m.key, op, peer)
+	wantStatus(t, "a length of 0, or without a derivation", err, psa.StatusInvalidArgument)
+	if kdf := op.Algorithm.Derivation(); kdf == psa.TLS12PRF(kdf.Hash()) {
+		op.Inputs = nil
+		_, err := do(t.Context(), m.key, op, peer)
+		wantStatus(t, "the TLS 1.2 PRF without seed and label", err, psa.StatusInsufficientData)
+	}
+	if op.Algorithm != psa.ECDH {
+		op.Algorithm, op.Inputs = psa.ECDH, nil
+		_, err := do(t.Context(), m.key, op, peer)
+		wantStatus(t, "a raw agreement against the policy", err, psa.StatusNotSupported)
+		return
+	}
+	op.Algorithm, op.Inputs = psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA256)), derivation
+	out, err := do(t.Context(), m.key, op, peer)
+	if want := derived(t, op.Algorithm, shared); err != nil || !bytes.Equal(out["secret"], want) {
+		t.Errorf("HKDF under a raw policy: %x, %v; want %x", out["secret"], err, want)
+	}
 }
 
 // hash tries hash without a key.

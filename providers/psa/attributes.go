@@ -289,7 +289,7 @@ func (a Attributes) Can(op Operation) bool {
 	switch op {
 	case ExportPublic:
 		return a.Type.IsAsymmetric()
-	case Export:
+	case Export, Copy:
 		return a.Type != KeyTypeNone
 	case Sign:
 		return !public && alg.signsMessages()
@@ -374,6 +374,27 @@ func (a Attributes) permitsAlgorithm(alg Algorithm) bool {
 		return alg.IsKeyAgreement() && alg&agreementBits == policy
 	}
 	return false
+}
+
+// Copied are the attributes of a copy of a's key into a draft (psa_copy_key): type and size are a's, the usage is what
+// both have, and the algorithm the one that both permit. An empty draft takes a's policy. A key without COPY is
+// StatusNotPermitted, a draft that does not fit StatusInvalidArgument.
+func (a Attributes) Copied(draft Attributes) (Attributes, error) {
+	c := a
+	switch {
+	case a.Usage&UsageCopy == 0:
+		return a, Errorf(StatusNotPermitted, "copy needs %s; the key's policy has %s", UsageCopy, a.Usage)
+	case draft.Type == KeyTypeNone && draft.Bits == 0 && draft.Algorithm == AlgNone && draft.Usage == 0:
+		return a, nil
+	case draft.Type != KeyTypeNone && draft.Type != a.Type || draft.Bits != 0 && draft.Bits != a.Bits:
+		return a, Errorf(StatusInvalidArgument, "the draft is for a %s of %d bits, the key is a %s of %d bits", draft.Type, draft.Bits, a.Type, a.Bits)
+	case a.permitsAlgorithm(draft.Algorithm):
+		c.Algorithm = draft.Algorithm
+	case !draft.permitsAlgorithm(a.Algorithm):
+		return a, Errorf(StatusInvalidArgument, "the draft permits %s, the key %s", draft.Algorithm, a.Algorithm)
+	}
+	c.Usage &= draft.Usage
+	return c, nil
 }
 
 // ownHash is the SHA-2 that a key's own strength asks for.

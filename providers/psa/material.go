@@ -500,7 +500,7 @@ func (draft Attributes) complete(found Attributes) (Attributes, error) {
 	if a.Usage == 0 {
 		a.Usage = a.defaultUsage()
 	}
-	if a.Type.IsPublicKey() {
+	if a.Type.IsPublicKey() && draft.Type != a.Type { // a pair's policy, of which the public key can serve a part
 		a.Usage &= usagePublic
 	}
 	return a, a.Validate()

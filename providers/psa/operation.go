@@ -7,6 +7,7 @@ type Operation string
 const (
 	Generate     Operation = "generate"
 	Import       Operation = "import"
+	Copy         Operation = "copy"
 	ExportPublic Operation = "export_public"
 	Export       Operation = "export"
 	Sign         Operation = "sign"
@@ -28,13 +29,15 @@ const (
 
 // Operations lists every operation, in the order in which capability lines name them.
 func Operations() []Operation {
-	return []Operation{Generate, Import, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
+	return []Operation{Generate, Import, Copy, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
 		Mac, VerifyMac, Agree, Encapsulate, Decapsulate, CSR, Hash, Random}
 }
 
 // Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.
 func (o Operation) Usage() Usage {
 	switch o {
+	case Copy:
+		return UsageCopy
 	case Export:
 		return UsageExport
 	case Sign, CSR, Mac: // psa_mac_compute

@@ -92,8 +92,16 @@ func parseTemplate(s string) (Attributes, error) {
 	case "deterministic-ecdsa":
 		return ecdsaTemplate(s, rest, DeterministicECDSA)
 	case "ecdh":
-		c, err := curveNamed(s, rest)
-		return Attributes{Type: ECCKeyPair(c.family), Bits: c.bits, Algorithm: ECDH}, err
+		name, kdf, _ := strings.Cut(rest, "-")
+		c, err := curveNamed(s, name)
+		if err != nil {
+			return Attributes{}, err
+		}
+		return agreementTemplate(s, Attributes{Type: ECCKeyPair(c.family), Bits: c.bits}, kdf)
+	case "x25519":
+		return agreementTemplate(s, Attributes{Type: ECCKeyPair(Montgomery), Bits: 255}, rest)
+	case "x448":
+		return agreementTemplate(s, Attributes{Type: ECCKeyPair(Montgomery), Bits: 448}, rest)
 	case "aes":
 		return aesTemplate(s, rest)
 	case "hmac":
@@ -101,7 +109,8 @@ func parseTemplate(s string) (Attributes, error) {
 		return Attributes{Type: KeyTypeHMAC, Bits: 8 * h.HashLength(), Algorithm: HMAC(h)}, err
 	}
 	forms := []string{"rsa-BITS-pkcs1v15-HASH", "rsa-BITS-pss-HASH", "rsa-BITS-pkcs1v15-crypt", "rsa-BITS-oaep-HASH",
-		"ecdsa-CURVE-HASH", "deterministic-ecdsa-CURVE-HASH", "ecdh-CURVE", "aes-BITS-MODE", "hmac-HASH"}
+		"ecdsa-CURVE-HASH", "deterministic-ecdsa-CURVE-HASH", "ecdh-CURVE", "ecdh-CURVE-hkdf-HASH", "ecdh-CURVE-tls12-prf-HASH",
+		"x25519-hkdf-HASH", "aes-BITS-MODE", "hmac-HASH"}
 	for _, p := range plainTemplates {
 		forms = append(forms, p.name)
 	}
@@ -150,6 +159,19 @@ func ecdsaTemplate(s, rest string, with func(Algorithm) Algorithm) (Attributes, 
 	}
 	h, err := hashNamed(s, hash, true)
 	return Attributes{Type: ECCKeyPair(c.family), Bits: c.bits, Algorithm: with(h)}, err
+}
+
+// agreementTemplate reads what follows a curve: nothing, or the key derivation.
+func agreementTemplate(s string, a Attributes, kdf string) (Attributes, error) {
+	if a.Algorithm = ECDH; kdf == "" {
+		return a, nil
+	}
+	with, ok, err := derivationNamed(kdf)
+	if !ok {
+		err = templateError(s, "unknown key derivation "+quote(kdf), []string{"hkdf-HASH", "tls12-prf-HASH"})
+	}
+	a.Algorithm = KeyAgreement(ECDH, with)
+	return a, err
 }
 
 func aesTemplate(s, rest string) (Attributes, error) {
@@ -259,8 +281,15 @@ func (a Attributes) spell() string {
 		return "deterministic-ecdsa-" + a.CurveName() + "-" + hash
 	case alg.IsECDSA():
 		return "ecdsa-" + a.CurveName() + "-" + hash
-	case alg == ECDH:
-		return "ecdh-" + a.CurveName()
+	case alg.Raw() == ECDH:
+		s := "ecdh-" + a.CurveName()
+		if a.Type.Family() == Montgomery {
+			s = a.CurveName()
+		}
+		if kdf := alg.Derivation(); kdf != AlgNone {
+			s += "-" + derivationName(kdf)
+		}
+		return s
 	case alg.IsHMAC():
 		return "hmac-" + hash
 	case alg == XTS:

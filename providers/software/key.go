@@ -115,7 +115,9 @@ func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
 	case op.Operation == psa.Verify && s.verify != nil:
 		r, err = psa.MessageVerifyRun(op, func(m, signature []byte) bool { return s.verify(public, m, signature) })
 	case op.Operation == psa.Agree && s.agree != nil:
-		r, err = psa.RawAgreeRun(op, k.attributes.Type, k.attributes.Bits, func(peer []byte) ([]byte, error) { return s.agree(own, peer) })
+		r, err = psa.DerivedRun(op, func(op psa.Op) (psa.Run, error) {
+			return psa.RawAgreeRun(op, k.attributes.Type, k.attributes.Bits, func(peer []byte) ([]byte, error) { return s.agree(own, peer) })
+		})
 	case op.Operation == psa.Encapsulate && s.encapsulate != nil:
 		r, err = psa.EncapsulateRun(op, func() ([]byte, []byte, error) { return s.encapsulate(public) })
 	case op.Operation == psa.Decapsulate && s.decapsulate != nil:
@@ -202,10 +204,11 @@ func (k *key) Attributes() psa.Attributes { return k.attributes }
 
 func (k *key) Public() []byte { return bytes.Clone(k.public) }
 
-// permits says whether the key's policy has alg: itself, or any hash (PSA Crypto API, psa_set_key_algorithm).
+// permits says whether the key's policy has alg: itself, any hash, or a raw agreement (PSA Crypto API,
+// psa_set_key_algorithm).
 func (k *key) permits(alg psa.Algorithm) bool {
 	policy := k.attributes.Algorithm
-	return !alg.IsWildcard() && (alg == policy || alg.WithHash(psa.AnyHash) == policy)
+	return !alg.IsWildcard() && (alg == policy || alg.WithHash(psa.AnyHash) == policy || policy == psa.ECDH && alg.Raw() == policy)
 }
 
 func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
@@ -243,7 +246,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.Mac, psa.VerifyMac:
 		return k.beginMAC(op)
 	case psa.Agree:
-		return k.beginAgree(op)
+		return psa.DerivedRun(op, k.beginAgree)
 	}
 	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
 }

@@ -212,6 +212,20 @@ func wipe(private crypto.PrivateKey) {
 	}
 }
 
+var _ providers.Copier = provider{}
+
+// Copy gives the source's own blob another policy.
+func (provider) Copy(ctx context.Context, h providers.Handle, a psa.Attributes, from providers.Source) (providers.Blob, error) {
+	if a.Type != from.Attributes.Type || a.Bits != from.Attributes.Bits || !supports(psa.Copy, a.Type, a.Bits, a.Algorithm) {
+		return providers.Blob{}, errUnsupported(psa.Copy, a, a.Algorithm)
+	}
+	k, err := open(from.Attributes, from.Blob)
+	if err != nil {
+		return providers.Blob{}, err
+	}
+	return providers.Blob{Public: bytes.Clone(from.Blob.Public), Secret: bytes.Clone(from.Blob.Secret)}, k.Close()
+}
+
 // Open parses the blob. One that is not this key's is StatusDataCorrupt.
 func (provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
 	if err := ctx.Err(); err != nil {

@@ -167,10 +167,10 @@ func TestCapabilities(t *testing.T) {
 	// Each has a pair or a secret, its export, and where it can do something a public key alone.
 	signing := ((3*2+4*2)*9 + 2*4) * 3 // RSA: 3 sizes, 2 schemes; 4 curves, 2 nonces; 8 hashes and any; RSA-1024: 4 hashes
 	encryption := (3*9 + 5) * 3        // RSA: 3 sizes; PKCS #1 v1.5, and OAEP with 8 hashes; RSA-1024: 4 hashes
-	agreement := 4 * 2                 // 3 curves and X25519
+	agreement := 4 * 6 * 2             // 3 curves and X25519; raw, and 5 key derivations
 	ciphers := (3*8 + 2 + 1) * 2       // AES: 3 sizes, 8 modes; XTS: 2 sizes; ChaCha20-Poly1305
 	macs := (3 + 8) * 2                // CMAC: 3 sizes; HMAC: 8 hashes
-	raw := 3 + 2 + 3*3 + 2*3 + 6*3     // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA
+	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3   // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA
 	if want := raw + signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
 		t.Errorf("%d lines, want %d", len(lines), want)
 	}
@@ -182,9 +182,9 @@ func TestCapabilities(t *testing.T) {
 	for _, want := range []string{
 		"-\t-\t-\t-\trandom",
 		"aes-256-gcm\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\tgenerate,import,encrypt,decrypt",
-		"aes-256-gcm\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\timport,export",
+		"aes-256-gcm\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\timport,copy,export",
 		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_KEY_PAIR" + ec + "generate,import,export_public,sign,sign_hash,verify,verify_hash",
-		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_KEY_PAIR" + ec + "import,export",
+		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_KEY_PAIR" + ec + "import,copy,export",
 		"ecdsa-p384-sha384\tPSA_KEY_TYPE_ECC_PUBLIC_KEY" + ec + "import,export_public,verify,verify_hash",
 		"ed25519\tPSA_KEY_TYPE_ECC_KEY_PAIR" + edwards + "generate,import,export_public,sign,verify",
 		"ed25519\tPSA_KEY_TYPE_ECC_PUBLIC_KEY" + edwards + "import,export_public,verify",

@@ -22,8 +22,8 @@ func newTable() []psa.Capability {
 		a := psa.Attributes{Type: t, Bits: bits, Algorithm: alg}
 		lines = append(lines, psa.Capability{Template: a.Template(), Type: t, Bits: bits, Algorithm: alg, Operations: ops})
 	}
-	// A line of its own for export: a template alone never gives EXPORT, and lines that generate work in full.
-	addExport := func(t psa.KeyType, bits int, alg psa.Algorithm) { add(t, bits, alg, psa.Import, psa.Export) }
+	// A line of its own for these: a template alone never gives COPY or EXPORT, and lines that generate work in full.
+	addExport := func(t psa.KeyType, bits int, alg psa.Algorithm) { add(t, bits, alg, psa.Import, psa.Copy, psa.Export) }
 	hashAndSign := func(t psa.KeyType, bits int, alg psa.Algorithm) {
 		add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Sign, psa.SignHash, psa.Verify, psa.VerifyHash)
 		addExport(t, bits, alg)
@@ -69,8 +69,10 @@ func newTable() []psa.Capability {
 	addExport(edwards, 255, psa.PureEdDSA)
 	add(edwards.PublicKey(), 255, psa.PureEdDSA, psa.Import, psa.ExportPublic, psa.Verify)
 	agreement := func(t psa.KeyType, bits int) {
-		add(t, bits, psa.ECDH, psa.Generate, psa.Import, psa.ExportPublic, psa.Agree)
-		addExport(t, bits, psa.ECDH)
+		for _, alg := range agreements {
+			add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Agree)
+			addExport(t, bits, alg)
+		}
 	}
 	for bits := range curves {
 		if bits != 224 { // crypto/ecdh has no P-224
@@ -115,6 +117,11 @@ func newTable() []psa.Capability {
 	psa.SortCapabilities(lines)
 	return lines
 }
+
+// agreements are raw, or with the key derivations of TLS, Noise, HPKE and the like.
+var agreements = []psa.Algorithm{psa.ECDH,
+	psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA384)), psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA512)),
+	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
 
 // supports says whether the table has op for such a key and algorithm.
 func supports(op psa.Operation, t psa.KeyType, bits int, alg psa.Algorithm) bool {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync/atomic"
 
 	"github.com/parsecfs/parsecfs/providers"
@@ -45,6 +46,8 @@ func capabilities(ctx context.Context) ([]psa.Capability, error) {
 	lines, err := all.Capabilities(ctx)
 	var some []psa.Capability
 	for _, c := range lines {
+		// a copy of what the server keeps would be the server's to make
+		c.Operations = slices.DeleteFunc(slices.Clone(c.Operations), func(op psa.Operation) bool { return op == psa.Copy })
 		switch c.Algorithm {
 		case psa.ECDSA(psa.SHA256), psa.ECDSA(psa.AnyHash):
 			if c.Bits == 256 {

@@ -178,7 +178,11 @@ func (a Attributes) validateBits() error {
 		return nil
 	}
 	if !slices.Contains(sizes, a.Bits) {
-		return Errorf(StatusInvalidArgument, "a %s key of %d bits; allowed: %s", a.Type, a.Bits, join(sizes))
+		s := StatusInvalidArgument
+		if a.Type.IsECC() && a.Bits > 0 {
+			s = StatusNotSupported // a curve that nobody here knows
+		}
+		return Errorf(s, "a %s key of %d bits; allowed: %s", a.Type, a.Bits, join(sizes))
 	}
 	return nil
 }
@@ -320,10 +324,29 @@ func (a Algorithm) signsMessages() bool {
 	return a.IsSign() && a != RSAPKCS1v15SignRaw && a != ECDSAAny
 }
 
+// takes says whether op is done with algorithms of this sort at all; PSA asks that before the key's policy, except of
+// MACs.
+func (o Operation) takes(alg Algorithm) bool {
+	switch o {
+	case Sign, Verify, CSR:
+		return alg.signsMessages()
+	case SignHash, VerifyHash:
+		return alg.IsHashAndSign()
+	case Encrypt, Decrypt:
+		return alg.IsCipher() || alg.IsAEAD() || alg.IsAsymmetricEncryption()
+	case Agree:
+		return alg.IsKeyAgreement()
+	}
+	return true
+}
+
 // Permits judges the use of a key by its policy, in PSA's order: StatusNotPermitted where a usage flag is missing or
 // the policy has another algorithm, StatusInvalidArgument where alg is a wildcard or does not do the operation with
 // such a key, StatusNotSupported where alg is unknown. A public key may always be exported.
 func (a Attributes) Permits(op Operation, alg Algorithm) error {
+	if !op.takes(alg) {
+		return Errorf(StatusInvalidArgument, "%s is no algorithm for %s", alg, op)
+	}
 	need := op.Usage()
 	if op == Export && a.Type.IsPublicKey() {
 		need = 0
@@ -339,6 +362,9 @@ func (a Attributes) Permits(op Operation, alg Algorithm) error {
 	}
 	if alg.IsWildcard() {
 		return Errorf(StatusInvalidArgument, "%s stands for several algorithms; %s takes one", alg, op)
+	}
+	if alg == AlgNone {
+		return Errorf(StatusInvalidArgument, "%s needs an algorithm", op)
 	}
 	if !a.permitsAlgorithm(alg) {
 		return Errorf(StatusNotPermitted, "%s with %s; the key's policy permits %s", op, alg, a.Algorithm)
@@ -377,23 +403,24 @@ func (a Attributes) permitsAlgorithm(alg Algorithm) bool {
 }
 
 // Copied are the attributes of a copy of a's key into a draft (psa_copy_key): type and size are a's, the usage is what
-// both have, and the algorithm the one that both permit. An empty draft takes a's policy. A key without COPY is
+// both have, and the algorithm the one that both permit; what the draft leaves open is a's. A key without COPY is
 // StatusNotPermitted, a draft that does not fit StatusInvalidArgument.
 func (a Attributes) Copied(draft Attributes) (Attributes, error) {
 	c := a
 	switch {
 	case a.Usage&UsageCopy == 0:
 		return a, Errorf(StatusNotPermitted, "copy needs %s; the key's policy has %s", UsageCopy, a.Usage)
-	case draft.Type == KeyTypeNone && draft.Bits == 0 && draft.Algorithm == AlgNone && draft.Usage == 0:
-		return a, nil
 	case draft.Type != KeyTypeNone && draft.Type != a.Type || draft.Bits != 0 && draft.Bits != a.Bits:
 		return a, Errorf(StatusInvalidArgument, "the draft is for a %s of %d bits, the key is a %s of %d bits", draft.Type, draft.Bits, a.Type, a.Bits)
+	case draft.Algorithm == AlgNone:
 	case a.permitsAlgorithm(draft.Algorithm):
 		c.Algorithm = draft.Algorithm
 	case !draft.permitsAlgorithm(a.Algorithm):
 		return a, Errorf(StatusInvalidArgument, "the draft permits %s, the key %s", draft.Algorithm, a.Algorithm)
 	}
-	c.Usage &= draft.Usage
+	if draft.Usage != 0 {
+		c.Usage &= draft.Usage
+	}
 	return c, nil
 }
 

@@ -47,6 +47,11 @@ compiles_c() {
 	command -v gcc >/dev/null && printf '#include <stdlib.h>\n' | gcc -x c -fsyntax-only - 2>/dev/null
 }
 
+# The reference implementation of PSA Crypto, which the tests compare with.
+has_psa() {
+	printf '#include <psa/crypto.h>\n' | gcc -x c -fsyntax-only - 2>/dev/null
+}
+
 # The module proxy is reached by TLS.
 trusts_tls() {
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || [ -e /etc/ssl/cert.pem ]
@@ -58,7 +63,7 @@ need() {
 	local works=$1
 	shift
 	case $works in
-	compiles_c | trusts_tls) "$works" && return ;;
+	compiles_c | trusts_tls | has_psa) "$works" && return ;;
 	*) command -v "$works" >/dev/null && return ;;
 	esac
 	missing+=("$works")

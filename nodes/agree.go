@@ -43,7 +43,8 @@ func (t *Tree) named(ctx context.Context, p *kim.Provider, name string, r *row, 
 	return k, nil
 }
 
-// beginAgree begins an agreement: raw or with the policy's key derivation, or with the one that the slot names.
+// beginAgree begins an agreement, raw or with the policy's key derivation or with the one that the slot names; or a key
+// derivation alone.
 func beginAgree(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
 	if word := strings.TrimSpace(string(op.Inputs["kdf"])); word != "" {
 		kdf, err := psa.ParseDerivation(word)
@@ -63,7 +64,7 @@ func beginAgree(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
 		return nil, err
 	}
 	length := strconv.Itoa(a.Bits / 8)
-	if op.Algorithm.Derivation() != psa.AlgNone {
+	if op.Operation == psa.Derive || op.Algorithm.Derivation() != psa.AlgNone {
 		if asked := strings.TrimSpace(string(op.Inputs["length"])); asked != "" && asked != length {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "length %s: the draft's key has %s bytes", asked, length)
 		}
@@ -83,7 +84,7 @@ func storable(a psa.Attributes, alg psa.Algorithm) error {
 	switch {
 	case a.Type == psa.KeyTypeNone || a.Type.IsAsymmetric() || a.Bits == 0:
 		return psa.Errorf(psa.StatusInvalidArgument, "the draft must be of a symmetric type and size").WithHint("write a template into its attributes, such as aes-256-gcm")
-	case alg.Derivation() == psa.AlgNone && !raw:
+	case alg == psa.ECDH && !raw:
 		return psa.Errorf(psa.StatusInvalidArgument, "a raw secret cannot become a %s key", a.Type).WithHint("write a key derivation into kdf, such as hkdf-sha256")
 	}
 	return a.Validate()

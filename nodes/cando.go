@@ -153,8 +153,7 @@ func joined(ops []psa.Operation) string {
 func (q question) answer(lines []psa.Capability) error {
 	lists := func(op psa.Operation) bool {
 		return slices.ContainsFunc(lines, func(c psa.Capability) bool {
-			return c.Type == q.key.Type && c.Bits == q.key.Bits && c.Has(op) &&
-				(c.Algorithm == q.key.Algorithm || c.Type == psa.KeyTypeNone && c.Algorithm == q.alg)
+			return c.Has(op) && (c.Covers(q.key.Type, q.key.Bits, q.key.Algorithm) || c.Type == psa.KeyTypeNone && c.Algorithm == q.alg)
 		})
 	}
 	if q.key.Type == psa.KeyTypeNone {
@@ -268,7 +267,7 @@ func (v *view) capabilitiesJSON() ([]byte, error) {
 			x.EntryPoints = append(x.EntryPoints, driverEntryPoints(c, op)...)
 		}
 		if c.Type != psa.KeyTypeNone {
-			x.KeyTypes, x.KeySizes = []string{c.Type.String()}, []int{c.Bits}
+			x.KeyTypes, x.KeySizes = []string{c.Type.String()}, c.Sizes()
 		}
 		if c.Algorithm != psa.AlgNone {
 			x.Algorithms = []string{c.Algorithm.String()}

@@ -162,6 +162,10 @@ var keyRows = []*row{
 	{number: 9, name: "public.jwk", kind: text, mode: 0444, present: hasJWK, text: (*view).publicJWK, help: "the public key as a JSON Web Key (RFC 7517), with its RFC 7638 kid"},
 	{number: 10, name: "certificate", kind: staged, mode: 0644, present: asymmetric, text: (*view).certificate, stage: certificateStage,
 		help: "a PEM chain that is kept beside the key; its first certificate must be the key's; an empty line removes it"},
+	{number: 12, name: "derive", kind: transaction, mode: 0600, op: psa.Derive, names: nameStore, begin: beginAgree,
+		inputs:  []input{{name: "salt", slotOnly: true}, {name: "length", slotOnly: true}, {name: "store", slotOnly: true}, {name: "info", whole: psa.MaxDerived}},
+		outputs: []output{{name: "secret"}},
+		help:    "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; a slot's store names a draft of yours that becomes the key"},
 	{number: 16, name: "sign", kind: transaction, mode: 0600, op: psa.Sign, der: true,
 		inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
 		help: "message in, signature out (ECDSA: ASN.1 DER)"},
@@ -285,7 +289,7 @@ func (v *view) serves(op psa.Operation) bool {
 		return requestsCertificates(a) && v.serves(psa.Sign)
 	}
 	for _, c := range lines {
-		if c.Type == a.Type && c.Bits == a.Bits && c.Algorithm == a.Algorithm && c.Has(op) {
+		if c.Covers(a.Type, a.Bits, a.Algorithm) && c.Has(op) {
 			return true
 		}
 	}

@@ -135,7 +135,7 @@ func (v *view) keyCapabilities() ([]byte, error) {
 	a := v.key.Attributes
 	var lines []psa.Capability
 	for _, c := range withCSR(v.provider.Capabilities()) {
-		if c.Type != a.Type || c.Bits != a.Bits || c.Algorithm != a.Algorithm {
+		if !c.Covers(a.Type, a.Bits, a.Algorithm) {
 			continue
 		}
 		var ops []psa.Operation
@@ -146,9 +146,12 @@ func (v *view) keyCapabilities() ([]byte, error) {
 		}
 		if len(ops) > 0 {
 			c.Operations = ops
+			c.Template, c.Bits, c.Most = a.Template(), a.Bits, 0
 			lines = append(lines, c)
 		}
 	}
+	// a size to generate lies in the range of those to import
+	lines = slices.CompactFunc(lines, func(a, b psa.Capability) bool { return a.String() == b.String() })
 	return capabilityText(lines), nil
 }
 

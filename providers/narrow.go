@@ -34,7 +34,7 @@ var (
 // lets says whether the lines have op for such a key; its algorithm is the policy's.
 func (p *narrowed) lets(op psa.Operation, t psa.KeyType, bits int, policy psa.Algorithm) bool {
 	return p.n.Lines == nil || slices.ContainsFunc(p.n.Lines, func(c psa.Capability) bool {
-		return c.Type == t && c.Bits == bits && c.Algorithm == policy && c.Has(op)
+		return c.Covers(t, bits, policy) && c.Has(op)
 	})
 }
 
@@ -43,11 +43,35 @@ func (p *narrowed) refusal(op psa.Operation) error {
 		WithHint("root can add a line to the file that the provider's capabilities setting names")
 }
 
+// overlaps cuts ranges of sizes down to those that a line of the deployment has.
+func (p *narrowed) overlaps(all []psa.Capability) (lines []psa.Capability) {
+	for _, c := range all {
+		if c.Most == 0 || p.n.Lines == nil {
+			lines = append(lines, c)
+			continue
+		}
+		seen := map[[2]int]bool{}
+		for _, l := range p.n.Lines {
+			least, most := max(c.Bits, l.Bits), min(c.Most, max(l.Bits, l.Most))
+			if l.Type != c.Type || l.Algorithm != c.Algorithm || least > most || seen[[2]int{least, most}] {
+				continue
+			}
+			seen[[2]int{least, most}] = true
+			part := c
+			if part.Bits, part.Most = least, most; least == most {
+				part.Most = 0
+			}
+			lines = append(lines, part)
+		}
+	}
+	return lines
+}
+
 // Capabilities are p's without what is not let.
 func (p *narrowed) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 	all, err := p.Provider.Capabilities(ctx)
 	var lines []psa.Capability
-	for _, c := range all {
+	for _, c := range p.overlaps(all) {
 		old := !p.n.AllowDeprecated && c.Attributes().Deprecated() != nil
 		var ops []psa.Operation
 		for _, op := range c.Operations {

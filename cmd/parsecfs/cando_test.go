@@ -195,7 +195,7 @@ func usable(t *testing.T, key string, a psa.Attributes) bool {
 	t.Helper()
 	named := 0
 	for op, files := range map[psa.Operation][]string{psa.Sign: {"sign"}, psa.SignHash: {"sign_hash"}, psa.Verify: {"verify"}, psa.VerifyHash: {"verify_hash"},
-		psa.Encrypt: {"encrypt"}, psa.Decrypt: {"decrypt"}, psa.Mac: {"mac"}, psa.VerifyMac: {"verify_mac"}, psa.Agree: {"agree"}, psa.Export: {"export"},
+		psa.Encrypt: {"encrypt"}, psa.Decrypt: {"decrypt"}, psa.Mac: {"mac"}, psa.VerifyMac: {"verify_mac"}, psa.Agree: {"agree"}, psa.Derive: {"derive"}, psa.Export: {"export"},
 		psa.Encapsulate: {"encapsulate"}, psa.Decapsulate: {"decapsulate"}} {
 		if need := op.Usage(); a.Usage&need != need || !a.Can(op) {
 			continue

@@ -53,6 +53,12 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
+					if sizes := c.Sizes(); c.Most != 0 {
+						c.Bits, c.Most = sizes[min(64, len(sizes)/2)], 0
+						if long() {
+							c.Bits = sizes[len(sizes)-1]
+						}
+					}
 					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i))}
 					if c.Has(psa.Random) {
 						l.random(filepath.Join(provider, "random"))
@@ -174,7 +180,10 @@ func (l *line) imported() []byte {
 	if l.Has(psa.Copy) {
 		usage |= psa.UsageCopy
 	}
-	attributes := fmt.Sprintf("template = %q\nkey_type = %q\nusage = [%s]\n", l.template(), l.Type, quoted(usage.Names()))
+	attributes := fmt.Sprintf("key_type = %q\nkey_bits = %d\npermitted_algorithm = %q\nusage = [%s]\n", l.Type, l.Bits, l.Algorithm, quoted(usage.Names()))
+	if template := l.template(); template != "" {
+		attributes = fmt.Sprintf("template = %q\nkey_type = %q\nusage = [%s]\n", template, l.Type, quoted(usage.Names()))
+	}
 	l.must(writeOnce(l.path("attributes"), []byte(attributes)))
 	l.must(writeOnce(l.path("import"), key))
 	return key
@@ -320,6 +329,8 @@ func (l *line) operations(key []byte) {
 			l.mac(key, message)
 		case psa.Agree:
 			l.agrees()
+		case psa.Derive:
+			l.derivesFrom(key)
 		case psa.CSR:
 			l.requests()
 		case psa.Copy:

@@ -37,15 +37,19 @@ func (l *line) run(in []byte, name string, args ...string) []byte {
 // opensslCipher is OpenSSL's name of the line's cipher.
 func (l *line) opensslCipher() string {
 	bits := l.Bits
-	mode := map[psa.Algorithm]string{psa.GCM: "gcm", psa.CCM: "ccm", psa.CTR: "ctr", psa.CFB: "cfb", psa.OFB: "ofb", psa.XTS: "xts",
-		psa.CBCNoPadding: "cbc", psa.CBCPKCS7: "cbc", psa.ECBNoPadding: "ecb"}[l.Algorithm]
+	modes := map[psa.Algorithm]string{psa.GCM: "gcm", psa.CCM: "ccm", psa.CTR: "ctr", psa.CFB: "cfb", psa.OFB: "ofb", psa.XTS: "xts",
+		psa.CBCNoPadding: "cbc", psa.CBCPKCS7: "cbc", psa.ECBNoPadding: "ecb"}
+	alg := l.Algorithm
+	if alg.IsAEAD() {
+		alg = psa.AEADWithShortenedTag(alg, 16)
+	}
 	switch l.Algorithm {
 	case psa.ChaCha20Poly1305:
 		return "chacha20-poly1305"
 	case psa.XTS:
 		bits /= 2
 	}
-	return fmt.Sprintf("aes-%d-%s", bits, mode)
+	return fmt.Sprintf("aes-%d-%s", bits, modes[alg])
 }
 
 // evp encrypts or decrypts with OpenSSL's library, whose command has no authenticated encryption.
@@ -133,7 +137,7 @@ func (l *line) mac(key, message []byte) {
 		} else {
 			args = append(args, "-cipher", fmt.Sprintf("aes-%d-cbc", l.Bits), "CMAC")
 		}
-		if theirs := l.run(message, "openssl", args...); !bytes.Equal(mac, theirs) {
+		if theirs := l.run(message, "openssl", args...); !bytes.Equal(mac, theirs[:l.Algorithm.MACLength()]) {
 			l.t.Errorf("%x; OpenSSL makes %x", mac, theirs)
 		}
 	}
@@ -283,15 +287,7 @@ func (l *line) derives(peer, raw []byte) {
 	l.t.Helper()
 	salt, info := []byte("a salt"), []byte("a label")
 	openssl := func(kdf psa.Algorithm, salt, info []byte, length int) []byte {
-		h, _ := kdf.CryptoHash()
-		args := []string{"kdf", "-binary", "-keylen", fmt.Sprint(length), "-kdfopt", "digest:" + opensslHash(h)}
-		if kdf == psa.HKDF(kdf.Hash()) {
-			args = append(args, "-kdfopt", "hexkey:"+hex.EncodeToString(raw), "-kdfopt", "hexsalt:"+hex.EncodeToString(salt),
-				"-kdfopt", "hexinfo:"+hex.EncodeToString(info), "HKDF")
-		} else {
-			args = append(args, "-kdfopt", "hexsecret:"+hex.EncodeToString(raw), "-kdfopt", "hexseed:"+hex.EncodeToString(append(bytes.Clone(info), salt...)), "TLS1-PRF")
-		}
-		return l.run(nil, "openssl", args...)
+		return l.opensslKDF(kdf, raw, salt, info, length)
 	}
 	compare := func(what string, got, want []byte) {
 		if !bytes.Equal(got, want) {
@@ -318,6 +314,39 @@ func (l *line) derives(peer, raw []byte) {
 	}
 	got := l.with("agree", "secret", map[string][]byte{"salt": salt, "info": info, "length": []byte("77"), "peer": peer})
 	compare("in a slot", got, openssl(policy, salt, info, 77))
+}
+
+// opensslKDF derives from a secret with OpenSSL.
+func (l *line) opensslKDF(kdf psa.Algorithm, secret, salt, info []byte, length int) []byte {
+	l.t.Helper()
+	h, _ := kdf.CryptoHash()
+	args := []string{"kdf", "-binary", "-keylen", fmt.Sprint(length), "-kdfopt", "digest:" + opensslHash(h)}
+	if kdf == psa.HKDF(kdf.Hash()) {
+		args = append(args, "-kdfopt", "hexkey:"+hex.EncodeToString(secret), "-kdfopt", "hexsalt:"+hex.EncodeToString(salt),
+			"-kdfopt", "hexinfo:"+hex.EncodeToString(info), "HKDF")
+	} else {
+		args = append(args, "-kdfopt", "hexsecret:"+hex.EncodeToString(secret), "-kdfopt", "hexseed:"+hex.EncodeToString(append(bytes.Clone(info), salt...)), "TLS1-PRF")
+	}
+	return l.run(nil, "openssl", args...)
+}
+
+// derivesFrom derives from the key, against OpenSSL where it is known, and twice the same.
+func (l *line) derivesFrom(key []byte) {
+	l.t.Helper()
+	inputs := map[string][]byte{"salt": []byte("a salt"), "info": []byte("a label"), "length": []byte("77")}
+	got := l.with("derive", "secret", inputs)
+	want := l.with("derive", "secret", inputs)
+	if key != nil {
+		want = l.opensslKDF(l.Algorithm, key, inputs["salt"], inputs["info"], 77)
+	}
+	if !bytes.Equal(got, want) || len(got) != 77 {
+		l.t.Errorf("derived %x, want %x", got, want)
+	}
+	if l.Algorithm == psa.HKDF(l.Algorithm.Hash()) {
+		if got := l.ask("derive", []byte("a label")); key != nil && !bytes.Equal(got, l.opensslKDF(l.Algorithm, key, nil, []byte("a label"), l.Algorithm.HashLength())) {
+			l.t.Errorf("without salt it derived %x", got)
+		}
+	}
 }
 
 // otherForms holds public.ssh and public.jwk against the key.

@@ -56,6 +56,8 @@ type vector struct {
 	Msg, Sig, Ct, Tag, Key, Iv, Aad, Label octets
 	Public, Private, Shared                octets
 	Seed, Ek, C, K, Ctx                    octets // of ML-KEM and ML-DSA
+	Ikm, Salt, Info, Okm                   octets // of HKDF
+	Size                                   int
 	Result                                 string
 }
 
@@ -96,7 +98,7 @@ func TestWycheproof(t *testing.T) {
 		"rsa_pkcs1_*_sig_gen_test.json", "rsa_oaep_*_sha*_mgf1sha*_test.json", "rsa_pkcs1_2048_test.json", "rsa_pkcs1_3072_test.json", "rsa_pkcs1_4096_test.json",
 		"aes_gcm_test.json", "aes_ccm_test.json", "chacha20_poly1305_test.json", "aes_cbc_pkcs5_test.json", "aes_xts_test.json",
 		"aes_cmac_test.json", "hmac_sha*_test.json", "x25519_asn_test.json", "x25519_pem_test.json", "ecdh_secp*r1_pem_test.json",
-		"ed448_test.json", "x448_asn_test.json", "x448_pem_test.json", "mldsa_*_verify_test.json",
+		"ed448_test.json", "x448_asn_test.json", "x448_pem_test.json", "mldsa_*_verify_test.json", "hkdf_sha*_test.json",
 		"mlkem_768_test.json", "mlkem_1024_test.json", "mlkem_768_keygen_seed_test.json", "mlkem_1024_keygen_seed_test.json", "mlkem_768_encaps_test.json",
 	} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -262,6 +264,8 @@ func (w *wycheproof) group(g vectorGroup) {
 		each("ecdsa-"+curveName(g.PublicKey.Curve)+"-"+hashName(g.Sha), []byte(g.PublicKeyPem), verify("verify_raw"))
 	case "EddsaVerify":
 		each(map[string]string{"edwards25519": "ed25519", "edwards448": "ed448"}[g.PublicKey.Curve], []byte(g.PublicKeyPem), verify("verify"))
+	case "HkdfTest":
+		w.hkdf(g)
 	case "MlDsaVerify":
 		w.mldsa(g)
 	case "MLKEMTest", "MLKEMKeyGen", "MLKEMEncapsTest":
@@ -355,8 +359,11 @@ func (w *wycheproof) ciphers(g vectorGroup) {
 			}
 			iv = append(bytes.Clone(iv), make([]byte, 16-min(len(iv), 16))...)
 		}
-		odd := g.TagSize != 0 && g.TagSize != 128 || mode == "aes_ccm" && (len(iv) < 7 || len(iv) > 13) || mode == "aes_cbc_pkcs5" && len(iv) != 16
-		if template == "" || odd || w.use(template, v.Key) != nil {
+		if g.TagSize != 0 && g.TagSize != 128 {
+			template += fmt.Sprint("-tag", g.TagSize/8)
+		}
+		odd := mode == "aes_ccm" && (len(iv) < 7 || len(iv) > 13) || mode == "aes_cbc_pkcs5" && len(iv) != 16
+		if template == "" || template[0] == '-' || odd || w.use(template, v.Key) != nil {
 			w.notHere++
 			continue
 		}
@@ -381,7 +388,10 @@ func (w *wycheproof) macs(g vectorGroup) {
 			template = "hmac-" + strings.ReplaceAll(hash, "_", "-")
 		}
 		a, err := psa.ParseTemplate(template)
-		if err != nil || g.TagSize != 8*a.Algorithm.MACLength() || w.use(template, v.Key) != nil {
+		if err == nil && g.TagSize < 8*a.Algorithm.MACLength() {
+			template += fmt.Sprint("-tag", g.TagSize/8)
+		}
+		if err != nil || w.use(template, v.Key) != nil {
 			w.notHere++
 			continue
 		}
@@ -470,5 +480,22 @@ func (w *wycheproof) mlkem(g vectorGroup) {
 			}
 		}
 		w.judge(v, out, want, err)
+	}
+}
+
+// hkdf derives, with a key of each vector's own.
+func (w *wycheproof) hkdf(g vectorGroup) {
+	name := w.t.Name()
+	for _, v := range g.Tests {
+		err := w.use("hkdf-"+strings.Split(name, "hkdf_")[1], v.Ikm)
+		if err == errNotHere {
+			w.notHere++
+			continue
+		}
+		var out []byte
+		if err == nil {
+			out, err = w.slot("derive", "secret", map[string][]byte{"salt": v.Salt, "info": v.Info, "length": fmt.Append(nil, v.Size)})
+		}
+		w.judge(v, out, v.Okm, err)
 	}
 }

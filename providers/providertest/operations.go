@@ -353,6 +353,8 @@ func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 			} else {
 				m.agree(t, pub)
 			}
+		case psa.Derive:
+			m.derive(t)
 		case psa.Encapsulate, psa.Decapsulate:
 			m.kem(t, pub, op)
 		default:
@@ -469,7 +471,7 @@ func (s *suite) eachAlgorithm(t *testing.T, c psa.Capability, op psa.Operation, 
 		}
 		must := alg == own
 		for _, line := range s.lines {
-			must = must || line.Type == c.Type && line.Bits == c.Bits && line.Algorithm == alg && line.Has(op)
+			must = must || line.Covers(c.Type, c.Bits, alg) && line.Has(op)
 		}
 		run(alg, must)
 	}
@@ -585,7 +587,7 @@ func (m *made) aead(t *testing.T) {
 	}
 	nonces := map[string]bool{}
 	blocks := 5000
-	if alg == psa.CCM { // with a nonce of 13 bytes it has a length field of 2
+	if alg.IsCCM() { // with a nonce of 13 bytes it has a length field of 2
 		blocks = 4000
 		_, err := call(psa.Encrypt, 0, nil, nil, make([]byte, 1<<16))
 		wantStatus(t, "more than CCM can count", err, psa.StatusTooLarge)

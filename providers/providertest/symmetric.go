@@ -327,6 +327,32 @@ func (m *made) agreement() psa.Op {
 	return op
 }
 
+// derive tries a key derivation.
+func (m *made) derive(t *testing.T) {
+	alg := m.attributes.Algorithm
+	call := func(salt, info, length string) ([]byte, error) {
+		out, err := do(t.Context(), m.key, psa.Op{Operation: psa.Derive, Algorithm: alg,
+			Inputs: map[string][]byte{"salt": []byte(salt), "length": []byte(length)}}, []byte(info))
+		return out["secret"], err
+	}
+	got, err := call(string(derivation["salt"]), string(derivation["info"]), "100")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.known != nil {
+		if want := derived(t, psa.KeyAgreement(psa.ECDH, alg), m.known.secret); !bytes.Equal(got, want) {
+			t.Errorf("derived %x, want %x", got, want)
+		}
+	}
+	if other, err := call(string(derivation["salt"]), "other", "100"); err != nil || bytes.Equal(got, other) {
+		t.Errorf("another info gives the same, or %v", err)
+	}
+	for _, length := range []string{"0", "-1", "x", "1000000"} {
+		_, err := call("salt", "info", length)
+		wantStatus(t, "a length of "+length, err, psa.StatusInvalidArgument)
+	}
+}
+
 // derived brings a secret into the key derivation of alg, by the standard library alone.
 func derived(t *testing.T, alg psa.Algorithm, secret []byte) []byte {
 	kdf := alg.Derivation()

@@ -311,6 +311,8 @@ func (a Attributes) Can(op Operation) bool {
 		return alg.IsMAC()
 	case Agree:
 		return !public && alg.IsKeyAgreement()
+	case Derive:
+		return alg.IsKeyDerivation()
 	case Encapsulate:
 		return alg == MLKEM
 	case Decapsulate:
@@ -336,6 +338,8 @@ func (o Operation) takes(alg Algorithm) bool {
 		return alg.IsCipher() || alg.IsAEAD() || alg.IsAsymmetricEncryption()
 	case Agree:
 		return alg.IsKeyAgreement()
+	case Derive:
+		return alg.IsKeyDerivation()
 	}
 	return true
 }

@@ -18,6 +18,7 @@ type Capability struct {
 	Template   string // "" if none
 	Type       KeyType
 	Bits       int // 0 if none
+	Most       int // the largest of a range of sizes from Bits on, multiples of 8; 0 where Bits is the only one
 	Algorithm  Algorithm
 	Operations []Operation
 }
@@ -34,6 +35,9 @@ func (c Capability) String() string {
 	if c.Bits != 0 {
 		columns[2] = strconv.Itoa(c.Bits)
 	}
+	if c.Most != 0 {
+		columns[2] += "-" + strconv.Itoa(c.Most)
+	}
 	if c.Algorithm != AlgNone {
 		columns[3] = c.Algorithm.String()
 	}
@@ -49,6 +53,20 @@ func joinOperations(ops []Operation, separator string) string {
 		words[i] = string(op)
 	}
 	return strings.Join(words, separator)
+}
+
+// Covers says whether the line is about keys of this type and size under a policy of this algorithm.
+func (c Capability) Covers(t KeyType, bits int, policy Algorithm) bool {
+	return c.Type == t && c.Algorithm == policy && (c.Bits == bits || c.Most != 0 && bits > c.Bits && bits <= c.Most && bits%8 == 0)
+}
+
+// Sizes lists the line's sizes in bits.
+func (c Capability) Sizes() []int {
+	sizes := []int{c.Bits}
+	for bits := c.Bits + 8; bits <= c.Most; bits += 8 {
+		sizes = append(sizes, bits)
+	}
+	return sizes
 }
 
 // Has says whether the line names op.
@@ -81,9 +99,14 @@ func ParseCapability(line string) (Capability, error) {
 		}
 	}
 	if columns[2] != noColumn {
+		least, most, isRange := strings.Cut(columns[2], "-")
 		var ok bool
-		if c.Bits, ok = templateBits(columns[2]); !ok {
-			return fail("%s is no number of bits", quote(columns[2]))
+		if c.Bits, ok = templateBits(least); ok && isRange {
+			c.Most, ok = templateBits(most)
+			ok = ok && c.Bits%8 == 0 && c.Most%8 == 0 && c.Most > c.Bits && c.Most <= maxSecretBits
+		}
+		if !ok {
+			return fail("%s is no number of bits, nor a range of them", quote(columns[2]))
 		}
 	}
 	if columns[3] != noColumn {
@@ -97,7 +120,7 @@ func ParseCapability(line string) (Capability, error) {
 		if err != nil {
 			return fail("%w", err)
 		}
-		if a.Type != c.Type.KeyPair() || a.Bits != c.Bits || a.Algorithm != c.Algorithm {
+		if a.Type != c.Type.KeyPair() || a.Bits != c.Bits || c.Most != 0 || a.Algorithm != c.Algorithm {
 			return fail("the template means %s, %d, %s", a.Type, a.Bits, a.Algorithm)
 		}
 	}

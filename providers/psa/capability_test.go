@@ -9,11 +9,12 @@ import (
 func TestCapabilityLines(t *testing.T) {
 	for line, want := range map[string]Capability{
 		"ecdsa-p256-sha256\tPSA_KEY_TYPE_ECC_KEY_PAIR(PSA_ECC_FAMILY_SECP_R1)\t256\tPSA_ALG_ECDSA(PSA_ALG_SHA_256)\tgenerate,import,sign": {
-			"ecdsa-p256-sha256", ECCKeyPair(SECPR1), 256, ECDSA(SHA256), []Operation{Generate, Import, Sign}},
+			"ecdsa-p256-sha256", ECCKeyPair(SECPR1), 256, 0, ECDSA(SHA256), []Operation{Generate, Import, Sign}},
 		"rsa-2048-pss-any\tPSA_KEY_TYPE_RSA_PUBLIC_KEY\t2048\tPSA_ALG_RSA_PSS(PSA_ALG_ANY_HASH)\timport,verify": {
-			"rsa-2048-pss-any", KeyTypeRSAPublicKey, 2048, RSAPSS(AnyHash), []Operation{Import, Verify}},
+			"rsa-2048-pss-any", KeyTypeRSAPublicKey, 2048, 0, RSAPSS(AnyHash), []Operation{Import, Verify}},
 		"-\tPSA_KEY_TYPE_AES\t128\tPSA_ALG_AEAD_WITH_SHORTENED_TAG(PSA_ALG_GCM, 12)\tencrypt": {
-			"", KeyTypeAES, 128, AEADWithShortenedTag(GCM, 12), []Operation{Encrypt}},
+			"", KeyTypeAES, 128, 0, AEADWithShortenedTag(GCM, 12), []Operation{Encrypt}},
+		"-\tPSA_KEY_TYPE_HMAC\t8-8192\tPSA_ALG_HMAC(PSA_ALG_SHA_256)\tmac": {"", KeyTypeHMAC, 8, 8192, HMAC(SHA256), []Operation{Mac}},
 		"-\t-\t-\t-\trandom": {Operations: []Operation{Random}},
 		"-\t-\t-\t-\t-":      {},
 	} {

@@ -1,6 +1,7 @@
 package psa
 
 import (
+	"bytes"
 	"context"
 	"crypto/hkdf"
 	"strconv"
@@ -10,7 +11,7 @@ import (
 )
 
 // MaxDerived is the most bytes that one key derivation gives.
-const MaxDerived = 8 << 10
+const MaxDerived = 16 << 10
 
 // Raw is the key agreement that a is made of (PSA_ALG_KEY_AGREEMENT_GET_BASE), AlgNone for others.
 func (a Algorithm) Raw() Algorithm {
@@ -69,10 +70,73 @@ func derivationName(a Algorithm) string {
 	return ""
 }
 
+// derivation is one use of HKDF (RFC 5869), or of the TLS 1.2 PRF (RFC 5246, 5) with the seed as salt and the label as
+// info.
+type derivation struct {
+	kdf        Algorithm
+	salt, info []byte
+	length     int
+}
+
+// newDerivation takes "salt", which HKDF may do without, and "length", the number of bytes in decimal: the hash's length
+// if it is missing.
+func newDerivation(kdf Algorithm, inputs map[string][]byte) (*derivation, error) {
+	if _, known := kdf.CryptoHash(); !known || derivationName(kdf) == "" {
+		return nil, Errorf(StatusNotSupported, "%s is no key derivation that is here", kdf)
+	}
+	d := &derivation{kdf: kdf, length: kdf.HashLength(), salt: bytes.Clone(inputs["salt"])}
+	most := MaxDerived
+	if d.isHKDF() {
+		most = min(most, 255*kdf.HashLength())
+	}
+	if s := strings.TrimSpace(string(inputs["length"])); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > most {
+			return nil, Errorf(StatusInvalidArgument, "length %s: %s gives 1 to %d bytes", quote(s), kdf, most)
+		}
+		d.length = n
+	}
+	return d, nil
+}
+
+func (d *derivation) isHKDF() bool { return d.kdf == HKDF(d.kdf.Hash()) }
+
+func (d *derivation) derive(secret []byte) (map[string][]byte, error) {
+	h, _ := d.kdf.CryptoHash()
+	var out []byte
+	var err error
+	switch {
+	case d.isHKDF():
+		out, err = hkdf.Key(h.New, secret, d.salt, string(d.info), d.length)
+	case len(d.salt) == 0 || len(d.info) == 0:
+		return nil, Errorf(StatusInsufficientData, "the TLS 1.2 PRF needs a seed and a label").WithHint("the seed goes into salt, the label into info")
+	default:
+		out, err = prf.PHash(secret, append(bytes.Clone(d.info), d.salt...), d.length, h.New)
+	}
+	if err != nil {
+		return nil, Errorf(StatusGenericError, "%s: %w", d.kdf, err)
+	}
+	return map[string][]byte{"secret": out}, nil
+}
+
+// DeriveRun derives from a secret of a KeyTypeDerive; it is the Run's own, which wipes it. The main input is HKDF's info,
+// or the TLS 1.2 PRF's label; Inputs are "salt" and "length" as newDerivation has them. It gives "secret".
+func DeriveRun(op Op, secret []byte) (Run, error) {
+	if op.Operation != Derive {
+		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+	}
+	d, err := newDerivation(op.Algorithm, op.Inputs)
+	if err != nil {
+		return nil, err
+	}
+	return newWholeRun(op, MaxDerived, func(in []byte) (map[string][]byte, error) {
+		d.info = bytes.Clone(in)
+		return d.derive(secret)
+	}), nil
+}
+
 // DerivedRun brings the secret of a raw key agreement, which begin begins, into the key derivation of op's algorithm;
-// a raw agreement's own Run is given as it is. Inputs are "salt" and "info" of HKDF (RFC 5869), which may be missing,
-// or the seed and the label of the TLS 1.2 PRF (RFC 5246, 5) in their place, and "length", the number of bytes in
-// decimal: the hash's length if it is missing. It gives "secret".
+// a raw agreement's own Run is given as it is. Inputs are "info" and those of newDerivation. It gives "secret".
 func DerivedRun(op Op, begin func(Op) (Run, error)) (Run, error) {
 	kdf := op.Algorithm.Derivation()
 	if kdf == AlgNone {
@@ -83,34 +147,22 @@ func DerivedRun(op Op, begin func(Op) (Run, error)) (Run, error) {
 		}
 		return begin(op)
 	}
-	if _, known := kdf.CryptoHash(); !known || derivationName(kdf) == "" {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+	d, err := newDerivation(kdf, op.Inputs)
+	if err != nil {
+		return nil, err
 	}
-	d := &derivedRun{kdf: kdf, length: kdf.HashLength(), salt: op.Inputs["salt"], info: op.Inputs["info"]}
-	most := MaxDerived
-	if kdf == HKDF(kdf.Hash()) {
-		most = min(most, 255*kdf.HashLength())
-	} else if len(d.salt) == 0 || len(d.info) == 0 {
-		return nil, Errorf(StatusInsufficientData, "the TLS 1.2 PRF needs a seed and a label").WithHint("the seed goes into salt, the label into info")
-	}
-	if s := strings.TrimSpace(string(op.Inputs["length"])); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 || n > most {
-			return nil, Errorf(StatusInvalidArgument, "length %s: %s gives 1 to %d bytes", quote(s), kdf, most)
-		}
-		d.length = n
-	}
+	d.info = bytes.Clone(op.Inputs["info"])
 	op.Algorithm, op.Inputs = op.Algorithm.Raw(), nil
-	var err error
-	d.Run, err = begin(op)
-	return d, err
+	run, err := begin(op)
+	if err != nil {
+		return nil, err
+	}
+	return &derivedRun{run, d}, nil
 }
 
 type derivedRun struct {
 	Run
-	kdf        Algorithm
-	salt, info []byte
-	length     int
+	d *derivation
 }
 
 func (r *derivedRun) Finish(ctx context.Context) (Result, error) {
@@ -120,17 +172,6 @@ func (r *derivedRun) Finish(ctx context.Context) (Result, error) {
 	}
 	secret := result.Outputs["secret"]
 	defer Wipe(secret)
-	out, err := r.derive(secret)
-	if err != nil {
-		return Result{}, Errorf(StatusGenericError, "%s: %w", r.kdf, err)
-	}
-	return Result{Outputs: map[string][]byte{"secret": out}}, nil
-}
-
-func (r *derivedRun) derive(secret []byte) ([]byte, error) {
-	h, _ := r.kdf.CryptoHash()
-	if r.kdf == HKDF(r.kdf.Hash()) {
-		return hkdf.Key(h.New, secret, r.salt, string(r.info), r.length)
-	}
-	return prf.PHash(secret, append(append([]byte(nil), r.info...), r.salt...), r.length, h.New)
+	out, err := r.d.derive(secret)
+	return Result{Outputs: out}, err
 }

@@ -19,6 +19,7 @@ const (
 	Mac          Operation = "mac"
 	VerifyMac    Operation = "verify_mac"
 	Agree        Operation = "agree"
+	Derive       Operation = "derive"
 	Encapsulate  Operation = "encapsulate"
 	Decapsulate  Operation = "decapsulate"
 	CSR          Operation = "csr"    // a certificate request, which parsecfs makes where a provider signs
@@ -30,7 +31,7 @@ const (
 // Operations lists every operation, in the order in which capability lines name them.
 func Operations() []Operation {
 	return []Operation{Generate, Import, Copy, ExportPublic, Export, Sign, SignHash, Verify, VerifyHash, Encrypt, Decrypt,
-		Mac, VerifyMac, Agree, Encapsulate, Decapsulate, CSR, Hash, Random}
+		Mac, VerifyMac, Agree, Derive, Encapsulate, Decapsulate, CSR, Hash, Random}
 }
 
 // Usage is the one flag that the operation needs in a key's policy, 0 if it needs none.
@@ -52,7 +53,7 @@ func (o Operation) Usage() Usage {
 		return UsageEncrypt
 	case Decrypt, Decapsulate: // psa_decapsulate
 		return UsageDecrypt
-	case Agree: // psa_raw_key_agreement
+	case Agree, Derive: // psa_raw_key_agreement, psa_key_derivation_input_key
 		return UsageDerive
 	}
 	return 0

@@ -72,6 +72,16 @@ func ParseTemplate(s string) (Attributes, error) {
 }
 
 func parseTemplate(s string) (Attributes, error) {
+	// "-tag12" shortens a MAC, or an AEAD's tag, to so many bytes
+	if full, tag, ok := strings.Cut(s, "-tag"); ok {
+		a, err := parseTemplate(full)
+		n, ok := templateBits(tag)
+		if err == nil && (!ok || !a.Algorithm.IsMAC() && !a.Algorithm.IsAEAD() || n >= a.SignatureLength()+a.Algorithm.TagLength()) {
+			err = templateError(s, "no tag of "+quote(tag)+" bytes", []string{"aes-BITS-gcm-tagBYTES", "aes-BITS-ccm-tagBYTES", "hmac-HASH-tagBYTES", "aes-BITS-cmac-tagBYTES"})
+		}
+		a.Algorithm = AEADWithShortenedTag(a.Algorithm, n)
+		return a, err
+	}
 	for _, p := range plainTemplates {
 		if p.name == s {
 			return p.a, nil
@@ -108,9 +118,12 @@ func parseTemplate(s string) (Attributes, error) {
 		h, err := hashNamed(s, rest, false)
 		return Attributes{Type: KeyTypeHMAC, Bits: 8 * h.HashLength(), Algorithm: HMAC(h)}, err
 	}
+	if kdf, ok, err := derivationNamed(s); ok {
+		return Attributes{Type: KeyTypeDerive, Bits: 8 * kdf.HashLength(), Algorithm: kdf}, err
+	}
 	forms := []string{"rsa-BITS-pkcs1v15-HASH", "rsa-BITS-pss-HASH", "rsa-BITS-pkcs1v15-crypt", "rsa-BITS-oaep-HASH",
 		"ecdsa-CURVE-HASH", "deterministic-ecdsa-CURVE-HASH", "ecdh-CURVE", "ecdh-CURVE-hkdf-HASH", "ecdh-CURVE-tls12-prf-HASH",
-		"x25519-hkdf-HASH", "aes-BITS-MODE", "hmac-HASH"}
+		"x25519-hkdf-HASH", "hkdf-HASH", "tls12-prf-HASH", "aes-BITS-MODE", "hmac-HASH"}
 	for _, p := range plainTemplates {
 		forms = append(forms, p.name)
 	}
@@ -266,6 +279,11 @@ func (a Attributes) Template() string {
 
 // spell is the only template that could stand for a.
 func (a Attributes) spell() string {
+	if full := a.Algorithm.fullLength(); full != a.Algorithm && !a.Algorithm.IsWildcard() {
+		length := a.Algorithm.MACLength() + a.Algorithm.TagLength()
+		a.Algorithm = full
+		return a.spell() + "-tag" + strconv.Itoa(length)
+	}
 	bits := strconv.Itoa(a.Bits)
 	hash := hashName(a.Algorithm.Hash())
 	switch alg := a.Algorithm; {
@@ -292,6 +310,8 @@ func (a Attributes) spell() string {
 		return s
 	case alg.IsHMAC():
 		return "hmac-" + hash
+	case alg.IsKeyDerivation():
+		return derivationName(alg)
 	case alg == XTS:
 		bits = strconv.Itoa(a.Bits / 2)
 	}

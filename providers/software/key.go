@@ -247,6 +247,8 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return k.beginMAC(op)
 	case psa.Agree:
 		return psa.DerivedRun(op, k.beginAgree)
+	case psa.Derive:
+		return k.beginDerive(op)
 	}
 	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
 }
@@ -302,8 +304,8 @@ func (k *key) beginCrypt(op psa.Op) (psa.Run, error) {
 		nonce = n
 	}
 	var aead cipher.AEAD
-	if op.Algorithm == psa.GCM {
-		aead, err = cipher.NewGCM(block)
+	if op.Algorithm == psa.AEADWithShortenedTag(psa.GCM, op.Algorithm.TagLength()) {
+		aead, err = cipher.NewGCMWithTagSize(block, op.Algorithm.TagLength())
 	} else {
 		aead, err = psa.NewCCM(block, nonce, op.Algorithm.TagLength())
 	}
@@ -337,6 +339,16 @@ func (k *key) beginAgree(op psa.Op) (psa.Run, error) {
 		return psa.AgreeRun(op, own)
 	}
 	return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
+}
+
+func (k *key) beginDerive(op psa.Op) (psa.Run, error) {
+	own := bytes.Clone(k.secret) // Close wipes the key's
+	r, err := psa.DeriveRun(op, own)
+	if err != nil {
+		psa.Wipe(own)
+		return nil, err
+	}
+	return &wipingRun{r, own}, nil
 }
 
 // Close wipes the bytes that the key holds, and lets go of what cannot be wiped.

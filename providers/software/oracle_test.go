@@ -287,8 +287,8 @@ func difference(q question, got, want verdict) string {
 		return "a public key is never generated; we judge the size first"
 	case q.op == psa.Generate && want.status == 0 && !fits && is("create", psa.StatusInvalidArgument):
 		return "PSA makes a key whose algorithm does not go with its type, which can do nothing; we refuse it at once"
-	case q.op == psa.Generate && want.status == 0 && !supported(q.key) && is("create", psa.StatusNotSupported):
-		return "our capabilities do not list a key for no algorithm, nor this curve or algorithm"
+	case q.op == psa.Generate && want.status == 0 && !generates(q.key) && is("create", psa.StatusNotSupported):
+		return "our capabilities generate no key for no algorithm, of this curve, or of a size that no template has"
 	case useless && is("create", psa.StatusInvalidArgument):
 		return "PSA takes usage flags that can do nothing with such a key; we refuse the key at once, and so all its uses"
 	case (q.op == psa.Copy || q.op == psa.Export) && q.key.Type.IsPublicKey() && is("use", psa.StatusNotSupported) && want.status == 0:
@@ -303,14 +303,14 @@ func difference(q question, got, want verdict) string {
 	return ""
 }
 
-// supported says whether the provider's table has a line for such a key.
-func supported(a psa.Attributes) bool {
+// generates says whether the provider lists generate for such a key.
+func generates(a psa.Attributes) bool {
 	lines, err := software.Type.New(context.Background(), providers.Config{Name: "oracle"})
 	if err != nil {
 		return false
 	}
 	all, err := lines.Capabilities(context.Background())
 	return err == nil && slices.ContainsFunc(all, func(c psa.Capability) bool {
-		return c.Type == a.Type && c.Bits == a.Bits && c.Algorithm == a.Algorithm
+		return c.Covers(a.Type, a.Bits, a.Algorithm) && c.Has(psa.Generate)
 	})
 }

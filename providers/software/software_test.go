@@ -156,7 +156,7 @@ func TestCapabilities(t *testing.T) {
 		if err != nil || back.String() != line.String() {
 			t.Errorf("%v is read as %v, %v", line, back, err)
 		}
-		if line.Template == "" && line.Type != psa.KeyTypeNone {
+		if line.Template == "" && line.Type != psa.KeyTypeNone && line.Most == 0 {
 			t.Errorf("%v has no template", line)
 		}
 		if line.Has(psa.Generate) && line.Has(psa.Export) {
@@ -165,12 +165,13 @@ func TestCapabilities(t *testing.T) {
 		text = append(text, line.String())
 	}
 	// Each has a pair or a secret, its export, and where it can do something a public key alone.
-	signing := ((3*2+4*2)*9 + 2*4) * 3 // RSA: 3 sizes, 2 schemes; 4 curves, 2 nonces; 8 hashes and any; RSA-1024: 4 hashes
-	encryption := (3*9 + 5) * 3        // RSA: 3 sizes; PKCS #1 v1.5, and OAEP with 8 hashes; RSA-1024: 4 hashes
-	agreement := 4 * 6 * 2             // 3 curves and X25519; raw, and 5 key derivations
-	ciphers := (3*8 + 2 + 1) * 2       // AES: 3 sizes, 8 modes; XTS: 2 sizes; ChaCha20-Poly1305
-	macs := (3 + 8) * 2                // CMAC: 3 sizes; HMAC: 8 hashes
-	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3   // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA
+	short, other := 4+2+3, 3+3                 // RSA: the sizes to generate, 1024 bits, and all sizes to import; hashes too long for 1024 bits
+	signing := 2*(4*short+5*other) + 4*2*9*3   // RSA: 2 schemes; 4 curves, 2 nonces; 8 hashes and any
+	encryption := short + 4*short + 4*other    // PKCS #1 v1.5, and OAEP with 8 hashes
+	agreement := 4 * 6 * 2                     // 3 curves and X25519; raw, and 5 key derivations
+	ciphers := (3*(8+4+6) + 2 + 1) * 2         // AES: 3 sizes, 8 modes, shorter tags; XTS: 2 sizes; ChaCha20-Poly1305
+	macs := 3*4*2 + 8*3 + 2*(5+6+10+14)*2      // CMAC: 3 sizes, 4 lengths; HMAC: 8 hashes, truncated ones
+	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3 + 5*3 + 1 // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA, key derivations, raw data
 	if want := raw + signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
 		t.Errorf("%d lines, want %d", len(lines), want)
 	}
@@ -324,7 +325,7 @@ func TestWrongMaterial(t *testing.T) {
 func TestAttributesRefused(t *testing.T) {
 	p := newProvider(t)
 	for _, name := range []string{
-		"rsa-2560-pss-sha256", "rsa-8192-pss-sha256", "rsa-2048-pss-sha512-256", "ecdsa-secp256k1-sha256",
+		"rsa-1536-pss-sha256", "rsa-2048-pss-sha512-256", "ecdsa-secp256k1-sha256",
 		"ecdsa-brainpoolp256r1-sha256", "ecdh-p224", "aes-192-xts", "hmac-sha512-256", "slh-dsa-sha2-128s",
 	} {
 		a := template(t, name)

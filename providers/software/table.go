@@ -9,6 +9,13 @@ import (
 // rsaBits are the sizes of RSA keys; 1024 is deprecated, and too short for the longer hashes.
 var rsaBits = []int{1024, 2048, 3072, 4096}
 
+// rsaLeast and rsaMost are the sizes of RSA keys that can be imported, secretMost that of keys of any length.
+const (
+	rsaLeast   = 2048
+	rsaMost    = 8192
+	secretMost = 8192
+)
+
 func fitsRSA(bits int, h psa.Algorithm) bool {
 	return bits > 1024 || h != psa.AnyHash && h.HashLength() <= 32
 }
@@ -24,6 +31,25 @@ func newTable() []psa.Capability {
 	}
 	// A line of its own for these: a template alone never gives COPY or EXPORT, and lines that generate work in full.
 	addExport := func(t psa.KeyType, bits int, alg psa.Algorithm) { add(t, bits, alg, psa.Import, psa.Copy, psa.Export) }
+	span := func(t psa.KeyType, least, most int, alg psa.Algorithm, ops ...psa.Operation) {
+		lines = append(lines, psa.Capability{Type: t, Bits: least, Most: most, Algorithm: alg, Operations: ops})
+	}
+	// Keys of some sizes are generated, those of all sizes imported; those of 1024 bits, as long as they fit.
+	rsaKeys := func(alg, h psa.Algorithm, ops []psa.Operation, public ...psa.Operation) {
+		pair := psa.KeyTypeRSAKeyPair
+		for _, bits := range rsaBits {
+			if fitsRSA(bits, h) {
+				add(pair, bits, alg, append([]psa.Operation{psa.Generate, psa.Import, psa.ExportPublic}, ops...)...)
+			}
+		}
+		if fitsRSA(1024, h) {
+			addExport(pair, 1024, alg)
+			add(pair.PublicKey(), 1024, alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, public...)...)
+		}
+		span(pair, rsaLeast, rsaMost, alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, ops...)...)
+		span(pair, rsaLeast, rsaMost, alg, psa.Import, psa.Copy, psa.Export)
+		span(pair.PublicKey(), rsaLeast, rsaMost, alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, public...)...)
+	}
 	hashAndSign := func(t psa.KeyType, bits int, alg psa.Algorithm) {
 		add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Sign, psa.SignHash, psa.Verify, psa.VerifyHash)
 		addExport(t, bits, alg)
@@ -38,38 +64,25 @@ func newTable() []psa.Capability {
 		lines = append(lines, psa.Capability{Algorithm: h, Operations: []psa.Operation{psa.Hash}})
 	}
 	for _, h := range append(hashes[:len(hashes):len(hashes)], psa.AnyHash) {
-		for _, bits := range rsaBits {
-			if !fitsRSA(bits, h) {
-				continue
-			}
-			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPKCS1v15Sign(h))
-			hashAndSign(psa.KeyTypeRSAKeyPair, bits, psa.RSAPSS(h))
+		for _, alg := range []psa.Algorithm{psa.RSAPKCS1v15Sign(h), psa.RSAPSS(h)} {
+			rsaKeys(alg, h, []psa.Operation{psa.Sign, psa.SignHash, psa.Verify, psa.VerifyHash}, psa.Verify, psa.VerifyHash)
 		}
 		for bits := range curves {
 			hashAndSign(psa.ECCKeyPair(psa.SECPR1), bits, psa.ECDSA(h))
 			hashAndSign(psa.ECCKeyPair(psa.SECPR1), bits, psa.DeterministicECDSA(h))
 		}
 	}
-	encryption := func(bits int, alg psa.Algorithm) {
-		t := psa.KeyTypeRSAKeyPair
-		add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Encrypt, psa.Decrypt)
-		addExport(t, bits, alg)
-		add(t.PublicKey(), bits, alg, psa.Import, psa.ExportPublic, psa.Encrypt)
-	}
-	for _, bits := range rsaBits {
-		encryption(bits, psa.RSAPKCS1v15Crypt)
-		for _, h := range hashes {
-			if fitsRSA(bits, h) {
-				encryption(bits, psa.RSAOAEP(h))
-			}
-		}
+	crypt := []psa.Operation{psa.Encrypt, psa.Decrypt}
+	rsaKeys(psa.RSAPKCS1v15Crypt, psa.SHA256, crypt, psa.Encrypt)
+	for _, h := range hashes {
+		rsaKeys(psa.RSAOAEP(h), h, crypt, psa.Encrypt)
 	}
 	edwards := psa.ECCKeyPair(psa.TwistedEdwards)
 	add(edwards, 255, psa.PureEdDSA, psa.Generate, psa.Import, psa.ExportPublic, psa.Sign, psa.Verify)
 	addExport(edwards, 255, psa.PureEdDSA)
 	add(edwards.PublicKey(), 255, psa.PureEdDSA, psa.Import, psa.ExportPublic, psa.Verify)
 	agreement := func(t psa.KeyType, bits int) {
-		for _, alg := range agreements {
+		for _, alg := range agreements() {
 			add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Agree)
 			addExport(t, bits, alg)
 		}
@@ -105,28 +118,58 @@ func newTable() []psa.Capability {
 		for _, alg := range []psa.Algorithm{psa.GCM, psa.CCM, psa.CTR, psa.CBCNoPadding, psa.CBCPKCS7, psa.CFB, psa.OFB, psa.ECBNoPadding} {
 			secret(psa.KeyTypeAES, bits, alg, psa.Encrypt, psa.Decrypt)
 		}
+		for _, n := range []int{12, 13, 14, 15} { // SP 800-38D, 5.2.1.2
+			secret(psa.KeyTypeAES, bits, psa.AEADWithShortenedTag(psa.GCM, n), psa.Encrypt, psa.Decrypt)
+		}
+		for _, n := range []int{4, 6, 8, 10, 12, 14} { // SP 800-38C, A.1
+			secret(psa.KeyTypeAES, bits, psa.AEADWithShortenedTag(psa.CCM, n), psa.Encrypt, psa.Decrypt)
+		}
 		secret(psa.KeyTypeAES, bits, psa.CMAC, psa.Mac, psa.VerifyMac)
+		for _, n := range []int{4, 8, 12} {
+			secret(psa.KeyTypeAES, bits, psa.TruncatedMAC(psa.CMAC, n), psa.Mac, psa.VerifyMac)
+		}
 	}
 	for _, bits := range []int{256, 512} { // IEEE 1619 knows no XTS with AES-192
 		secret(psa.KeyTypeAES, bits, psa.XTS, psa.Encrypt, psa.Decrypt)
 	}
 	secret(psa.KeyTypeChaCha20, 256, psa.ChaCha20Poly1305, psa.Encrypt, psa.Decrypt)
-	for _, h := range hashes {
-		secret(psa.KeyTypeHMAC, 8*h.HashLength(), psa.HMAC(h), psa.Mac, psa.VerifyMac)
+	// Keys of any length are imported, and generated as long as the hash.
+	anyLength := func(t psa.KeyType, bits int, alg psa.Algorithm, ops ...psa.Operation) {
+		add(t, bits, alg, append([]psa.Operation{psa.Generate, psa.Import}, ops...)...)
+		span(t, 8, secretMost, alg, append([]psa.Operation{psa.Import}, ops...)...)
+		span(t, 8, secretMost, alg, psa.Import, psa.Copy, psa.Export)
 	}
+	for _, h := range hashes {
+		anyLength(psa.KeyTypeHMAC, 8*h.HashLength(), psa.HMAC(h), psa.Mac, psa.VerifyMac)
+		for n := 8; n < h.HashLength(); n += 4 {
+			add(psa.KeyTypeHMAC, 8*h.HashLength(), psa.TruncatedMAC(psa.HMAC(h), n), psa.Generate, psa.Import, psa.Mac, psa.VerifyMac)
+			span(psa.KeyTypeHMAC, 8, secretMost, psa.TruncatedMAC(psa.HMAC(h), n), psa.Import, psa.Mac, psa.VerifyMac)
+		}
+	}
+	for _, kdf := range derivations {
+		anyLength(psa.KeyTypeDerive, 8*kdf.HashLength(), kdf, psa.Derive)
+	}
+	span(psa.KeyTypeRawData, 8, secretMost, psa.AlgNone, psa.Import, psa.Copy, psa.Export)
 	psa.SortCapabilities(lines)
 	return lines
 }
 
-// agreements are raw, or with the key derivations of TLS, Noise, HPKE and the like.
-var agreements = []psa.Algorithm{psa.ECDH,
-	psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA384)), psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA512)),
-	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
+// derivations are those of TLS, Noise, HPKE and the like.
+var derivations = []psa.Algorithm{psa.HKDF(psa.SHA256), psa.HKDF(psa.SHA384), psa.HKDF(psa.SHA512), psa.TLS12PRF(psa.SHA256), psa.TLS12PRF(psa.SHA384)}
+
+// agreements are raw, or with a key derivation.
+func agreements() []psa.Algorithm {
+	list := []psa.Algorithm{psa.ECDH}
+	for _, kdf := range derivations {
+		list = append(list, psa.KeyAgreement(psa.ECDH, kdf))
+	}
+	return list
+}
 
 // supports says whether the table has op for such a key and algorithm.
 func supports(op psa.Operation, t psa.KeyType, bits int, alg psa.Algorithm) bool {
 	return slices.ContainsFunc(table, func(c psa.Capability) bool {
-		return c.Type == t && c.Bits == bits && c.Algorithm == alg && c.Has(op)
+		return c.Covers(t, bits, alg) && c.Has(op)
 	})
 }
 

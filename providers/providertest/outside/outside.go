@@ -87,7 +87,7 @@ func (p *provider) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 
 func (p *provider) supports(op psa.Operation, a psa.Attributes, alg psa.Algorithm) bool {
 	for _, c := range p.table {
-		if c.Type == a.Type && c.Bits == a.Bits && c.Algorithm == alg && c.Has(op) {
+		if c.Covers(a.Type, a.Bits, alg) && c.Has(op) {
 			return true
 		}
 	}

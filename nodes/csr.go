@@ -44,7 +44,7 @@ var csrAlgorithms = map[psa.Algorithm]x509.SignatureAlgorithm{
 // requestsCertificates says whether a key that signs can sign a certificate request.
 func requestsCertificates(a psa.Attributes) bool {
 	alg, err := a.Resolve(psa.Sign, 0)
-	return err == nil && a.Can(psa.Sign) && csrAlgorithms[alg] != 0 && (alg != psa.PureEdDSA || a.Bits == 255)
+	return err == nil && a.Can(psa.Sign) && csrAlgorithms[alg] != 0 && !psa.IsRawKey(a.Type, a.Bits)
 }
 
 // csrRun makes a certificate request (PKCS #10, RFC 2986) for the subject that is written to it.

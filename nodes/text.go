@@ -239,22 +239,28 @@ func jwk(pub any) (members any, known bool) {
 			return nil, false
 		}
 		n := (len(point) - 1) / 2
-		return struct {
-			CRV string `json:"crv"`
-			KTY string `json:"kty"`
-			X   string `json:"x"`
-			Y   string `json:"y"`
-		}{k.Params().Name, "EC", b64(point[1 : 1+n]), b64(point[1+n:])}, true
+		return curveKey{k.Params().Name, "EC", b64(point[1 : 1+n]), b64(point[1+n:])}, true
 	case ed25519.PublicKey:
 		return octetKey{"Ed25519", "OKP", b64(k)}, true
 	case *ecdh.PublicKey:
 		return octetKey{"X25519", "OKP", b64(k.Bytes())}, true
 	case psa.RawKey:
+		if k.Type.Family() == psa.SECPK1 { // RFC 8812, 3.1
+			n := (len(k.Bytes) - 1) / 2
+			return curveKey{"secp256k1", "EC", b64(k.Bytes[1 : 1+n]), b64(k.Bytes[1+n:])}, true
+		}
 		if crv := map[psa.ECCFamily]string{psa.TwistedEdwards: "Ed448", psa.Montgomery: "X448"}[k.Type.Family()]; crv != "" {
 			return octetKey{crv, "OKP", b64(k.Bytes)}, true
 		}
 	}
 	return nil, false
+}
+
+type curveKey struct {
+	CRV string `json:"crv"`
+	KTY string `json:"kty"`
+	X   string `json:"x"`
+	Y   string `json:"y"`
 }
 
 type octetKey struct {

@@ -223,7 +223,7 @@ func (l *line) material() []byte {
 				l.must(os.WriteFile(name, der, 0o600))
 			}
 		case l.Type.IsECC():
-			l.openssl("genpkey", "-algorithm", "EC", "-pkeyopt", fmt.Sprint("ec_paramgen_curve:P-", l.Bits), "-out", file)
+			l.openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:"+l.curve(), "-out", file)
 		default:
 			l.openssl("rand", "-out", file, fmt.Sprint(l.Bits/8))
 		}
@@ -237,6 +237,17 @@ func (l *line) material() []byte {
 	b, err := os.ReadFile(file)
 	l.must(err)
 	return b
+}
+
+// curve is OpenSSL's name of a curve for ECDSA.
+func (l *line) curve() string {
+	switch l.Type.Family() {
+	case psa.SECPK1:
+		return fmt.Sprintf("secp%dk1", l.Bits)
+	case psa.BrainpoolPR1:
+		return fmt.Sprintf("brainpoolP%dr1", l.Bits)
+	}
+	return fmt.Sprint("P-", l.Bits)
 }
 
 // edwardsOrMontgomery is OpenSSL's name of such a curve with its algorithm.
@@ -411,7 +422,7 @@ func (l *line) pss() []string {
 func (l *line) opensslVerifies(message, signature []byte) {
 	l.t.Helper()
 	if l.postQuantum() {
-		l.must(providertest.RawVerify(l.rawPublic(), message, signature))
+		l.must(providertest.RawVerify(l.rawPublic(), l.Algorithm, message, signature))
 		return
 	}
 	m, s := l.file("message", message), l.file("signature", signature)
@@ -450,7 +461,7 @@ func (l *line) opensslSigns(message []byte) []byte {
 	if l.postQuantum() {
 		private, err := psa.ParseRawKey(l.read(key))
 		l.must(err)
-		signature, err := providertest.RawSign(private, message)
+		signature, err := providertest.RawSign(private, l.Algorithm, message)
 		l.must(err)
 		return signature
 	}

@@ -365,9 +365,9 @@ func (l *line) otherForms(der []byte) {
 	if !raw {
 		l.must(err)
 	}
-	p224 := l.Type.Family() == psa.SECPR1 && l.Bits == 224
+	unknown := l.Type.Family() == psa.SECPR1 && l.Bits == 224 || l.Type.Family() == psa.BrainpoolPR1
 	b, err := os.ReadFile(l.path("public.ssh"))
-	if p224 || raw || l.Type.Family() == psa.Montgomery {
+	if unknown || raw || l.Type.Family() == psa.Montgomery {
 		if !errors.Is(err, os.ErrNotExist) {
 			l.t.Errorf("public.ssh of a key that SSH does not know: %v", err)
 		}
@@ -381,7 +381,7 @@ func (l *line) otherForms(der []byte) {
 		}
 	}
 	b, err = os.ReadFile(l.path("public.jwk"))
-	if p224 {
+	if unknown {
 		if !errors.Is(err, os.ErrNotExist) {
 			l.t.Errorf("public.jwk of a key that JWK does not know: %v", err)
 		}

@@ -32,7 +32,7 @@ type known struct {
 
 	// of keys that crypto/x509 does not know
 	rawPublic []byte
-	sign      func(message []byte) ([]byte, error)
+	sign      func(alg psa.Algorithm, message []byte) ([]byte, error)
 }
 
 // material is a copy to import, nil (generate) without a key.
@@ -174,7 +174,7 @@ func digestOf(alg psa.Algorithm, message []byte) ([]byte, crypto.Hash, error) {
 // checkSignature verifies, by the standard library alone, a signature of a message in PSA's encoding.
 func checkSignature(pub crypto.PublicKey, alg psa.Algorithm, message, signature []byte) error {
 	if raw, ok := pub.(psa.RawKey); ok {
-		return RawVerify(raw, message, signature)
+		return RawVerify(raw, alg, message, signature)
 	}
 	if pub, ok := pub.(ed25519.PublicKey); ok && alg == psa.PureEdDSA {
 		if !ed25519.Verify(pub, message, signature) {
@@ -548,7 +548,7 @@ func (m *made) signing(t *testing.T, pub crypto.PublicKey, op psa.Operation, alg
 // signature is one to verify: by the standard library where the private key is known, else by the key itself.
 func (m *made) signature(t *testing.T, alg psa.Algorithm, message []byte) ([]byte, error) {
 	if m.known != nil && m.known.sign != nil {
-		return m.known.sign(message)
+		return m.known.sign(alg, message)
 	}
 	if m.known != nil {
 		return makeSignature(m.known.signer, alg, message)

@@ -52,6 +52,8 @@ func RawPair(t psa.KeyType, bits int) (private, public psa.RawKey, err error) {
 		return b
 	}
 	switch s := signScheme(t, bits); {
+	case onCurve(t):
+		return opensslPair(t, bits)
 	case t.Family() == psa.Montgomery:
 		var p, s x448.Key
 		copy(s[:], random(len(s)))
@@ -80,7 +82,10 @@ func seeded(t psa.KeyType) bool {
 }
 
 // RawSign signs as RawPair's implementation does.
-func RawSign(private psa.RawKey, message []byte) ([]byte, error) {
+func RawSign(private psa.RawKey, alg psa.Algorithm, message []byte) ([]byte, error) {
+	if onCurve(private.Type) {
+		return opensslSign(private, alg, message)
+	}
 	s := signScheme(private.Type, private.Bits)
 	if s == nil {
 		return nil, fmt.Errorf("the suite cannot sign with a %s", private.Type)
@@ -119,8 +124,8 @@ func makeRaw(t psa.KeyType, bits int) (*known, error) {
 		return nil, err
 	}
 	k := &known{Material: psa.Material{Format: psa.FormatPKCS8}, rawPublic: public.Bytes}
-	if signScheme(t, bits) != nil {
-		k.sign = func(message []byte) ([]byte, error) { return RawSign(private, message) }
+	if onCurve(t) || signScheme(t, bits) != nil {
+		k.sign = func(alg psa.Algorithm, message []byte) ([]byte, error) { return RawSign(private, alg, message) }
 	}
 	raw := private
 	if t.IsPublicKey() {
@@ -143,7 +148,10 @@ func parsePublic(der []byte) (crypto.PublicKey, error) {
 }
 
 // RawVerify judges a signature as RawPair's implementation does.
-func RawVerify(pub psa.RawKey, message, signature []byte) error {
+func RawVerify(pub psa.RawKey, alg psa.Algorithm, message, signature []byte) error {
+	if onCurve(pub.Type) {
+		return opensslVerify(pub, alg, message, signature)
+	}
 	s := signScheme(pub.Type, pub.Bits)
 	if s == nil {
 		return fmt.Errorf("the suite cannot verify with a %s", pub.Type)

@@ -426,7 +426,7 @@ func rawMaterial(k RawKey) (*Material, Attributes, error) {
 	return m, a, err
 }
 
-const importable = "RSA, P-224, P-256, P-384, P-521, Ed25519, X25519, Ed448, X448, ML-DSA, ML-KEM and SLH-DSA keys can be"
+const importable = "RSA, P-224, P-256, P-384, P-521, secp256k1, Brainpool (256, 384 and 512 bits), Ed25519, X25519, Ed448, X448, ML-DSA, ML-KEM and SLH-DSA keys can be"
 
 // parseError tells what is well formed and not known here from what is damaged; crypto/x509 says so in words alone.
 func parseError(format MaterialFormat, err error) error {

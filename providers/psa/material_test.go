@@ -32,6 +32,9 @@ func derOf(t testing.TB, name string) []byte {
 // publicOf is the public key in a Material.
 func publicOf(t testing.TB, m *Material) any {
 	t.Helper()
+	if raw, err := ParseRawKey(m.Data); err == nil {
+		return raw
+	}
 	if m.Format == FormatSPKI {
 		pub, err := x509.ParsePKIXPublicKey(m.Data)
 		if err != nil {
@@ -69,7 +72,8 @@ func TestScanMaterial(t *testing.T) {
 		"rsa2048.pkcs8": "rsa-2048-pkcs1v15-sha256", "rsa2048.pkcs1": "rsa-2048-pkcs1v15-sha256",
 		"rsa2048.spki": "rsa-2048-pkcs1v15-sha256", "rsa2048.pkcs1pub": "rsa-2048-pkcs1v15-sha256",
 		"ed25519.pkcs8": "ed25519", "ed25519.spki": "ed25519", "x25519.pkcs8": "x25519",
-		"p256.text": "ecdsa-p256-sha256",
+		"p256.text": "ecdsa-p256-sha256", "secp256k1.pkcs8": "ecdsa-secp256k1-sha256",
+		"brainpoolp256r1.params-sec1": "ecdsa-brainpoolp256r1-sha256", "brainpoolp256r1.spki": "ecdsa-brainpoolp256r1-sha256",
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := keyFile(t, name)
@@ -170,7 +174,7 @@ func TestScanDraft(t *testing.T) {
 		{"rsa2048.pkcs8", Attributes{Type: KeyTypeRSAPublicKey}, StatusInvalidArgument, "the draft is for a PSA_KEY_TYPE_RSA_PUBLIC_KEY key"},
 		{"rsa2048.pkcs8", Attributes{Algorithm: GCM}, StatusInvalidArgument, "PSA_ALG_GCM does not work with"},
 		{"rsa2050.pkcs8", Attributes{}, StatusNotSupported, "an RSA key of 2050 bits"},
-		{"secp256k1.pkcs8", Attributes{}, StatusNotSupported, "cannot be imported: x509:"},
+		{"brainpoolp320r1.pkcs8", Attributes{}, StatusNotSupported, "cannot be imported: x509:"},
 		{"ed25519.encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"rsa2048.pkcs1-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"openssh", Attributes{}, StatusNotSupported, "OpenSSH's own format"},

@@ -67,7 +67,7 @@ func open(a psa.Attributes, b providers.Blob) (*key, error) {
 		}
 		k.verifier = publicOf(k.private)
 		// The public part is not sealed: another one there must not pass for this key's.
-		public, err := x509.MarshalPKIXPublicKey(k.verifier)
+		public, err := publicDER(a, k.verifier)
 		if err != nil || !bytes.Equal(public, b.Public) {
 			wipe(k.private)
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
@@ -145,6 +145,13 @@ func publicOf(private crypto.PrivateKey) crypto.PublicKey {
 
 // parsePrivate reads PKCS#8 that must hold a key of the attributes' type and size.
 func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
+	if foreignCurve(a) != nil {
+		scalar, err := rawBytes(a, der)
+		if err != nil {
+			return nil, err
+		}
+		return foreignPrivate(a, scalar)
+	}
 	private, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
@@ -166,6 +173,13 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 
 // parsePublic reads a SubjectPublicKeyInfo that must hold a key of the attributes' type and size.
 func parsePublic(a psa.Attributes, der []byte) (crypto.PublicKey, error) {
+	if foreignCurve(a) != nil {
+		point, err := rawBytes(a, der)
+		if err != nil {
+			return nil, err
+		}
+		return foreignPublic(a, point)
+	}
 	pub, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a public key that cannot be read: %w", err)
@@ -262,12 +276,19 @@ func (k *key) beginExport() (psa.Run, error) {
 }
 
 func (k *key) beginSign(op psa.Op) (psa.Run, error) {
-	edwards, ok := k.private.(ed25519.PrivateKey)
-	if !ok {
-		return psa.SignerRun(op, k.private.(crypto.Signer))
+	var own []byte // Close wipes the key's
+	var signer crypto.Signer
+	switch private := k.private.(type) {
+	case ed25519.PrivateKey:
+		own = bytes.Clone(private)
+		signer = ed25519.PrivateKey(own)
+	case *koblitz:
+		own = bytes.Clone(private.scalar)
+		signer = &koblitz{own, private.public}
+	default:
+		return psa.SignerRun(op, private.(crypto.Signer))
 	}
-	own := bytes.Clone(edwards) // Close wipes the key's
-	r, err := psa.SignerRun(op, ed25519.PrivateKey(own))
+	r, err := psa.SignerRun(op, signer)
 	if err != nil {
 		psa.Wipe(own)
 		return nil, err

@@ -13,7 +13,7 @@ func isWiped(b []byte) bool { return len(b) > 0 && bytes.Equal(b, make([]byte, l
 
 // TestWiped looks at the memory itself after Close, Finish and Abort.
 func TestWiped(t *testing.T) {
-	for _, name := range []string{"ed448", "ml-dsa-44", "ed25519", "ecdsa-p256-sha256", "aes-256-gcm"} {
+	for _, name := range []string{"ed448", "ml-dsa-44", "ed25519", "ecdsa-secp256k1-sha256", "ecdsa-p256-sha256", "aes-256-gcm"} {
 		a, err := psa.ParseTemplate(name)
 		if err != nil {
 			t.Fatal(err)
@@ -35,7 +35,13 @@ func TestWiped(t *testing.T) {
 			if want := export || a.Type == psa.KeyTypeAES; (secret != nil) != want {
 				t.Errorf("%s: the secret is kept: %t, want %t", name, secret != nil, want)
 			}
-			edwards, _ := k.private.(ed25519.PrivateKey)
+			var private []byte
+			switch own := k.private.(type) {
+			case ed25519.PrivateKey:
+				private = own
+			case *koblitz:
+				private = own.scalar
+			}
 			var runs []*wipingRun
 			for _, op := range []psa.Op{{Operation: psa.Export}, {Operation: psa.Sign, Algorithm: a.Algorithm}} {
 				for range 2 {
@@ -47,7 +53,7 @@ func TestWiped(t *testing.T) {
 				}
 			}
 			_ = k.Close()
-			if secret != nil && !isWiped(secret) || edwards != nil && !isWiped(edwards) {
+			if secret != nil && !isWiped(secret) || private != nil && !isWiped(private) {
 				t.Errorf("%s: Close left the key in memory", name)
 			}
 			for i, r := range runs {

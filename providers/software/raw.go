@@ -242,20 +242,29 @@ func rawParts(a psa.Attributes, secret, public []byte) (pkcs8, spki []byte, err 
 	return pkcs8, spki, err
 }
 
-// parseRaw reads a key of a's kind: its bytes, and those of its public part.
-func (s *scheme) parseRaw(a psa.Attributes, der []byte) (secret, public []byte, err error) {
+// rawBytes are those of a psa.RawKey of a's kind.
+func rawBytes(a psa.Attributes, der []byte) ([]byte, error) {
 	k, err := psa.ParseRawKey(der)
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "no %s of %d bits: %w", a.Type, a.Bits, err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "no %s of %d bits: %w", a.Type, a.Bits, err)
 	}
 	if k.Type != a.Type || k.Bits != a.Bits {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", k.Type, k.Bits, a.Type, a.Bits)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", k.Type, k.Bits, a.Type, a.Bits)
 	}
-	if k.Type.IsPublicKey() {
-		public = k.Bytes
+	return k.Bytes, nil
+}
+
+// parseRaw reads a key of a's kind: its bytes, and those of its public part.
+func (s *scheme) parseRaw(a psa.Attributes, der []byte) (secret, public []byte, err error) {
+	b, err := rawBytes(a, der)
+	if err != nil {
+		return nil, nil, err
+	}
+	if a.Type.IsPublicKey() {
+		public = b
 		err = s.check(public)
 	} else {
-		secret = k.Bytes
+		secret = b
 		public, err = s.public(secret)
 	}
 	if err != nil {

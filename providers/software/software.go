@@ -1,5 +1,5 @@
-// Package software is the provider whose device is this process: the standard library's cryptography, and a little of others', on keys that
-// live wholly in the blob that the KIM keeps. Blob.Secret is PKCS#8 in DER or a symmetric key's bytes, Blob.Public the
+// Package software is the provider whose device is this process: the standard library's cryptography, and a little of
+// others', on keys that live wholly in the blob that the KIM keeps. Blob.Secret is PKCS#8 in DER or a symmetric key's bytes, Blob.Public the
 // SubjectPublicKeyInfo; a public key alone has no Secret.
 package software
 
@@ -120,6 +120,8 @@ func generate(a psa.Attributes) (providers.Blob, error) {
 		return rawBlob(a, secret, public)
 	}
 	switch {
+	case foreignCurve(a) != nil:
+		private, err = newForeign(a)
 	case !a.Type.IsAsymmetric():
 		secret := make([]byte, a.Bits/8)
 		if _, err := rand.Read(secret); err != nil {
@@ -141,7 +143,7 @@ func generate(a psa.Attributes) (providers.Blob, error) {
 		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the key cannot be generated: %w", err)
 	}
 	defer wipe(private)
-	return blobOf(private)
+	return blobOf(a, private)
 }
 
 // take checks material against the attributes; the blob is written anew, so that nothing else comes in with the key.
@@ -174,9 +176,9 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 		if err != nil {
 			return providers.Blob{}, err
 		}
-		der, err := x509.MarshalPKIXPublicKey(pub)
+		der, err := publicDER(a, pub)
 		if err != nil {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "the public key cannot be written: %w", err)
+			return providers.Blob{}, err
 		}
 		return providers.Blob{Public: der}, nil
 	}
@@ -185,7 +187,7 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 		return providers.Blob{}, err
 	}
 	defer wipe(private)
-	return blobOf(private)
+	return blobOf(a, private)
 }
 
 func rawBlob(a psa.Attributes, secret, public []byte) (b providers.Blob, err error) {
@@ -193,10 +195,14 @@ func rawBlob(a psa.Attributes, secret, public []byte) (b providers.Blob, err err
 	return b, err
 }
 
-func blobOf(private crypto.PrivateKey) (providers.Blob, error) {
-	public, err := x509.MarshalPKIXPublicKey(publicOf(private))
+func blobOf(a psa.Attributes, private crypto.PrivateKey) (providers.Blob, error) {
+	if foreignCurve(a) != nil {
+		pkcs8, spki, err := foreignParts(a, private.(crypto.Signer))
+		return providers.Blob{Public: spki, Secret: pkcs8}, err
+	}
+	public, err := publicDER(a, publicOf(private))
 	if err != nil {
-		return providers.Blob{}, psa.Errorf(psa.StatusGenericError, "the public key cannot be written: %w", err)
+		return providers.Blob{}, err
 	}
 	secret, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
@@ -205,10 +211,25 @@ func blobOf(private crypto.PrivateKey) (providers.Blob, error) {
 	return providers.Blob{Public: public, Secret: secret}, nil
 }
 
-// wipe overwrites an Ed25519 key. The other kinds have copies inside the standard library that nobody can reach.
+func publicDER(a psa.Attributes, pub crypto.PublicKey) (der []byte, err error) {
+	if foreignCurve(a) != nil {
+		_, der, err = rawParts(a, nil, foreignPoint(a, pub.(*ecdsa.PublicKey)))
+		return der, err
+	}
+	if der, err = x509.MarshalPKIXPublicKey(pub); err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "the public key cannot be written: %w", err)
+	}
+	return der, nil
+}
+
+// wipe overwrites an Ed25519 or secp256k1 key. The other kinds have copies inside the standard library that nobody can
+// reach.
 func wipe(private crypto.PrivateKey) {
-	if k, ok := private.(ed25519.PrivateKey); ok {
+	switch k := private.(type) {
+	case ed25519.PrivateKey:
 		psa.Wipe(k)
+	case *koblitz:
+		psa.Wipe(k.scalar)
 	}
 }
 

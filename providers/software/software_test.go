@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/decred/dcrd/dcrec/secp256k1/v4"
+
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 	"github.com/parsecfs/parsecfs/providers/software"
@@ -165,13 +167,13 @@ func TestCapabilities(t *testing.T) {
 		text = append(text, line.String())
 	}
 	// Each has a pair or a secret, its export, and where it can do something a public key alone.
-	short, other := 4+2+3, 3+3                 // RSA: the sizes to generate, 1024 bits, and all sizes to import; hashes too long for 1024 bits
-	signing := 2*(4*short+5*other) + 4*2*9*3   // RSA: 2 schemes; 4 curves, 2 nonces; 8 hashes and any
-	encryption := short + 4*short + 4*other    // PKCS #1 v1.5, and OAEP with 8 hashes
-	agreement := 4 * 6 * 2                     // 3 curves and X25519; raw, and 5 key derivations
-	ciphers := (3*(8+4+6) + 2 + 1) * 2         // AES: 3 sizes, 8 modes, shorter tags; XTS: 2 sizes; ChaCha20-Poly1305
-	macs := 3*4*2 + 8*3 + 2*(5+6+10+14)*2      // CMAC: 3 sizes, 4 lengths; HMAC: 8 hashes, truncated ones
-	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3 + 5*3 + 1 // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA, key derivations, raw data
+	short, other := 4+2+3, 3+3                   // RSA: the sizes to generate, 1024 bits, and all sizes to import; hashes too long for 1024 bits
+	signing := 2*(4*short+5*other) + (4*2+4)*9*3 // RSA: 2 schemes; 4 curves, 2 nonces; 4 other curves; 8 hashes and any
+	encryption := short + 4*short + 4*other      // PKCS #1 v1.5, and OAEP with 8 hashes
+	agreement := 4 * 6 * 2                       // 3 curves and X25519; raw, and 5 key derivations
+	ciphers := (3*(8+4+6) + 2 + 1) * 2           // AES: 3 sizes, 8 modes, shorter tags; XTS: 2 sizes; ChaCha20-Poly1305
+	macs := 3*4*2 + 8*3 + 2*(5+6+10+14)*2        // CMAC: 3 sizes, 4 lengths; HMAC: 8 hashes, truncated ones
+	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3 + 5*3 + 1   // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA, key derivations, raw data
 	if want := raw + signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
 		t.Errorf("%d lines, want %d", len(lines), want)
 	}
@@ -250,6 +252,28 @@ func damaged(t *testing.T, k *rsa.PrivateKey) []byte {
 	return der
 }
 
+// brainpoolKey is a public key on brainpoolP256r1 whose point was changed.
+func brainpoolKey(t *testing.T, change func(point []byte)) []byte {
+	t.Helper()
+	a := template(t, "ecdsa-brainpoolp256r1-sha256")
+	blob, err := newProvider(t).Create(t.Context(), handle, a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(blob.Public[len(blob.Public)-65:])
+	return blob.Public
+}
+
+// koblitzKey is a private key for secp256k1.
+func koblitzKey(t *testing.T, scalar []byte) []byte {
+	t.Helper()
+	der, err := psa.RawKey{Type: psa.ECCKeyPair(psa.SECPK1), Bits: 256, Bytes: scalar}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
 func TestWrongMaterial(t *testing.T) {
 	p := newProvider(t)
 	rsa2048, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -275,6 +299,9 @@ func TestWrongMaterial(t *testing.T) {
 	offCurve := spki(t, &p256.PublicKey)
 	offCurve[len(offCurve)-1] ^= 1
 	even := spki(t, &rsa.PublicKey{N: new(big.Int).Sub(rsa2048.N, big.NewInt(1)), E: 65537})
+	offBrainpool := brainpoolKey(t, func(point []byte) { point[len(point)-1] ^= 1 })
+	infinity := brainpoolKey(t, func(point []byte) { clear(point[1:]) })
+	zero, order := koblitzKey(t, make([]byte, 32)), koblitzKey(t, secp256k1.S256().N.Bytes())
 	private, public, raw := psa.FormatPKCS8, psa.FormatSPKI, psa.FormatRaw
 	for _, c := range []struct {
 		what     string
@@ -299,6 +326,12 @@ func TestWrongMaterial(t *testing.T) {
 		{"the exponent 1", "rsa-2048-pss-sha256", true, public, spki(t, &rsa.PublicKey{N: rsa2048.N, E: 1})},
 		{"an even exponent", "rsa-2048-pss-sha256", true, public, spki(t, &rsa.PublicKey{N: rsa2048.N, E: 4})},
 		{"a point off the curve", "ecdsa-p256-sha256", true, public, offCurve},
+		{"a point off brainpoolP256r1", "ecdsa-brainpoolp256r1-sha256", true, public, offBrainpool},
+		{"no point of brainpoolP256r1", "ecdsa-brainpoolp256r1-sha256", true, public, infinity},
+		{"P-256 for brainpoolP256r1", "ecdsa-brainpoolp256r1-sha256", true, public, spki(t, &p256.PublicKey)},
+		{"P-256 for secp256k1", "ecdsa-secp256k1-sha256", false, private, pkcs8(t, p256)},
+		{"the private key 0", "ecdsa-secp256k1-sha256", false, private, zero},
+		{"the order as a private key", "ecdsa-secp256k1-sha256", false, private, order},
 		{"a public key for a pair", "ed25519", false, public, spki(t, edPublic)},
 		{"a pair for a public key", "ed25519", true, private, pkcs8(t, ed)},
 		{"a pair called a public key", "ed25519", true, public, pkcs8(t, ed)},
@@ -325,8 +358,8 @@ func TestWrongMaterial(t *testing.T) {
 func TestAttributesRefused(t *testing.T) {
 	p := newProvider(t)
 	for _, name := range []string{
-		"rsa-1536-pss-sha256", "rsa-2048-pss-sha512-256", "ecdsa-secp256k1-sha256",
-		"ecdsa-brainpoolp256r1-sha256", "ecdh-p224", "aes-192-xts", "hmac-sha512-256", "slh-dsa-sha2-128s",
+		"rsa-1536-pss-sha256", "rsa-2048-pss-sha512-256", "ecdsa-secp192k1-sha256",
+		"ecdsa-brainpoolp320r1-sha256", "deterministic-ecdsa-brainpoolp256r1-sha256", "deterministic-ecdsa-secp256k1-sha256", "ecdh-p224", "aes-192-xts", "hmac-sha512-256", "slh-dsa-sha2-128s",
 	} {
 		a := template(t, name)
 		_, err := p.Create(t.Context(), handle, a, nil)

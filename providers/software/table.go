@@ -72,6 +72,11 @@ func newTable() []psa.Capability {
 			hashAndSign(psa.ECCKeyPair(psa.SECPR1), bits, psa.DeterministicECDSA(h))
 		}
 	}
+	for k := range foreign {
+		for _, h := range append(hashes[:len(hashes):len(hashes)], psa.AnyHash) {
+			hashAndSign(k.t, k.bits, psa.ECDSA(h))
+		}
+	}
 	crypt := []psa.Operation{psa.Encrypt, psa.Decrypt}
 	rsaKeys(psa.RSAPKCS1v15Crypt, psa.SHA256, crypt, psa.Encrypt)
 	for _, h := range hashes {

@@ -13,6 +13,9 @@ type RawKey struct {
 	// and ML-KEM's seeds (FIPS 204, 203), SLH-DSA's private key (FIPS 205), an uncompressed point and a scalar of
 	// secp256k1 and the Brainpool curves (SEC 1, 2.3.3 and 2.3.7).
 	Bytes []byte
+	// Public is what Marshal writes beside a private key that has room for it (RFC 5915, 3); ParseRawKey does not trust
+	// it.
+	Public []byte
 }
 
 // rawForm is how PKCS #8 holds a private key.
@@ -130,7 +133,7 @@ func (k RawKey) Marshal() ([]byte, error) {
 		case seedChoice:
 			inner, err = asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes})
 		case ecPrivateKey:
-			inner, err = asn1.Marshal(rawSEC1{Version: 1, Key: k.Bytes})
+			inner, err = asn1.Marshal(rawSEC1{Version: 1, Key: k.Bytes, Public: asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}})
 		}
 		if err != nil {
 			return nil, Errorf(StatusGenericError, "%w", err)
@@ -156,7 +159,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 		if len(spki.Key.Bytes) != kind.public || spki.Key.BitLength != 8*kind.public {
 			return RawKey{}, Errorf(StatusInvalidArgument, "a public key of %d bits; it has %d", spki.Key.BitLength, 8*kind.public)
 		}
-		return RawKey{kind.t.PublicKey(), kind.bits, spki.Key.Bytes}, nil
+		return RawKey{Type: kind.t.PublicKey(), Bits: kind.bits, Bytes: spki.Key.Bytes}, nil
 	}
 	var ec rawSEC1
 	if rest, err := asn1.Unmarshal(der, &ec); err == nil && len(rest) == 0 && ec.Version == 1 && ec.Curve != nil {
@@ -191,7 +194,7 @@ func (k *rawKind) privateKey(b []byte) (RawKey, error) {
 	if len(b) != k.private {
 		return RawKey{}, Errorf(StatusInvalidArgument, "a private key of %d bytes; it has %d", len(b), k.private)
 	}
-	return RawKey{k.t, k.bits, b}, nil
+	return RawKey{Type: k.t, Bits: k.bits, Bytes: b}, nil
 }
 
 func rawKindBy(id rawAlgorithm) (*rawKind, error) {

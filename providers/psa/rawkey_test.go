@@ -10,7 +10,7 @@ func FuzzParseRawKey(f *testing.F) {
 		f.Add(derOf(f, name))
 	}
 	for _, k := range rawKinds {
-		for _, key := range []RawKey{{k.t, k.bits, make([]byte, k.private)}, {k.t.PublicKey(), k.bits, make([]byte, k.public)}} {
+		for _, key := range []RawKey{{Type: k.t, Bits: k.bits, Bytes: make([]byte, k.private)}, {Type: k.t.PublicKey(), Bits: k.bits, Bytes: make([]byte, k.public)}} {
 			der, err := key.Marshal()
 			if err != nil {
 				f.Fatal(err)

@@ -238,7 +238,7 @@ func rawParts(a psa.Attributes, secret, public []byte) (pkcs8, spki []byte, err 
 	if spki, err = (psa.RawKey{Type: a.Type.PublicKey(), Bits: a.Bits, Bytes: public}).Marshal(); err != nil || secret == nil {
 		return nil, spki, err
 	}
-	pkcs8, err = (psa.RawKey{Type: a.Type.KeyPair(), Bits: a.Bits, Bytes: secret}).Marshal()
+	pkcs8, err = (psa.RawKey{Type: a.Type.KeyPair(), Bits: a.Bits, Bytes: secret, Public: public}).Marshal()
 	return pkcs8, spki, err
 }
 

@@ -50,7 +50,7 @@ func capabilities(ctx context.Context) ([]psa.Capability, error) {
 		c.Operations = slices.DeleteFunc(slices.Clone(c.Operations), func(op psa.Operation) bool { return op == psa.Copy })
 		switch c.Algorithm {
 		case psa.ECDSA(psa.SHA256), psa.ECDSA(psa.AnyHash):
-			if c.Bits == 256 {
+			if c.Bits == 256 && c.Type.Family() == psa.SECPR1 {
 				some = append(some, c)
 			}
 		case psa.PureEdDSA, psa.GCM:

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 curves that the standard library has not have no other way into crypto/ecdsa
+
 package software
 
 import (
@@ -56,7 +58,7 @@ func foreignPrivate(a psa.Attributes, scalar []byte) (crypto.Signer, error) {
 		return &koblitz{append([]byte(nil), scalar...), private.PubKey().ToECDSA()}, nil
 	}
 	private := &ecdsa.PrivateKey{D: d, PublicKey: ecdsa.PublicKey{Curve: curve}}
-	private.X, private.Y = curve.ScalarBaseMult(scalar) //lint:ignore SA1019 crypto/ecdh has no such curves
+	private.X, private.Y = curve.ScalarBaseMult(scalar)
 	return private, nil
 }
 
@@ -66,7 +68,6 @@ func foreignPublic(a psa.Attributes, point []byte) (*ecdsa.PublicKey, error) {
 	k := &ecdsa.PublicKey{Curve: curve}
 	if len(point) == 1+2*n && point[0] == 4 {
 		k.X, k.Y = new(big.Int).SetBytes(point[1:1+n]), new(big.Int).SetBytes(point[1+n:])
-		//lint:ignore SA1019 crypto/ecdh has no such curves
 		if p := curve.Params().P; k.X.Cmp(p) < 0 && k.Y.Cmp(p) < 0 && curve.IsOnCurve(k.X, k.Y) {
 			return k, nil
 		}

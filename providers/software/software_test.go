@@ -301,7 +301,7 @@ func TestWrongMaterial(t *testing.T) {
 	even := spki(t, &rsa.PublicKey{N: new(big.Int).Sub(rsa2048.N, big.NewInt(1)), E: 65537})
 	offBrainpool := brainpoolKey(t, func(point []byte) { point[len(point)-1] ^= 1 })
 	infinity := brainpoolKey(t, func(point []byte) { clear(point[1:]) })
-	zero, order := koblitzKey(t, make([]byte, 32)), koblitzKey(t, secp256k1.S256().N.Bytes())
+	zero, order := koblitzKey(t, make([]byte, 32)), koblitzKey(t, secp256k1.Params().N.Bytes())
 	private, public, raw := psa.FormatPKCS8, psa.FormatSPKI, psa.FormatRaw
 	for _, c := range []struct {
 		what     string

@@ -149,12 +149,16 @@ func TestCanDoIsWhatHappens(t *testing.T) {
 			}
 		})
 	}
-	for _, q := range all {
-		next <- q
+	tried := 0
+	for i, q := range all {
+		if q.make || long() || i%5 == 0 { // the short form tries all that works, and a fifth of what does not
+			next <- q
+			tried++
+		}
 	}
 	close(next)
 	wg.Wait()
-	t.Logf("%d kinds of keys: %d made, %d of them of use", len(all), made.Load(), used.Load())
+	t.Logf("%d kinds of keys asked about, %d tried: %d made, %d of them of use", len(all), tried, made.Load(), used.Load())
 	if made.Load() < 500 || used.Load() < 200 {
 		t.Error("too few to say something")
 	}

@@ -53,6 +53,7 @@ func opensslPair(t psa.KeyType, bits int) (private, public psa.RawKey, err error
 	private, err = psa.ParseRawKey(pkcs8)
 	if err == nil {
 		public, err = psa.ParseRawKey(spki)
+		private.Public = public.Bytes
 	}
 	return private, public, err
 }

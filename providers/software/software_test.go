@@ -167,13 +167,13 @@ func TestCapabilities(t *testing.T) {
 		text = append(text, line.String())
 	}
 	// Each has a pair or a secret, its export, and where it can do something a public key alone.
-	short, other := 4+2+3, 3+3                   // RSA: the sizes to generate, 1024 bits, and all sizes to import; hashes too long for 1024 bits
-	signing := 2*(4*short+5*other) + (4*2+4)*9*3 // RSA: 2 schemes; 4 curves, 2 nonces; 4 other curves; 8 hashes and any
-	encryption := short + 4*short + 4*other      // PKCS #1 v1.5, and OAEP with 8 hashes
-	agreement := 4 * 6 * 2                       // 3 curves and X25519; raw, and 5 key derivations
-	ciphers := (3*(8+4+6) + 2 + 1) * 2           // AES: 3 sizes, 8 modes, shorter tags; XTS: 2 sizes; ChaCha20-Poly1305
-	macs := 3*4*2 + 8*3 + 2*(5+6+10+14)*2        // CMAC: 3 sizes, 4 lengths; HMAC: 8 hashes, truncated ones
-	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3 + 5*3 + 1   // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA, key derivations, raw data
+	short, other := 4+2+3, 3+3                       // RSA: the sizes to generate, 1024 bits, and all sizes to import; hashes too long for 1024 bits
+	signing := 2*(4*short+5*other) + 4*2*9*3 + 4*4*3 // RSA: 2 schemes; 4 curves, 2 nonces, 8 hashes and any; 4 other curves, 3 hashes and any
+	encryption := short + 4*short + 4*other          // PKCS #1 v1.5, and OAEP with 8 hashes
+	agreement := 4 * 6 * 2                           // 3 curves and X25519; raw, and 5 key derivations
+	ciphers := (3*(8+4+6) + 2 + 1) * 2               // AES: 3 sizes, 8 modes, shorter tags; XTS: 2 sizes; ChaCha20-Poly1305
+	macs := 3*4*2 + 8*3 + 2*(5+6+10+14)*2            // CMAC: 3 sizes, 4 lengths; HMAC: 8 hashes, truncated ones
+	raw := 3 + 6*2 + 3*3 + 2*3 + 6*3 + 5*3 + 1       // Ed448, X448, ML-DSA, ML-KEM, SLH-DSA, key derivations, raw data
 	if want := raw + signing + encryption + agreement + ciphers + macs + 3 + 1 + 8; len(lines) != want {
 		t.Errorf("%d lines, want %d", len(lines), want)
 	}

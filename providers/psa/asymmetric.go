@@ -92,7 +92,8 @@ const MaxPeer = 8 << 10
 
 type agreeRun struct {
 	input
-	key *ecdh.PrivateKey
+	curve ecdh.Curve
+	agree func(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error)
 }
 
 // AgreeRun is ECDH with the peer's public key as the main input: SubjectPublicKeyInfo in PEM or DER, or PSA's own
@@ -100,10 +101,21 @@ type agreeRun struct {
 // length (RFC 8422, 5.10; RFC 7748, 6). A point off the curve, of another curve, or one that gives the all-zero secret
 // is StatusInvalidArgument.
 func AgreeRun(op Op, key *ecdh.PrivateKey) (Run, error) {
+	return DeviceAgreeRun(op, key.Curve(), func(_ context.Context, peer *ecdh.PublicKey) ([]byte, error) {
+		secret, err := key.ECDH(peer)
+		if err != nil {
+			return nil, Errorf(StatusInvalidArgument, "no secret with this peer: %w", err)
+		}
+		return secret, nil
+	})
+}
+
+// DeviceAgreeRun is AgreeRun with a device that agrees with a peer on the curve.
+func DeviceAgreeRun(op Op, curve ecdh.Curve, agree func(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error)) (Run, error) {
 	if op.Operation != Agree || op.Algorithm != ECDH {
 		return nil, Errorf(StatusNotSupported, "%s with %s and a key for ECDH", op.Operation, op.Algorithm)
 	}
-	return &agreeRun{input{held: secret{limit: MaxPeer}}, key}, nil
+	return &agreeRun{input{held: secret{limit: MaxPeer}}, curve, agree}, nil
 }
 
 func (r *agreeRun) Finish(ctx context.Context) (Result, error) {
@@ -114,13 +126,13 @@ func (r *agreeRun) Finish(ctx context.Context) (Result, error) {
 	if len(r.held.b) == 0 {
 		return Result{}, Errorf(StatusInsufficientData, "the peer's public key is missing")
 	}
-	peer, err := parsePeer(r.held.b, r.key.Curve())
+	peer, err := parsePeer(r.held.b, r.curve)
 	if err != nil {
 		return Result{}, err
 	}
-	secret, err := r.key.ECDH(peer)
+	secret, err := r.agree(ctx, peer)
 	if err != nil {
-		return Result{}, Errorf(StatusInvalidArgument, "no secret with this peer: %w", err)
+		return Result{}, failed(err)
 	}
 	return Result{Outputs: map[string][]byte{"secret": secret}}, nil
 }

@@ -252,16 +252,26 @@ func XTSRun(op Op, newCipher func([]byte) (cipher.Block, error), key []byte) (Ru
 type macRun struct {
 	input
 	length int
-	want   []byte // to verify; nil computes
+	want   []byte                                                            // to verify; nil computes
+	device func(ctx context.Context, message []byte) (mac []byte, err error) // of a held message; nil: the hash has it
+}
+
+// DeviceMACRun is MACRun with a device that takes the whole message, at most op's limit, and makes a MAC of size bytes.
+func DeviceMACRun(op Op, size int, mac func(ctx context.Context, message []byte) ([]byte, error)) (Run, error) {
+	return newMACRun(op, size, &macRun{input: input{held: secret{limit: op.limit()}}, device: mac})
 }
 
 // MACRun computes or verifies a MAC with h, which has the key, cut to the algorithm's length. mac gives "mac";
 // verify_mac takes it as an input and gives nothing, or StatusInvalidSignature.
 func MACRun(op Op, h hash.Hash) (Run, error) {
-	r := &macRun{input: input{h: h}, length: op.Algorithm.MACLength()}
+	return newMACRun(op, h.Size(), &macRun{input: input{h: h}})
+}
+
+func newMACRun(op Op, size int, r *macRun) (Run, error) {
+	r.length = op.Algorithm.MACLength()
 	switch {
-	case r.length <= 0 || r.length > h.Size():
-		return nil, Errorf(StatusNotSupported, "%s of %d bytes; this one makes %d", op.Algorithm, r.length, h.Size())
+	case r.length <= 0 || r.length > size:
+		return nil, Errorf(StatusNotSupported, "%s of %d bytes; this one makes %d", op.Algorithm, r.length, size)
 	case op.Operation == Mac:
 		return r, nil
 	case op.Operation != VerifyMac:
@@ -278,7 +288,19 @@ func (r *macRun) Finish(ctx context.Context) (Result, error) {
 	if err := r.take(ctx); err != nil {
 		return Result{}, err
 	}
-	mac := r.h.Sum(nil)[:r.length]
+	var mac []byte
+	if r.device == nil {
+		mac = r.h.Sum(nil)
+	} else {
+		var err error
+		if mac, err = r.device(ctx, r.held.b); err != nil {
+			return Result{}, failed(err)
+		}
+		if len(mac) < r.length {
+			return Result{}, Errorf(StatusHardwareFailure, "a MAC of %d bytes", len(mac))
+		}
+	}
+	mac = mac[:r.length]
 	if r.want == nil {
 		return Result{Outputs: map[string][]byte{"mac": mac}}, nil
 	}

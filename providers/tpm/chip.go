@@ -1,0 +1,375 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// chip is a TPM, connected when it is needed, and what is loaded in it: the parent of our keys, the keys used last, and
+// one session. All of that is gone with the connection, or with a reset, and is made again.
+type chip struct {
+	tcti  tcti
+	owner []byte        // the owner hierarchy's authorization
+	turn  chan struct{} // capacity 1: who has it uses the rest
+
+	link   *link // nil: not connected
+	parent *parent
+	keys   []*loaded // the one used last is the last
+	room   int       // how many keys fit beside the parent
+	sign   tpm2.Session
+	auth   []byte // what sign authorizes with: it is changed from key to key
+}
+
+type parent struct {
+	handle tpm2.TPMHandle
+	name   tpm2.TPM2BName
+	public tpm2.TPMTPublic
+}
+
+type loaded struct {
+	key    *stored
+	handle tpm2.TPMHandle
+	name   tpm2.TPM2BName
+}
+
+// chips are those in use, and by how many providers: a TPM without a resource manager serves one connection.
+var chips = struct {
+	sync.Mutex
+	open map[tcti]*chip
+	uses map[*chip]int
+}{open: map[tcti]*chip{}, uses: map[*chip]int{}}
+
+// openChip gives the TPM's only chip; each is closed.
+func openChip(t tcti, owner []byte) (*chip, error) {
+	chips.Lock()
+	defer chips.Unlock()
+	c := chips.open[t]
+	if c == nil {
+		c = &chip{tcti: t, owner: owner, turn: make(chan struct{}, 1), auth: make([]byte, authSize)}
+		chips.open[t] = c
+	}
+	if !bytes.Equal(c.owner, owner) {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers on one TPM have different owner_hierarchy_auth")
+	}
+	chips.uses[c]++
+	return c, nil
+}
+
+// link is a connection. TPM warnings that ask to try again are obeyed (TCG TPM 2.0, part 2, 6.6.3).
+type link struct {
+	transport.TPMCloser
+	broken error
+}
+
+const (
+	firstPause = time.Millisecond
+	lastPause  = 200 * time.Millisecond
+	pauses     = 30 * time.Second // in all
+)
+
+func (l *link) Send(command []byte) ([]byte, error) {
+	pause, since := firstPause, time.Now()
+	for {
+		b, err := l.TPMCloser.Send(command)
+		if err == nil && len(b) < headerSize {
+			err = fmt.Errorf("a response of %d bytes", len(b))
+		}
+		if err != nil {
+			l.broken = err
+			return nil, err
+		}
+		switch tpm2.TPMRC(binary.BigEndian.Uint32(b[6:])) {
+		case tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded:
+			if time.Since(since) < pauses {
+				time.Sleep(pause)
+				pause = min(2*pause, lastPause)
+				continue
+			}
+		}
+		return b, nil
+	}
+}
+
+// use runs f with the TPM, alone. Where the connection broke, or the TPM had forgotten what was loaded, f runs once
+// more: it must leave nothing behind in the TPM.
+func (c *chip) use(ctx context.Context, what string, f func() error) error {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for again := false; ; again = true {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := c.connect(ctx)
+		if err == nil {
+			err = f()
+		}
+		if err == nil {
+			return nil
+		}
+		gone := c.link != nil && c.link.broken != nil
+		if gone || lost(err) {
+			c.disconnect()
+			if !again {
+				continue
+			}
+		}
+		if gone {
+			return psa.Errorf(psa.StatusCommunicationFailure, "%s: the TPM went away: %w", what, err)
+		}
+		return failed(what, err)
+	}
+}
+
+func (c *chip) disconnect() {
+	if c.link != nil {
+		_ = c.link.Close() // there is nothing left to lose
+	}
+	c.link, c.parent, c.keys, c.sign = nil, nil, nil, nil
+	psa.Wipe(c.auth)
+}
+
+// close gives the TPM's slots back, once nobody has it any more.
+func (c *chip) close() error {
+	chips.Lock()
+	chips.uses[c]--
+	last := chips.uses[c] == 0
+	if last {
+		delete(chips.uses, c)
+		delete(chips.open, c.tcti)
+	}
+	chips.Unlock()
+	if !last {
+		return nil
+	}
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	if c.link == nil {
+		return nil
+	}
+	for len(c.keys) > 0 {
+		if err := c.evict(); err != nil {
+			break
+		}
+	}
+	if c.sign != nil {
+		_ = c.flush(c.sign.Handle()) // the connection's end does it too, where there is a resource manager
+	}
+	if c.parent != nil {
+		_ = c.flush(c.parent.handle)
+	}
+	c.disconnect()
+	return nil
+}
+
+func (c *chip) flush(h tpm2.TPMHandle) error {
+	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(c.link)
+	return err
+}
+
+// connect makes what a connection has: the parent, and the session.
+func (c *chip) connect(ctx context.Context) error {
+	if c.link != nil {
+		return nil
+	}
+	t, err := c.tcti.dial(ctx)
+	if err != nil {
+		return err
+	}
+	c.link = &link{TPMCloser: t}
+	err = c.prepare()
+	if isRC(err, tpm2.TPMRCInitialize) { // nobody started it: a simulator, or a chip on a bare bus
+		if _, err = (tpm2.Startup{StartupType: tpm2.TPMSUClear}).Execute(c.link); err == nil {
+			err = c.prepare()
+		}
+	}
+	if err != nil {
+		broken := c.link.broken
+		c.disconnect()
+		if broken != nil {
+			return psa.Errorf(psa.StatusProviderAbsent, "the TPM does not answer: %w", broken)
+		}
+	}
+	return err
+}
+
+func (c *chip) prepare() error {
+	slots, err := c.property(tpm2.TPMPTHRTransientMin)
+	if err != nil {
+		return err
+	}
+	c.room = max(int(slots)-1, 1)
+	if !c.tcti.managed() {
+		if err := c.sweep(); err != nil {
+			return err
+		}
+	}
+	rsp, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: c.ownerAuth()},
+		InPublic:      tpm2.New2B(srkTemplate()),
+	}.Execute(c.link)
+	if err != nil {
+		return err
+	}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil {
+		return err
+	}
+	c.parent = &parent{rsp.ObjectHandle, rsp.Name, *public}
+	return nil
+}
+
+func (c *chip) ownerAuth() tpm2.Session {
+	if len(c.owner) == 0 {
+		return tpm2.PasswordAuth(nil)
+	}
+	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(c.owner))
+}
+
+// srkTemplate is TCG's storage root key on P-256, with an empty unique field (template H-2 of the TCG EK Credential
+// Profile, as tpm2-tss's and OpenSSL's keys have it).
+func srkTemplate() tpm2.TPMTPublic {
+	t := tpm2.ECCSRKTemplate
+	t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	return t
+}
+
+// sweep flushes what somebody left behind, such as we ourselves at kill -9: without a resource manager a TPM has three
+// slots, and we have it alone.
+func (c *chip) sweep() error {
+	for _, kind := range []tpm2.TPMHT{tpm2.TPMHTTransient, tpm2.TPMHTHMACSession, tpm2.TPMHTPolicySession} {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(kind) << 24, PropertyCount: 64}.Execute(c.link)
+		if err != nil {
+			return err
+		}
+		handles, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			return err
+		}
+		for _, h := range handles.Handle {
+			if err := c.flush(h); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *chip) property(p tpm2.TPMPT) (uint32, error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(p), PropertyCount: 1}.Execute(c.link)
+	if err != nil {
+		return 0, err
+	}
+	list, err := rsp.CapabilityData.Data.TPMProperties()
+	if err != nil {
+		return 0, err
+	}
+	for _, v := range list.TPMProperty {
+		if v.Property == p {
+			return v.Value, nil
+		}
+	}
+	return 0, nil
+}
+
+// alive says whether the TPM still does what is asked of it.
+func (c *chip) alive() bool {
+	_, err := tpm2.ReadPublic{ObjectHandle: c.parent.handle}.Execute(c.link)
+	return err == nil
+}
+
+const nonceSize = 16
+
+// once is a session for one command, salted with the parent, and encrypting.
+func (c *chip) once(auth []byte, options ...tpm2.AuthOption) tpm2.Session {
+	options = append(options, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))
+	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, options...)
+}
+
+// parentAuth is for commands on the parent, whose authorization is empty.
+func (c *chip) parentAuth(s tpm2.Session) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: c.parent.handle, Name: c.parent.name, Auth: s}
+}
+
+// signing is the session for TPM2_Sign, whose response has nothing to encrypt; it is kept from call to call.
+func (c *chip) signing(k *stored) (tpm2.Session, error) {
+	if c.sign == nil {
+		s, _, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(c.auth),
+			tpm2.AESEncryption(128, tpm2.EncryptIn), tpm2.Salted(c.parent.handle, c.parent.public))
+		if err != nil {
+			return nil, err
+		}
+		c.sign = s
+	}
+	copy(c.auth, k.Auth) // go-tpm keeps the slice
+	return c.sign, nil
+}
+
+// evict flushes the key that was not used for the longest time.
+func (c *chip) evict() error {
+	oldest := c.keys[0]
+	c.keys = c.keys[1:]
+	return c.flush(oldest.handle)
+}
+
+// load brings a key into the TPM, beside room others at most.
+func (c *chip) load(k *stored, others int) (*loaded, error) {
+	for i, l := range c.keys {
+		if string(l.key.Private) == string(k.Private) {
+			c.keys = append(append(c.keys[:i:i], c.keys[i+1:]...), l)
+			return l, c.shrink(others + 1)
+		}
+	}
+	if string(k.Parent) != string(c.parent.name.Buffer) {
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "the key is of another TPM, or this one was cleared")
+	}
+	if err := c.shrink(others); err != nil {
+		return nil, err
+	}
+	rsp, err := c.loadInto(k)
+	for isRC(err, tpm2.TPMRCObjectMemory) && len(c.keys) > 0 {
+		if err = c.evict(); err == nil {
+			rsp, err = c.loadInto(k)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	l := &loaded{k, rsp.ObjectHandle, rsp.Name}
+	c.keys = append(c.keys, l)
+	return l, nil
+}
+
+func (c *chip) shrink(n int) error {
+	for len(c.keys) > n {
+		if err := c.evict(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *chip) loadInto(k *stored) (*tpm2.LoadResponse, error) {
+	return tpm2.Load{
+		ParentHandle: c.parentAuth(tpm2.PasswordAuth(nil)), // the blob is encrypted by the parent, and there is no secret beside it
+		InPrivate:    tpm2.TPM2BPrivate{Buffer: k.Private},
+		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](k.Public),
+	}.Execute(c.link)
+}
+
+// private uses a key with a session for one command, which encrypts both ways.
+func (c *chip) private(l *loaded) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(l.key.Auth, tpm2.AESEncryption(128, tpm2.EncryptInOut))}
+}

@@ -1,0 +1,342 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/asn1"
+	"io"
+	"math/big"
+	"sync"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// key is an open key; nothing of it is loaded until it is used.
+type key struct {
+	p          *provider
+	attributes psa.Attributes
+	public     []byte // SubjectPublicKeyInfo, nil of a symmetric key
+	verifier   crypto.PublicKey
+
+	mu     sync.Mutex
+	closed bool
+	stored *stored // nil of a public key
+}
+
+// Open parses the blob. One that is not this key's is StatusDataCorrupt.
+func (p *provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !supports(possible, psa.Import, a.Type, a.Bits, a.Algorithm) {
+		return nil, errUnsupported("open", a, a.Algorithm)
+	}
+	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public)}
+	if err := k.parse(b); err != nil {
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
+	}
+	return k, nil
+}
+
+func (k *key) parse(b providers.Blob) (err error) {
+	if k.attributes.Type.IsPublicKey() {
+		if len(b.Secret) != 0 {
+			return psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", k.attributes.Type)
+		}
+		k.verifier, err = parsePublic(k.attributes, b.Public)
+		return err
+	}
+	if k.stored, err = parseStored(b.Secret); err != nil {
+		return err
+	}
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](k.stored.Public)
+	if err != nil {
+		return psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's public area: %w", err)
+	}
+	var der []byte
+	if k.verifier, der, err = publicOf(k.attributes, area); err != nil {
+		return err
+	}
+	// The public part is not sealed: another one there must not pass for this key's.
+	if !bytes.Equal(der, b.Public) {
+		return psa.Errorf(psa.StatusInvalidArgument, "the public key is not the wrapped key's")
+	}
+	return nil
+}
+
+func (k *key) Attributes() psa.Attributes { return k.attributes }
+
+func (k *key) Public() []byte { return bytes.Clone(k.public) }
+
+func (k *key) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed, k.stored = true, nil // runs that have begun, and the set of loaded keys, still have it
+	return nil
+}
+
+// permits says whether the key's policy has alg: itself, any hash, or a raw agreement (PSA Crypto API,
+// psa_set_key_algorithm).
+func (k *key) permits(alg psa.Algorithm) bool {
+	policy := k.attributes.Algorithm
+	return !alg.IsWildcard() && (alg == policy || alg.WithHash(psa.AnyHash) == policy || policy == psa.ECDH && alg.Raw() == policy)
+}
+
+func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	alg, permitted := op.Algorithm, k.permits(op.Algorithm)
+	if op.Operation == psa.ExportPublic {
+		alg, permitted = k.attributes.Algorithm, true // exporting has no algorithm
+	}
+	if !permitted || !supports(k.p.lines(), op.Operation, k.attributes.Type, k.attributes.Bits, alg) {
+		return nil, errUnsupported(op.Operation, k.attributes, alg)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return nil, psa.Errorf(psa.StatusInvalidHandle, "the key is closed")
+	}
+	u := &use{p: k.p, key: k.stored, alg: op.Algorithm, public: k.verifier}
+	switch op.Operation {
+	case psa.ExportPublic:
+		return psa.ExportRun(func() ([]byte, error) { return k.Public(), nil }), nil
+	case psa.Sign, psa.SignHash:
+		return u.run(psa.SignerRun(op, u))
+	case psa.Verify, psa.VerifyHash:
+		return psa.VerifierRun(op, k.verifier)
+	case psa.Encrypt, psa.Decrypt:
+		return u.beginCrypt(op)
+	case psa.Agree:
+		return psa.DerivedRun(op, func(op psa.Op) (psa.Run, error) {
+			pub, err := k.verifier.(*ecdsa.PublicKey).ECDH()
+			if err != nil {
+				return nil, psa.Errorf(psa.StatusGenericError, "ECDH: %w", err)
+			}
+			return psa.DeviceAgreeRun(op, pub.Curve(), u.agree)
+		})
+	case psa.Mac, psa.VerifyMac:
+		return psa.DeviceMACRun(op, op.Algorithm.HashLength(), u.mac)
+	}
+	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
+}
+
+// use is one use of a private key: a crypto.Signer and a crypto.Decrypter.
+type use struct {
+	p      *provider
+	key    *stored
+	alg    psa.Algorithm
+	public crypto.PublicKey
+	ctx    context.Context // of the Finish under way
+}
+
+// finishing tells the use what context its Finish has, which crypto.Signer cannot.
+type finishing struct {
+	psa.Run
+	u *use
+}
+
+func (r *finishing) Finish(ctx context.Context) (psa.Result, error) {
+	r.u.ctx = ctx
+	return r.Run.Finish(ctx)
+}
+
+func (u *use) run(r psa.Run, err error) (psa.Run, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &finishing{r, u}, nil
+}
+
+func (u *use) Public() crypto.PublicKey { return u.public }
+
+// with runs f with the key loaded, and room for others more objects beside it.
+func (u *use) with(ctx context.Context, what string, others int, f func(c *chip, l *loaded) error) error {
+	c := u.p.chip
+	return c.use(ctx, what, func() error {
+		l, err := c.load(u.key, c.room-1-others)
+		if err != nil {
+			return err
+		}
+		return f(c, l)
+	})
+}
+
+// Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
+func (u *use) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (out []byte, err error) {
+	hash, ok := cryptoHashes[opts.HashFunc()]
+	if !ok {
+		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM signs no digest of %s", opts.HashFunc())
+	}
+	scheme := tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: hash})}
+	switch {
+	case u.alg.IsRSAPSS():
+		scheme = tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSAPSS, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSchemeHash{HashAlg: hash})}
+	case u.alg.IsRSAPKCS1v15Sign():
+		scheme = tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: hash})}
+	}
+	err = u.with(u.ctx, "sign", 0, func(c *chip, l *loaded) error {
+		session, err := c.signing(u.key)
+		if err != nil {
+			return err
+		}
+		rsp, err := tpm2.Sign{
+			KeyHandle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: session},
+			Digest:    tpm2.TPM2BDigest{Buffer: bytes.Clone(digest)}, // go-tpm encrypts it in place
+			InScheme:  scheme, Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
+		}.Execute(c.link)
+		if err != nil {
+			return err
+		}
+		out, err = signatureOf(&rsp.Signature)
+		return err
+	})
+	return out, err
+}
+
+func signatureOf(s *tpm2.TPMTSignature) ([]byte, error) {
+	switch s.SigAlg {
+	case tpm2.TPMAlgRSASSA:
+		v, err := s.Signature.RSASSA()
+		if err != nil {
+			return nil, err
+		}
+		return v.Sig.Buffer, nil
+	case tpm2.TPMAlgRSAPSS:
+		v, err := s.Signature.RSAPSS()
+		if err != nil {
+			return nil, err
+		}
+		return v.Sig.Buffer, nil
+	}
+	v, err := s.Signature.ECDSA()
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(v.SignatureR.Buffer), new(big.Int).SetBytes(v.SignatureS.Buffer)})
+}
+
+// beginCrypt encrypts in software: it needs no secret. A TPM takes labels that end with a zero byte alone (TCG TPM 2.0,
+// part 1, B.4), so that another one could not be decrypted.
+func (u *use) beginCrypt(op psa.Op) (psa.Run, error) {
+	if label := op.Inputs["additional_data"]; len(label) > 0 && op.Algorithm.IsRSAOAEP() && (label[len(label)-1] != 0 || bytes.IndexByte(label, 0) != len(label)-1) {
+		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM knows labels alone that end with a zero byte, and have no other").
+			WithHint("append one to the label")
+	}
+	pub := u.public.(*rsa.PublicKey)
+	if op.Operation == psa.Encrypt {
+		return psa.RSAEncryptRun(op, pub)
+	}
+	d := &decrypter{u, bytes.Clone(op.Inputs["additional_data"])}
+	return u.run(psa.RSADecryptRun(op, d))
+}
+
+type decrypter struct {
+	*use
+	label []byte
+}
+
+func (d *decrypter) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOpts) (out []byte, err error) {
+	scheme := tpm2.TPMTRSADecrypt{Scheme: tpm2.TPMAlgRSAES, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSAES, &tpm2.TPMSEncSchemeRSAES{})}
+	if d.alg.IsRSAOAEP() {
+		scheme = tpm2.TPMTRSADecrypt{Scheme: tpm2.TPMAlgOAEP,
+			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgOAEP, &tpm2.TPMSEncSchemeOAEP{HashAlg: hashIDs[d.alg.Hash()]})}
+	}
+	err = d.with(d.ctx, "decrypt", 0, func(c *chip, l *loaded) error {
+		rsp, err := tpm2.RSADecrypt{KeyHandle: c.private(l), CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(ciphertext)},
+			InScheme: scheme, Label: tpm2.TPM2BData{Buffer: d.label}}.Execute(c.link)
+		// swtpm calls padding that is none a failure of the TPM; of a real one the next command would fail too.
+		failure := isRC(err, tpm2.TPMRCFailure) && c.alive()
+		if failure || isRC(err, tpm2.TPMRCValue, tpm2.TPMRCSize) {
+			return psa.Errorf(psa.StatusInvalidPadding, "this is no ciphertext for this key")
+		}
+		if err != nil {
+			return err
+		}
+		out = rsp.Message.Buffer
+		return nil
+	})
+	return out, err
+}
+
+// agree gives the x coordinate, in the curve's length.
+func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) (out []byte, err error) {
+	err = u.with(ctx, "agree", 0, func(c *chip, l *loaded) error {
+		rsp, err := tpm2.ECDHZGen{KeyHandle: c.private(l), InPoint: tpm2.New2B(point(peer))}.Execute(c.link)
+		if err != nil {
+			return err
+		}
+		p, err := rsp.OutPoint.Contents()
+		if err != nil {
+			return err
+		}
+		n := len(peer.Bytes()) / 2
+		if len(p.X.Buffer) > n {
+			return psa.Errorf(psa.StatusHardwareFailure, "a secret of %d bytes", len(p.X.Buffer))
+		}
+		out = append(make([]byte, n-len(p.X.Buffer)), p.X.Buffer...)
+		psa.Wipe(p.X.Buffer)
+		return nil
+	})
+	return out, err
+}
+
+// bufferSize is what every TPM takes at once (TCG PC Client Platform TPM Profile: MAX_DIGEST_BUFFER).
+const bufferSize = 1024
+
+// mac makes an HMAC, in a sequence where the message is long.
+func (u *use) mac(ctx context.Context, message []byte) (out []byte, err error) {
+	hash := hashIDs[u.alg.Hash()]
+	others := 0
+	if len(message) > bufferSize {
+		others = 1 // the sequence takes a slot
+	}
+	err = u.with(ctx, "mac", others, func(c *chip, l *loaded) error {
+		if len(message) <= bufferSize {
+			rsp, err := tpm2.Hmac{Handle: c.private(l), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
+			if err == nil {
+				out = rsp.OutHMAC.Buffer
+			}
+			return err
+		}
+		out, err = c.sequence(l, hash, message)
+		return err
+	})
+	return out, err
+}
+
+func (c *chip) sequence(l *loaded, hash tpm2.TPMAlgID, message []byte) ([]byte, error) {
+	start, err := tpm2.HmacStart{Handle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(l.key.Auth, tpm2.AESEncryption(128, tpm2.EncryptIn))},
+		HashAlg: hash}.Execute(c.link)
+	if err != nil {
+		return nil, err
+	}
+	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.AESEncryption(128, tpm2.EncryptIn), tpm2.Salted(c.parent.handle, c.parent.public))
+	if err != nil {
+		_ = c.flush(start.SequenceHandle) // the first error is the one to tell
+		return nil, err
+	}
+	defer end()
+	handle := tpm2.AuthHandle{Handle: start.SequenceHandle, Auth: session}
+	for len(message) > bufferSize {
+		if _, err := (tpm2.SequenceUpdate{SequenceHandle: handle, Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message[:bufferSize])}}).Execute(c.link); err != nil {
+			_ = c.flush(start.SequenceHandle)
+			return nil, err
+		}
+		message = message[bufferSize:]
+	}
+	rsp, err := tpm2.SequenceComplete{SequenceHandle: handle, Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, Hierarchy: tpm2.TPMRHNull}.Execute(c.link)
+	if err != nil {
+		_ = c.flush(start.SequenceHandle)
+		return nil, err
+	}
+	return rsp.Result.Buffer, nil
+}

@@ -1,0 +1,268 @@
+// Package tpm is the provider on a TPM 2.0. Its keys are children of the owner hierarchy's storage root key: the TPM
+// wraps them, the KIM keeps them, and each use loads them again, so that they outlive resets and restarts and take no
+// room in the TPM. Blob.Secret is a wrapped key with its authorization, Blob.Public the SubjectPublicKeyInfo. What needs
+// no secret (verify, encrypt with RSA, public keys alone) is done in software.
+package tpm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Type is the back end.
+var Type = providers.Type{
+	Name: "Tpm",
+	Settings: []providers.Setting{
+		{Name: "tcti", Help: "where the TPM is: " + tctiForms + " (default device)", Check: func(v any) error {
+			s, ok := v.(string)
+			if !ok {
+				return errors.New("a string: " + tctiForms)
+			}
+			_, err := parseTCTI(s)
+			return err
+		}},
+		{Name: "owner_hierarchy_auth", Help: "the owner hierarchy's authorization, as text, str:TEXT or hex:BYTES (default empty)", Check: func(v any) error {
+			_, err := parseAuth(v)
+			return err
+		}},
+	},
+	New: func(_ context.Context, c providers.Config) (providers.Provider, error) {
+		where, _ := c.Settings["tcti"].(string)
+		if where == "" {
+			where = "device"
+		}
+		t, err := parseTCTI(where)
+		if err != nil {
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "tcti: %w", err)
+		}
+		var auth []byte
+		if v, ok := c.Settings["owner_hierarchy_auth"]; ok {
+			if auth, err = parseAuth(v); err != nil {
+				return nil, psa.Errorf(psa.StatusInvalidArgument, "owner_hierarchy_auth: %w", err)
+			}
+		}
+		shared, err := openChip(t, auth)
+		if err != nil {
+			return nil, err
+		}
+		return &provider{chip: shared}, nil
+	},
+}
+
+// parseAuth reads an authorization as Parsec's configuration has it.
+func parseAuth(v any) ([]byte, error) {
+	s, ok := v.(string)
+	if !ok {
+		return nil, errors.New("a string")
+	}
+	if text, ok := strings.CutPrefix(s, "hex:"); ok {
+		b, err := hex.DecodeString(text)
+		if err != nil {
+			return nil, errors.New("hex: and bytes in hexadecimal")
+		}
+		return b, nil
+	}
+	b := []byte(strings.TrimPrefix(s, "str:"))
+	if len(b) > 64 {
+		return nil, fmt.Errorf("%d bytes; a TPM takes 64", len(b))
+	}
+	return b, nil
+}
+
+type provider struct {
+	chip  *chip
+	table atomic.Pointer[[]psa.Capability] // of the TPM as it was last seen
+}
+
+var _ providers.Random = (*provider)(nil)
+
+func (p *provider) Describe() providers.Description {
+	return providers.Description{
+		Type:        Type.Name,
+		TypeUUID:    "1e4954a4-ff21-46d3-ab0c-661eeb667e1d", // Parsec's TPM provider
+		Description: "Keys wrapped by a TPM 2.0",
+		Vendor:      "parsecfs",
+		Version:     "1",
+		Location:    "local",
+		Hardware:    true,
+		Limits:      providers.Limits{Parallel: 1},
+	}
+}
+
+// lines is the table of the TPM, or, before it was seen, all that is possible: the TPM will say.
+func (p *provider) lines() []psa.Capability {
+	if t := p.table.Load(); t != nil {
+		return *t
+	}
+	return possible
+}
+
+// Identity is the name of the storage root key (TCG TPM 2.0, part 1, 16): another TPM has another, and so has this one
+// after TPM2_Clear.
+func (p *provider) Identity(ctx context.Context) (id string, err error) {
+	err = p.chip.use(ctx, "identity", func() error {
+		rsp, err := tpm2.ReadPublic{ObjectHandle: p.chip.parent.handle}.Execute(p.chip.link)
+		if err == nil {
+			id = hex.EncodeToString(rsp.Name.Buffer)
+		}
+		return err
+	})
+	return id, err
+}
+
+// Create makes a key in the TPM, or wraps one for it. It is there once the KIM has its blob.
+func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {
+	if err := a.Validate(); err != nil {
+		return providers.Blob{}, err
+	}
+	op := psa.Import
+	if m == nil {
+		op = psa.Generate
+		if a.Type.IsPublicKey() {
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is imported, not generated")
+		}
+	}
+	if p.table.Load() == nil {
+		if _, err := p.Capabilities(ctx); err != nil {
+			return providers.Blob{}, err
+		}
+	}
+	if !supports(p.lines(), op, a.Type, a.Bits, a.Algorithm) {
+		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
+	}
+	if a.Type.IsPublicKey() {
+		if m.Format != psa.FormatSPKI {
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", m.Format, a.Type, psa.FormatSPKI)
+		}
+		pub, err := parsePublic(a, m.Data)
+		if err != nil {
+			return providers.Blob{}, err
+		}
+		der, err := publicDER(pub)
+		return providers.Blob{Public: der}, err
+	}
+	s := &stored{}
+	var err error
+	if s.Auth, err = newAuth(); err != nil {
+		return providers.Blob{}, err
+	}
+	if m == nil {
+		err = p.generate(ctx, a, s)
+	} else {
+		err = p.wrap(ctx, a, m, s)
+	}
+	if err != nil {
+		return providers.Blob{}, err
+	}
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](s.Public)
+	if err != nil {
+		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the new key's public area: %w", err)
+	}
+	_, der, err := publicOf(a, area)
+	if err != nil {
+		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM made another key: %w", err)
+	}
+	secret, err := s.marshal()
+	return providers.Blob{Public: der, Secret: secret}, err
+}
+
+func (p *provider) generate(ctx context.Context, a psa.Attributes, s *stored) error {
+	c := p.chip
+	return c.use(ctx, "generate", func() error {
+		if err := c.shrink(c.room - 1); err != nil { // the TPM works on it in a slot
+			return err
+		}
+		rsp, err := tpm2.Create{
+			ParentHandle: c.parentAuth(c.once(nil, tpm2.AESEncryption(128, tpm2.EncryptInOut))),
+			InSensitive:  tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: s.Auth}, Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{})}},
+			InPublic:     tpm2.New2B(template(a, false)),
+		}.Execute(c.link)
+		if err != nil {
+			return err
+		}
+		s.Parent, s.Private, s.Public = c.parent.name.Buffer, rsp.OutPrivate.Buffer, rsp.OutPublic.Bytes()
+		return nil
+	})
+}
+
+// wrap encrypts a key for the parent (TCG TPM 2.0, part 1, 23.3.2.3), has the TPM import it, and load it once: it finds
+// what does not fit.
+func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, s *stored) error {
+	private, unique, err := sensitive(a, m, s.Auth)
+	if err != nil {
+		return err
+	}
+	public := template(a, true)
+	public.Unique = unique
+	name, err := tpm2.ObjectName(&public)
+	if err != nil {
+		return psa.Errorf(psa.StatusGenericError, "the key's name: %w", err)
+	}
+	bytes := tpm2.Marshal(private)
+	defer psa.Wipe(bytes)
+	c := p.chip
+	return c.use(ctx, "import", func() error {
+		to, err := tpm2.ImportEncapsulationKey(&c.parent.public)
+		if err != nil {
+			return err
+		}
+		duplicate, seed, err := tpm2.CreateDuplicate(rand.Reader, to, name.Buffer, bytes)
+		if err != nil {
+			return err
+		}
+		if err := c.shrink(c.room - 1); err != nil {
+			return err
+		}
+		rsp, err := tpm2.Import{
+			ParentHandle: c.parentAuth(tpm2.PasswordAuth(nil)), // all that is secret is encrypted for the parent already
+			ObjectPublic: tpm2.New2B(public),
+			Duplicate:    tpm2.TPM2BPrivate{Buffer: duplicate}, InSymSeed: tpm2.TPM2BEncryptedSecret{Buffer: seed},
+			Symmetric: tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
+		}.Execute(c.link)
+		if err != nil {
+			return err
+		}
+		s.Parent, s.Private, s.Public = c.parent.name.Buffer, rsp.OutPrivate.Buffer, tpm2.Marshal(public)
+		_, err = c.load(s, c.room-1)
+		return err
+	})
+}
+
+// Destroy has nothing to do: the key went with its blob.
+func (p *provider) Destroy(context.Context, providers.Handle) error { return nil }
+
+func (p *provider) Close() error { return p.chip.close() }
+
+// Random fills b from the TPM's generator, encrypted on its way.
+func (p *provider) Random(ctx context.Context, b []byte) error {
+	c := p.chip
+	for len(b) > 0 {
+		err := c.use(ctx, "random", func() error {
+			rsp, err := tpm2.GetRandom{BytesRequested: uint16(min(len(b), 1024))}.Execute(c.link, c.once(nil, tpm2.AESEncryption(128, tpm2.EncryptOut)))
+			if err != nil {
+				return err
+			}
+			n := copy(b, rsp.RandomBytes.Buffer)
+			psa.Wipe(rsp.RandomBytes.Buffer)
+			if n == 0 {
+				return psa.Errorf(psa.StatusInsufficientEntropy, "the TPM gave no random bytes")
+			}
+			b = b[n:]
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

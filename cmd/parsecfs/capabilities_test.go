@@ -131,7 +131,7 @@ func TestWhatIsNotListedIsRefused(t *testing.T) {
 			if store.objects != nil && len(store.objects()) > 0 {
 				t.Errorf("objects without a key: %v", store.objects())
 			}
-			if err := writeOnce(filepath.Join(draft, "generate"), []byte("ed25519\n")); err != nil {
+			if err := writeOnce(filepath.Join(draft, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
 				t.Errorf("the draft does not become a key any more: %v", err)
 			}
 		})

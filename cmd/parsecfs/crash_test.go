@@ -24,6 +24,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/providertest/outside"
+	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
 )
 
 // The daemon under test kills itself at the journal's step that this names.
@@ -55,7 +56,14 @@ type store struct {
 
 const foreign = "not-ours"
 
-// stores are the software provider and the outside one, whose server outlives every daemon.
+const kimTable = "[[key_manager]]\nname = \"kim\"\nmanager_type = \"SQLite\"\n"
+
+// tpmConfig is a configuration with a TPM alone.
+func tpmConfig(chip *tpmtest.Chip) string {
+	return kimTable + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Tpm\"\nkey_info_manager = \"kim\"\ntcti = %q\n", chip.TCTI())
+}
+
+// stores are the software provider, the outside one, whose server outlives every daemon, and one on a TPM.
 func stores(t *testing.T) []store {
 	t.Helper()
 	dir := openTempDir(t)
@@ -78,7 +86,6 @@ func stores(t *testing.T) []store {
 	if err := os.WriteFile(filepath.Join(objects, foreign), []byte("somebody else's"), 0600); err != nil {
 		t.Fatal(err)
 	}
-	const kimTable = "[[key_manager]]\nname = \"kim\"\nmanager_type = \"SQLite\"\n"
 	return []store{
 		{name: "software", config: kimTable + "[[provider]]\nname = \"p\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"},
 		{name: "outside", config: kimTable + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Outside\"\nkey_info_manager = \"kim\"\nsocket = %q\n", socket),
@@ -94,6 +101,7 @@ func stores(t *testing.T) []store {
 				}
 				return list
 			}},
+		{name: "tpm", config: tpmConfig(tpmtest.Start(t))},
 	}
 }
 

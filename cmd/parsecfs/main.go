@@ -13,10 +13,11 @@ import (
 	"github.com/parsecfs/parsecfs/fs"
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/software"
+	"github.com/parsecfs/parsecfs/providers/tpm"
 )
 
 // registry names the back ends that this program is built with.
-var registry = providers.Registry{software.Type}
+var registry = providers.Registry{software.Type, tpm.Type}
 
 // testOnlyStep is called at each step of the journal where a test ends the daemon; it is nil in the program.
 var testOnlyStep func(step string)

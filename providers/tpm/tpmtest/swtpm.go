@@ -2,6 +2,7 @@
 package tpmtest
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ type Chip struct {
 	t   *testing.T
 	dir string
 	cmd *exec.Cmd
+
+	other bool // another TPM is in its place
 }
 
 // Start starts a new TPM; the test's end stops it.
@@ -47,9 +50,12 @@ func (c *Chip) Restart() {
 	for _, name := range []string{"data", "control"} {
 		_ = os.Remove(filepath.Join(c.dir, name)) // a killed one leaves them
 	}
-	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+c.dir, "--server", "type=unixio,path="+c.socket(),
+	state := filepath.Join(c.dir, fmt.Sprint("state-", c.other))
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		c.t.Fatal(err)
+	}
+	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--server", "type=unixio,path="+c.socket(),
 		"--ctrl", "type=unixio,path="+filepath.Join(c.dir, "control"), "--flags", "startup-clear,not-need-init")
-	c.cmd.Stderr = os.Stderr
 	if err := c.cmd.Start(); err != nil {
 		c.t.Fatalf("no TPM: %v", err)
 	}
@@ -79,15 +85,10 @@ func (c *Chip) Kill() {
 	_ = c.cmd.Wait() // killed
 }
 
-// Forget ends the TPM, and makes another of it, with other seeds.
-func (c *Chip) Forget() {
+// Exchange puts another TPM in its place; the next time, the first one comes back.
+func (c *Chip) Exchange() {
 	c.t.Helper()
 	c.Kill()
-	if err := os.RemoveAll(c.dir); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.Mkdir(c.dir, 0o700); err != nil {
-		c.t.Fatal(err)
-	}
+	c.other = !c.other
 	c.Restart()
 }

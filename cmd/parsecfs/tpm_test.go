@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -173,5 +172,5 @@ func TestTPMKilledWhileSigning(t *testing.T) {
 		s.until("ready")
 		s.allWork()
 	}
-	t.Log(fmt.Sprintf("%d signatures, %d refusals", signed.Load(), refused.Load()))
+	t.Logf("%d signatures, %d refusals", signed.Load(), refused.Load())
 }

@@ -78,7 +78,9 @@ func parseTCTI(s string) (tcti, error) {
 }
 
 // managed says whether the kernel shares this TPM among programs; else it is ours alone while we are connected.
-func (t tcti) managed() bool { return t.kind == "device" && strings.HasPrefix(t.device(), "/dev/tpmrm") }
+func (t tcti) managed() bool {
+	return t.kind == "device" && strings.HasPrefix(t.device(), "/dev/tpmrm")
+}
 
 // device is the device's path.
 func (t tcti) device() string {

@@ -1,0 +1,273 @@
+package tpm
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
+)
+
+func TestParseTCTI(t *testing.T) {
+	for s, want := range map[string]tcti{
+		"device": {kind: "device"}, "device:/dev/tpm0": {kind: "device", path: "/dev/tpm0"},
+		"swtpm":                          {kind: "swtpm", host: "localhost", port: "2321"},
+		"swtpm:path=/run/tpm.sock":       {kind: "swtpm", path: "/run/tpm.sock", host: "localhost", port: "2321"},
+		"swtpm:host=127.0.0.1,port=2322": {kind: "swtpm", host: "127.0.0.1", port: "2322"},
+		"mssim:port=4000":                {kind: "mssim", host: "localhost", port: "4000"},
+	} {
+		if got, err := parseTCTI(s); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", s, got, err)
+		}
+	}
+	for s, why := range map[string]string{
+		"": "no TCTI", "tabrmd": "device:/dev/tpmrm0", "tabrmd:bus_type=session": "device:/dev/tpmrm0", "device:tpm0": "not absolute",
+		"mssim:path=/a": "not known of mssim", "swtpm:path=a": "not known", "swtpm:port=0": "port", "swtpm:port=70000": "port", "swtpm:host": "name=value",
+		"swtpm:host=": "name=value", "libtpms": "no TCTI",
+	} {
+		if _, err := parseTCTI(s); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), "allowed: ") {
+			t.Errorf("%s: %v; want %q", s, err, why)
+		}
+	}
+}
+
+func FuzzParseTCTI(f *testing.F) {
+	for _, s := range []string{"device", "device:/dev/tpm0", "swtpm:path=/run/tpm.sock", "swtpm:host=::1,port=2322", "mssim:host=a,,", "tabrmd"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := parseTCTI(s)
+		if err == nil && (got.kind == "" || got.kind != "device" && got.path == "" && (got.host == "" || got.port == "")) {
+			t.Errorf("%q is %+v", s, got)
+		}
+	})
+}
+
+func FuzzOpen(f *testing.F) {
+	good, err := (&stored{Parent: make([]byte, 34), Public: tpm2.Marshal(template(psa.Attributes{Type: psa.KeyTypeHMAC, Bits: 256, Algorithm: psa.HMAC(psa.SHA256)}, false)),
+		Private: []byte("wrapped"), Auth: bytes.Repeat([]byte{1}, authSize)}).marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good, "hmac-sha256")
+	f.Add(good[:40], "ecdsa-p256-sha256")
+	f.Add([]byte{}, "rsa-2048-pss-sha256")
+	p := &provider{}
+	f.Fuzz(func(t *testing.T, blob []byte, name string) {
+		a, err := psa.ParseTemplate(name)
+		if err != nil {
+			return
+		}
+		k, err := p.Open(t.Context(), providers.Handle{}, a, providers.Blob{Secret: blob})
+		if err != nil {
+			if s := psa.StatusOf(err); s != psa.StatusDataCorrupt && s != psa.StatusNotSupported {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if a.Type.IsAsymmetric() {
+			t.Error("a key without its public part")
+		}
+		_ = k.Close()
+	})
+}
+
+func TestAuthHasNoZero(t *testing.T) {
+	for range 1000 {
+		auth, err := newAuth()
+		if err != nil || len(auth) != authSize || bytes.IndexByte(auth, 0) >= 0 {
+			t.Fatalf("%x, %v", auth, err)
+		}
+	}
+}
+
+// raw connects to the TPM beside the provider, which must not be connected.
+func raw(t *testing.T, chip *tpmtest.Chip) *link {
+	t.Helper()
+	where, err := parseTCTI(chip.TCTI())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := where.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &link{TPMCloser: c}
+}
+
+func newProvider(t *testing.T, chip *tpmtest.Chip) providers.Provider {
+	t.Helper()
+	p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": chip.TCTI()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestNullHierarchyForgets shows why keys are not there: after a reset its primary is another, and a child does not load
+// (TCG TPM 2.0, part 1, 14.5).
+func TestNullHierarchyForgets(t *testing.T) {
+	chip := tpmtest.Start(t)
+	primary := func(l *link, hierarchy tpm2.TPMHandle) *tpm2.CreatePrimaryResponse {
+		t.Helper()
+		rsp, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(srkTemplate())}.Execute(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rsp
+	}
+	child := func(l *link, p *tpm2.CreatePrimaryResponse) *tpm2.CreateResponse {
+		t.Helper()
+		a := psa.Attributes{Type: psa.ECCKeyPair(psa.SECPR1), Bits: 256, Algorithm: psa.ECDSA(psa.SHA256)}
+		rsp, err := tpm2.Create{ParentHandle: tpm2.NamedHandle{Handle: p.ObjectHandle, Name: p.Name}, InPublic: tpm2.New2B(template(a, false))}.Execute(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rsp
+	}
+	load := func(l *link, p *tpm2.CreatePrimaryResponse, c *tpm2.CreateResponse) error {
+		_, err := tpm2.Load{ParentHandle: tpm2.NamedHandle{Handle: p.ObjectHandle, Name: p.Name}, InPrivate: c.OutPrivate, InPublic: c.OutPublic}.Execute(l)
+		return err
+	}
+	l := raw(t, chip)
+	null, owner := primary(l, tpm2.TPMRHNull), primary(l, tpm2.TPMRHOwner)
+	nullChild, ownerChild := child(l, null), child(l, owner)
+	_ = l.Close()
+	chip.Kill()
+	chip.Restart()
+	l = raw(t, chip)
+	defer l.Close()
+	null2, owner2 := primary(l, tpm2.TPMRHNull), primary(l, tpm2.TPMRHOwner)
+	if bytes.Equal(null.Name.Buffer, null2.Name.Buffer) {
+		t.Error("the null hierarchy's primary outlives a reset")
+	}
+	if !bytes.Equal(owner.Name.Buffer, owner2.Name.Buffer) {
+		t.Error("the owner hierarchy's primary does not outlive a reset")
+	}
+	if err := load(l, null2, nullChild); !isRC(err, tpm2.TPMRCIntegrity) {
+		t.Errorf("a child of the null hierarchy: %v", err)
+	}
+	if err := load(l, owner2, ownerChild); err != nil {
+		t.Errorf("a child of the owner hierarchy: %v", err)
+	}
+}
+
+// TestCleared: after TPM2_Clear the TPM is another one, and the keys say so.
+func TestCleared(t *testing.T) {
+	chip := tpmtest.Start(t)
+	p := newProvider(t, chip)
+	a, err := psa.ParseTemplate("ecdsa-p256-sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(p providers.Provider) error {
+		k, err := p.Open(t.Context(), providers.Handle{}, a, blob)
+		if err != nil {
+			return err
+		}
+		r, err := k.Begin(t.Context(), psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm})
+		if err != nil {
+			return err
+		}
+		_, err = r.Finish(t.Context())
+		return err
+	}
+	before, err := p.Identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l := raw(t, chip)
+	if _, err := (tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}).Execute(l); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	p = newProvider(t, chip)
+	defer p.Close()
+	after, err := p.Identity(t.Context())
+	if err != nil || after == before {
+		t.Errorf("after TPM2_Clear the identity is %s, was %s, %v", after, before, err)
+	}
+	if err := sign(p); psa.StatusOf(err) != psa.StatusProviderAbsent {
+		t.Errorf("a key of before: %v", err)
+	}
+}
+
+// TestManyKeys uses more keys in turn than the TPM has slots, and forgets none.
+func TestManyKeys(t *testing.T) {
+	p := newProvider(t, tpmtest.Start(t))
+	defer p.Close()
+	for i := range 8 {
+		name := []string{"ecdsa-p256-sha256", "hmac-sha256"}[i%2]
+		a, err := psa.ParseTemplate(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := p.Open(t.Context(), providers.Handle{}, a, blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		defer func() {
+			for range 2 {
+				op := psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm}
+				if a.Type == psa.KeyTypeHMAC {
+					op.Operation = psa.Mac
+				}
+				r, err := k.Begin(t.Context(), op)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := r.Write(make([]byte, 5000)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := r.Finish(t.Context()); err != nil {
+					t.Errorf("%s %d: %v", name, i, err)
+				}
+			}
+		}()
+	}
+}
+
+// TestWrongOwner: a wrong authorization is refused with a hint, and locks nothing.
+func TestWrongOwner(t *testing.T) {
+	chip := tpmtest.Start(t)
+	l := raw(t, chip)
+	if _, err := (tpm2.HierarchyChangeAuth{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		NewAuth: tpm2.TPM2BAuth{Buffer: []byte("right")}}).Execute(l); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	for auth, works := range map[string]bool{"": false, "wrong": false, "right": true, "str:right": true, "hex:7269676874": true} {
+		p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": chip.TCTI(), "owner_hierarchy_auth": auth}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			_, err = p.Identity(t.Context())
+		}
+		if works != (err == nil) || err != nil && (psa.StatusOf(err) != psa.StatusNotPermitted || psa.HintOf(err) == "") {
+			t.Errorf("%q: %v", auth, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

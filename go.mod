@@ -9,6 +9,7 @@ require (
 	github.com/cloudflare/circl v1.6.5
 	github.com/decred/dcrd/dcrec/secp256k1/v4 v4.4.1
 	github.com/emmansun/gmsm v0.15.5
+	github.com/foxboron/go-tpm-keyfiles v0.0.0-20250323135004-b31fac66206e
 	github.com/go-ldap/ldap/v3 v3.4.15
 	github.com/google/go-tpm v0.9.8
 	github.com/hanwen/go-fuse/v2 v2.12.1

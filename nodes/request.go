@@ -410,9 +410,8 @@ type feed struct {
 	named      map[string][]byte // inputs that are complete or were given by name
 	buf        []byte            // the stream while it cannot be handed on
 	run        psa.Run
-	passed     int64 // bytes that the run was given
-	streaming  bool  // the run keeps none of them
-	word       string
+	passed     int64   // bytes that the run was given
+	streaming  bool    // the run keeps none of them
 	algorithm  string  // that was begun
 	into       kim.Key // the draft that the answer becomes, number 0 where it is given out
 	rejected   error   // the stream cannot be what it should be; told at READ
@@ -506,10 +505,6 @@ func (f *feed) start(ctx context.Context, plain bool) error {
 		return nil
 	}
 	op := f.r.row.op
-	if f.r.row.answer != nil {
-		// the request is a word to us and not an input of the operation
-		f.word, f.buf = string(f.buf), nil
-	}
 	a, err := f.attributes.Resolve(op, len(f.buf))
 	if err != nil {
 		return err
@@ -670,17 +665,6 @@ func (f *feed) required() error {
 // outputs brings a result into the row's shape.
 func (f *feed) outputs(o map[string][]byte) (map[string][]byte, error) {
 	row := f.r.row
-	if row.answer != nil {
-		k, err := f.r.t.kim.Key(context.Background(), f.r.at.key)
-		if err != nil {
-			return nil, gone(err)
-		}
-		b, err := row.answer(f.word, &view{t: f.r.t, key: k}, o)
-		for _, secret := range o {
-			wipe(secret)
-		}
-		return map[string][]byte{row.outputs[0].name: b}, err
-	}
 	if s := o["signature"]; s != nil && row.der && f.attributes.Algorithm.IsECDSA() {
 		der, err := psa.ECDSARawToDER(s)
 		if err != nil {

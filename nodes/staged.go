@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -579,6 +580,11 @@ func importStage(v *view) stage {
 			end, m, a, err := psa.ScanMaterial(b, v.key.Attributes)
 			if err != nil || end == 0 {
 				return 0, nil, err
+			}
+			// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
+			if m.Format == psa.FormatTSS2 && v.uid != 0 && v.uid != uint32(os.Geteuid()) {
+				m.Wipe()
+				return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
 			}
 			return end, func(ctx context.Context) error {
 				defer m.Wipe()

@@ -58,8 +58,7 @@ type row struct {
 	alg     psa.Algorithm // where the file itself says it, and no key's policy
 	inputs  []input       // none: to read is to ask
 	outputs []output
-	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
-	answer  func(request string, v *view, o map[string][]byte) ([]byte, error)
+	der     bool                                                           // ECDSA signatures go in and out as ASN.1 DER; else as r||s
 	begin   func(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) // where the provider's own Begin is not what it takes
 	// names judges what the request names in bytes, as if the reader had opened it
 	names func(ctx context.Context, f *feed) error
@@ -144,8 +143,8 @@ func hasHashes(v *view) bool { return v.hashes(psa.AlgNone) }
 var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key"}
 
 var exportRow = &row{number: 26, name: "export", kind: transaction, mode: 0600, op: psa.Export,
-	inputs: []input{{name: "format", whole: 64}}, outputs: []output{{name: "key"}}, answer: exportAnswer,
-	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out"}
+	inputs: []input{{name: "format", whole: 128}}, outputs: []output{{name: "key"}}, begin: beginExport,
+	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out; of a TPM \"tss2\", and in a second line a passphrase for it"}
 
 // keyRows are the files of a key.
 var keyRows = []*row{

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -330,24 +329,6 @@ func (v *view) publicJWK() ([]byte, error) {
 		return nil, psa.Errorf(psa.StatusGenericError, "%w", err)
 	}
 	return fmt.Appendf(nil, "%s,\"kid\":%q}\n", bytes.TrimSuffix(text, []byte("}")), thumbprint(pub)), nil
-}
-
-// exportAnswer gives a key in the format that was asked for.
-func exportAnswer(request string, v *view, o map[string][]byte) ([]byte, error) {
-	key := o["key"]
-	symmetric := !v.key.Attributes.Type.IsAsymmetric()
-	switch format := strings.TrimSpace(request); {
-	case format == "raw" && symmetric:
-		return append([]byte(nil), key...), nil
-	case format == "pkcs8-der" && !symmetric:
-		return append([]byte(nil), key...), nil
-	case format == "pkcs8" && !symmetric:
-		return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), nil
-	case symmetric:
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a key of this type is exported as \"raw\"")
-	default:
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a key of this type is exported as \"pkcs8\" or \"pkcs8-der\"")
-	}
 }
 
 // randomMost is how many random bytes one open file gives.

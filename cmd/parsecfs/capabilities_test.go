@@ -26,6 +26,8 @@ type line struct {
 	t    *testing.T
 	dir  string // the key's directory
 	temp string
+
+	wrapped bool // it is exported in the device's own wrapping alone
 }
 
 // TestEveryLineOfCapabilities makes a key by every line and does all that the line names, with OpenSSL as the judge.
@@ -59,7 +61,7 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 							c.Bits = sizes[len(sizes)-1]
 						}
 					}
-					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i))}
+					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i)), wrapped: store.name == "tpm"}
 					if c.Has(psa.Random) {
 						l.random(filepath.Join(provider, "random"))
 						return
@@ -483,6 +485,12 @@ func (l *line) exported(key []byte) {
 	if !l.Has(psa.Export) {
 		if _, err := os.Stat(l.path("export")); !errors.Is(err, os.ErrNotExist) {
 			l.t.Errorf("export without the flag: %v", err)
+		}
+		return
+	}
+	if l.wrapped {
+		if got := l.ask("export", []byte("tss2\n")); !bytes.HasPrefix(got, []byte("-----BEGIN TSS2 PRIVATE KEY-----")) {
+			l.t.Errorf("export gave %q", got)
 		}
 		return
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -173,4 +175,117 @@ func TestTPMKilledWhileSigning(t *testing.T) {
 		s.allWork()
 	}
 	t.Logf("%d signatures, %d refusals", signed.Load(), refused.Load())
+}
+
+// opensslOn runs OpenSSL with its provider for a TPM, which is nobody else's meanwhile.
+func opensslOn(t *testing.T, chip *tpmtest.Chip, dir string, args ...string) {
+	t.Helper()
+	provider := []string{"-provider", "tpm2", "-provider", "default", "-propquery", "?provider=tpm2"}
+	cmd := exec.Command("openssl", append(append(args[:1:1], provider...), args[1:]...)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "TPM2OPENSSL_TCTI="+chip.TCTI(), "TSS2_LOG=all+NONE")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("openssl %v: %v: %s", args, err, out)
+	}
+}
+
+// TestTSS2 has OpenSSL sign with keys that were exported, with a passphrase and without, and takes one over that OpenSSL
+// made; both are used by both.
+func TestTSS2(t *testing.T) {
+	requireFUSE(t)
+	chip := tpmtest.Start(t)
+	dir := t.TempDir()
+	write := func(name string, b []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("message", []byte("signed by somebody"))
+	opensslOn(t, chip, dir, "genpkey", "-algorithm", "EC", "-pkeyopt", "group:P-256", "-out", "theirs-ec.pem")
+	opensslOn(t, chip, dir, "genpkey", "-algorithm", "RSA", "-pkeyopt", "bits:2048", "-out", "theirs-rsa.pem")
+	m := mountParsecfs(t, mountOptions{Config: tpmConfig(chip)})
+	keys := filepath.Join(m.Dir, "providers/p/keys")
+	draft := func(name, attributes string) string {
+		t.Helper()
+		key := filepath.Join(keys, name)
+		if err := os.Mkdir(key, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if attributes != "" {
+			if err := writeOnce(filepath.Join(key, "attributes"), []byte(attributes)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return key
+	}
+	verify := func(key, signature string) {
+		t.Helper()
+		if out, err := exec.Command("openssl", "dgst", "-sha256", "-verify", filepath.Join(dir, key), "-signature", filepath.Join(dir, signature), filepath.Join(dir, "message")).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", signature, err, out)
+		}
+	}
+	templates := map[string]string{"ec": "ecdsa-p256-sha256", "rsa": "rsa-2048-pkcs1v15-sha256"}
+	for kind, template := range templates {
+		theirs, err := os.ReadFile(filepath.Join(dir, "theirs-"+kind+".pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := draft("adopted-"+kind, fmt.Sprintf("template = %q\n", template))
+		if err := writeOnce(filepath.Join(key, "import"), theirs); err != nil {
+			t.Fatal(err)
+		}
+		for name, b := range map[string]string{"bare": "", "other": "template = \"ecdsa-p384-sha384\"\n", "otherwise": "template = \"ecdh-p521\"\n"} {
+			if err := writeOnce(filepath.Join(draft(name+kind, b), "import"), theirs); !errors.Is(err, syscall.EINVAL) {
+				t.Errorf("import into %s: %v", name, err)
+			}
+		}
+		signature, err := ask(filepath.Join(key, "sign"), []byte("signed by somebody"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write("adopted-"+kind+".sig", signature)
+		public, err := os.ReadFile(filepath.Join(key, "public.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write("adopted-"+kind+".pub", public)
+		verify("adopted-"+kind+".pub", "adopted-"+kind+".sig")
+		// ours
+		key = draft("ours-"+kind, "")
+		if err := writeOnce(filepath.Join(key, "generate"), fmt.Appendf(nil, "template = %q\nusage = \"PSA_KEY_USAGE_EXPORT|PSA_KEY_USAGE_SIGN_MESSAGE\"\n", template)); err != nil {
+			t.Fatal(err)
+		}
+		if public, err = os.ReadFile(filepath.Join(key, "public.pem")); err != nil {
+			t.Fatal(err)
+		}
+		write("ours-"+kind+".pub", public)
+		for name, request := range map[string]string{"ours-" + kind: "tss2\n", "locked-" + kind: "tss2\nopen sesame\n"} {
+			b, err := ask(filepath.Join(key, "export"), []byte(request))
+			if err != nil || !strings.HasPrefix(string(b), "-----BEGIN TSS2 PRIVATE KEY-----") {
+				t.Fatalf("export of %s: %q, %v", name, b, err)
+			}
+			write(name+".pem", b)
+		}
+		for _, request := range []string{"pkcs8\n", "pkcs8-der", "raw"} {
+			if b, err := ask(filepath.Join(key, "export"), []byte(request)); err == nil || len(b) > 0 {
+				t.Errorf("export as %q gave %q", request, b)
+			}
+		}
+		// without the flag there is no such file
+		if _, err := os.Stat(filepath.Join(keys, "adopted-"+kind, "export")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("export without the flag: %v", err)
+		}
+	}
+	if code := m.stop(); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	for kind := range templates {
+		opensslOn(t, chip, dir, "dgst", "-sha256", "-sign", "ours-"+kind+".pem", "-out", "ours-"+kind+".sig", "message")
+		verify("ours-"+kind+".pub", "ours-"+kind+".sig")
+		opensslOn(t, chip, dir, "dgst", "-sha256", "-passin", "pass:open sesame", "-sign", "locked-"+kind+".pem", "-out", "locked-"+kind+".sig", "message")
+		verify("ours-"+kind+".pub", "locked-"+kind+".sig")
+		opensslOn(t, chip, dir, "dgst", "-sha256", "-sign", "theirs-"+kind+".pem", "-out", "theirs-"+kind+".sig", "message")
+		verify("adopted-"+kind+".pub", "theirs-"+kind+".sig")
+	}
 }

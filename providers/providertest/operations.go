@@ -303,7 +303,7 @@ func (s *suite) copy(t *testing.T, m *made) {
 	})
 	c.open(t, s.provider(t))
 	if pub := c.publicKey(t); !t.Failed() {
-		c.export(t, pub)
+		c.export(t, pub, s.o.Wrapped)
 	}
 	other := c.attributes
 	other.Bits *= 2
@@ -325,7 +325,7 @@ func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 		case psa.ExportPublic:
 			m.exportPublic(t)
 		case psa.Export:
-			m.export(t, pub)
+			m.export(t, pub, s.o.Wrapped)
 		case psa.Sign, psa.SignHash, psa.Verify, psa.VerifyHash:
 			s.eachAlgorithm(t, c, op, func(alg psa.Algorithm, must bool) { m.signing(t, pub, op, alg, must) })
 		case psa.Encrypt, psa.Decrypt:
@@ -420,10 +420,16 @@ func (m *made) exportPublic(t *testing.T) {
 	}
 }
 
-func (m *made) export(t *testing.T, pub crypto.PublicKey) {
+func (m *made) export(t *testing.T, pub crypto.PublicKey, wrapped bool) {
 	out, err := do(t.Context(), m.key, psa.Op{Operation: psa.Export, Algorithm: m.attributes.Algorithm})
 	if err != nil {
 		t.Errorf("export: %v", err)
+		return
+	}
+	if wrapped {
+		if len(out["key"]) == 0 || m.known != nil && bytes.Contains(out["key"], m.known.Data) {
+			t.Error("export gives no wrapped key")
+		}
 		return
 	}
 	if m.known != nil {

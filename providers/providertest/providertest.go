@@ -22,6 +22,8 @@ import (
 type Options struct {
 	// KeysInBlob is set where the blob is the key: nothing has a handle, and Destroy has nothing to destroy.
 	KeysInBlob bool
+	// Wrapped is set where export gives a key in the device's own wrapping, which nobody else can read.
+	Wrapped bool
 	// Slow says of which lines no key is generated; what else they name is tried on an imported one. They are no samples
 	// of their types.
 	Slow func(psa.Capability) bool

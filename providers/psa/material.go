@@ -22,6 +22,7 @@ const (
 	FormatPKCS8 MaterialFormat = iota + 1 // a private key: PrivateKeyInfo in DER (RFC 5208, RFC 5958)
 	FormatSPKI                            // a public key: SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7)
 	FormatRaw                             // a symmetric key's bytes
+	FormatTSS2                            // a key wrapped by a TPM: TPMKey in DER (ASN.1 Specification for TPM 2.0 Key Files)
 )
 
 // String names the format.
@@ -33,6 +34,8 @@ func (f MaterialFormat) String() string {
 		return "SubjectPublicKeyInfo"
 	case FormatRaw:
 		return "raw"
+	case FormatTSS2:
+		return "TSS2"
 	}
 	return "unknown"
 }
@@ -81,10 +84,13 @@ func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 	if len(b) == 0 {
 		return 0, nil, Attributes{}, nil
 	}
-	if draft.Type != KeyTypeNone && !draft.Type.IsAsymmetric() {
+	if draft.Type != KeyTypeNone && !draft.Type.IsAsymmetric() && !bytes.HasPrefix(b, []byte(pemBegin+tss2Label)) {
 		return scanRaw(b, draft)
 	}
 	end, label, der, err := findKey(b)
+	if label == tss2Label && err == nil {
+		return wrapped(end, der, draft)
+	}
 	defer Wipe(der)
 	if err == nil && end == 0 && len(b) > MaxMaterial {
 		err = Errorf(StatusTooLarge, "no whole key in the first %d bytes", MaxMaterial)
@@ -107,6 +113,18 @@ func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 		return 0, nil, Attributes{}, err
 	}
 	return end, m, a, nil
+}
+
+const tss2Label = "TSS2 PRIVATE KEY"
+
+// wrapped is a key that a TPM alone can read: the draft says what it is.
+func wrapped(end int, der []byte, draft Attributes) (int, *Material, Attributes, error) {
+	err := draft.Validate()
+	if err != nil || draft.Algorithm == AlgNone || draft.Bits == 0 {
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a key that a TPM wrapped, in a draft without a template").
+			WithHint("give a template in attributes before the import")
+	}
+	return end, &Material{Format: FormatTSS2, Data: bytes.Clone(der)}, draft, nil
 }
 
 func scanRaw(b []byte, draft Attributes) (int, *Material, Attributes, error) {
@@ -252,7 +270,7 @@ func errEncrypted() error {
 // keyLabel says whether a PEM block of that label is a key, with an error for those that cannot be read.
 func keyLabel(label string) (bool, error) {
 	switch label {
-	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY":
+	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY", tss2Label:
 		return true, nil
 	case "ENCRYPTED PRIVATE KEY":
 		return false, errEncrypted()

@@ -245,7 +245,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.ExportPublic:
 		return psa.ExportRun(func() ([]byte, error) { return k.Public(), nil }), nil
 	case psa.Export:
-		return k.beginExport()
+		return k.beginExport(op)
 	}
 	if k.scheme != nil {
 		return k.beginRaw(op)
@@ -267,7 +267,10 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
 }
 
-func (k *key) beginExport() (psa.Run, error) {
+func (k *key) beginExport(op psa.Op) (psa.Run, error) {
+	if string(op.Inputs["format"]) == "tss2" {
+		return nil, psa.Errorf(psa.StatusNotSupported, "no TPM wraps this key")
+	}
 	if k.attributes.Usage&psa.UsageExport == 0 {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)
 	}

@@ -23,7 +23,7 @@ func open(t *testing.T, tcti string) providers.Provider {
 func TestConformance(t *testing.T) {
 	chip := tpmtest.Start(t)
 	providertest.Run(t, func(t *testing.T) providers.Provider { return open(t, chip.TCTI()) }, providertest.Options{
-		KeysInBlob: true,
+		KeysInBlob: true, Wrapped: true,
 		Slow: func(c psa.Capability) bool {
 			// A TPM takes its time for an RSA key; the full form of the tests makes them all.
 			return os.Getenv("PARSECFS_TEST_LONG") != "1" && c.Type.IsRSA() && (c.Bits > 2048 || c.Algorithm != psa.RSAPSS(psa.SHA256))

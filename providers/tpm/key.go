@@ -94,7 +94,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return nil, err
 	}
 	alg, permitted := op.Algorithm, k.permits(op.Algorithm)
-	if op.Operation == psa.ExportPublic {
+	if op.Operation == psa.Export || op.Operation == psa.ExportPublic {
 		alg, permitted = k.attributes.Algorithm, true // exporting has no algorithm
 	}
 	if !permitted || !supports(k.p.lines(), op.Operation, k.attributes.Type, k.attributes.Bits, alg) {
@@ -109,6 +109,8 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	switch op.Operation {
 	case psa.ExportPublic:
 		return psa.ExportRun(func() ([]byte, error) { return k.Public(), nil }), nil
+	case psa.Export:
+		return k.beginExport(op, u)
 	case psa.Sign, psa.SignHash:
 		return u.run(psa.SignerRun(op, u))
 	case psa.Verify, psa.VerifyHash:

@@ -23,6 +23,8 @@ func newTable(takes func(psa.Attributes) bool) []psa.Capability {
 			all := append(first[:len(first):len(first)], ops...)
 			lines = append(lines, psa.Capability{Template: a.Template(), Type: t, Bits: a.Bits, Algorithm: a.Algorithm, Operations: all})
 		}
+		// A line of its own for this: a template alone never gives EXPORT, and lines that generate work in full.
+		with(a.Type, []psa.Operation{psa.Import}, []psa.Operation{psa.Export})
 		if !a.Type.IsAsymmetric() {
 			with(a.Type, []psa.Operation{psa.Generate, psa.Import}, private)
 			return

@@ -156,9 +156,12 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	if s.Auth, err = newAuth(); err != nil {
 		return providers.Blob{}, err
 	}
-	if m == nil {
+	switch {
+	case m == nil:
 		err = p.generate(ctx, a, s)
-	} else {
+	case m.Format == psa.FormatTSS2:
+		err = p.adopt(ctx, a, m.Data, s)
+	default:
 		err = p.wrap(ctx, a, m, s)
 	}
 	if err != nil {

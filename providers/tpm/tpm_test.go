@@ -2,9 +2,11 @@ package tpm
 
 import (
 	"bytes"
+	"encoding/asn1"
 	"strings"
 	"testing"
 
+	keyfile "github.com/foxboron/go-tpm-keyfiles"
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/parsecfs/parsecfs/providers"
@@ -270,4 +272,27 @@ func TestWrongOwner(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+func FuzzParseKeyfile(f *testing.F) {
+	a, err := psa.ParseTemplate("ecdsa-p256-sha256")
+	if err != nil {
+		f.Fatal(err)
+	}
+	area := template(a, false)
+	area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	for _, empty := range []bool{true, false} {
+		der, err := asn1.Marshal(tpmKey{keyfile.OIDLoadableKey, empty, int64(tpm2.TPMRHOwner), tpm2.Marshal(tpm2.New2B(area)), tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: []byte("wrapped")})})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(der)
+	}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		if _, err := parseKeyfile(a, der); err != nil {
+			if s := psa.StatusOf(err); s != psa.StatusInvalidArgument && s != psa.StatusNotSupported {
+				t.Errorf("%v", err)
+			}
+		}
+	})
 }

@@ -52,6 +52,12 @@ has_psa() {
 	printf '#include <psa/crypto.h>\n' | gcc -x c -fsyntax-only - 2>/dev/null
 }
 
+# OpenSSL's provider for TPMs, which uses keys that were exported.
+has_tpm2_openssl() {
+	local dir
+	dir=$(openssl version -m 2>/dev/null | sed 's/.*"\(.*\)"/\1/') && [ -e "$dir/tpm2.so" ]
+}
+
 # The module proxy is reached by TLS.
 trusts_tls() {
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || [ -e /etc/ssl/cert.pem ]
@@ -63,7 +69,7 @@ need() {
 	local works=$1
 	shift
 	case $works in
-	compiles_c | trusts_tls | has_psa) "$works" && return ;;
+	compiles_c | trusts_tls | has_psa | has_tpm2_openssl) "$works" && return ;;
 	*) command -v "$works" >/dev/null && return ;;
 	esac
 	missing+=("$works")

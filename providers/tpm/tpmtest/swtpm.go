@@ -44,18 +44,21 @@ func (c *Chip) TCTI() string { return "swtpm:path=" + c.socket() }
 
 func (c *Chip) socket() string { return filepath.Join(c.dir, "data") }
 
+// control is where tpm2-tss looks for it.
+func (c *Chip) control() string { return c.socket() + ".ctrl" }
+
 // Restart starts a TPM that was killed: a reset.
 func (c *Chip) Restart() {
 	c.t.Helper()
-	for _, name := range []string{"data", "control"} {
-		_ = os.Remove(filepath.Join(c.dir, name)) // a killed one leaves them
+	for _, name := range []string{c.socket(), c.control()} {
+		_ = os.Remove(name) // a killed one leaves them
 	}
 	state := filepath.Join(c.dir, fmt.Sprint("state-", c.other))
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		c.t.Fatal(err)
 	}
 	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--server", "type=unixio,path="+c.socket(),
-		"--ctrl", "type=unixio,path="+filepath.Join(c.dir, "control"), "--flags", "startup-clear,not-need-init")
+		"--ctrl", "type=unixio,path="+c.control(), "--flags", "startup-clear,not-need-init")
 	if err := c.cmd.Start(); err != nil {
 		c.t.Fatalf("no TPM: %v", err)
 	}

@@ -36,9 +36,9 @@ type parent struct {
 }
 
 type loaded struct {
-	key    *stored
-	handle tpm2.TPMHandle
-	name   tpm2.TPM2BName
+	wrapped []byte // which key it is: nothing secret stays here
+	handle  tpm2.TPMHandle
+	name    tpm2.TPM2BName
 }
 
 // chips are those in use, and by how many providers: a TPM without a resource manager serves one connection.
@@ -327,12 +327,12 @@ func (c *chip) evict() error {
 // load brings a key into the TPM, beside room others at most.
 func (c *chip) load(k *stored, others int) (*loaded, error) {
 	for i, l := range c.keys {
-		if string(l.key.Private) == string(k.Private) {
+		if bytes.Equal(l.wrapped, k.Private) {
 			c.keys = append(append(c.keys[:i:i], c.keys[i+1:]...), l)
 			return l, c.shrink(others + 1)
 		}
 	}
-	if string(k.Parent) != string(c.parent.name.Buffer) {
+	if !bytes.Equal(k.Parent, c.parent.name.Buffer) {
 		return nil, psa.Errorf(psa.StatusProviderAbsent, "the key is of another TPM, or this one was cleared")
 	}
 	if err := c.shrink(others); err != nil {
@@ -347,7 +347,7 @@ func (c *chip) load(k *stored, others int) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loaded{k, rsp.ObjectHandle, rsp.Name}
+	l := &loaded{k.Private, rsp.ObjectHandle, rsp.Name}
 	c.keys = append(c.keys, l)
 	return l, nil
 }
@@ -369,7 +369,7 @@ func (c *chip) loadInto(k *stored) (*tpm2.LoadResponse, error) {
 	}.Execute(c.link)
 }
 
-// private uses a key with a session for one command, which encrypts both ways.
-func (c *chip) private(l *loaded) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(l.key.Auth, tpm2.AESEncryption(128, tpm2.EncryptInOut))}
+// private uses a key, with its authorization, and with a session for one command, which encrypts both ways.
+func (c *chip) private(l *loaded, auth []byte) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(auth, tpm2.AESEncryption(128, tpm2.EncryptInOut))}
 }

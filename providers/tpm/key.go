@@ -78,7 +78,10 @@ func (k *key) Public() []byte { return bytes.Clone(k.public) }
 func (k *key) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.closed, k.stored = true, nil // runs that have begun, and the set of loaded keys, still have it
+	k.closed = true
+	if k.stored != nil {
+		psa.Wipe(k.stored.Auth) // runs that have begun have their own
+	}
 	return nil
 }
 
@@ -105,18 +108,36 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	if k.closed {
 		return nil, psa.Errorf(psa.StatusInvalidHandle, "the key is closed")
 	}
-	u := &use{p: k.p, key: k.stored, alg: op.Algorithm, public: k.verifier}
 	switch op.Operation {
 	case psa.ExportPublic:
 		return psa.ExportRun(func() ([]byte, error) { return k.Public(), nil }), nil
+	case psa.Verify, psa.VerifyHash:
+		return psa.VerifierRun(op, k.verifier)
+	case psa.Encrypt:
+		return encrypt(op, k.verifier.(*rsa.PublicKey))
+	}
+	if k.stored == nil {
+		return nil, errUnsupported(op.Operation, k.attributes, alg)
+	}
+	own := *k.stored
+	own.Auth = bytes.Clone(own.Auth)
+	u := &use{p: k.p, key: &own, alg: op.Algorithm, public: k.verifier}
+	run, err := k.beginPrivate(op, u)
+	if err != nil {
+		psa.Wipe(own.Auth)
+		return nil, err
+	}
+	return &finishing{run, u}, nil
+}
+
+func (k *key) beginPrivate(op psa.Op, u *use) (psa.Run, error) {
+	switch op.Operation {
 	case psa.Export:
 		return k.beginExport(op, u)
 	case psa.Sign, psa.SignHash:
-		return u.run(psa.SignerRun(op, u))
-	case psa.Verify, psa.VerifyHash:
-		return psa.VerifierRun(op, k.verifier)
-	case psa.Encrypt, psa.Decrypt:
-		return u.beginCrypt(op)
+		return psa.SignerRun(op, u)
+	case psa.Decrypt:
+		return u.beginDecrypt(op)
 	case psa.Agree:
 		return psa.DerivedRun(op, func(op psa.Op) (psa.Run, error) {
 			pub, err := k.verifier.(*ecdsa.PublicKey).ECDH()
@@ -128,7 +149,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.Mac, psa.VerifyMac:
 		return psa.DeviceMACRun(op, op.Algorithm.HashLength(), u.mac)
 	}
-	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
+	return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm) // generate, import
 }
 
 // use is one use of a private key: a crypto.Signer and a crypto.Decrypter.
@@ -140,22 +161,21 @@ type use struct {
 	ctx    context.Context // of the Finish under way
 }
 
-// finishing tells the use what context its Finish has, which crypto.Signer cannot.
+// finishing tells the use what context its Finish has, which crypto.Signer cannot, and wipes what the use had.
 type finishing struct {
 	psa.Run
 	u *use
 }
 
 func (r *finishing) Finish(ctx context.Context) (psa.Result, error) {
+	defer psa.Wipe(r.u.key.Auth)
 	r.u.ctx = ctx
 	return r.Run.Finish(ctx)
 }
 
-func (u *use) run(r psa.Run, err error) (psa.Run, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &finishing{r, u}, nil
+func (r *finishing) Abort() {
+	r.Run.Abort()
+	psa.Wipe(r.u.key.Auth)
 }
 
 func (u *use) Public() crypto.PublicKey { return u.public }
@@ -190,6 +210,7 @@ func (u *use) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (out []by
 		if err != nil {
 			return err
 		}
+		defer psa.Wipe(c.auth)
 		rsp, err := tpm2.Sign{
 			KeyHandle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: session},
 			Digest:    tpm2.TPM2BDigest{Buffer: bytes.Clone(digest)}, // go-tpm encrypts it in place
@@ -226,19 +247,29 @@ func signatureOf(s *tpm2.TPMTSignature) ([]byte, error) {
 	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(v.SignatureR.Buffer), new(big.Int).SetBytes(v.SignatureS.Buffer)})
 }
 
-// beginCrypt encrypts in software: it needs no secret. A TPM takes labels that end with a zero byte alone (TCG TPM 2.0,
-// part 1, B.4), so that another one could not be decrypted.
-func (u *use) beginCrypt(op psa.Op) (psa.Run, error) {
+// checkLabel: a TPM takes labels that end with a zero byte alone (TCG TPM 2.0, part 1, B.4), so that what was encrypted
+// with another one could not be decrypted.
+func checkLabel(op psa.Op) error {
 	if label := op.Inputs["additional_data"]; len(label) > 0 && op.Algorithm.IsRSAOAEP() && (label[len(label)-1] != 0 || bytes.IndexByte(label, 0) != len(label)-1) {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM knows labels alone that end with a zero byte, and have no other").
+		return psa.Errorf(psa.StatusNotSupported, "a TPM knows labels alone that end with a zero byte, and have no other").
 			WithHint("append one to the label")
 	}
-	pub := u.public.(*rsa.PublicKey)
-	if op.Operation == psa.Encrypt {
-		return psa.RSAEncryptRun(op, pub)
+	return nil
+}
+
+// encrypt needs no secret, and is done in software.
+func encrypt(op psa.Op, pub *rsa.PublicKey) (psa.Run, error) {
+	if err := checkLabel(op); err != nil {
+		return nil, err
 	}
-	d := &decrypter{u, bytes.Clone(op.Inputs["additional_data"])}
-	return u.run(psa.RSADecryptRun(op, d))
+	return psa.RSAEncryptRun(op, pub)
+}
+
+func (u *use) beginDecrypt(op psa.Op) (psa.Run, error) {
+	if err := checkLabel(op); err != nil {
+		return nil, err
+	}
+	return psa.RSADecryptRun(op, &decrypter{u, bytes.Clone(op.Inputs["additional_data"])})
 }
 
 type decrypter struct {
@@ -253,7 +284,7 @@ func (d *decrypter) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOp
 			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgOAEP, &tpm2.TPMSEncSchemeOAEP{HashAlg: hashIDs[d.alg.Hash()]})}
 	}
 	err = d.with(d.ctx, "decrypt", 0, func(c *chip, l *loaded) error {
-		rsp, err := tpm2.RSADecrypt{KeyHandle: c.private(l), CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(ciphertext)},
+		rsp, err := tpm2.RSADecrypt{KeyHandle: c.private(l, d.key.Auth), CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(ciphertext)},
 			InScheme: scheme, Label: tpm2.TPM2BData{Buffer: d.label}}.Execute(c.link)
 		// swtpm calls padding that is none a failure of the TPM; of a real one the next command would fail too.
 		failure := isRC(err, tpm2.TPMRCFailure) && c.alive()
@@ -272,7 +303,7 @@ func (d *decrypter) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOp
 // agree gives the x coordinate, in the curve's length.
 func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) (out []byte, err error) {
 	err = u.with(ctx, "agree", 0, func(c *chip, l *loaded) error {
-		rsp, err := tpm2.ECDHZGen{KeyHandle: c.private(l), InPoint: tpm2.New2B(point(peer))}.Execute(c.link)
+		rsp, err := tpm2.ECDHZGen{KeyHandle: c.private(l, u.key.Auth), InPoint: tpm2.New2B(point(peer))}.Execute(c.link)
 		if err != nil {
 			return err
 		}
@@ -303,20 +334,20 @@ func (u *use) mac(ctx context.Context, message []byte) (out []byte, err error) {
 	}
 	err = u.with(ctx, "mac", others, func(c *chip, l *loaded) error {
 		if len(message) <= bufferSize {
-			rsp, err := tpm2.Hmac{Handle: c.private(l), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
+			rsp, err := tpm2.Hmac{Handle: c.private(l, u.key.Auth), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
 			if err == nil {
 				out = rsp.OutHMAC.Buffer
 			}
 			return err
 		}
-		out, err = c.sequence(l, hash, message)
+		out, err = c.sequence(l, u.key.Auth, hash, message)
 		return err
 	})
 	return out, err
 }
 
-func (c *chip) sequence(l *loaded, hash tpm2.TPMAlgID, message []byte) ([]byte, error) {
-	start, err := tpm2.HmacStart{Handle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(l.key.Auth, tpm2.AESEncryption(128, tpm2.EncryptIn))},
+func (c *chip) sequence(l *loaded, auth []byte, hash tpm2.TPMAlgID, message []byte) ([]byte, error) {
+	start, err := tpm2.HmacStart{Handle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(auth, tpm2.AESEncryption(128, tpm2.EncryptIn))},
 		HashAlg: hash}.Execute(c.link)
 	if err != nil {
 		return nil, err

@@ -45,7 +45,7 @@ func (r *exportRun) Finish(ctx context.Context) (psa.Result, error) {
 	defer r.Abort()
 	var private tpm2.TPM2BPrivate
 	err := r.u.with(ctx, "export", 0, func(c *chip, l *loaded) (err error) {
-		private, err = c.rekey(l, r.passphrase)
+		private, err = c.rekey(l, r.u.key.Auth, r.passphrase)
 		return err
 	})
 	if err != nil {
@@ -70,8 +70,8 @@ type tpmKey struct {
 }
 
 // rekey wraps a loaded key anew, with another authorization.
-func (c *chip) rekey(l *loaded, auth []byte) (tpm2.TPM2BPrivate, error) {
-	rsp, err := tpm2.ObjectChangeAuth{ObjectHandle: c.private(l), ParentHandle: tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name},
+func (c *chip) rekey(l *loaded, old, auth []byte) (tpm2.TPM2BPrivate, error) {
+	rsp, err := tpm2.ObjectChangeAuth{ObjectHandle: c.private(l, old), ParentHandle: tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name},
 		NewAuth: tpm2.TPM2BAuth{Buffer: bytes.Clone(auth)}}.Execute(c.link)
 	if err != nil {
 		return tpm2.TPM2BPrivate{}, err
@@ -98,7 +98,7 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 		if err != nil {
 			return err
 		}
-		private, err := c.rekey(l, s.Auth)
+		private, err := c.rekey(l, nil, s.Auth)
 		if err != nil {
 			return err
 		}

@@ -296,3 +296,51 @@ func FuzzParseKeyfile(f *testing.F) {
 		}
 	})
 }
+
+// TestWiped looks at the memory itself after Close, Finish and Abort.
+func TestWiped(t *testing.T) {
+	p := newProvider(t, tpmtest.Start(t))
+	defer p.Close()
+	a, err := psa.ParseTemplate("ecdsa-p256-sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := p.Open(t.Context(), providers.Handle{}, a, blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wiped := func(b []byte) bool { return bytes.Equal(b, make([]byte, authSize)) }
+	var runs []*finishing
+	for range 2 {
+		r, err := opened.Begin(t.Context(), psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm})
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs = append(runs, r.(*finishing))
+	}
+	if err := opened.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !wiped(opened.(*key).stored.Auth) {
+		t.Error("Close left the authorization in memory")
+	}
+	if wiped(runs[0].u.key.Auth) {
+		t.Error("Close wiped a run's authorization")
+	}
+	if _, err := runs[0].Finish(t.Context()); err != nil {
+		t.Error(err)
+	}
+	runs[1].Abort()
+	for i, r := range runs {
+		if !wiped(r.u.key.Auth) {
+			t.Errorf("run %d left the authorization in memory", i)
+		}
+	}
+	if c := p.(*provider).chip; !wiped(c.auth) {
+		t.Error("the session keeps the authorization")
+	}
+}

@@ -5,6 +5,8 @@
 //	bench run FLOOR SIGN AUDITED UNITS
 //	                        measure, with the minimal handler's file and keys' sign: plain, with an audit trail and
 //	                        with the authenticator SystemdUnit; and print the table
+//	bench tpm SOCKET FLOOR KEYS
+//	                        measure keys in a TPM against go-tpm alone on another TPM, and print the table
 package main
 
 import (
@@ -33,8 +35,10 @@ func main() {
 		err = serve(os.Args[2])
 	case len(os.Args) == 6 && os.Args[1] == "run":
 		err = run(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+	case len(os.Args) == 5 && os.Args[1] == "tpm":
+		err = runTPM(os.Args[2], os.Args[3], os.Args[4])
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench tpm SOCKET FLOOR KEYS")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

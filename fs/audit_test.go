@@ -128,8 +128,9 @@ func TestTrailOnAFullDisk(t *testing.T) {
 			}
 			// More than the queue and the writer's own buffer hold.
 			sent := 0
+			var full error
 			for deadline := time.Now().Add(30 * time.Second); tr.dropped.Load() == 0; sent++ {
-				if stop && tr.Ready() != nil {
+				if full = tr.Ready(); full != nil {
 					break
 				}
 				if time.Now().After(deadline) {
@@ -137,9 +138,8 @@ func TestTrailOnAFullDisk(t *testing.T) {
 				}
 				tr.Record(nodes.AuditEvent{Operation: fmt.Sprint("o", sent)})
 			}
-			err = tr.Ready()
-			if stop && psa.StatusOf(err) != psa.StatusInsufficientStorage || !stop && err != nil {
-				t.Errorf("at the bound: %v", err)
+			if stop && psa.StatusOf(full) != psa.StatusInsufficientStorage || !stop && full != nil {
+				t.Errorf("at the bound: %v", full)
 			}
 			if err := os.Remove(filler); err != nil {
 				t.Fatal(err)

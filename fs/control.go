@@ -163,15 +163,16 @@ func (c *control) accept() {
 // descriptor of it can be handed on.
 func (c *control) serve(conn *net.UnixConn) {
 	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(controlTimeout)) // before the end can set another one
 	stop := context.AfterFunc(c.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	by, err := peer(conn)
 	out := json.NewEncoder(conn)
 	send := func(r response) error {
-		if err := c.ctx.Err(); err != nil {
+		if err := conn.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
 			return err
 		}
-		if err := conn.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
+		if err := c.ctx.Err(); err != nil { // looked at last: the end may just have set another deadline
 			return err
 		}
 		return out.Encode(r)
@@ -181,7 +182,6 @@ func (c *control) serve(conn *net.UnixConn) {
 		send(response{End: true, Error: errNotServed.Error(), Hint: notServedHint})
 		return
 	}
-	conn.SetReadDeadline(time.Now().Add(controlTimeout))
 	var in request
 	if err := json.NewDecoder(io.LimitReader(conn, maxRequestBytes)).Decode(&in); err != nil {
 		send(response{End: true, Error: "control socket: " + err.Error()})

@@ -107,6 +107,9 @@ const chain = "a chain in PEM"
 // units are those of the key "forever", since schema 2.
 var units = []string{"web.service", "worker@.service"}
 
+// pcrs are those of the key "draft", since schema 3.
+const pcrs psa.PCRs = 1<<7 | 1<<23
+
 const kept = "kept since this store was made"
 
 // makeStore fills a new state directory with all that a store can hold.
@@ -127,7 +130,7 @@ func makeStore(t *testing.T, dir string) {
 		k.SetUnits(ctx, forever.Number, units),
 		k.SetCertificate(ctx, forever.Number, []byte(chain)),
 		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
-		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage}),
+		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage, PCRs: pcrs}),
 	}
 	_, err = k.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../providers/software/keys/ec"})
 	errs = append(errs, err)
@@ -205,6 +208,9 @@ func TestOldStores(t *testing.T) {
 			} else if got, err := k.Certificate(ctx, key.Number); err != nil || filepath.Base(from) != "1" && string(got) != chain {
 				t.Errorf("the certificate is %q, %v", got, err)
 			}
+			if key, err := k.Default().Lookup(ctx, "draft"); err != nil || (key.Attributes.PCRs == pcrs) != (filepath.Base(from) >= "3") {
+				t.Errorf("the draft's PCRs are %v, %v", key.Attributes.PCRs.List(), err)
+			}
 			if info, err := os.Stat(filepath.Join(dir, "kim.sqlite3")); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("the KIM's mode: %v, %v", info.Mode(), err)
 			}
@@ -214,8 +220,11 @@ func TestOldStores(t *testing.T) {
 
 func checkStore(t *testing.T, k *kim.KIM, dir string) {
 	p := k.Default()
-	if p == nil || p.Name() != "software" || p.Status(ctx) != "ready" {
-		t.Fatalf("default provider: %v", p)
+	if p == nil {
+		t.Fatal("no default provider")
+	}
+	if status := p.Status(ctx); p.Name() != "software" || status != "ready" {
+		t.Fatalf("the default provider is %s, %s", p.Name(), status)
 	}
 	list, err := p.List(ctx, "", 100)
 	if err != nil {

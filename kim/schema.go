@@ -114,4 +114,8 @@ CREATE TABLE certificates (
 	key   INTEGER PRIMARY KEY REFERENCES keys(number) ON DELETE CASCADE,
 	chain BLOB NOT NULL
 ) STRICT;
+`, `
+-- The registers of a TPM that the key is bound to, a bit each.
+ALTER TABLE keys ADD COLUMN pcrs INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN before_pcrs INTEGER;
 `}

@@ -146,7 +146,7 @@ func (s *Sealer) AuditKey() []byte { return s.audit }
 func (s *Sealer) Warnings() []string { return s.warnings }
 
 // Seal encrypts the secret of k, a key of the provider with this UUID. The result can be unsealed only for the same
-// key, provider, type, bits, algorithm and usage.
+// key, provider, type, bits, algorithm, usage and PCRs.
 func (s *Sealer) Seal(k Key, provider [16]byte, secret []byte) ([]byte, error) {
 	if s.absent != nil {
 		return nil, s.absent
@@ -168,7 +168,7 @@ func (s *Sealer) Unseal(k Key, provider [16]byte, sealed []byte) ([]byte, error)
 	return secret, nil
 }
 
-// sealedFor is the associated data: fixed lengths only, so that no two rows share one.
+// sealedFor is the associated data: fixed lengths, and at most one thing behind them, so that no two rows share one.
 func sealedFor(k Key, provider [16]byte) []byte {
 	b := []byte("parsecfs secret ")
 	b = binary.BigEndian.AppendUint32(b, sealSchema)
@@ -177,7 +177,11 @@ func sealedFor(k Key, provider [16]byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(k.Attributes.Type))
 	b = binary.BigEndian.AppendUint32(b, uint32(k.Attributes.Bits))
 	b = binary.BigEndian.AppendUint32(b, uint32(k.Attributes.Algorithm))
-	return binary.BigEndian.AppendUint32(b, uint32(k.Attributes.Usage))
+	b = binary.BigEndian.AppendUint32(b, uint32(k.Attributes.Usage))
+	if k.Attributes.PCRs != 0 { // what was sealed before there were any still opens
+		b = binary.BigEndian.AppendUint32(b, uint32(k.Attributes.PCRs))
+	}
+	return b
 }
 
 // wrappingKey is the content of the file wrapping.key.

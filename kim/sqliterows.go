@@ -250,11 +250,11 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 // Keys.
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
-	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units`
+	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(22)
+	f, dest := newFields(23)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
@@ -279,6 +279,7 @@ func scanKey(scan func(...any) error) (Entry, error) {
 	k.KeepForever = !f.bool("allow_destroy")
 	before := State(f.text("before_state"))
 	k.Units = strings.Fields(f.text("units"))
+	k.Attributes.PCRs = psa.PCRs(f.uint32("pcrs"))
 
 	at := k.State // what the row must have the fields of
 	switch k.State {
@@ -514,8 +515,8 @@ func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template st
 		if err != nil {
 			return err
 		}
-		return t.update(k, "template = ?, type = ?, bits = ?, algorithm = ?, usage = ?",
-			template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage))
+		return t.update(k, "template = ?, type = ?, bits = ?, algorithm = ?, usage = ?, pcrs = ?",
+			template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage), int64(a.PCRs))
 	})
 }
 
@@ -572,8 +573,9 @@ func (s *sqliteStore) BeginCreate(ctx context.Context, number int64, h providers
 			return err
 		}
 		err = t.update(k, `state = 'creating', before_state = state, before_template = template, before_type = type, before_bits = bits,
-			before_algorithm = algorithm, before_usage = usage, handle = ?, origin = ?, template = ?, type = ?, bits = ?, algorithm = ?, usage = ?`,
-			h[:], origin, template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage))
+			before_algorithm = algorithm, before_usage = usage, before_pcrs = pcrs, handle = ?, origin = ?, template = ?, type = ?, bits = ?, algorithm = ?,
+			usage = ?, pcrs = ?`,
+			h[:], origin, template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage), int64(a.PCRs))
 		if err == nil {
 			e, err = t.key(number)
 		}
@@ -592,7 +594,7 @@ func (t *tx) journalled(number int64, state ...State) (Key, error) {
 }
 
 const noBefore = `before_state = NULL, before_template = NULL, before_type = NULL, before_bits = NULL,
-	before_algorithm = NULL, before_usage = NULL, hidden = 0`
+	before_algorithm = NULL, before_usage = NULL, before_pcrs = NULL, hidden = 0`
 
 func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, sealed []byte) error {
 	return s.write(ctx, "cannot store a new key", func(t *tx) error {
@@ -611,7 +613,7 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 			return err
 		}
 		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
-			bits = before_bits, algorithm = before_algorithm, usage = before_usage, `+noBefore)
+			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), `+noBefore)
 	})
 }
 

@@ -344,6 +344,7 @@ type attributesInput struct {
 	Bits         *int      `toml:"key_bits"`
 	Algorithm    *string   `toml:"permitted_algorithm"`
 	Usage        any       `toml:"usage"`
+	PCRs         *[]int    `toml:"pcrs"`
 	AllowDestroy *bool     `toml:"allow_destroy"`
 	Units        *[]string `toml:"units"`
 
@@ -368,7 +369,7 @@ func parseAttributes(b []byte) (attributesInput, error) {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		return x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", first(unknown.Errors[0].Position()), strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, allow_destroy and units")
+			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy and units")
 	}
 	var wrong *toml.DecodeError
 	if errors.As(err, &wrong) {
@@ -408,6 +409,11 @@ func (x attributesInput) over(a psa.Attributes) (psa.Attributes, error) {
 	}
 	if x.Usage != nil {
 		if a.Usage, err = usageOf(x.Usage); err != nil {
+			return a, err
+		}
+	}
+	if x.PCRs != nil {
+		if a.PCRs, err = psa.NewPCRs(*x.PCRs); err != nil {
 			return a, err
 		}
 	}

@@ -169,6 +169,7 @@ type attributesText struct {
 	Bits         int               `toml:"key_bits,omitempty"`
 	Algorithm    string            `toml:"permitted_algorithm,omitempty"`
 	Usage        []string          `toml:"usage,omitempty"`
+	PCRs         []int             `toml:"pcrs,omitempty"`
 	Origin       string            `toml:"origin,omitempty"`
 	Provider     string            `toml:"provider"`
 	UUID         string            `toml:"uuid"`
@@ -188,7 +189,7 @@ func (v *view) attributes() ([]byte, error) {
 	k := v.key
 	x := attributesText{
 		Name: k.Name, State: string(k.State), Template: k.Template, Origin: k.Origin, Provider: v.provider.Name(), UUID: uuid(k.ID),
-		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, Units: k.Units, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(),
+		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, Units: k.Units, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(), PCRs: k.Attributes.PCRs.List(),
 	}
 	if k.State == kim.Creating || k.State == kim.Destroying {
 		x.State = string(kim.Draft)

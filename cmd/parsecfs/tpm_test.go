@@ -289,3 +289,46 @@ func TestTSS2(t *testing.T) {
 		verify("adopted-"+kind+".pub", "theirs-"+kind+".sig")
 	}
 }
+
+// TestPCRs: pcrs in attributes binds a key to the platform's state, where there is a TPM.
+func TestPCRs(t *testing.T) {
+	requireFUSE(t)
+	_, s := tpmStore(t)
+	text := []byte("template = \"ecdsa-p256-sha256\"\npcrs = [16, 0, 7]\n")
+	if err := os.Mkdir(s.path("bound"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeOnce(s.path("bound", "attributes"), []byte("pcrs = [24]\n")); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("register 24: %v", err)
+	}
+	if err := writeOnce(s.path("bound", "generate"), text); err != nil {
+		t.Fatal(err)
+	}
+	public, err := os.ReadFile(s.path("bound", "public.der"))
+	if err == nil {
+		err = s.works("bound", public)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(s.path("bound", "attributes")); err != nil || !strings.Contains(string(b), "pcrs = [0, 7, 16]\n") || !strings.Contains(string(b), "template = 'ecdsa-p256-sha256'\n") {
+		t.Errorf("attributes are %s, %v", b, err)
+	}
+	if err := writeOnce(s.path("bound", "attributes"), []byte("pcrs = []\n")); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("another policy: %v", err)
+	}
+	s.m.kill()
+	s.m.restart()
+	s.until("ready")
+	if err := s.works("bound", public); err != nil {
+		t.Error(err)
+	}
+	m := mountParsecfs(t, mountOptions{})
+	draft := filepath.Join(m.Dir, "providers/software/keys/k")
+	if err := os.Mkdir(draft, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeOnce(filepath.Join(draft, "generate"), text); !errors.Is(err, syscall.EOPNOTSUPP) {
+		t.Errorf("PCRs in software: %v", err)
+	}
+}

@@ -13,6 +13,8 @@ type Attributes struct {
 	Bits      int
 	Algorithm Algorithm
 	Usage     Usage
+	// PCRs are those of a TPM that must be as they were when the key was made, a bit each; 0 is none.
+	PCRs PCRs
 }
 
 const (

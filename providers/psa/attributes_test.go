@@ -30,19 +30,19 @@ func TestValidate(t *testing.T) {
 		{Attributes{Type: KeyTypeAES, Bits: 256, Algorithm: ECDSA(SHA256)}, StatusInvalidArgument, "PSA_ALG_ECDSA(PSA_ALG_SHA_256) does not work with a PSA_KEY_TYPE_AES key"},
 		{Attributes{Type: ECCKeyPair(SECPR1), Bits: 256, Algorithm: PureEdDSA}, StatusInvalidArgument, "does not work with"},
 		{Attributes{Type: ECCKeyPair(TwistedEdwards), Bits: 448, Algorithm: Ed25519ph}, StatusInvalidArgument, "does not work with"},
-		{Attributes{KeyTypeAES, 256, GCM, sign}, StatusInvalidArgument, "usage PSA_KEY_USAGE_SIGN_MESSAGE does nothing with a PSA_KEY_TYPE_AES key and PSA_ALG_GCM; allowed: "},
-		{Attributes{ECCPublicKey(SECPR1), 256, ECDSA(SHA256), sign}, StatusInvalidArgument, "does nothing with a PSA_KEY_TYPE_ECC_PUBLIC_KEY"},
-		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt}, StatusInvalidArgument, "does nothing with"},
+		{Attributes{KeyTypeAES, 256, GCM, sign, 0}, StatusInvalidArgument, "usage PSA_KEY_USAGE_SIGN_MESSAGE does nothing with a PSA_KEY_TYPE_AES key and PSA_ALG_GCM; allowed: "},
+		{Attributes{ECCPublicKey(SECPR1), 256, ECDSA(SHA256), sign, 0}, StatusInvalidArgument, "does nothing with a PSA_KEY_TYPE_ECC_PUBLIC_KEY"},
+		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt, 0}, StatusInvalidArgument, "does nothing with"},
 	} {
 		checkError(t, c.a.Validate(), c.status, c.text)
 	}
 	for _, a := range []Attributes{
-		{KeyTypeAES, 256, AlgNone, UsageExport},
-		{KeyTypeAES, 256, GCM, UsageExport | UsageEncrypt | UsageCopy | UsageCache},
-		{KeyTypeRawData, 8, AlgNone, 0},
-		{ECCKeyPair(SECPR1), 256, KeyAgreement(ECDH, HKDF(SHA256)), UsageDerive | UsageVerifyDerivation},
-		{ECCKeyPair(TwistedEdwards), 255, Ed25519ph, UsageSignHash},
-		{DHKeyPair(RFC7919), 2048, FFDH, UsageDerive},
+		{KeyTypeAES, 256, AlgNone, UsageExport, 0},
+		{KeyTypeAES, 256, GCM, UsageExport | UsageEncrypt | UsageCopy | UsageCache, 0},
+		{KeyTypeRawData, 8, AlgNone, 0, 0},
+		{ECCKeyPair(SECPR1), 256, KeyAgreement(ECDH, HKDF(SHA256)), UsageDerive | UsageVerifyDerivation, 0},
+		{ECCKeyPair(TwistedEdwards), 255, Ed25519ph, UsageSignHash, 0},
+		{DHKeyPair(RFC7919), 2048, FFDH, UsageDerive, 0},
 	} {
 		if err := a.Validate(); err != nil {
 			t.Errorf("%+v: %v", a, err)
@@ -91,11 +91,11 @@ func TestPermits(t *testing.T) {
 		{anyHash, Sign, RSAPSS(AnyHash), StatusInvalidArgument, "stands for several algorithms"},
 		// what cannot be
 		{template(t, "ed25519"), Sign, PureEdDSA, 0, ""},
-		{Attributes{ECCKeyPair(TwistedEdwards), 255, PureEdDSA, UsageSignHash}, SignHash, PureEdDSA, StatusInvalidArgument, "is no algorithm for sign_hash"},
-		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash}, Sign, RSAPKCS1v15SignRaw, StatusInvalidArgument, "is no algorithm for sign"},
-		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash}, SignHash, RSAPKCS1v15SignRaw, 0, ""},
-		{Attributes{KeyTypeAES, 256, ECDSA(SHA256), UsageSignMessage}, Sign, ECDSA(SHA256), StatusInvalidArgument, "does not work with a PSA_KEY_TYPE_AES key"},
-		{Attributes{KeyTypeAES, 256, 0x05ab0def, UsageEncrypt}, Encrypt, 0x05ab0def, StatusNotSupported, "unknown algorithm"},
+		{Attributes{ECCKeyPair(TwistedEdwards), 255, PureEdDSA, UsageSignHash, 0}, SignHash, PureEdDSA, StatusInvalidArgument, "is no algorithm for sign_hash"},
+		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, Sign, RSAPKCS1v15SignRaw, StatusInvalidArgument, "is no algorithm for sign"},
+		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, SignHash, RSAPKCS1v15SignRaw, 0, ""},
+		{Attributes{KeyTypeAES, 256, ECDSA(SHA256), UsageSignMessage, 0}, Sign, ECDSA(SHA256), StatusInvalidArgument, "does not work with a PSA_KEY_TYPE_AES key"},
+		{Attributes{KeyTypeAES, 256, 0x05ab0def, UsageEncrypt, 0}, Encrypt, 0x05ab0def, StatusNotSupported, "unknown algorithm"},
 		// public keys
 		{public, Verify, ECDSA(SHA256), 0, ""},
 		{public, Export, AlgNone, 0, ""},
@@ -105,9 +105,9 @@ func TestPermits(t *testing.T) {
 		{gcm, Decrypt, AEADWithShortenedTag(GCM, 12), StatusNotPermitted, "policy permits PSA_ALG_GCM"},
 		{gcm, ExportPublic, AlgNone, StatusInvalidArgument, "export_public does not work with a PSA_KEY_TYPE_AES key"},
 		{exporting, Export, AlgNone, 0, ""},
-		{Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt}, Encrypt, GCM, 0, ""},
-		{Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt}, Encrypt, AEADWithShortenedTag(GCM, 8), StatusNotPermitted, "at_least"},
-		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt}, Encrypt, GCM, StatusNotPermitted, "policy permits PSA_ALG_NONE"},
+		{Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt, 0}, Encrypt, GCM, 0, ""},
+		{Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt, 0}, Encrypt, AEADWithShortenedTag(GCM, 8), StatusNotPermitted, "at_least"},
+		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt, 0}, Encrypt, GCM, StatusNotPermitted, "policy permits PSA_ALG_NONE"},
 	} {
 		err := c.a.Permits(c.op, c.alg)
 		if c.status == StatusSuccess {
@@ -121,7 +121,7 @@ func TestPermits(t *testing.T) {
 		}
 		checkError(t, err, c.status, c.text)
 	}
-	hmac := Attributes{KeyTypeHMAC, 256, TruncatedMAC(HMAC(SHA256), 16) | atLeastThisLength, UsageSignMessage}
+	hmac := Attributes{KeyTypeHMAC, 256, TruncatedMAC(HMAC(SHA256), 16) | atLeastThisLength, UsageSignMessage, 0}
 	for alg, want := range map[Algorithm]bool{HMAC(SHA256): true, TruncatedMAC(HMAC(SHA256), 16): true, TruncatedMAC(HMAC(SHA256), 15): false, HMAC(SHA384): false} {
 		if hmac.permitsAlgorithm(alg) != want {
 			t.Errorf("%s permits %s: %t", hmac.Algorithm, alg, !want)
@@ -159,7 +159,7 @@ func TestResolve(t *testing.T) {
 	}
 	_, err := template(t, "ecdsa-p256-any").Resolve(SignHash, 40)
 	checkError(t, err, StatusInvalidArgument, "a digest of 40 bytes; allowed: 28, 32, 48 or 64")
-	least := Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt}
+	least := Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt, 0}
 	if got, err := least.Resolve(Encrypt, 0); err != nil || got != GCM {
 		t.Errorf("a least length resolves to %s, %v", got, err)
 	}

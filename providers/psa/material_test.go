@@ -148,7 +148,7 @@ func TestScanDraft(t *testing.T) {
 	}
 	// a public key alone into the pair's draft: narrowed
 	_, _, a, err = ScanMaterial(keyFile(t, "rsa2048.spki"), template(t, "rsa-2048-pss-any"))
-	want := Attributes{KeyTypeRSAPublicKey, 2048, RSAPSS(AnyHash), UsageVerifyMessage | UsageVerifyHash}
+	want := Attributes{KeyTypeRSAPublicKey, 2048, RSAPSS(AnyHash), UsageVerifyMessage | UsageVerifyHash, 0}
 	if err != nil || a != want {
 		t.Errorf("%+v, %v; want %+v", a, err, want)
 	}

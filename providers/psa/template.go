@@ -264,7 +264,7 @@ func hashName(h Algorithm) string {
 // pair's. Usage plays no part.
 func (a Attributes) Template() string {
 	pair := a
-	pair.Type, pair.Usage = a.Type.KeyPair(), 0
+	pair.Type, pair.Usage, pair.PCRs = a.Type.KeyPair(), 0, 0
 	for _, p := range plainTemplates {
 		if p.a == pair {
 			return p.name

@@ -95,6 +95,9 @@ func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes
 	if !supports(op, a.Type, a.Bits, a.Algorithm) {
 		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
 	}
+	if a.PCRs != 0 {
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "software has no PCRs").WithHint("a TPM binds keys to the platform's state")
+	}
 	if m == nil {
 		return generate(a)
 	}

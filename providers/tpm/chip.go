@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -307,7 +308,7 @@ func (c *chip) parentAuth(s tpm2.Session) tpm2.AuthHandle {
 func (c *chip) signing(k *stored) (tpm2.Session, error) {
 	if c.sign == nil {
 		s, _, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(c.auth),
-			tpm2.AESEncryption(128, tpm2.EncryptIn), tpm2.Salted(c.parent.handle, c.parent.public))
+			encryptIn, tpm2.Salted(c.parent.handle, c.parent.public))
 		if err != nil {
 			return nil, err
 		}
@@ -369,7 +370,51 @@ func (c *chip) loadInto(k *stored) (*tpm2.LoadResponse, error) {
 	}.Execute(c.link)
 }
 
-// private uses a key, with its authorization, and with a session for one command, which encrypts both ways.
-func (c *chip) private(l *loaded, auth []byte) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(auth, tpm2.AESEncryption(128, tpm2.EncryptInOut))}
+// private uses a key, with its authorization and PCRs, and with a session for one command, whose option says what it
+// encrypts.
+func (c *chip) private(l *loaded, auth []byte, pcrs psa.PCRs, encrypts tpm2.AuthOption) tpm2.AuthHandle {
+	h := tpm2.AuthHandle{Handle: l.handle, Name: l.name}
+	if pcrs == 0 {
+		h.Auth = c.once(auth, encrypts)
+	} else {
+		h.Auth = tpm2.Policy(tpm2.TPMAlgSHA256, nonceSize, bind(pcrs), encrypts, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))
+	}
+	return h
+}
+
+// bind is the policy of keys with PCRs: those of the bank of SHA-256 are as they were, and the authorization is known
+// (TPM2_PolicyPCR, TPM2_PolicyAuthValue).
+func bind(pcrs psa.PCRs) tpm2.PolicyCallback {
+	var numbers []uint
+	for _, n := range pcrs.List() {
+		numbers = append(numbers, uint(n))
+	}
+	selection := tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(numbers...)}}}
+	return func(t transport.TPM, session tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
+		if _, err := (tpm2.PolicyPCR{PolicySession: session, Pcrs: selection}).Execute(t); err != nil {
+			return err
+		}
+		_, err := tpm2.PolicyAuthValue{PolicySession: session}.Execute(t)
+		return err
+	}
+}
+
+// policy is what keys that are made now with these PCRs have in their public area; nothing without any.
+func (c *chip) policy(pcrs psa.PCRs) (digest []byte, err error) {
+	if pcrs == 0 {
+		return nil, nil
+	}
+	trial, end, err := tpm2.PolicySession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Trial())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	if err := bind(pcrs)(c.link, trial.Handle(), tpm2.TPM2BNonce{}); err != nil {
+		return nil, err
+	}
+	rsp, err := tpm2.PolicyGetDigest{PolicySession: trial.Handle()}.Execute(c.link)
+	if err != nil {
+		return nil, err
+	}
+	return rsp.PolicyDigest.Buffer, nil
 }

@@ -121,7 +121,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	}
 	own := *k.stored
 	own.Auth = bytes.Clone(own.Auth)
-	u := &use{p: k.p, key: &own, alg: op.Algorithm, public: k.verifier}
+	u := &use{p: k.p, key: &own, alg: op.Algorithm, pcrs: k.attributes.PCRs, public: k.verifier}
 	run, err := k.beginPrivate(op, u)
 	if err != nil {
 		psa.Wipe(own.Auth)
@@ -157,6 +157,7 @@ type use struct {
 	p      *provider
 	key    *stored
 	alg    psa.Algorithm
+	pcrs   psa.PCRs
 	public crypto.PublicKey
 	ctx    context.Context // of the Finish under way
 }
@@ -192,6 +193,18 @@ func (u *use) with(ctx context.Context, what string, others int, f func(c *chip,
 	})
 }
 
+// private is the key's, in a session for one command.
+func (u *use) private(c *chip, l *loaded, encrypts tpm2.AuthOption) tpm2.AuthHandle {
+	return c.private(l, u.key.Auth, u.pcrs, encrypts)
+}
+
+// The directions in which a session encrypts a command's first parameter, and its response's.
+var (
+	encryptIn   = tpm2.AESEncryption(128, tpm2.EncryptIn)
+	encryptOut  = tpm2.AESEncryption(128, tpm2.EncryptOut)
+	encryptBoth = tpm2.AESEncryption(128, tpm2.EncryptInOut)
+)
+
 // Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
 func (u *use) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (out []byte, err error) {
 	hash, ok := cryptoHashes[opts.HashFunc()]
@@ -206,13 +219,15 @@ func (u *use) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (out []by
 		scheme = tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: hash})}
 	}
 	err = u.with(u.ctx, "sign", 0, func(c *chip, l *loaded) error {
-		session, err := c.signing(u.key)
-		if err != nil {
-			return err
+		key := u.private(c, l, encryptIn)
+		if u.pcrs == 0 {
+			if key.Auth, err = c.signing(u.key); err != nil {
+				return err
+			}
+			defer psa.Wipe(c.auth)
 		}
-		defer psa.Wipe(c.auth)
 		rsp, err := tpm2.Sign{
-			KeyHandle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: session},
+			KeyHandle: key,
 			Digest:    tpm2.TPM2BDigest{Buffer: bytes.Clone(digest)}, // go-tpm encrypts it in place
 			InScheme:  scheme, Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
 		}.Execute(c.link)
@@ -284,7 +299,7 @@ func (d *decrypter) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOp
 			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgOAEP, &tpm2.TPMSEncSchemeOAEP{HashAlg: hashIDs[d.alg.Hash()]})}
 	}
 	err = d.with(d.ctx, "decrypt", 0, func(c *chip, l *loaded) error {
-		rsp, err := tpm2.RSADecrypt{KeyHandle: c.private(l, d.key.Auth), CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(ciphertext)},
+		rsp, err := tpm2.RSADecrypt{KeyHandle: d.private(c, l, encryptBoth), CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Clone(ciphertext)},
 			InScheme: scheme, Label: tpm2.TPM2BData{Buffer: d.label}}.Execute(c.link)
 		// swtpm calls padding that is none a failure of the TPM; of a real one the next command would fail too.
 		failure := isRC(err, tpm2.TPMRCFailure) && c.alive()
@@ -303,7 +318,7 @@ func (d *decrypter) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOp
 // agree gives the x coordinate, in the curve's length.
 func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) (out []byte, err error) {
 	err = u.with(ctx, "agree", 0, func(c *chip, l *loaded) error {
-		rsp, err := tpm2.ECDHZGen{KeyHandle: c.private(l, u.key.Auth), InPoint: tpm2.New2B(point(peer))}.Execute(c.link)
+		rsp, err := tpm2.ECDHZGen{KeyHandle: u.private(c, l, encryptBoth), InPoint: tpm2.New2B(point(peer))}.Execute(c.link)
 		if err != nil {
 			return err
 		}
@@ -334,25 +349,24 @@ func (u *use) mac(ctx context.Context, message []byte) (out []byte, err error) {
 	}
 	err = u.with(ctx, "mac", others, func(c *chip, l *loaded) error {
 		if len(message) <= bufferSize {
-			rsp, err := tpm2.Hmac{Handle: c.private(l, u.key.Auth), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
+			rsp, err := tpm2.Hmac{Handle: u.private(c, l, encryptBoth), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
 			if err == nil {
 				out = rsp.OutHMAC.Buffer
 			}
 			return err
 		}
-		out, err = c.sequence(l, u.key.Auth, hash, message)
+		out, err = c.sequence(u.private(c, l, encryptIn), hash, message)
 		return err
 	})
 	return out, err
 }
 
-func (c *chip) sequence(l *loaded, auth []byte, hash tpm2.TPMAlgID, message []byte) ([]byte, error) {
-	start, err := tpm2.HmacStart{Handle: tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(auth, tpm2.AESEncryption(128, tpm2.EncryptIn))},
-		HashAlg: hash}.Execute(c.link)
+func (c *chip) sequence(key tpm2.AuthHandle, hash tpm2.TPMAlgID, message []byte) ([]byte, error) {
+	start, err := tpm2.HmacStart{Handle: key, HashAlg: hash}.Execute(c.link)
 	if err != nil {
 		return nil, err
 	}
-	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.AESEncryption(128, tpm2.EncryptIn), tpm2.Salted(c.parent.handle, c.parent.public))
+	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, encryptIn, tpm2.Salted(c.parent.handle, c.parent.public))
 	if err != nil {
 		_ = c.flush(start.SequenceHandle) // the first error is the one to tell
 		return nil, err

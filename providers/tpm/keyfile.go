@@ -25,6 +25,9 @@ func (k *key) beginExport(op psa.Op, u *use) (psa.Run, error) {
 	if format := string(op.Inputs["format"]); format != "" && format != "tss2" {
 		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM gives no key as %q", format).WithHint("ask for tss2, which that TPM alone can use")
 	}
+	if k.attributes.PCRs != 0 {
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is bound to PCRs is not exported")
+	}
 	passphrase := bytes.Clone(op.Inputs["passphrase"])
 	if len(passphrase) > authSize {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a passphrase of %d bytes; allowed: up to %d", len(passphrase), authSize)
@@ -45,7 +48,7 @@ func (r *exportRun) Finish(ctx context.Context) (psa.Result, error) {
 	defer r.Abort()
 	var private tpm2.TPM2BPrivate
 	err := r.u.with(ctx, "export", 0, func(c *chip, l *loaded) (err error) {
-		private, err = c.rekey(l, r.u.key.Auth, r.passphrase)
+		private, err = c.rekey(r.u.private(c, l, encryptBoth), r.passphrase)
 		return err
 	})
 	if err != nil {
@@ -70,8 +73,8 @@ type tpmKey struct {
 }
 
 // rekey wraps a loaded key anew, with another authorization.
-func (c *chip) rekey(l *loaded, old, auth []byte) (tpm2.TPM2BPrivate, error) {
-	rsp, err := tpm2.ObjectChangeAuth{ObjectHandle: c.private(l, old), ParentHandle: tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name},
+func (c *chip) rekey(key tpm2.AuthHandle, auth []byte) (tpm2.TPM2BPrivate, error) {
+	rsp, err := tpm2.ObjectChangeAuth{ObjectHandle: key, ParentHandle: tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name},
 		NewAuth: tpm2.TPM2BAuth{Buffer: bytes.Clone(auth)}}.Execute(c.link)
 	if err != nil {
 		return tpm2.TPM2BPrivate{}, err
@@ -98,7 +101,7 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 		if err != nil {
 			return err
 		}
-		private, err := c.rekey(l, nil, s.Auth)
+		private, err := c.rekey(c.private(l, nil, 0, encryptBoth), s.Auth)
 		if err != nil {
 			return err
 		}
@@ -129,7 +132,7 @@ func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	case k.Parent != tpm2.TPMRHOwner:
 		return refused("whose parent is not the owner hierarchy's")
 	}
-	want := template(a, true).ObjectAttributes
+	want := template(a, true, nil).ObjectAttributes
 	has := area.ObjectAttributes
 	if !has.UserWithAuth || has.Restricted || want.Decrypt && !has.Decrypt || want.SignEncrypt && !has.SignEncrypt {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that was not made for %s", a.Algorithm)

@@ -94,14 +94,15 @@ func parameters(a psa.Attributes) (tpm2.TPMIAlgPublic, tpm2.TPMUPublicParms) {
 			Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: hashIDs[a.Algorithm.Hash()]})}})
 }
 
-// template is a key's public area. A wrong authorization never locks the TPM (noDA): ours are random.
-func template(a psa.Attributes, imported bool) tpm2.TPMTPublic {
+// template is a key's public area, with a policy or nil. A wrong authorization never locks the TPM (noDA): ours are
+// random.
+func template(a psa.Attributes, imported bool, policy []byte) tpm2.TPMTPublic {
 	kind, parms := parameters(a)
 	decrypts := a.Algorithm.IsAsymmetricEncryption() || a.Algorithm.IsKeyAgreement()
 	return tpm2.TPMTPublic{
-		Type: kind, NameAlg: tpm2.TPMAlgSHA256, Parameters: parms,
+		Type: kind, NameAlg: tpm2.TPMAlgSHA256, Parameters: parms, AuthPolicy: tpm2.TPM2BDigest{Buffer: policy},
 		ObjectAttributes: tpm2.TPMAObject{FixedTPM: !imported, FixedParent: !imported, SensitiveDataOrigin: !imported,
-			UserWithAuth: true, NoDA: true, Decrypt: decrypts, SignEncrypt: !decrypts},
+			UserWithAuth: policy == nil, NoDA: true, Decrypt: decrypts, SignEncrypt: !decrypts},
 	}
 }
 
@@ -112,6 +113,9 @@ func publicOf(a psa.Attributes, area *tpm2.TPMTPublic) (crypto.PublicKey, []byte
 	if area.Type != kind || !bytes.Equal(tpm2.Marshal(tpm2.TPMTPublicParms{Type: kind, Parameters: parms}),
 		tpm2.Marshal(tpm2.TPMTPublicParms{Type: area.Type, Parameters: area.Parameters})) {
 		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key is no %s of %d bits", a.Type, a.Bits)
+	}
+	if bound := len(area.AuthPolicy.Buffer) > 0; bound != (a.PCRs != 0) || bound == area.ObjectAttributes.UserWithAuth {
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's policy is not of the PCRs %v", a.PCRs.List())
 	}
 	switch kind {
 	case tpm2.TPMAlgRSA:

@@ -141,6 +141,9 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
 	}
 	if a.Type.IsPublicKey() {
+		if a.PCRs != 0 {
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is bound to no PCRs")
+		}
 		if m.Format != psa.FormatSPKI {
 			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", m.Format, a.Type, psa.FormatSPKI)
 		}
@@ -185,10 +188,14 @@ func (p *provider) generate(ctx context.Context, a psa.Attributes, s *stored) er
 		if err := c.shrink(c.room - 1); err != nil { // the TPM works on it in a slot
 			return err
 		}
+		policy, err := c.policy(a.PCRs)
+		if err != nil {
+			return err
+		}
 		rsp, err := tpm2.Create{
-			ParentHandle: c.parentAuth(c.once(nil, tpm2.AESEncryption(128, tpm2.EncryptInOut))),
+			ParentHandle: c.parentAuth(c.once(nil, encryptBoth)),
 			InSensitive:  tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: s.Auth}, Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{})}},
-			InPublic:     tpm2.New2B(template(a, false)),
+			InPublic:     tpm2.New2B(template(a, false, policy)),
 		}.Execute(c.link)
 		if err != nil {
 			return err
@@ -205,16 +212,20 @@ func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, 
 	if err != nil {
 		return err
 	}
-	public := template(a, true)
-	public.Unique = unique
-	name, err := tpm2.ObjectName(&public)
-	if err != nil {
-		return psa.Errorf(psa.StatusGenericError, "the key's name: %w", err)
-	}
 	bytes := tpm2.Marshal(private)
 	defer psa.Wipe(bytes)
 	c := p.chip
 	return c.use(ctx, "import", func() error {
+		policy, err := c.policy(a.PCRs)
+		if err != nil {
+			return err
+		}
+		public := template(a, true, policy)
+		public.Unique = unique
+		name, err := tpm2.ObjectName(&public)
+		if err != nil {
+			return err
+		}
 		to, err := tpm2.ImportEncapsulationKey(&c.parent.public)
 		if err != nil {
 			return err
@@ -251,7 +262,7 @@ func (p *provider) Random(ctx context.Context, b []byte) error {
 	c := p.chip
 	for len(b) > 0 {
 		err := c.use(ctx, "random", func() error {
-			rsp, err := tpm2.GetRandom{BytesRequested: uint16(min(len(b), 1024))}.Execute(c.link, c.once(nil, tpm2.AESEncryption(128, tpm2.EncryptOut)))
+			rsp, err := tpm2.GetRandom{BytesRequested: uint16(min(len(b), 1024))}.Execute(c.link, c.once(nil, encryptOut))
 			if err != nil {
 				return err
 			}

@@ -2,6 +2,9 @@ package tpm
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/asn1"
 	"strings"
 	"testing"
@@ -50,7 +53,7 @@ func FuzzParseTCTI(f *testing.F) {
 }
 
 func FuzzOpen(f *testing.F) {
-	good, err := (&stored{Parent: make([]byte, 34), Public: tpm2.Marshal(template(psa.Attributes{Type: psa.KeyTypeHMAC, Bits: 256, Algorithm: psa.HMAC(psa.SHA256)}, false)),
+	good, err := (&stored{Parent: make([]byte, 34), Public: tpm2.Marshal(template(psa.Attributes{Type: psa.KeyTypeHMAC, Bits: 256, Algorithm: psa.HMAC(psa.SHA256)}, false, nil)),
 		Private: []byte("wrapped"), Auth: bytes.Repeat([]byte{1}, authSize)}).marshal()
 	if err != nil {
 		f.Fatal(err)
@@ -125,7 +128,7 @@ func TestNullHierarchyForgets(t *testing.T) {
 	child := func(l *link, p *tpm2.CreatePrimaryResponse) *tpm2.CreateResponse {
 		t.Helper()
 		a := psa.Attributes{Type: psa.ECCKeyPair(psa.SECPR1), Bits: 256, Algorithm: psa.ECDSA(psa.SHA256)}
-		rsp, err := tpm2.Create{ParentHandle: tpm2.NamedHandle{Handle: p.ObjectHandle, Name: p.Name}, InPublic: tpm2.New2B(template(a, false))}.Execute(l)
+		rsp, err := tpm2.Create{ParentHandle: tpm2.NamedHandle{Handle: p.ObjectHandle, Name: p.Name}, InPublic: tpm2.New2B(template(a, false, nil))}.Execute(l)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -279,7 +282,7 @@ func FuzzParseKeyfile(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	area := template(a, false)
+	area := template(a, false, nil)
 	area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
 	for _, empty := range []bool{true, false} {
 		der, err := asn1.Marshal(tpmKey{keyfile.OIDLoadableKey, empty, int64(tpm2.TPMRHOwner), tpm2.Marshal(tpm2.New2B(area)), tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: []byte("wrapped")})})
@@ -342,5 +345,103 @@ func TestWiped(t *testing.T) {
 	}
 	if c := p.(*provider).chip; !wiped(c.auth) {
 		t.Error("the session keeps the authorization")
+	}
+}
+
+// TestPCRs: a key that is bound to PCRs works while they are as they were, and says why not when they are not.
+func TestPCRs(t *testing.T) {
+	chip := tpmtest.Start(t)
+	const debug = 16 // the register that anybody may extend and reset
+	change := func(reset bool) {
+		t.Helper()
+		l := raw(t, chip)
+		defer l.Close()
+		pcr := tpm2.AuthHandle{Handle: tpm2.TPMHandle(debug), Auth: tpm2.PasswordAuth(nil)}
+		var err error
+		if reset {
+			_, err = tpm2.PCRReset{PCRHandle: pcr}.Execute(l)
+		} else {
+			_, err = tpm2.PCRExtend{PCRHandle: pcr, Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}}}.Execute(l)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	type bound struct {
+		a    psa.Attributes
+		op   psa.Op
+		blob providers.Blob
+	}
+	var keys []*bound
+	p := newProvider(t, chip)
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(rsaKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for template, m := range map[string]*psa.Material{"ecdsa-p256-sha256": nil, "hmac-sha256": nil, "ecdh-p256": nil, "rsa-2048-pss-sha256": {Format: psa.FormatPKCS8, Data: pkcs8}} {
+		a, err := psa.ParseTemplate(template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.PCRs = 1<<debug | 1<<7
+		k := &bound{a: a, op: psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm}}
+		switch template {
+		case "hmac-sha256":
+			k.op.Operation = psa.Mac
+		case "ecdh-p256":
+			k.op.Operation = psa.Agree
+		}
+		if k.blob, err = p.Create(t.Context(), providers.Handle{}, a, m); err != nil {
+			t.Fatal(err)
+		}
+		if unbound := (psa.Attributes{Type: a.Type, Bits: a.Bits, Algorithm: a.Algorithm, Usage: a.Usage}); true {
+			if _, err := p.Open(t.Context(), providers.Handle{}, unbound, k.blob); psa.StatusOf(err) != psa.StatusDataCorrupt {
+				t.Errorf("%s without its PCRs: %v", template, err)
+			}
+		}
+		keys = append(keys, k)
+	}
+	try := func(works bool) {
+		t.Helper()
+		for _, b := range keys {
+			for _, size := range []int{32, 3000} {
+				k, err := p.Open(t.Context(), providers.Handle{}, b.a, b.blob)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := k.Begin(t.Context(), b.op)
+				if err != nil {
+					t.Fatal(err)
+				}
+				input := make([]byte, size)
+				if b.op.Operation == psa.Agree {
+					input = k.Public()
+				}
+				if _, err := r.Write(input); err != nil {
+					t.Fatal(err)
+				}
+				_, err = r.Finish(t.Context())
+				if works != (err == nil) || err != nil && (psa.StatusOf(err) != psa.StatusNotPermitted || !strings.Contains(psa.HintOf(err), "platform")) {
+					t.Errorf("%s, %d bytes: %v, hint %q", b.a.Algorithm, size, err, psa.HintOf(err))
+				}
+				_ = k.Close()
+			}
+		}
+	}
+	try(true)
+	for _, reset := range []bool{false, true} {
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		change(reset)
+		p = newProvider(t, chip)
+		try(reset)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

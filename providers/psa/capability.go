@@ -60,6 +60,22 @@ func (c Capability) Covers(t KeyType, bits int, policy Algorithm) bool {
 	return c.Type == t && c.Algorithm == policy && (c.Bits == bits || c.Most != 0 && bits > c.Bits && bits <= c.Most && bits%8 == 0)
 }
 
+// Supports says whether a line names op for keys of this type and size under a policy of this algorithm.
+func Supports(lines []Capability, op Operation, t KeyType, bits int, policy Algorithm) bool {
+	return slices.ContainsFunc(lines, func(c Capability) bool { return c.Covers(t, bits, policy) && c.Has(op) })
+}
+
+// Dispatches says whether a key under the policy a begins op: a line names it with op's algorithm, and the policy has that
+// one, any hash, or its raw agreement. Usage is not judged, and exporting has no algorithm.
+func (a Attributes) Dispatches(lines []Capability, op Op) bool {
+	alg, policy := op.Algorithm, a.Algorithm
+	if op.Operation == Export || op.Operation == ExportPublic {
+		return Supports(lines, op.Operation, a.Type, a.Bits, policy)
+	}
+	permitted := !alg.IsWildcard() && (alg == policy || alg.WithHash(AnyHash) == policy || policy == ECDH && alg.Raw() == policy)
+	return permitted && Supports(lines, op.Operation, a.Type, a.Bits, alg)
+}
+
 // Sizes lists the line's sizes in bits.
 func (c Capability) Sizes() []int {
 	sizes := []int{c.Bits}

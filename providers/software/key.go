@@ -218,23 +218,12 @@ func (k *key) Attributes() psa.Attributes { return k.attributes }
 
 func (k *key) Public() []byte { return bytes.Clone(k.public) }
 
-// permits says whether the key's policy has alg: itself, any hash, or a raw agreement (PSA Crypto API,
-// psa_set_key_algorithm).
-func (k *key) permits(alg psa.Algorithm) bool {
-	policy := k.attributes.Algorithm
-	return !alg.IsWildcard() && (alg == policy || alg.WithHash(psa.AnyHash) == policy || policy == psa.ECDH && alg.Raw() == policy)
-}
-
 func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	alg, permitted := op.Algorithm, k.permits(op.Algorithm)
-	if op.Operation == psa.Export || op.Operation == psa.ExportPublic {
-		alg, permitted = k.attributes.Algorithm, true // exporting has no algorithm
-	}
-	if !permitted || !supports(op.Operation, k.attributes.Type, k.attributes.Bits, alg) {
-		return nil, errUnsupported(op.Operation, k.attributes, alg)
+	if !k.attributes.Dispatches(table, op) {
+		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -264,7 +253,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.Derive:
 		return k.beginDerive(op)
 	}
-	return nil, errUnsupported(op.Operation, k.attributes, alg) // generate, import
+	return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm) // generate, import
 }
 
 func (k *key) beginExport(op psa.Op) (psa.Run, error) {

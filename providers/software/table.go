@@ -1,8 +1,6 @@
 package software
 
 import (
-	"slices"
-
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -173,9 +171,7 @@ func agreements() []psa.Algorithm {
 
 // supports says whether the table has op for such a key and algorithm.
 func supports(op psa.Operation, t psa.KeyType, bits int, alg psa.Algorithm) bool {
-	return slices.ContainsFunc(table, func(c psa.Capability) bool {
-		return c.Covers(t, bits, alg) && c.Has(op)
-	})
+	return psa.Supports(table, op, t, bits, alg)
 }
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {

@@ -35,7 +35,7 @@ func (p *provider) Open(ctx context.Context, _ providers.Handle, a psa.Attribute
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if !supports(possible, psa.Import, a.Type, a.Bits, a.Algorithm) {
+	if !psa.Supports(possible, psa.Import, a.Type, a.Bits, a.Algorithm) {
 		return nil, errUnsupported("open", a, a.Algorithm)
 	}
 	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public)}
@@ -85,23 +85,12 @@ func (k *key) Close() error {
 	return nil
 }
 
-// permits says whether the key's policy has alg: itself, any hash, or a raw agreement (PSA Crypto API,
-// psa_set_key_algorithm).
-func (k *key) permits(alg psa.Algorithm) bool {
-	policy := k.attributes.Algorithm
-	return !alg.IsWildcard() && (alg == policy || alg.WithHash(psa.AnyHash) == policy || policy == psa.ECDH && alg.Raw() == policy)
-}
-
 func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	alg, permitted := op.Algorithm, k.permits(op.Algorithm)
-	if op.Operation == psa.Export || op.Operation == psa.ExportPublic {
-		alg, permitted = k.attributes.Algorithm, true // exporting has no algorithm
-	}
-	if !permitted || !supports(k.p.lines(), op.Operation, k.attributes.Type, k.attributes.Bits, alg) {
-		return nil, errUnsupported(op.Operation, k.attributes, alg)
+	if !k.attributes.Dispatches(k.p.lines(), op) {
+		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -117,7 +106,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return encrypt(op, k.verifier.(*rsa.PublicKey))
 	}
 	if k.stored == nil {
-		return nil, errUnsupported(op.Operation, k.attributes, alg)
+		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
 	own := *k.stored
 	own.Auth = bytes.Clone(own.Auth)

@@ -76,10 +76,6 @@ var agreements = []psa.Algorithm{psa.ECDH,
 	psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA384)), psa.KeyAgreement(psa.ECDH, psa.HKDF(psa.SHA512)),
 	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
 
-func supports(table []psa.Capability, op psa.Operation, t psa.KeyType, bits int, alg psa.Algorithm) bool {
-	return slices.ContainsFunc(table, func(c psa.Capability) bool { return c.Covers(t, bits, alg) && c.Has(op) })
-}
-
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
 	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together in this TPM", what, a.Type, a.Bits, alg).
 		WithHint("the capabilities file lists what this provider does")

@@ -137,7 +137,7 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 			return providers.Blob{}, err
 		}
 	}
-	if !supports(p.lines(), op, a.Type, a.Bits, a.Algorithm) {
+	if !psa.Supports(p.lines(), op, a.Type, a.Bits, a.Algorithm) {
 		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
 	}
 	if a.Type.IsPublicKey() {

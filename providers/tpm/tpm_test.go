@@ -113,6 +113,24 @@ func newProvider(t *testing.T, chip *tpmtest.Chip) providers.Provider {
 	return p
 }
 
+// newKey generates a key and opens it.
+func newKey(t *testing.T, p providers.Provider, template string) (psa.Attributes, providers.Blob, providers.Key) {
+	t.Helper()
+	a, err := psa.ParseTemplate(template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := p.Open(t.Context(), providers.Handle{}, a, blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, blob, k
+}
+
 // TestNullHierarchyForgets shows why keys are not there: after a reset its primary is another, and a child does not load
 // (TCG TPM 2.0, part 1, 14.5).
 func TestNullHierarchyForgets(t *testing.T) {
@@ -165,14 +183,8 @@ func TestNullHierarchyForgets(t *testing.T) {
 func TestCleared(t *testing.T) {
 	chip := tpmtest.Start(t)
 	p := newProvider(t, chip)
-	a, err := psa.ParseTemplate("ecdsa-p256-sha256")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, blob, k := newKey(t, p, "ecdsa-p256-sha256")
+	_ = k.Close()
 	sign := func(p providers.Provider) error {
 		k, err := p.Open(t.Context(), providers.Handle{}, a, blob)
 		if err != nil {
@@ -217,18 +229,7 @@ func TestManyKeys(t *testing.T) {
 	defer p.Close()
 	for i := range 8 {
 		name := []string{"ecdsa-p256-sha256", "hmac-sha256"}[i%2]
-		a, err := psa.ParseTemplate(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k, err := p.Open(t.Context(), providers.Handle{}, a, blob)
-		if err != nil {
-			t.Fatal(err)
-		}
+		a, _, k := newKey(t, p, name)
 		defer k.Close()
 		defer func() {
 			for range 2 {
@@ -304,18 +305,7 @@ func FuzzParseKeyfile(f *testing.F) {
 func TestWiped(t *testing.T) {
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
-	a, err := psa.ParseTemplate("ecdsa-p256-sha256")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := p.Create(t.Context(), providers.Handle{}, a, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opened, err := p.Open(t.Context(), providers.Handle{}, a, blob)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, _, opened := newKey(t, p, "ecdsa-p256-sha256")
 	wiped := func(b []byte) bool { return bytes.Equal(b, make([]byte, authSize)) }
 	var runs []*finishing
 	for range 2 {

@@ -86,12 +86,7 @@ func (p *provider) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 }
 
 func (p *provider) supports(op psa.Operation, a psa.Attributes, alg psa.Algorithm) bool {
-	for _, c := range p.table {
-		if c.Covers(a.Type, a.Bits, alg) && c.Has(op) {
-			return true
-		}
-	}
-	return false
+	return psa.Supports(p.table, op, a.Type, a.Bits, alg)
 }
 
 func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {

@@ -332,3 +332,32 @@ func TestPCRs(t *testing.T) {
 		t.Errorf("PCRs in software: %v", err)
 	}
 }
+
+// TestTPMHangs: a TPM that answers nobody costs its callers operation_timeout, and nobody else anything.
+func TestTPMHangs(t *testing.T) {
+	requireFUSE(t)
+	chip := tpmtest.Start(t)
+	config := "[core_settings]\noperation_timeout = \"1s\"\n" + tpmConfig(chip) + "[[provider]]\nname = \"other\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"
+	s := &keystore{t: t, store: store{name: "tpm"}, keys: map[string][]byte{}, m: mountParsecfs(t, mountOptions{Config: config})}
+	public, err := s.create("key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chip.Freeze()
+	for range 2 {
+		if err := s.works("key", public); !errors.Is(err, syscall.ETIMEDOUT) {
+			t.Errorf("a TPM that hangs: %v", err)
+		}
+	}
+	if b, err := ask(filepath.Join(s.m.Dir, "providers/other/hash/sha256"), []byte("message")); err != nil || len(b) != 32 {
+		t.Errorf("another provider: %x, %v", b, err)
+	}
+	if b, err := os.ReadFile(s.path("key", "public.der")); err != nil || string(b) != string(public) {
+		t.Errorf("the public key meanwhile: %v", err)
+	}
+	chip.Thaw()
+	s.until("ready")
+	if err := s.works("key", public); err != nil {
+		t.Error(err)
+	}
+}

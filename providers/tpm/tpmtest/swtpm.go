@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -94,4 +95,17 @@ func (c *Chip) Exchange() {
 	c.Kill()
 	c.other = !c.other
 	c.Restart()
+}
+
+// Freeze makes the TPM answer nobody, until Thaw.
+func (c *Chip) Freeze() { c.signal(syscall.SIGSTOP) }
+
+// Thaw ends Freeze.
+func (c *Chip) Thaw() { c.signal(syscall.SIGCONT) }
+
+func (c *Chip) signal(s syscall.Signal) {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(s); err != nil {
+		c.t.Fatal(err)
+	}
 }

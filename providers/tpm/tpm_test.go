@@ -6,6 +6,11 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
 
@@ -433,5 +438,101 @@ func TestPCRs(t *testing.T) {
 	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// simulator speaks the protocol of Microsoft's simulator (TpmTcpProtocol.h) for a TPM behind it, and gives its TCTI.
+func simulator(t *testing.T, chip *tpmtest.Chip) string {
+	t.Helper()
+	serve := func(port int, answer func(net.Conn) error) net.Listener {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+		if err != nil {
+			return nil
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					for answer(c) == nil {
+					}
+				}()
+			}
+		}()
+		return l
+	}
+	tpm := raw(t, chip)
+	t.Cleanup(func() { _ = tpm.Close() })
+	command := func(c net.Conn) error {
+		var head struct {
+			Command  uint32
+			Locality uint8
+			Size     uint32
+		}
+		if err := binary.Read(c, binary.BigEndian, &head); err != nil || head.Command != 8 { // TPM_SEND_COMMAND
+			return errors.New("the end")
+		}
+		b := make([]byte, head.Size)
+		if _, err := io.ReadFull(c, b); err != nil {
+			return err
+		}
+		rsp, err := tpm.Send(b)
+		if err != nil {
+			return err
+		}
+		out := binary.BigEndian.AppendUint32(nil, uint32(len(rsp)))
+		_, err = c.Write(append(append(out, rsp...), 0, 0, 0, 0))
+		return err
+	}
+	platform := func(c net.Conn) error {
+		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+			return err
+		}
+		_, err := c.Write(make([]byte, 4))
+		return err
+	}
+	for range 100 { // two ports in a row
+		l := serve(0, command)
+		port := l.Addr().(*net.TCPAddr).Port
+		if serve(port+1, platform) != nil {
+			return fmt.Sprint("mssim:host=127.0.0.1,port=", port)
+		}
+	}
+	t.Fatal("no two ports in a row")
+	return ""
+}
+
+// TestTransports signs over each way to a TPM that there is without a chip.
+func TestTransports(t *testing.T) {
+	for name, where := range map[string]string{"socket": tpmtest.Start(t).TCTI(), "TCP": tpmtest.StartTCP(t).TCTI(), "simulator": simulator(t, tpmtest.Start(t))} {
+		p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": where}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, _, k := newKey(t, p, "ecdsa-p256-sha256")
+		r, err := k.Begin(t.Context(), psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if result, err := r.Finish(t.Context()); err != nil || len(result.Outputs["signature"]) != 64 {
+			t.Errorf("%s: %x, %v", name, result.Outputs["signature"], err)
+		}
+		if err := errors.Join(k.Close(), p.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": "device:" + t.TempDir() + "/tpm0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Identity(t.Context()); psa.StatusOf(err) != psa.StatusProviderAbsent {
+		t.Errorf("no device: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
 	}
 }

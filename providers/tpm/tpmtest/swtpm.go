@@ -19,10 +19,18 @@ type Chip struct {
 	cmd *exec.Cmd
 
 	other bool // another TPM is in its place
+	port  int  // it listens on TCP; 0 is a socket in its folder
 }
 
 // Start starts a new TPM; the test's end stops it.
 func Start(t *testing.T) *Chip {
+	t.Helper()
+	c := newChip(t)
+	c.Restart()
+	return c
+}
+
+func newChip(t *testing.T) *Chip {
 	t.Helper()
 	// A socket's path has 107 bytes, and a test's name is long.
 	dir, err := os.MkdirTemp("", "tpm")
@@ -36,12 +44,41 @@ func Start(t *testing.T) *Chip {
 			t.Error(err)
 		}
 	})
+	return c
+}
+
+// StartTCP is Start with a TPM that listens on TCP, on this machine alone.
+func StartTCP(t *testing.T) *Chip {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := newChip(t)
+	c.port = port
 	c.Restart()
 	return c
 }
 
 // TCTI is what a configuration says of it.
-func (c *Chip) TCTI() string { return "swtpm:path=" + c.socket() }
+func (c *Chip) TCTI() string {
+	if c.port != 0 {
+		return fmt.Sprint("swtpm:host=127.0.0.1,port=", c.port)
+	}
+	return "swtpm:path=" + c.socket()
+}
+
+// Dial connects to it.
+func (c *Chip) Dial() (net.Conn, error) {
+	if c.port != 0 {
+		return net.Dial("tcp", fmt.Sprint("127.0.0.1:", c.port))
+	}
+	return net.Dial("unix", c.socket())
+}
 
 func (c *Chip) socket() string { return filepath.Join(c.dir, "data") }
 
@@ -58,14 +95,18 @@ func (c *Chip) Restart() {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		c.t.Fatal(err)
 	}
-	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--server", "type=unixio,path="+c.socket(),
+	server := "type=unixio,path=" + c.socket()
+	if c.port != 0 {
+		server = fmt.Sprintf("type=tcp,port=%d,bindaddr=127.0.0.1", c.port)
+	}
+	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--server", server,
 		"--ctrl", "type=unixio,path="+c.control(), "--flags", "startup-clear,not-need-init")
 	if err := c.cmd.Start(); err != nil {
 		c.t.Fatalf("no TPM: %v", err)
 	}
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		conn, err := net.Dial("unix", c.socket())
+		conn, err := c.Dial()
 		if err == nil {
 			_ = conn.Close()
 			return

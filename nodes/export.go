@@ -1,9 +1,9 @@
 package nodes
 
 import (
+	"bytes"
 	"context"
 	"encoding/pem"
-	"strings"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -33,15 +33,15 @@ func (r *exportRun) Abort() {
 
 func (r *exportRun) Finish(ctx context.Context) (psa.Result, error) {
 	defer r.Abort()
-	format, passphrase, _ := strings.Cut(string(r.text), "\n")
-	passphrase, _, _ = strings.Cut(passphrase, "\n")
-	format = strings.TrimSpace(format)
+	first, rest, _ := bytes.Cut(r.text, []byte("\n"))
+	passphrase, _, _ := bytes.Cut(rest, []byte("\n")) // not a string: it is wiped with the text
+	format := string(bytes.TrimSpace(first))
 	symmetric := !r.f.attributes.Type.IsAsymmetric()
 	label := ""
 	switch {
 	case format == "tss2":
 		label = "TSS2 PRIVATE KEY"
-	case passphrase != "":
+	case len(passphrase) > 0:
 		return psa.Result{}, psa.Errorf(psa.StatusInvalidArgument, "%q has no passphrase", format)
 	case format == "raw" && symmetric, format == "pkcs8-der" && !symmetric:
 	case format == "pkcs8" && !symmetric:
@@ -52,7 +52,7 @@ func (r *exportRun) Finish(ctx context.Context) (psa.Result, error) {
 		return psa.Result{}, psa.Errorf(psa.StatusInvalidArgument, "a key of this type is exported as \"pkcs8\" or \"pkcs8-der\", or, of a TPM, \"tss2\"")
 	}
 	op := r.op
-	op.Inputs = map[string][]byte{"format": []byte(format), "passphrase": []byte(passphrase)}
+	op.Inputs = map[string][]byte{"format": []byte(format), "passphrase": passphrase}
 	run, err := r.f.r.t.kim.Begin(ctx, r.f.r.at.key, r.f.r.uid, op)
 	if err != nil {
 		return psa.Result{}, gone(err)

@@ -39,6 +39,7 @@ type sqliteStore struct {
 	reads  sync.Map // query -> *sql.Stmt
 
 	watchers watchers
+	cache    rowCache
 }
 
 // OpenSQLite opens the KIM in the SQLite file at path, making it (0600) where it is missing and bringing an older one
@@ -372,6 +373,7 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 		if !done {
 			// SQLite may have rolled back by itself (full disk); then this fails, which changes nothing.
 			_, _ = t.exec("ROLLBACK")
+			s.cache.written() // whether a COMMIT that failed took effect, nobody knows
 		}
 	}()
 	if err := f(t); err != nil {
@@ -381,6 +383,7 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 		return s.failed(what, err)
 	}
 	done = true
+	s.cache.written()
 	s.watchers.publish(t.changes)
 	return nil
 }

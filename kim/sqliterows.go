@@ -364,7 +364,19 @@ func (s *sqliteStore) KeyByName(ctx context.Context, provider int64, name string
 }
 
 func (s *sqliteStore) KeyByNumber(ctx context.Context, number int64) (Key, error) {
-	return s.oneKey(ctx, fmt.Sprintf("key number %d", number), "number = ?", number)
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return Key{}, err
+	}
+	k, writes, ok := s.cache.get(number)
+	leave()
+	if ok {
+		return k, nil
+	}
+	if k, err = s.oneKey(ctx, fmt.Sprintf("key number %d", number), "number = ?", number); err == nil {
+		s.cache.put(k, writes)
+	}
+	return k, err
 }
 
 func (s *sqliteStore) Secret(ctx context.Context, number int64) (secret []byte, err error) {

@@ -9,14 +9,16 @@ import (
 // cachedRows bounds the rows of keys that a store keeps in memory; none holds a secret.
 const cachedRows = 1024
 
-// rowCache keeps rows of keys between transactions that write: each empties it before its caller goes on.
+// rowCache keeps rows of keys between commits. While one is under way it gives and takes none, so that nobody who saw
+// what is new sees what was before.
 type rowCache struct {
-	mu     sync.Mutex
-	writes uint64
-	rows   map[int64]Key
+	mu         sync.Mutex
+	changes    uint64 // of what follows: a row that was read before one is not kept
+	committing bool
+	rows       map[int64]Key
 }
 
-// get gives a row, or false with the number of writes that put needs.
+// get gives a row, or false with the number of changes that put needs.
 func (c *rowCache) get(number int64) (Key, uint64, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -24,14 +26,14 @@ func (c *rowCache) get(number int64) (Key, uint64, bool) {
 	if ok {
 		k.Public, k.Units = bytes.Clone(k.Public), slices.Clone(k.Units)
 	}
-	return k, c.writes, ok
+	return k, c.changes, ok
 }
 
-// put keeps a row that was read after so many writes, unless there was another one since.
-func (c *rowCache) put(k Key, writes uint64) {
+// put keeps a row that was read after so many changes, unless there was another one since.
+func (c *rowCache) put(k Key, changes uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if writes != c.writes {
+	if changes != c.changes || c.committing {
 		return
 	}
 	if c.rows == nil || len(c.rows) >= cachedRows {
@@ -41,10 +43,16 @@ func (c *rowCache) put(k Key, writes uint64) {
 	c.rows[k.Number] = k
 }
 
-// written forgets all rows: a transaction may have changed any.
-func (c *rowCache) written() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.writes++
-	clear(c.rows)
+// commit runs one, and forgets all rows: it may change any, even if it fails.
+func (c *rowCache) commit(run func() error) error {
+	set := func(committing bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.changes++
+		c.committing = committing
+		clear(c.rows)
+	}
+	set(true)
+	defer set(false)
+	return run()
 }

@@ -373,17 +373,19 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 		if !done {
 			// SQLite may have rolled back by itself (full disk); then this fails, which changes nothing.
 			_, _ = t.exec("ROLLBACK")
-			s.cache.written() // whether a COMMIT that failed took effect, nobody knows
 		}
 	}()
 	if err := f(t); err != nil {
 		return s.failed(what, err)
 	}
-	if _, err := t.exec("COMMIT"); err != nil {
+	err = s.cache.commit(func() error {
+		_, err := t.exec("COMMIT")
+		return err
+	})
+	if err != nil {
 		return s.failed(what, err)
 	}
 	done = true
-	s.cache.written()
 	s.watchers.publish(t.changes)
 	return nil
 }

@@ -368,13 +368,13 @@ func (s *sqliteStore) KeyByNumber(ctx context.Context, number int64) (Key, error
 	if err != nil {
 		return Key{}, err
 	}
-	k, writes, ok := s.cache.get(number)
+	k, changes, ok := s.cache.get(number)
 	leave()
 	if ok {
 		return k, nil
 	}
 	if k, err = s.oneKey(ctx, fmt.Sprintf("key number %d", number), "number = ?", number); err == nil {
-		s.cache.put(k, writes)
+		s.cache.put(k, changes)
 	}
 	return k, err
 }

@@ -2,7 +2,11 @@ package kim_test
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/parsecfs/parsecfs/kim"
@@ -13,4 +17,53 @@ func TestStoreSQLite(t *testing.T) {
 	kimtest.Run(t, func(dir string) (kim.Store, error) {
 		return kim.OpenSQLite(context.Background(), filepath.Join(dir, "kim.sqlite3"))
 	})
+}
+
+// TestRowsAreFresh: whoever saw a change of a key never sees it gone again, and its writer sees it at once.
+func TestRowsAreFresh(t *testing.T) {
+	k := open(t, kim.Options{Dir: t.TempDir(), Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	key := generate(t, k, k.Default(), "key", "ecdsa-p256-sha256")
+	latest := func() int {
+		row, err := k.Key(ctx, key.Number)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		if len(row.Units) == 0 {
+			return 0
+		}
+		n, err := strconv.Atoi(strings.TrimSuffix(row.Units[0], ".service"))
+		if err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	done := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for last := 0; ; {
+				n := latest()
+				if n < last {
+					t.Errorf("%d after %d", n, last)
+				}
+				last = n
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for n := 1; n <= 200; n++ {
+		if err := k.SetUnits(ctx, key.Number, []string{fmt.Sprint(n, ".service")}); err != nil {
+			t.Fatal(err)
+		}
+		if got := latest(); got != n {
+			t.Fatalf("its writer sees %d, not %d", got, n)
+		}
+	}
+	close(done)
+	readers.Wait()
 }

@@ -58,8 +58,9 @@ type row struct {
 	alg     psa.Algorithm // where the file itself says it, and no key's policy
 	inputs  []input       // none: to read is to ask
 	outputs []output
-	der     bool                                                           // ECDSA signatures go in and out as ASN.1 DER; else as r||s
-	begin   func(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) // where the provider's own Begin is not what it takes
+	der     bool // ECDSA signatures go in and out as ASN.1 DER; else as r||s
+	// begin is where the provider's own Begin is not what it takes
+	begin func(ctx context.Context, f *feed, op psa.Op) (psa.Run, error)
 	// names judges what the request names in bytes, as if the reader had opened it
 	names func(ctx context.Context, f *feed) error
 	help  string

@@ -130,7 +130,10 @@ func (c *chip) use(ctx context.Context, what string, f func() error) error {
 		if gone {
 			return psa.Errorf(psa.StatusCommunicationFailure, "%s: the TPM went away: %w", what, err)
 		}
-		return failed(what, err)
+		if err = failed(what, err); psa.StatusOf(err) == psa.StatusCommunicationFailure {
+			c.disconnect() // an answer that makes no sense: what the session counts may be out of step
+		}
+		return err
 	}
 }
 
@@ -180,7 +183,7 @@ func (c *chip) flush(h tpm2.TPMHandle) error {
 	return err
 }
 
-// connect makes what a connection has: the parent, and the session.
+// connect makes what a connection begins with: the parent.
 func (c *chip) connect(ctx context.Context) error {
 	if c.link != nil {
 		return nil
@@ -325,7 +328,7 @@ func (c *chip) evict() error {
 	return c.flush(oldest.handle)
 }
 
-// load brings a key into the TPM, beside room others at most.
+// load brings a key into the TPM, beside so many others at most.
 func (c *chip) load(k *stored, others int) (*loaded, error) {
 	for i, l := range c.keys {
 		if bytes.Equal(l.wrapped, k.Private) {

@@ -174,7 +174,7 @@ func (u *use) Public() crypto.PublicKey { return u.public }
 func (u *use) with(ctx context.Context, what string, others int, f func(c *chip, l *loaded) error) error {
 	c := u.p.chip
 	return c.use(ctx, what, func() error {
-		l, err := c.load(u.key, c.room-1-others)
+		l, err := c.load(u.key, max(c.room-1-others, 0)) // a TPM with two slots has room for one
 		if err != nil {
 			return err
 		}
@@ -196,7 +196,7 @@ var (
 
 // Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
 func (u *use) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (out []byte, err error) {
-	hash, ok := cryptoHashes[opts.HashFunc()]
+	hash, ok := hashIDs[u.alg.Hash()]
 	if !ok {
 		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM signs no digest of %s", opts.HashFunc())
 	}

@@ -73,10 +73,8 @@ var curveIDs = map[int]tpm2.TPMECCCurve{256: tpm2.TPMECCNistP256, 384: tpm2.TPME
 
 var curves = map[int]elliptic.Curve{256: elliptic.P256(), 384: elliptic.P384(), 521: elliptic.P521()}
 
-// hashes are the TPM's names of PSA's.
+// hashIDs are the TPM's names of PSA's hashes.
 var hashIDs = map[psa.Algorithm]tpm2.TPMAlgID{psa.SHA256: tpm2.TPMAlgSHA256, psa.SHA384: tpm2.TPMAlgSHA384, psa.SHA512: tpm2.TPMAlgSHA512}
-
-var cryptoHashes = map[crypto.Hash]tpm2.TPMAlgID{crypto.SHA256: tpm2.TPMAlgSHA256, crypto.SHA384: tpm2.TPMAlgSHA384, crypto.SHA512: tpm2.TPMAlgSHA512}
 
 // parameters are those of a key's public area.
 func parameters(a psa.Attributes) (tpm2.TPMIAlgPublic, tpm2.TPMUPublicParms) {

@@ -16,6 +16,7 @@ import (
 
 	keyfile "github.com/foxboron/go-tpm-keyfiles"
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -534,5 +535,75 @@ func TestTransports(t *testing.T) {
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSmallTPM uses keys in a TPM with fewer slots than the specification asks for.
+func TestSmallTPM(t *testing.T) {
+	p := newProvider(t, tpmtest.Start(t))
+	defer p.Close()
+	if _, err := p.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.(*provider).chip.room = 1
+	for range 2 {
+		for _, size := range []int{10, 5000} {
+			a, _, k := newKey(t, p, "hmac-sha256")
+			r, err := k.Begin(t.Context(), psa.Op{Operation: psa.Mac, Algorithm: a.Algorithm})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Finish(t.Context()); err != nil {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+			_ = k.Close()
+		}
+	}
+}
+
+// garbled changes the session's nonce in the next response; behind it are its attributes and an HMAC of 32 bytes.
+type garbled struct {
+	transport.TPMCloser
+	once bool
+}
+
+func (g *garbled) Send(command []byte) ([]byte, error) {
+	b, err := g.TPMCloser.Send(command)
+	if err == nil && !g.once {
+		g.once = true
+		b[len(b)-40] ^= 1
+	}
+	return b, err
+}
+
+// TestGarbled: a response that was tampered with is no signature, and the next one is.
+func TestGarbled(t *testing.T) {
+	p := newProvider(t, tpmtest.Start(t))
+	defer p.Close()
+	a, _, k := newKey(t, p, "ecdsa-p256-sha256")
+	defer k.Close()
+	sign := func() error {
+		r, err := k.Begin(t.Context(), psa.Op{Operation: psa.Sign, Algorithm: a.Algorithm})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.Finish(t.Context())
+		return err
+	}
+	if err := sign(); err != nil {
+		t.Fatal(err)
+	}
+	c := p.(*provider).chip
+	c.link.TPMCloser = &garbled{TPMCloser: c.link.TPMCloser}
+	if err := sign(); psa.StatusOf(err) != psa.StatusCommunicationFailure {
+		t.Errorf("a garbled response: %v", err)
+	}
+	for range 2 {
+		if err := sign(); err != nil {
+			t.Error(err)
+		}
 	}
 }

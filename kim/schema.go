@@ -118,4 +118,15 @@ CREATE TABLE certificates (
 -- The registers of a TPM that the key is bound to, a bit each.
 ALTER TABLE keys ADD COLUMN pcrs INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN before_pcrs INTEGER;
+`, `
+-- What the device calls an adopted key, behind the device's identity: no two rows have one object.
+ALTER TABLE keys ADD COLUMN object TEXT NOT NULL DEFAULT '';
+CREATE UNIQUE INDEX keys_object ON keys(object) WHERE object <> '';
+
+-- The data key once more, wrapped by the recovery key, which lies with its owner.
+CREATE TABLE recovery_key (
+	one         INTEGER PRIMARY KEY CHECK (one = 1),
+	wrapping_id BLOB NOT NULL,
+	wrapped     BLOB NOT NULL
+) STRICT;
 `}

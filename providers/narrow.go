@@ -29,6 +29,9 @@ var (
 	_ Copier = (*narrowed)(nil)
 	_ Random = (*narrowed)(nil)
 	_ Hasher = (*narrowed)(nil)
+
+	_ Adopter = (*narrowed)(nil)
+	_ Wrapper = (*narrowed)(nil)
 )
 
 // lets says whether the lines have op for such a key; its algorithm is the policy's.
@@ -152,4 +155,62 @@ func (p *narrowed) Hash(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return nil, p.refusal(psa.Hash)
 	}
 	return hasher.Hash(ctx, op)
+}
+
+func errNoForeign() error {
+	return psa.Errorf(psa.StatusNotSupported, "this provider has no keys that others made")
+}
+
+// Foreign is p's, StatusNotSupported where it has none.
+func (p *narrowed) Foreign(ctx context.Context) ([]Foreign, error) {
+	adopter, ok := p.Provider.(Adopter)
+	if !ok {
+		return nil, errNoForeign()
+	}
+	return adopter.Foreign(ctx)
+}
+
+// Adopt is p's, for keys that may be imported; StatusNotSupported where it has none.
+func (p *narrowed) Adopt(ctx context.Context, a psa.Attributes, reference string) (Foreign, Blob, error) {
+	adopter, ok := p.Provider.(Adopter)
+	if !ok {
+		return Foreign{}, Blob{}, errNoForeign()
+	}
+	f, b, err := adopter.Adopt(ctx, a, reference)
+	if got := f.Attributes; err == nil && !p.lets(psa.Import, got.Type, got.Bits, got.Algorithm) {
+		psa.Wipe(b.Secret)
+		return Foreign{}, Blob{}, p.refusal(psa.Import)
+	}
+	return f, b, err
+}
+
+// DestroyObject is p's, StatusNotSupported where it has none.
+func (p *narrowed) DestroyObject(ctx context.Context, object string) error {
+	adopter, ok := p.Provider.(Adopter)
+	if !ok {
+		return errNoForeign()
+	}
+	return adopter.DestroyObject(ctx, object)
+}
+
+func errNoWrapping() error {
+	return psa.Errorf(psa.StatusNotSupported, "this provider wraps no secrets").WithHint("a Tpm provider does")
+}
+
+// Wrap is p's, StatusNotSupported where it has none.
+func (p *narrowed) Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs) ([]byte, error) {
+	w, ok := p.Provider.(Wrapper)
+	if !ok {
+		return nil, errNoWrapping()
+	}
+	return w.Wrap(ctx, secret, pcrs)
+}
+
+// Unwrap is p's, StatusNotSupported where it has none.
+func (p *narrowed) Unwrap(ctx context.Context, wrapped []byte) ([]byte, error) {
+	w, ok := p.Provider.(Wrapper)
+	if !ok {
+		return nil, errNoWrapping()
+	}
+	return w.Unwrap(ctx, wrapped)
 }

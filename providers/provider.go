@@ -35,6 +35,8 @@ type Blob struct {
 	// Secret is sealed by the KIM and given back to Open alone; empty where the device keeps the key itself, and
 	// for public keys.
 	Secret []byte
+	// Object is the device's own name of an adopted key, as Foreign.Object; empty of keys that were made here.
+	Object string
 }
 
 // Provider is a back end: something that holds keys and computes with them. Its methods may be called at once from
@@ -91,4 +93,37 @@ type Random interface {
 type Hasher interface {
 	// Hash begins psa_hash_compute: op has psa.Hash and the algorithm.
 	Hash(ctx context.Context, op psa.Op) (psa.Run, error)
+}
+
+// Foreign is a key that lies on the device, whoever made it.
+type Foreign struct {
+	// Object is its name for Adopt and DestroyObject, "id=6b6579" or "handle=0x81000001": no other key of this device
+	// has it.
+	Object string
+	// Handle is the one that it has if it was made here, else zero.
+	Handle Handle
+	Label  string // what other tools call it; may be empty, and another's too
+	// Attributes are those that Adopt gives it where it is asked for none; Type, Bits and Algorithm are none where no
+	// key can be made of it.
+	Attributes psa.Attributes
+}
+
+// Adopter is implemented by providers whose device has keys that others made.
+type Adopter interface {
+	// Foreign lists the keys on the device, those that were made here too.
+	Foreign(ctx context.Context) ([]Foreign, error)
+	// Adopt finds the one key that a reference names (Foreign.Object, or what else the provider documents), for use
+	// under the attributes a; where a.Type is none, under those of Foreign. Nothing changes on the device. No such
+	// key is StatusDoesNotExist, more than one or one that does not fit a is StatusInvalidArgument.
+	Adopt(ctx context.Context, a psa.Attributes, reference string) (Foreign, Blob, error)
+	// DestroyObject destroys an adopted key; an absent one is success.
+	DestroyObject(ctx context.Context, object string) error
+}
+
+// Wrapper is implemented by providers that encrypt a small secret, at most 64 bytes, so that their device alone opens it.
+type Wrapper interface {
+	// Wrap encrypts the secret; with PCRs it is opened only while those are as they are now.
+	Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs) ([]byte, error)
+	// Unwrap gives the secret back; the caller wipes it. What this device never wrapped is StatusProviderAbsent.
+	Unwrap(ctx context.Context, wrapped []byte) ([]byte, error)
 }

@@ -3,6 +3,7 @@ package nodes
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -11,28 +12,31 @@ import (
 // referenceMost bounds the line that names a key on a device: a label in a token's own words.
 const referenceMost = 512
 
-// scanReference finds a line that names a key on the device, "object=LABEL", "id=HEX" or "handle=0xHEX", where an import
-// begins with one; more: it may yet become one. alone says that b came with one WRITE, which then is the whole line.
-// Raw key material that reads so is not told from it: the shortest of 16 bytes does once in 2^90 keys.
+// references begin the names of keys on a device.
+var references = []string{"object=", "id=", "handle=0x", "pkcs11:"}
+
+// scanReference finds a line that names a key on the device, where an import begins with one: "object=LABEL", "id=HEX",
+// "id=HEX;object=LABEL", "handle=0xHEX" or a PKCS #11 URI (RFC 7512). more: it may yet become one. alone says that b came
+// with one WRITE, which then is the whole line. Raw key material that reads so is not told from it: of 16 random bytes
+// one in 2^60 does.
 func scanReference(b []byte, alone bool) (end int, reference string, more bool) {
 	line, _, whole := bytes.Cut(b, []byte("\n"))
 	text := string(line)
-	name, value, ok := strings.Cut(text, "=")
-	switch {
-	case len(line) > referenceMost:
-		return 0, "", false
-	case !ok:
-		begins := func(word string) bool { return strings.HasPrefix(word, text) }
-		return 0, "", len(b) > 0 && !whole && (begins("object=") || begins("id=") || begins("handle=0x"))
-	case name == "object" && printable(value):
-	case name == "id" && isHex(value):
-	case name == "handle" && strings.HasPrefix(value, "0x") && isHex(value[2:]):
-	case name == "handle" && !whole && strings.HasPrefix("0x", value):
-		return 0, "", true
-	default:
-		return 0, "", false
+	i := slices.IndexFunc(references, func(word string) bool { return strings.HasPrefix(text, word) })
+	if i < 0 {
+		begins := slices.ContainsFunc(references, func(word string) bool { return strings.HasPrefix(word, text) })
+		return 0, "", begins && len(b) > 0 && !whole
 	}
-	switch {
+	value := text[len(references[i]):]
+	if strings.HasPrefix(text, "id=") {
+		var label string
+		if value, label, _ = strings.Cut(value, ";object="); !printable(label) {
+			return 0, "", false
+		}
+	}
+	switch hex := i == 1 || i == 2; {
+	case len(line) > referenceMost, hex && !isHex(value), !hex && !printable(value):
+		return 0, "", false
 	case whole:
 		return len(line) + 1, text, false
 	case alone && value != "":

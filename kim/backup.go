@@ -64,7 +64,7 @@ func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
 	for _, name := range []string{wrappingFile, kimFile} {
 		path := filepath.Join(aside, name)
 		if name == wrappingFile {
-			if strings.HasPrefix(row.Kind, kindProvider) {
+			if strings.HasPrefix(row.Kind, WrapProvider) {
 				continue // what may lie there is superseded
 			}
 			path = wrappingPath(dir, row)

@@ -2,6 +2,7 @@ package kim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -53,12 +54,12 @@ func (k *KIM) Wrapping(ctx context.Context) (kind string, pcrs psa.PCRs, recover
 // needed goes only when the new one was tried and is durable. A provider's wrapping without a recovery key is
 // StatusNotPermitted.
 func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) (err error) {
-	provider, byProvider := strings.CutPrefix(o.Kind, kindProvider)
-	if o.Kind != kindFile && !byProvider {
-		return psa.Errorf(psa.StatusInvalidArgument, "no wrapping %q; allowed: %s, %sPROVIDER", o.Kind, kindFile, kindProvider)
+	provider, byProvider := strings.CutPrefix(o.Kind, WrapProvider)
+	if o.Kind != WrapFile && !byProvider {
+		return psa.Errorf(psa.StatusInvalidArgument, "no wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
 	}
-	if !byProvider && o.PCRs != nil && *o.PCRs != 0 {
-		return psa.Errorf(psa.StatusInvalidArgument, "a file is bound to no PCRs")
+	if o.PCRs != nil && (*o.PCRs>>(psa.MaxPCR+1) != 0 || !byProvider && *o.PCRs != 0) {
+		return psa.Errorf(psa.StatusInvalidArgument, "PCRs %#x; allowed: a TPM's, from 0 to %d", uint32(*o.PCRs), psa.MaxPCR)
 	}
 	if !k.rewrapping.TryLock() {
 		return psa.Errorf(psa.StatusBadState, "the data key is being rewrapped already").WithHint("try again")
@@ -94,7 +95,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) (err error) {
 		return psa.Errorf(psa.StatusAlreadyExists, "%s is no wrapping key of this KIM", usual).WithHint("move it away first")
 	}
 	next := WrappedKey{Kind: o.Kind, Before: row.Before}
-	if row.Kind == kindFile {
+	if row.Kind == WrapFile {
 		next.Before = row.WrappingID
 	}
 	if byProvider {
@@ -154,7 +155,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, given []byte) (key
 		}
 		return recovered, true, nil
 	}
-	if provider, ok := strings.CutPrefix(row.Kind, kindProvider); ok && key == nil {
+	if provider, ok := strings.CutPrefix(row.Kind, WrapProvider); ok && key == nil {
 		if p := k.Provider(provider); p != nil {
 			if err := p.look(ctx, k.o.OperationTimeout); err != nil {
 				k.notUnwrapped(ctx, p, err)
@@ -303,7 +304,7 @@ func (k *KIM) wrappedBy(ctx context.Context, p *Provider) (*WrappedKey, error) {
 		return nil, nil
 	}
 	row, _, err := k.store.DataKey(ctx)
-	if err != nil || row.Kind != kindProvider+p.Name() {
+	if err != nil || row.Kind != WrapProvider+p.Name() {
 		return nil, err
 	}
 	return &row, nil
@@ -319,7 +320,7 @@ func (k *KIM) stayAbsent(row WrappedKey, why error) error {
 
 // sealedBy says why a provider does not unwrap the data key.
 func sealedBy(row WrappedKey, why error) error {
-	name := strings.TrimPrefix(row.Kind, kindProvider)
+	name := strings.TrimPrefix(row.Kind, WrapProvider)
 	hint := "they open by themselves when the device that wrapped the KIM's data key is back; if it is lost for good: parsecfs state rewrap --recovery-key FILE file"
 	if psa.StatusOf(why) == psa.StatusNotPermitted {
 		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
@@ -430,7 +431,7 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 	psa.Wipe(w.key[:])
 	missing := errors.Is(err, fs.ErrNotExist)
 	superseded := err == nil && w.id == row.Before && row.Before != [16]byte{}
-	current := err == nil && w.id == row.WrappingID && row.Kind == kindFile
+	current := err == nil && w.id == row.WrappingID && row.Kind == WrapFile
 	all, err := candidates(dir)
 	if err != nil {
 		return failed(err)
@@ -454,7 +455,7 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 	switch {
 	case mine != "" && (missing || superseded):
 		err, changed = os.Rename(mine, usual), true
-	case superseded && row.Kind != kindFile:
+	case superseded && row.Kind != WrapFile:
 		err, changed = os.Remove(usual), true
 	case !missing && !current && !superseded:
 		strangers = append(strangers, usual)
@@ -473,20 +474,19 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 // WriteRecoveryKey makes a new recovery key in a new file, 0600, durable when it returns, and gives its content, for the
 // caller to wipe. It never lies in the state directory, which it is there to do without.
 func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
-	path, err := filepath.Abs(path)
+	in, name := filepath.Split(path)
+	dir, inside, err := below(cmp.Or(in, "."), stateDir)
 	if err != nil {
-		return nil, fileError(err, "cannot write the recovery key")
-	}
-	dir := filepath.Dir(path)
-	if inside, err := below(dir, stateDir); err != nil {
 		return nil, fileError(err, "cannot write the recovery key %s", path)
-	} else if inside {
+	}
+	if inside {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key %s would lie in the state directory %s, and be lost with it", path, stateDir).
 			WithHint("give a file elsewhere, best on another machine's disk")
 	}
 	w := newWrappingKey()
 	defer psa.Wipe(w.key[:])
 	b := w.marshal(recoveryHead)
+	path = filepath.Join(dir, name)
 	err = writePrivate(path, b)
 	if errors.Is(err, fs.ErrExist) {
 		psa.Wipe(b)
@@ -518,31 +518,28 @@ func ReadRecoveryKey(path string) ([]byte, error) {
 	return b, nil
 }
 
-// below says whether a directory is another one or lies in it, whatever ways lead there.
-func below(dir, top string) (bool, error) {
-	dir, err := filepath.EvalSymlinks(dir)
+// below gives a directory's real path, and whether it is top or lies in it, whatever ways lead to either.
+func below(dir, top string) (real string, inside bool, err error) {
+	if real, err = filepath.EvalSymlinks(dir); err == nil {
+		real, err = filepath.Abs(real)
+	}
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
 	want, err := os.Stat(top)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return real, false, nil
 	}
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
-	for {
-		info, err := os.Stat(dir)
+	for up := real; ; up = filepath.Dir(up) {
+		info, err := os.Stat(up)
 		if err != nil {
-			return false, err
+			return "", false, err
 		}
-		if os.SameFile(info, want) {
-			return true, nil
+		if os.SameFile(info, want) || up == filepath.Dir(up) {
+			return real, os.SameFile(info, want), nil
 		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return false, nil
-		}
-		dir = up
 	}
 }

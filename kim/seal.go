@@ -47,10 +47,10 @@ type dataKey struct {
 	absent error
 }
 
-// Kinds of wrappings, as core_settings.wrapping spells them; behind kindProvider stands the provider's name.
+// Kinds of wrappings, as core_settings.wrapping spells them.
 const (
-	kindFile     = "file"
-	kindProvider = "tpm:"
+	WrapFile     = "file"
+	WrapProvider = "tpm:" // and the provider's name
 	kindRecovery = "recovery"
 )
 
@@ -62,7 +62,7 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if strings.HasPrefix(stored.Kind, kindProvider) {
+	if strings.HasPrefix(stored.Kind, WrapProvider) {
 		return absentSealer(sealedBy(stored, errNotAsked)), nil
 	}
 	path := wrappingPath(dir, stored)
@@ -82,7 +82,7 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	if !have {
 		key = make([]byte, dataKeyBytes)
 		rand.Read(key)
-		stored = WrappedKey{Kind: kindFile, WrappingID: w.id}
+		stored = WrappedKey{Kind: WrapFile, WrappingID: w.id}
 		stored.Wrapped = w.wrap(key, stored)
 		if err := s.InitDataKey(ctx, stored); err != nil {
 			psa.Wipe(key)
@@ -95,10 +95,6 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	if err := sealer.open(key); err != nil {
 		return nil, err
 	}
-	sealer.warn("the wrapping key " + path + " lies on the same disk as the KIM: whoever can read both can read the secret keys in it")
-	if w.mode&0o077 != 0 {
-		sealer.warn(fmt.Sprintf("the wrapping key %s is open to others (mode %04o); chmod 0600 it", path, w.mode))
-	}
 	// A rewrap that was interrupted. What cannot be put in order now does no harm where it is.
 	strangers, err := tidy(dir, stored)
 	if err != nil {
@@ -106,6 +102,11 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	}
 	for _, path := range strangers {
 		sealer.warn(path + " is no wrapping key of this KIM; it is left alone")
+	}
+	path = wrappingPath(dir, stored)
+	sealer.warn("the wrapping key " + path + " lies on the same disk as the KIM: whoever can read both can read the secret keys in it")
+	if w.mode&0o077 != 0 {
+		sealer.warn(fmt.Sprintf("the wrapping key %s is open to others (mode %04o); chmod 0600 it", path, w.mode))
 	}
 	return sealer, nil
 }
@@ -179,7 +180,7 @@ func wrappingAbsent(path string, err error) error {
 var errOtherKey = errors.New("it has another id")
 
 func unwrap(stored WrappedKey, w wrappingKey) ([]byte, error) {
-	if stored.Kind != kindFile && stored.Kind != kindRecovery {
+	if stored.Kind != WrapFile && stored.Kind != kindRecovery {
 		return nil, fmt.Errorf("the KIM wants a wrapping key of kind %q", stored.Kind)
 	}
 	if stored.WrappingID != w.id {

@@ -53,7 +53,7 @@ func (k *KIM) Wrapping(ctx context.Context) (kind string, pcrs psa.PCRs, recover
 // Rewrap wraps the data key in another way. At each moment one way is in the store and opens it; what the former one
 // needed goes only when the new one was tried and is durable. A provider's wrapping without a recovery key is
 // StatusNotPermitted.
-func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) (err error) {
+func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	provider, byProvider := strings.CutPrefix(o.Kind, WrapProvider)
 	if o.Kind != WrapFile && !byProvider {
 		return psa.Errorf(psa.StatusInvalidArgument, "no wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
@@ -204,14 +204,15 @@ func (k *KIM) wrapBy(ctx context.Context, name string, key []byte, next *Wrapped
 		return err
 	}
 	rand.Read(next.WrappingID[:])
-	secret := wrapSecret(key, next.WrappingID)
-	defer psa.Wipe(secret)
+	secret := wrapSecret(key, next.WrappingID) // the call's, which may outlast this one
 	pcrs := next.PCRs
 	next.Wrapped, err = call(ctx, p, daemonUID, k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
-		own := bytes.Clone(secret) // the call may outlast this one
-		defer psa.Wipe(own)
-		return wrapper.Wrap(ctx, own, pcrs)
+		defer psa.Wipe(secret)
+		return wrapper.Wrap(ctx, secret, pcrs)
 	}, func([]byte, error) {})
+	if !begun(err) {
+		psa.Wipe(secret)
+	}
 	if err != nil {
 		return err
 	}

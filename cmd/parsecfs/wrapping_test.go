@@ -222,7 +222,20 @@ func TestWrappedByTPM(t *testing.T) {
 			t.Errorf("in the state directory: exit %d: %s", code, stderr)
 		}
 	}
+	// A key of the TPM's own, which is a sealed secret too.
+	const own = "../../chip/keys/own"
+	public, err := s.create(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ownWorks := func() {
+		t.Helper()
+		if err := s.works(own, public); err != nil {
+			t.Errorf("the TPM's own key: %v", err)
+		}
+	}
 	s.mustRewrap("--recovery-key", recovery, "tpm:chip")
+	ownWorks()
 	if info, err := os.Stat(recovery); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the recovery key: %v, %v", info, err)
 	}
@@ -237,6 +250,7 @@ func TestWrappedByTPM(t *testing.T) {
 	s.chip.Restart()
 	s.until("ready")
 	s.allWork()
+	ownWorks()
 	if b, err := os.ReadFile(filepath.Join(s.m.Dir, "providers/chip/status")); err != nil || string(b) != "ready\n" {
 		t.Errorf("the TPM's status: %q, %v", b, err)
 	}
@@ -293,6 +307,7 @@ func TestWrappedByTPM(t *testing.T) {
 	s.m.restart()
 	s.until("ready")
 	s.allWork()
+	ownWorks()
 }
 
 // TestWrappedBackup: a backup of a store that a TPM wraps holds no wrapping key, and opens elsewhere with the recovery key.

@@ -21,15 +21,15 @@ import (
 // The steps of a rewrap, as Options.Step is told them.
 const (
 	stepRewrap          = "rewrap:asked"
-	stepRewrapRecovery  = "rewrap:recovery"
 	stepRewrapCandidate = "rewrap:candidate"
 	stepRewrapWrapped   = "rewrap:wrapped"
+	stepRewrapRecovery  = "rewrap:recovery"
 	stepRewrapReplaced  = "rewrap:replaced"
 	stepRewrapTidied    = "rewrap:tidied"
 )
 
 // RewrapSteps are the names of all steps of a rewrap; not every kind has each.
-var RewrapSteps = []string{stepRewrap, stepRewrapRecovery, stepRewrapCandidate, stepRewrapWrapped, stepRewrapReplaced, stepRewrapTidied}
+var RewrapSteps = []string{stepRewrap, stepRewrapCandidate, stepRewrapWrapped, stepRewrapRecovery, stepRewrapReplaced, stepRewrapTidied}
 
 // Rewrapping says how the data key is to be wrapped.
 type Rewrapping struct {
@@ -78,12 +78,16 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	if err != nil {
 		return err
 	}
-	key, recoverable, err := k.dataKeyFor(ctx, row, o.Recovery)
+	recovery, recoverable, err := k.store.RecoveryKey(ctx)
+	if err != nil {
+		return err
+	}
+	key, err := k.dataKeyFor(ctx, row, &recovery, o.Recovery)
 	if err != nil {
 		return err
 	}
 	defer psa.Wipe(key)
-	if byProvider && !recoverable {
+	if byProvider && !recoverable && o.Recovery == nil {
 		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one all keys are lost with the device").
 			WithHint("add --recovery-key FILE, a new file that you keep elsewhere")
 	}
@@ -112,6 +116,13 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 		return err
 	}
 	k.o.Step(stepRewrapWrapped)
+	if o.Recovery != nil {
+		// Not before: an older one counts until the new way was tried.
+		if err := k.store.SetRecoveryKey(ctx, recovery); err != nil {
+			return err
+		}
+		k.o.Step(stepRewrapRecovery)
+	}
 	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
 	if err := k.store.ReplaceDataKey(context.WithoutCancel(ctx), row.WrappingID, next); err != nil {
 		return err
@@ -125,23 +136,20 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	return nil
 }
 
-// dataKeyFor gives the data key, for its caller to wipe, and whether there is a recovery key for it. One that is given
-// opens it where nothing else does, and is stored where it is a new one.
-func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, given []byte) (key []byte, recoverable bool, err error) {
-	stored, kept, err := k.store.RecoveryKey(ctx)
-	if err != nil {
-		return nil, false, err
-	}
+// dataKeyFor gives the data key, for its caller to wipe. A recovery key that is given opens it where it is the store's,
+// and is to be stored as recovery where it is a new one.
+func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, recovery *WrappedKey, given []byte) ([]byte, error) {
 	var w wrappingKey
 	if given != nil {
+		var err error
 		if w, err = parseWrappingKey(recoveryHead, given); err != nil {
-			return nil, false, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
 		}
 		defer psa.Wipe(w.key[:])
 	}
-	key = k.sealer.dataKey()
-	if given != nil && kept && stored.WrappingID == w.id {
-		recovered, err := unwrap(stored, w)
+	key := k.sealer.dataKey()
+	if given != nil && recovery.WrappingID == w.id {
+		recovered, err := unwrap(*recovery, w)
 		if err == nil && key != nil && subtle.ConstantTimeCompare(key, recovered) != 1 {
 			err = errors.New("it opens another data key")
 		}
@@ -151,9 +159,9 @@ func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, given []byte) (key
 		}
 		if err != nil {
 			psa.Wipe(recovered)
-			return nil, false, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not fit this KIM: %w", err)
+			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not fit this KIM: %w", err)
 		}
-		return recovered, true, nil
+		return recovered, nil
 	}
 	if provider, ok := strings.CutPrefix(row.Kind, WrapProvider); ok && key == nil {
 		if p := k.Provider(provider); p != nil {
@@ -167,21 +175,15 @@ func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, given []byte) (key
 	}
 	switch {
 	case key == nil && given != nil:
-		return nil, false, psa.Errorf(psa.StatusNotPermitted, "this is not the recovery key of this KIM").
+		return nil, psa.Errorf(psa.StatusNotPermitted, "this is not the recovery key of this KIM").
 			WithHint("give the file that was written when the store was wrapped the last time")
 	case key == nil:
-		return nil, false, k.sealer.Err()
-	case given == nil:
-		return key, kept, nil
+		return nil, k.sealer.Err()
+	case given != nil:
+		*recovery = WrappedKey{Kind: kindRecovery, WrappingID: w.id}
+		recovery.Wrapped = w.wrap(key, *recovery)
 	}
-	fresh := WrappedKey{Kind: kindRecovery, WrappingID: w.id}
-	fresh.Wrapped = w.wrap(key, fresh)
-	if err := k.store.SetRecoveryKey(ctx, fresh); err != nil {
-		psa.Wipe(key)
-		return nil, false, err
-	}
-	k.o.Step(stepRewrapRecovery)
-	return key, true, nil
+	return key, nil
 }
 
 // What a provider wraps is the data key and the id of the wrapping, so that what it wrapped for another row, or another

@@ -68,6 +68,9 @@ func Run(ctx context.Context, o MountOptions) error {
 			o.Log.Error("closing the key info manager", "err", err)
 		}
 	}()
+	if err := checkWrapping(ctx, k, o.Config, o.StateDir); err != nil {
+		return err
+	}
 	// The state comes first: whoever mounts the same twice is told which process holds it.
 	detached := func() { o.Log.Warn("detached the dead mount of an earlier run", "mountpoint", o.Mountpoint) }
 	if err := clearMountpoint(o.Mountpoint, detached); err != nil {

@@ -296,8 +296,10 @@ func (p *Provider) monitor() {
 // settle looks at the device, learns what it can do, and recovers. nil: nothing is left to be done.
 func (p *Provider) settle(ctx context.Context) error {
 	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
+		p.k.notUnwrapped(ctx, p, err)
 		return err
 	}
+	sealed := p.k.unwrap(ctx, p) // it stops nothing of what follows
 	if err := p.learn(ctx); err != nil {
 		p.log.Warn("the provider does not say what it can do", "err", err)
 		return err
@@ -309,7 +311,7 @@ func (p *Provider) settle(ctx context.Context) error {
 	if err == nil && left > 0 {
 		err = errors.New("some keys are unsettled")
 	}
-	return err
+	return errors.Join(err, sealed)
 }
 
 // learn reads the capabilities of a device that was away.

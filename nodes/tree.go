@@ -96,7 +96,7 @@ func New(o Options) *Tree {
 	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
 	t.boxes.t, t.slots.t = t, t
 	if o.Audit != nil {
-		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey()}
+		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey}
 	}
 	t.SetUnitRules(o.Units)
 	t.SetAdmins(o.Admins)

@@ -357,6 +357,10 @@ func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 			m.derive(t)
 		case psa.Encapsulate, psa.Decapsulate:
 			m.kem(t, pub, op)
+		case psa.Attest:
+			m.attest(t)
+		case psa.ActivateCredential:
+			m.activate(t, s.provider(t))
 		default:
 			t.Errorf("%s is not a key's operation", op)
 		}

@@ -346,6 +346,9 @@ func (c *chip) evict() error {
 
 // load brings a key into the TPM, beside so many others at most.
 func (c *chip) load(k *stored, others int) (*loaded, error) {
+	if k.Handle != 0 {
+		return c.resident(k, others)
+	}
 	for i, l := range c.keys {
 		if bytes.Equal(l.wrapped, k.Private) {
 			c.keys = append(append(c.keys[:i:i], c.keys[i+1:]...), l)

@@ -267,7 +267,7 @@ func (u *use) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) (out []byte,
 	}
 	err = u.with(u.ctx, "sign", 0, func(c *chip, l *loaded) error {
 		key := u.private(c, l, encryptIn)
-		if u.pcrs == 0 {
+		if u.pcrs == 0 && u.key.Handle == 0 {
 			if key.Auth, err = c.signing(u.key); err != nil {
 				return err
 			}

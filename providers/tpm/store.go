@@ -18,13 +18,14 @@ import (
 )
 
 // stored is a key as the KIM keeps it, in ASN.1: wrapped by the parent of that name, with the authorization that its use
-// needs.
+// needs. An adopted one lies in the TPM, with an empty authorization, and has none of these.
 type stored struct {
 	Version int
 	Parent  []byte // TPM2B_NAME's contents
 	Public  []byte // TPMT_PUBLIC
 	Private []byte // TPM2B_PRIVATE's contents
 	Auth    []byte
+	Handle  int64 `asn1:"optional,explicit,tag:0"` // of an adopted key, else 0
 }
 
 const (
@@ -62,7 +63,10 @@ func (s *stored) marshal() ([]byte, error) {
 
 func parseStored(b []byte) (*stored, error) {
 	var s stored
-	if rest, err := asn1.Unmarshal(b, &s); err != nil || len(rest) > 0 || s.Version != storedVersion || len(s.Auth) != authSize {
+	rest, err := asn1.Unmarshal(b, &s)
+	wrapped := s.Handle == 0 && len(s.Auth) == authSize
+	adopted := isPersistent(s.Handle) && len(s.Parent)+len(s.Private)+len(s.Auth) == 0
+	if err != nil || len(rest) > 0 || s.Version != storedVersion || !wrapped && !adopted {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "no wrapped key of version %d", storedVersion)
 	}
 	return &s, nil

@@ -1,7 +1,8 @@
 // Package tpm is the provider on a TPM 2.0. Its keys are children of the owner hierarchy's storage root key: the TPM
 // wraps them, the KIM keeps them, and each use loads them again, so that they outlive resets and restarts and take no
-// room in the TPM. Blob.Secret is a wrapped key with its authorization, Blob.Public the SubjectPublicKeyInfo. What needs
-// no secret (verify, encrypt with RSA, public keys alone, making credentials) is done in software.
+// room in the TPM. Blob.Secret is a wrapped key with its authorization, or says where in the TPM an adopted one lies;
+// Blob.Public is the SubjectPublicKeyInfo. What needs no secret (verify, encrypt with RSA, public keys alone, making
+// credentials) is done in software.
 package tpm
 
 import (
@@ -94,6 +95,7 @@ var (
 	_ providers.Random   = (*provider)(nil)
 	_ providers.Attester = (*provider)(nil)
 	_ providers.Informer = (*provider)(nil)
+	_ providers.Adopter  = (*provider)(nil)
 
 	_ providers.Certifier = (*key)(nil)
 )

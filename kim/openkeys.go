@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -184,8 +185,7 @@ func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, e
 // StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. The Run's Finish waits for its turn
 // and for the provider, at most OperationTimeout. Each Run must be finished or aborted.
 func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (psa.Run, error) {
-	// Others may wait for the same opening.
-	e, err := k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
+	e, err := k.hold(ctx, number)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +194,33 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (p
 		k.keys.release(e)
 		return nil, err
 	}
-	return &queuedRun{k: k, e: e, uid: uid, run: run}, nil
+	return &queuedRun{k: k, keys: []*openKey{e}, uid: uid, run: run}, nil
+}
+
+// Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
+func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, signer int64) (psa.Run, error) {
+	e, err := k.hold(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	by, err := k.hold(ctx, signer)
+	if err != nil {
+		k.keys.release(e)
+		return nil, err
+	}
+	run, err := k.certify(ctx, e, by, op)
+	if err != nil {
+		k.keys.release(by)
+		k.keys.release(e)
+		return nil, err
+	}
+	return &queuedRun{k: k, keys: []*openKey{e, by}, uid: uid, run: run}, nil
+}
+
+// hold opens a key; release must follow unless it fails.
+func (k *KIM) hold(ctx context.Context, number int64) (*openKey, error) {
+	// Others may wait for the same opening.
+	return k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
 }
 
 func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {
@@ -207,12 +233,39 @@ func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error)
 	return recovering(ctx, e.provider, func(ctx context.Context) (psa.Run, error) { return e.key.Begin(ctx, op) })
 }
 
+func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, error) {
+	if err := e.row.Attributes.Permits(op.Operation, op.Algorithm); err != nil {
+		return nil, err
+	}
+	alg, err := by.row.Attributes.Resolve(psa.Sign, 0)
+	if err == nil {
+		err = by.row.Attributes.Permits(psa.Sign, alg)
+	}
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusOf(err), "the signer %s: %w", by.row.Name, err)
+	}
+	certifier, ok := e.key.(providers.Certifier)
+	if !ok || by.provider != e.provider {
+		return nil, psa.Errorf(psa.StatusNotSupported, "%s does not sign for a key of provider %s", by.row.Name, e.provider.Name())
+	}
+	if err := e.provider.away(); err != nil {
+		return nil, err
+	}
+	return recovering(ctx, e.provider, func(ctx context.Context) (psa.Run, error) { return certifier.Certify(ctx, op, by.key) })
+}
+
 // queuedRun is a Run whose Finish goes through the provider's queue.
 type queuedRun struct {
-	k   *KIM
-	e   *openKey
-	uid uint32
-	run psa.Run // nil after its end
+	k    *KIM
+	keys []*openKey // that it uses, of one provider
+	uid  uint32
+	run  psa.Run // nil after its end
+}
+
+func (r *queuedRun) release() {
+	for _, e := range r.keys {
+		r.k.keys.release(e)
+	}
 }
 
 func (r *queuedRun) Write(p []byte) (int, error) {
@@ -226,7 +279,7 @@ func (r *queuedRun) Abort() {
 	if r.run != nil {
 		r.run.Abort()
 		r.run = nil
-		r.k.keys.release(r.e)
+		r.release()
 	}
 }
 
@@ -234,8 +287,8 @@ func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
 	if r.run == nil {
 		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
 	}
-	p := r.e.provider
-	if r.e.gone.Load() {
+	p := r.keys[0].provider
+	if slices.ContainsFunc(r.keys, func(e *openKey) bool { return e.gone.Load() }) {
 		r.Abort()
 		return psa.Result{}, psa.Errorf(psa.StatusRevoked, "the key was destroyed")
 	}
@@ -243,19 +296,18 @@ func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
 		r.Abort()
 		return psa.Result{}, err
 	}
-	run, e := r.run, r.e
-	result, err := call(ctx, p, r.uid, r.k.o.OperationTimeout, run.Finish, func(late psa.Result, _ error) {
+	result, err := call(ctx, p, r.uid, r.k.o.OperationTimeout, r.run.Finish, func(late psa.Result, _ error) {
 		late.Wipe()
-		r.k.keys.release(e)
+		r.release()
 	})
 	if err != nil && !begun(err) {
 		r.Abort()
 		return psa.Result{}, err
 	}
 	r.run = nil
-	// A stuck call keeps the key open until it returns.
+	// A stuck call keeps the keys open until it returns.
 	if !isStuck(err) {
-		r.k.keys.release(e)
+		r.release()
 	}
 	return result, err
 }

@@ -287,7 +287,9 @@ func (r *request) plain() []byte {
 	}
 	if r.joined == nil {
 		for _, o := range r.row.outputs {
-			r.joined = extend(r.joined, r.outputs[o.name])
+			if !o.slotOnly {
+				r.joined = extend(r.joined, r.outputs[o.name])
+			}
 		}
 	}
 	return r.joined
@@ -414,6 +416,7 @@ type feed struct {
 	streaming  bool    // the run keeps none of them
 	algorithm  string  // that was begun
 	into       kim.Key // the draft that the answer becomes, number 0 where it is given out
+	signer     kim.Key // the key that signs an attestation, number 0 where the device's own does
 	rejected   error   // the stream cannot be what it should be; told at READ
 }
 

@@ -66,6 +66,10 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 						l.random(filepath.Join(provider, "random"))
 						return
 					}
+					if c.Type == psa.KeyTypeNone && c.Has(psa.Attest) {
+						l.device(provider)
+						return
+					}
 					if c.Has(psa.Generate) && (long() || !c.Type.IsRSA() || c.Bits <= 2048 || c.Algorithm.Hash() == psa.SHA256) {
 						// larger RSA keys take seconds each: the short form makes them for one hash of each scheme
 						l.generate()
@@ -352,6 +356,10 @@ func (l *line) operations(key []byte) {
 			l.encapsulates(key)
 		case psa.Decapsulate:
 			l.decapsulates()
+		case psa.Attest:
+			l.attest()
+		case psa.ActivateCredential:
+			l.activates()
 		case psa.Generate, psa.Import, psa.Export, psa.Decrypt, psa.VerifyMac: // done by their callers, with Encrypt and with Mac
 		default:
 			t.Errorf("nothing here tries %s", op)

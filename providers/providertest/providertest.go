@@ -328,6 +328,8 @@ func (s *suite) eachLine(t *testing.T) {
 				case slices.Equal(c.Operations, []psa.Operation{psa.Random}): // the property Random tries it
 				case slices.Equal(c.Operations, []psa.Operation{psa.Hash}):
 					s.hash(t, c.Algorithm)
+				case c.Has(psa.Attest):
+					s.device(t, c.Operations)
 				default:
 					t.Errorf("the line has no key, and names %v", c.Operations)
 				}

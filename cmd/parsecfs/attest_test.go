@@ -290,6 +290,12 @@ func TestRemoteAttestation(t *testing.T) {
 	if again := readInfo(t, provider); again.AttestationPublic != info.AttestationPublic || again.EndorsementKey != info.EndorsementKey {
 		t.Error("the device has other keys now")
 	}
+	chip.Freeze() // one that answers nobody keeps nobody waiting for long
+	if without := readInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" {
+		t.Errorf("while the TPM hangs info says %+v", without)
+	}
+	chip.Thaw()
+	(&keystore{t: t, m: m}).until("ready")
 	chip.Kill()
 	(&keystore{t: t, m: m}).until("degraded")
 	if without := readInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" || len(without.PCRs) > 0 {

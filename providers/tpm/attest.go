@@ -144,7 +144,7 @@ func publicPEM(key crypto.PublicKey) (string, error) {
 }
 
 // administers authorizes the key's ADMIN role (TCG TPM 2.0, part 1, 19.2): it takes the authorization alone, whatever the
-// registers are, because it never lets the key sign or decrypt.
+// registers are, because it never uses the private part.
 func (u *use) administers(c *chip, l *loaded, encrypts ...tpm2.AuthOption) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(u.key.Auth, encrypts...)}
 }

@@ -28,7 +28,8 @@ type Options struct {
 	// of their types.
 	Slow func(psa.Capability) bool
 	// Foreign makes a P-256 signing key on the device as another tool would, and gives a reference to it; nil where
-	// the provider adopts none. Count tells how many objects of whatever kind the device has.
+	// the provider adopts none; its last character is not 0. Count tells how many objects of whatever kind the device
+	// has; where it is nil, the provider's own list does.
 	Foreign func(t *testing.T) (reference string)
 	Count   func(t *testing.T) int
 }

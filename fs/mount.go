@@ -197,6 +197,8 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			MaxInflightRequestBytes: maxInflightBytes,
 			EnableAcl:               true,
 			DisableReadDirPlus:      true,
+			// Answers lie in memory: go-fuse would take each to a pipe, to find that out.
+			DisableSplice: true,
 			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
 			ExtraCapabilities: fuse.CAP_DONT_MASK,
 			PanicHandler:      panicHandler(o.Log),

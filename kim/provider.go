@@ -365,9 +365,8 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	return nil
 }
 
-// Hash begins a hash without a key for uid; a provider that has none is StatusNotSupported. The Run's Finish waits for
-// its turn and for the provider, at most OperationTimeout.
-func (p *Provider) Hash(ctx context.Context, uid uint32, op psa.Op) (psa.Run, error) {
+// Hash begins a hash without a key for uid; a provider that has none is StatusNotSupported.
+func (p *Provider) Hash(ctx context.Context, uid uint32, op psa.Op) (Run, error) {
 	impl, err := p.instance()
 	if err != nil {
 		return nil, p.away()
@@ -394,12 +393,21 @@ type keylessRun struct {
 }
 
 func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
-	result, err := call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, func(late psa.Result, _ error) { late.Wipe() })
+	return r.ended(call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate))
+}
+
+func (r *keylessRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+	return r.ended(stay(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate, tell))
+}
+
+func (r *keylessRun) ended(result psa.Result, err error) (psa.Result, error) {
 	if err != nil && !begun(err) {
 		r.Abort()
 	}
 	return result, err
 }
+
+func wipeLate(late psa.Result, _ error) { late.Wipe() }
 
 // List gives the keys after a name, by name, at most n, hidden ones left out.
 func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error) {

@@ -220,7 +220,8 @@ func (r *request) answer(ctx context.Context) error {
 			}
 		}
 		r.phase, r.by = computing, caller(ctx)
-		go r.compute(r.feed)
+		f := r.feed
+		r.t.workers.run(func() { r.compute(f) })
 	}
 	r.mu.Unlock()
 	if err := wait(ctx, r.finished); err != nil {

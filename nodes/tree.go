@@ -64,6 +64,7 @@ type Tree struct {
 	slots    slotTable
 	sizes    sizes
 	running  sync.WaitGroup
+	workers  *workers
 	changing sync.Mutex // one change of permissions at a time
 
 	revocations revocations
@@ -87,7 +88,7 @@ func New(o Options) *Tree {
 	}
 	t := &Tree{
 		kim: o.KIM, options: o, log: o.Log, started: time.Now(),
-		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(),
+		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(), workers: newWorkers(),
 	}
 	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
 	t.boxes.t, t.slots.t = t, t
@@ -136,6 +137,7 @@ func (t *Tree) Close() {
 	t.closed.Store(true)
 	t.boxes.clear()
 	t.slots.clear()
+	t.workers.close()
 }
 
 // begin counts an operation for Drain; it is false once the tree drains.

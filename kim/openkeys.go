@@ -189,8 +189,8 @@ type Run interface {
 }
 
 // Begin begins an operation with a key for uid: StatusNotPermitted and the like where its policy says no, a draft is
-// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. Each Run must be
-// finished or aborted.
+// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. Each Run must be finished or
+// aborted.
 func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (Run, error) {
 	// Others may wait for the same opening.
 	e, err := k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })

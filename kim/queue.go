@@ -143,13 +143,13 @@ func (q *queue) leave() {
 type timed struct {
 	at      time.Time
 	cancel  context.CancelCauseFunc // of what the provider was given
-	given   func()                  // runs where the wait ends before a call that has begun
+	tell    func()                  // runs where the wait ends before a call that has begun
 	running bool
 	over    bool // nobody waits any more
 }
 
-// time notes a call's end. One timer serves all: starting and stopping one for each call would wake a thread each time.
-func (q *queue) time(c *timed, timeout time.Duration) {
+// watch notes a call's end. One timer serves all: starting and stopping one for each call would wake a thread each time.
+func (q *queue) watch(c *timed, timeout time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if c.at = time.Now().Add(timeout); q.calls == nil {
@@ -189,7 +189,7 @@ func (q *queue) ring() {
 	}
 	q.mu.Unlock()
 	for _, c := range due {
-		q.giveUp(c, context.DeadlineExceeded)
+		go q.giveUp(c, context.DeadlineExceeded) // to be told may take time
 	}
 }
 
@@ -204,11 +204,11 @@ func (q *queue) giveUp(c *timed, cause error) {
 	}
 	stuck := waited && c.running
 	q.mu.Unlock()
+	if stuck {
+		c.tell()
+	}
 	if waited {
 		c.cancel(cause)
-	}
-	if stuck {
-		c.given()
 	}
 }
 
@@ -280,8 +280,8 @@ func stay[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Dura
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	c := &timed{cancel: cancel, given: func() { tell(stuck(p)) }}
-	p.queue.time(c, timeout)
+	c := &timed{cancel: cancel, tell: func() { tell(stuck(p)) }}
+	p.queue.watch(c, timeout)
 	if outer.Done() != nil {
 		defer context.AfterFunc(outer, func() { p.queue.giveUp(c, context.Cause(outer)) })()
 	}
@@ -292,7 +292,7 @@ func stay[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Dura
 	if outer.Err() != nil || !p.queue.begin(c) {
 		p.queue.leave()
 		p.queue.end(c)
-		return none, notBegun(p, cmp.Or(context.Cause(outer), context.Cause(ctx)))
+		return none, notBegun(p, cmp.Or(context.Cause(outer), context.DeadlineExceeded))
 	}
 	value, err := recovering(ctx, p, f)
 	p.queue.leave()

@@ -26,15 +26,17 @@ func TestWorkers(t *testing.T) {
 		close(release)
 		all.Wait()
 	}
-	if n := w.idle.Load(); n > idleMost {
-		t.Errorf("%d are idle", n)
-	}
-	w.close()
-	for deadline := time.Now().Add(10 * time.Second); w.idle.Load() > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d never ended", w.idle.Load())
+	wait := func(n int32) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); w.idle.Load() != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d are idle, not %d", w.idle.Load(), n)
+			}
 		}
 	}
+	wait(idleMost)
+	w.close()
+	wait(0)
 	done := make(chan struct{})
 	w.run(func() { close(done) })
 	<-done

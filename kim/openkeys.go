@@ -181,10 +181,18 @@ func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, e
 	return b, err
 }
 
+// Run is a psa.Run whose Finish waits for its turn and for the provider, at most OperationTimeout.
+type Run interface {
+	psa.Run
+	// FinishHere is Finish in the caller's own goroutine: it returns only when the provider does. Whoever waits
+	// elsewhere is told where OperationTimeout ends before that, with the error that is returned then.
+	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
+}
+
 // Begin begins an operation with a key for uid: StatusNotPermitted and the like where its policy says no, a draft is
-// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. The Run's Finish waits for its turn
-// and for the provider, at most OperationTimeout. Each Run must be finished or aborted.
-func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (psa.Run, error) {
+// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. Each Run must be finished or
+// aborted.
+func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (Run, error) {
 	e, err := k.hold(ctx, number)
 	if err != nil {
 		return nil, err
@@ -198,7 +206,7 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (p
 }
 
 // Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
-func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, signer int64) (psa.Run, error) {
+func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, signer int64) (Run, error) {
 	e, err := k.hold(ctx, number)
 	if err != nil {
 		return nil, err
@@ -284,19 +292,33 @@ func (r *queuedRun) Abort() {
 }
 
 func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
+	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
+		return call(ctx, r.keys[0].provider, r.uid, r.k.o.OperationTimeout, f, late)
+	})
+}
+
+func (r *queuedRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
+		return stay(ctx, r.keys[0].provider, r.uid, r.k.o.OperationTimeout, f, late, tell)
+	})
+}
+
+type finisher = func(context.Context) (psa.Result, error)
+
+// finish asks the provider by call or stay.
+func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Result, error)) (psa.Result, error) {
 	if r.run == nil {
 		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
 	}
-	p := r.keys[0].provider
 	if slices.ContainsFunc(r.keys, func(e *openKey) bool { return e.gone.Load() }) {
 		r.Abort()
 		return psa.Result{}, psa.Errorf(psa.StatusRevoked, "the key was destroyed")
 	}
-	if err := p.away(); err != nil {
+	if err := r.keys[0].provider.away(); err != nil {
 		r.Abort()
 		return psa.Result{}, err
 	}
-	result, err := call(ctx, p, r.uid, r.k.o.OperationTimeout, r.run.Finish, func(late psa.Result, _ error) {
+	result, err := ask(r.run.Finish, func(late psa.Result, _ error) {
 		late.Wipe()
 		r.release()
 	})

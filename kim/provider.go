@@ -386,8 +386,8 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 }
 
 // Begin begins an operation without a key for uid: a hash, or what the device itself attests. A provider that does not do
-// it is StatusNotSupported. The Run's Finish waits for its turn and for the provider, at most OperationTimeout.
-func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (psa.Run, error) {
+// it is StatusNotSupported.
+func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error) {
 	impl, err := p.instance()
 	if err != nil {
 		return nil, p.away()
@@ -421,12 +421,21 @@ type keylessRun struct {
 }
 
 func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
-	result, err := call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, func(late psa.Result, _ error) { late.Wipe() })
+	return r.ended(call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate))
+}
+
+func (r *keylessRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+	return r.ended(stay(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate, tell))
+}
+
+func (r *keylessRun) ended(result psa.Result, err error) (psa.Result, error) {
 	if err != nil && !begun(err) {
 		r.Abort()
 	}
 	return result, err
 }
+
+func wipeLate(late psa.Result, _ error) { late.Wipe() }
 
 // deviceID is the identity of the device that has the keys, "" before it was ever seen.
 func (p *Provider) deviceID() string {

@@ -111,20 +111,27 @@ func TestKillWhileRewrapping(t *testing.T) {
 	recovery := func(n int) string { return s.config + fmt.Sprint(".recovery-", n) }
 	made := 0
 	const fresh, last = "a new recovery key", "the last recovery key"
-	path := [][]string{
-		{"--recovery-key", fresh, "tpm:chip"},
-		{"--pcrs", "0,7", "tpm:chip"}, // another blob of the same data key
-		{"file"},
-		{"file"}, // another wrapping key
-		{"--recovery-key", fresh, "tpm:chip"},
-		{"--recovery-key", last, "file"},
+	ways := []struct {
+		from string
+		args []string
+	}{
+		{"file", []string{"--recovery-key", fresh, "tpm:chip"}},
+		{"tpm:chip", []string{"--pcrs", "0,7", "tpm:chip"}}, // another blob of the same data key
+		{"tpm:chip", []string{"file"}},
+		{"file", []string{"file"}}, // another wrapping key
+		{"tpm:chip", []string{"--recovery-key", last, "file"}},
 	}
+	now := "file"
 	steps := append([]string{fs.StepRecoveryWritten}, kim.RewrapSteps...)
 	seen := map[string]bool{}
 	for _, mounted := range []bool{true, false} {
-		for _, args := range path {
+		for _, way := range ways {
 			for _, step := range steps {
-				args := slices.Clone(args)
+				if now != way.from {
+					s.mustRewrap(way.from)
+				}
+				args := slices.Clone(way.args)
+				now = args[len(args)-1]
 				switch args[max(0, len(args)-2)] {
 				case fresh:
 					made++
@@ -132,7 +139,7 @@ func TestKillWhileRewrapping(t *testing.T) {
 				case last:
 					args[1] = recovery(made)
 				}
-				what := fmt.Sprintf("%s in rewrap %v, mounted: %v", step, args, mounted)
+				what := fmt.Sprintf("%s in rewrap %v from %s, mounted: %v", step, args, way.from, mounted)
 				var killed bool
 				switch {
 				case mounted && step != fs.StepRecoveryWritten: // which is the command's own
@@ -158,7 +165,7 @@ func TestKillWhileRewrapping(t *testing.T) {
 				if killed {
 					s.mustRewrap(args...)
 				}
-				s.hasFile(args[len(args)-1] == "file")
+				s.hasFile(now == "file")
 				s.check() // and again after the next start
 				if t.Failed() {
 					t.Fatalf("after %s", what)

@@ -38,8 +38,9 @@ type Options struct {
 // that the suite makes are destroyed in the end.
 func Run(t *testing.T, open func(t *testing.T) providers.Provider, o Options) {
 	s := &suite{open: open, o: o}
-	lines, err := s.provider(t).Capabilities(t.Context())
-	if err != nil {
+	p := open(t)
+	lines, err := p.Capabilities(t.Context())
+	if err = errors.Join(err, p.Close()); err != nil { // closed: a device may have one user at a time
 		t.Fatalf("Capabilities: %v", err)
 	}
 	s.lines = lines

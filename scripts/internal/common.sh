@@ -58,6 +58,18 @@ has_tpm2_openssl() {
 	dir=$(openssl version -m 2>/dev/null | sed 's/.*"\(.*\)"/\1/') && [ -e "$dir/tpm2.so" ]
 }
 
+# A PKCS#11 module that keeps its keys in a TPM.
+has_tpm2_pkcs11() {
+	compgen -G '/usr/lib*/*/pkcs11/libtpm2_pkcs11.so' >/dev/null || compgen -G '/usr/lib*/pkcs11/libtpm2_pkcs11.so' >/dev/null
+}
+
+# How tpm2-pkcs11 reaches tpm2-abrmd, and how that reaches swtpm.
+has_tctis() {
+	local libraries
+	libraries=$(/sbin/ldconfig -p 2>/dev/null) &&
+		[[ $libraries == *libtss2-tcti-tabrmd.so* && $libraries == *libtss2-tcti-swtpm.so* ]]
+}
+
 # The module proxy is reached by TLS.
 trusts_tls() {
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || [ -e /etc/ssl/cert.pem ]
@@ -69,7 +81,7 @@ need() {
 	local works=$1
 	shift
 	case $works in
-	compiles_c | trusts_tls | has_psa | has_tpm2_openssl) "$works" && return ;;
+	compiles_c | trusts_tls | has_psa | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
 	*) command -v "$works" >/dev/null && return ;;
 	esac
 	missing+=("$works")

@@ -32,6 +32,8 @@ const (
 	commandKeys    = "keys list"
 	commandChown   = "keys chown"
 	commandDestroy = "keys destroy"
+	commandForget  = "keys forget"
+	commandForeign = "keys adopt"
 	commandBackup  = "state backup"
 
 	maxRequestBytes  = 4096
@@ -44,17 +46,30 @@ const (
 type request struct {
 	Command  string  `json:"command"`
 	Provider string  `json:"provider,omitempty"`
+	Name     string  `json:"name,omitempty"`  // of forget: the key
 	Owner    *uint32 `json:"owner,omitempty"` // whose keys; nil is everybody's
 	UID      uint32  `json:"uid,omitempty"`   // of chown: who gets them
 	GID      uint32  `json:"gid,omitempty"`
 }
 
 type response struct {
-	Key   *KeyInfo `json:"key,omitempty"`
-	Data  []byte   `json:"data,omitempty"`
-	End   bool     `json:"end,omitempty"`
-	Error string   `json:"error,omitempty"`
-	Hint  string   `json:"hint,omitempty"`
+	Key     *KeyInfo     `json:"key,omitempty"`
+	Foreign *ForeignInfo `json:"foreign,omitempty"`
+	Data    []byte       `json:"data,omitempty"`
+	End     bool         `json:"end,omitempty"`
+	Error   string       `json:"error,omitempty"`
+	Hint    string       `json:"hint,omitempty"`
+}
+
+// answers says whether a response that is not the last one is of the kind that the command asks for.
+func (r *response) answers(command string) bool {
+	switch command {
+	case commandBackup:
+		return len(r.Data) > 0
+	case commandForeign:
+		return r.Foreign != nil
+	}
+	return r.Key != nil
 }
 
 // control is the daemon's end of the socket.
@@ -118,9 +133,13 @@ func (c *control) setAdmins(admins []uint32) error {
 	return os.Chmod(filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())), controlName), mode)
 }
 
-// serves says whether a user may ask for a command. A backup holds the whole state and is no admin's.
+// notAdmins are the commands that are for root and the daemon's user alone: a backup holds the whole state, and what is
+// forgotten may be lost.
+var notAdmins = []string{commandBackup, commandForget}
+
+// serves says whether a user may ask for a command.
 func (c *control) serves(uid uint32, command string) bool {
-	return uid == 0 || uid == uint32(os.Geteuid()) || command != commandBackup && slices.Contains(*c.admins.Load(), uid)
+	return uid == 0 || uid == uint32(os.Geteuid()) || !slices.Contains(notAdmins, command) && slices.Contains(*c.admins.Load(), uid)
 }
 
 // close ends every connection and waits for it.
@@ -204,6 +223,10 @@ func (c *control) serve(conn *net.UnixConn) {
 			}
 			return send(r)
 		})
+	case commandForget:
+		err = forgetKey(c.ctx, c.kim, c.tree.Load(), by, in)
+	case commandForeign:
+		err = foreignKeys(c.ctx, c.kim, in.Provider, by.Uid, func(f ForeignInfo) error { return send(response{Foreign: &f}) })
 	case commandBackup:
 		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
 	default:
@@ -319,7 +342,7 @@ func (c *client) call(in request, each func(*response) error) error {
 			return &Error{KindOther, errors.New(r.Error), r.Hint}
 		case r.End:
 			return nil
-		case each == nil, (in.Command == commandBackup) != (r.Key == nil), in.Command == commandBackup && len(r.Data) == 0:
+		case each == nil, !r.answers(in.Command):
 			return &Error{Kind: KindState, Err: errors.New("control socket: an answer to something else")}
 		}
 		if err := each(&r); err != nil {

@@ -146,6 +146,7 @@ func reload(k *kim.KIM, tree *nodes.Tree, control *control, o MountOptions) {
 		}
 	}
 	tree.SetUnitRules(c.Units)
+	tree.SetAdmins(c.Admins)
 	if err := control.setAdmins(c.Admins); err != nil {
 		o.Log.Error("the control socket's mode", "err", err)
 	}
@@ -177,6 +178,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		BufferPerUser:       o.Config.Core.BufferPerUser,
 		OthersAllowed:       c.othersAllowed,
 		Units:               o.Config.Units,
+		Admins:              o.Config.Admins,
 		Log:                 o.Log,
 	}
 	if audit != nil {

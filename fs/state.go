@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -133,7 +135,7 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 		case in.Command == commandDestroy && owner == *in.Owner:
 			err = k.Destroy(ctx, key.Number, uint32(os.Geteuid()))
 			if tree != nil {
-				tree.Destroyed(by, p, key.Number, key.Name, err)
+				tree.Destroyed(by, in.Command, p, key.Number, key.Name, err)
 			}
 		case in.Command == commandChown && (owner == *in.Owner || key.UID == *in.Owner):
 			err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID)
@@ -146,6 +148,81 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 		}
 		return each(keyInfo(p, key, owner), err)
 	})
+}
+
+// ForgetKey removes a key from the KIM, whatever its device still has of it; the device need not be there.
+func ForgetKey(ctx context.Context, o StateOptions, provider, name string) error {
+	in := request{Command: commandForget, Provider: provider, Name: name}
+	return withState(ctx, o,
+		func(c *client) error { return c.call(in, nil) },
+		func(k *kim.KIM) error { return forgetKey(ctx, k, nil, fuse.Caller{}, in) })
+}
+
+func forgetKey(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller, in request) error {
+	p, err := providerNamed(k, in.Provider)
+	if err != nil {
+		return err
+	}
+	key, err := p.Lookup(ctx, in.Name)
+	if err == nil {
+		err = k.Forget(ctx, key.Number)
+	}
+	if tree != nil {
+		tree.Destroyed(by, in.Command, p, key.Number, in.Name, err)
+	}
+	return err
+}
+
+// ForeignInfo is a key on a device, as keys adopt shows it.
+type ForeignInfo struct {
+	Provider string `json:"provider"`
+	Object   string `json:"object"` // what an import takes
+	Label    string `json:"label"`
+	Type     string `json:"type"` // "" if no key can be made of it
+	Bits     int    `json:"bits"`
+	Template string `json:"template"` // that it gets unless another one is asked for
+	Holder   string `json:"holder"`   // the key here that it is already
+}
+
+// ForeignKeys gives the keys that lie on the device of one provider, or where provider is empty of each that can have
+// keys of others.
+func ForeignKeys(ctx context.Context, o StateOptions, provider string, each func(ForeignInfo) error) error {
+	return withState(ctx, o,
+		func(c *client) error {
+			in := request{Command: commandForeign, Provider: provider}
+			return c.call(in, func(r *response) error { return each(*r.Foreign) })
+		},
+		func(k *kim.KIM) error { return foreignKeys(ctx, k, provider, uint32(os.Geteuid()), each) })
+}
+
+func foreignKeys(ctx context.Context, k *kim.KIM, provider string, uid uint32, each func(ForeignInfo) error) error {
+	asked := k.Providers()
+	if provider != "" {
+		p, err := providerNamed(k, provider)
+		if err != nil {
+			return err
+		}
+		asked = []*kim.Provider{p}
+	}
+	for _, p := range asked {
+		list, err := p.Foreign(ctx, uid)
+		if provider == "" && psa.StatusOf(err) == psa.StatusNotSupported {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, f := range list {
+			info := ForeignInfo{Provider: p.Name(), Object: f.Object, Label: f.Label, Bits: f.Attributes.Bits, Template: f.Attributes.Template(), Holder: f.Holder}
+			if f.Attributes.Type != psa.KeyTypeNone {
+				info.Type = f.Attributes.Type.String()
+			}
+			if err := each(info); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Backup writes a consistent copy of the state, as a tar.
@@ -221,14 +298,15 @@ func keyInfo(p *kim.Provider, key kim.Key, owner uint32) KeyInfo {
 
 // eachKey goes through the keys of one provider, or of all where provider is empty, by name.
 func eachKey(ctx context.Context, k *kim.KIM, provider string, each func(*kim.Provider, kim.Key) error) error {
-	found := false
-	var names []string
-	for _, p := range k.Providers() {
-		names = append(names, strconv.Quote(p.Name()))
-		if provider != "" && p.Name() != provider {
-			continue
+	all := k.Providers()
+	if provider != "" {
+		p, err := providerNamed(k, provider)
+		if err != nil {
+			return err
 		}
-		found = true
+		all = []*kim.Provider{p}
+	}
+	for _, p := range all {
 		for after := ""; ; {
 			keys, err := p.List(ctx, after, keysPerPage)
 			if err != nil {
@@ -245,21 +323,18 @@ func eachKey(ctx context.Context, k *kim.KIM, provider string, each func(*kim.Pr
 			}
 		}
 	}
-	if !found && provider != "" {
-		return fmt.Errorf("no provider %q; there are: %s", provider, joinNames(names))
-	}
 	return nil
 }
 
-func joinNames(names []string) string {
-	if len(names) == 0 {
-		return "none"
+func providerNamed(k *kim.KIM, name string) (*kim.Provider, error) {
+	if p := k.Provider(name); p != nil {
+		return p, nil
 	}
-	s := names[0]
-	for _, n := range names[1:] {
-		s += ", " + n
+	names := []string{}
+	for _, p := range k.Providers() {
+		names = append(names, strconv.Quote(p.Name()))
 	}
-	return s
+	return nil, fmt.Errorf("no provider %q; there are: %s", name, cmp.Or(strings.Join(names, ", "), "none"))
 }
 
 // formatUUID is RFC 9562's text form.

@@ -20,6 +20,9 @@ const (
 	stepImporting      = "import:creating"
 	stepImported       = "import:stored"
 	stepImportedReady  = "import:ready"
+	stepAdopt          = "adopt:asked"
+	stepAdopting       = "adopt:found"
+	stepAdopted        = "adopt:ready"
 	stepRename         = "rename:asked"
 	stepRenamed        = "rename:renamed"
 	stepDestroy        = "destroy:asked"
@@ -32,6 +35,7 @@ const (
 var Steps = []string{
 	stepCreate, stepCreating, stepCreated, stepCreatedReady,
 	stepImport, stepImporting, stepImported, stepImportedReady,
+	stepAdopt, stepAdopting, stepAdopted,
 	stepRename, stepRenamed,
 	stepDestroy, stepDestroying, stepDestroyed, stepDestroyedFully,
 }
@@ -46,6 +50,7 @@ type job struct {
 	attrs    psa.Attributes
 	origin   string
 	source   int64         // the key that is copied, else 0
+	object   string        // names the key that is adopted, else empty
 	material *psa.Material // a copy, wiped in the end
 
 	done chan struct{}
@@ -62,7 +67,7 @@ const (
 
 // asks says whether other asks for what j does.
 func (j *job) asks(other *job) bool {
-	if j.kind != other.kind || j.template != other.template || j.attrs != other.attrs || j.origin != other.origin || j.source != other.source || (j.material == nil) != (other.material == nil) {
+	if j.kind != other.kind || j.template != other.template || j.attrs != other.attrs || j.origin != other.origin || j.source != other.source || j.object != other.object || (j.material == nil) != (other.material == nil) {
 		return false
 	}
 	return j.material == nil || j.material.Format == other.material.Format && bytes.Equal(j.material.Data, other.material.Data)
@@ -185,6 +190,17 @@ func (k *KIM) Copy(ctx context.Context, number int64, uid uint32, source int64) 
 	return k.start(ctx, draft, uid, &job{kind: making, template: a.Template(), attrs: a, origin: from.Origin, source: source})
 }
 
+// Adopt makes the draft a key that its provider's device has already, under the attributes a, or where a.Type is none
+// under those that its kind gives it; reference is as providers.Adopter takes it. Nothing changes on the device. An
+// object that is a key already is StatusAlreadyExists; else as Generate.
+func (k *KIM) Adopt(ctx context.Context, number int64, uid uint32, a psa.Attributes, reference string) error {
+	draft, err := k.Key(context.WithoutCancel(ctx), number)
+	if err != nil {
+		return err
+	}
+	return k.start(ctx, draft, uid, &job{kind: making, attrs: a, origin: Adopted, object: reference})
+}
+
 func (k *KIM) create(ctx context.Context, number int64, uid uint32, template string, a psa.Attributes, m *psa.Material, origin string) error {
 	key, err := k.Key(context.WithoutCancel(ctx), number)
 	if err != nil {
@@ -199,11 +215,18 @@ func (k *KIM) create(ctx context.Context, number int64, uid uint32, template str
 
 func (k *KIM) start(ctx context.Context, draft Key, uid uint32, j *job) error {
 	err := j.attrs.Validate()
+	if j.object != "" && j.attrs.Type == psa.KeyTypeNone {
+		err = nil // the device says what it is
+	}
 	if err == nil {
 		var p *Provider
 		var impl providers.Provider
 		if p, impl, err = k.providerOf(draft); err == nil {
-			return k.run(ctx, p, draft.Number, j, func(end func()) error { return k.make(p, impl, draft.Number, uid, j, end) })
+			make := k.make
+			if j.object != "" {
+				make = k.adopt
+			}
+			return k.run(ctx, p, draft.Number, j, func(end func()) error { return make(p, impl, draft.Number, uid, j, end) })
 		}
 	}
 	j.material.Wipe()
@@ -302,6 +325,59 @@ func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h 
 	return copier.Copy(ctx, h, j.attrs, providers.Source{Handle: row.Handle, Attributes: row.Attributes, Blob: blob})
 }
 
+// adopt needs no journal: nothing changes but the draft's row.
+func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func()) (err error) {
+	defer func() {
+		if !isStuck(err) {
+			end()
+		}
+	}()
+	adopter, ok := impl.(providers.Adopter)
+	if !ok {
+		return errNoAdopter(p)
+	}
+	k.o.Step(stepAdopt)
+	if err := k.still.Acquire(k.ctx, 1); err != nil {
+		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+	}
+	defer k.still.Release(1)
+	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
+		return err
+	}
+	type found struct {
+		providers.Foreign
+		blob providers.Blob
+	}
+	f, err := call(k.ctx, p, uid, k.o.OperationTimeout, func(ctx context.Context) (f found, err error) {
+		f.Foreign, f.blob, err = adopter.Adopt(ctx, j.attrs, j.object)
+		return f, err
+	}, func(late found, _ error) {
+		psa.Wipe(late.blob.Secret)
+		end()
+	})
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(f.blob.Secret)
+	k.o.Step(stepAdopting)
+	row, err := k.Key(context.Background(), number)
+	if err != nil {
+		return err
+	}
+	a := Adoption{Template: f.Attributes.Template(), Attributes: f.Attributes, Device: p.deviceID(), Object: f.Object, Made: f.Handle, Public: f.blob.Public}
+	rand.Read(a.Handle[:])
+	if row.Attributes = f.Attributes; len(f.blob.Secret) > 0 {
+		if a.Sealed, err = k.sealer.Seal(row, p.uuid, f.blob.Secret); err != nil {
+			return err
+		}
+	}
+	if err := k.store.Adopt(context.Background(), number, a); err != nil {
+		return err
+	}
+	k.o.Step(stepAdopted)
+	return nil
+}
+
 // hide keeps a key out of sight until recovery knows what became of it.
 func (k *KIM) hide(p *Provider, row Key) {
 	k.settled(p, row, k.store.SetHidden(context.Background(), row.Number, true))
@@ -315,7 +391,29 @@ func (k *KIM) settled(p *Provider, row Key, err error) {
 	}
 }
 
-// Destroy destroys a key in its provider too, or removes a draft, for uid. A device that is away is
+// Forget removes a draft, or a key that its device keeps: what it had here is gone, with its name and its sealed secret.
+func (k *KIM) Forget(ctx context.Context, number int64) error {
+	err := k.store.Forget(ctx, number)
+	if err == nil {
+		k.keys.destroyed(number)
+	}
+	return err
+}
+
+// destroyIn destroys a row's key in its provider.
+func destroyIn(ctx context.Context, impl providers.Provider, row Key) error {
+	if row.Object == "" {
+		return impl.Destroy(ctx, row.Handle)
+	}
+	adopter, ok := impl.(providers.Adopter)
+	if !ok {
+		return psa.Errorf(psa.StatusNotSupported, "this provider adopts no keys any more")
+	}
+	return adopter.DestroyObject(ctx, row.Object)
+}
+
+// Destroy destroys a key in its provider too, or removes a draft, for uid; an adopted key with allow_destroy = false is
+// forgotten, and stays on its device. A device that is away is
 // StatusProviderAbsent and changes nothing; an unknown outcome hides the key until the provider says. It goes on when
 // ctx ends.
 func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
@@ -326,6 +424,9 @@ func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
 	if key.State == Draft {
 		// In one transaction: where the draft became a key meanwhile it is StatusBadState.
 		return k.store.RemoveDraft(ctx, number)
+	}
+	if key.Origin == Adopted && key.KeepForever {
+		return k.Forget(ctx, number)
 	}
 	p, impl, err := k.providerOf(key)
 	if err != nil {
@@ -355,7 +456,7 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid ui
 	}
 	k.o.Step(stepDestroying)
 	_, err = call(k.ctx, p, uid, k.o.OperationTimeout, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, impl.Destroy(ctx, row.Handle)
+		return struct{}{}, destroyIn(ctx, impl, row)
 	}, func(struct{}, error) { end() })
 	switch {
 	case err == nil:

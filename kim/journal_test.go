@@ -533,3 +533,83 @@ func TestWrappingKeyIsNeverReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestAdoption takes a key over that lies on the device, forgets it, takes it over again and destroys it there.
+func TestAdoption(t *testing.T) {
+	d := newDevice(t)
+	a, err := psa.DefaultTemplate(psa.ECCKeyPair(psa.SECPR1), 256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reference, err := outside.AddForeign(ctx, d.objects, "theirs", a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "state")
+	k, p := d.open(func(o *kim.Options) { o.Dir = dir })
+	made := generate(t, k, p, "made", p256)
+	list := func(p *kim.Provider) (lines []string) {
+		t.Helper()
+		all, err := p.Foreign(ctx, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range all {
+			lines = append(lines, fmt.Sprintf("%s of %q", f.Object, f.Holder))
+		}
+		slices.Sort(lines)
+		return lines
+	}
+	own := fmt.Sprintf("id=%x", made.Handle)
+	if got, want := list(p), []string{own + ` of "made"`, reference + ` of ""`}; !slices.Equal(got, want) {
+		t.Fatalf("%q; want %q", got, want)
+	}
+	key := newDraft(t, p, "web")
+	wantStatus(t, k.Adopt(ctx, key.Number, 0, psa.Attributes{}, reference+"x"), psa.StatusDoesNotExist)
+	wantStatus(t, k.Adopt(ctx, key.Number, 0, psa.Attributes{}, own), psa.StatusAlreadyExists)
+	if !isDraft(p, "web")() {
+		t.Fatal("what failed left no draft")
+	}
+	if err := k.Adopt(ctx, key.Number, 0, psa.Attributes{}, reference); err != nil {
+		t.Fatal(err)
+	}
+	if key, err = k.Key(ctx, key.Number); err != nil || signs(k, key) != nil {
+		t.Fatal(err, signs(k, key))
+	}
+	wantStatus(t, k.Adopt(ctx, newDraft(t, p, "again").Number, 0, psa.Attributes{}, reference), psa.StatusAlreadyExists)
+	if err := k.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// the device is away while the key is forgotten, and keeps it
+	k, p = d.open(func(o *kim.Options) { o.Dir = dir })
+	if err := signs(k, key); err != nil {
+		t.Fatalf("after a restart: %v", err)
+	}
+	d.off()
+	if err := k.Destroy(ctx, key.Number, 0); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, signs(k, key), psa.StatusDoesNotExist)
+	d.on(d.objects)
+	if got := list(p); !slices.Contains(got, reference+` of ""`) {
+		t.Fatalf("after it was forgotten: %q", got)
+	}
+	key = newDraft(t, p, "web")
+	if err := k.Adopt(ctx, key.Number, 0, psa.Attributes{}, reference); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.SetAllowDestroy(ctx, key.Number, true); err != nil {
+		t.Fatal(err)
+	}
+	// destroyed, but nobody was told so: recovery finds out
+	d.fault("destroy lost")
+	wantStatus(t, k.Destroy(ctx, key.Number, 0), psa.StatusCommunicationFailure)
+	d.fault("")
+	await(t, k, "the key is gone", isGone(p, "web"))
+	if got, want := list(p), []string{own + ` of "made"`}; !slices.Equal(got, want) {
+		t.Fatalf("in the end: %q; want %q", got, want)
+	}
+	if err := signs(k, made); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -110,6 +110,9 @@ var units = []string{"web.service", "worker@.service"}
 // pcrs are those of the key "draft", since schema 3.
 const pcrs psa.PCRs = 1<<7 | 1<<23
 
+// object is that of the adopted key "theirs", since schema 4.
+const object = "id=0a1b"
+
 const kept = "kept since this store was made"
 
 // makeStore fills a new state directory with all that a store can hold.
@@ -155,7 +158,10 @@ func makeStore(t *testing.T, dir string) {
 	_, err = s.BeginCreate(ctx, half.Number, h, ec.Template, ec.Attributes, kim.Generated)
 	errs = append(errs, err, s.FinishCreate(ctx, half.Number, ec.Public, nil))
 	_, err = s.BeginDestroy(ctx, half.Number)
-	errs = append(errs, err, s.Close())
+	errs = append(errs, err)
+	theirs, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number(), Name: "theirs"})
+	rand.Read(h[:])
+	errs = append(errs, err, s.Adopt(ctx, theirs.Number, kim.Adoption{Handle: h, Template: ec.Template, Attributes: ec.Attributes, Device: "token", Object: object, Public: ec.Public}), s.Close())
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +208,7 @@ func TestOldStores(t *testing.T) {
 				t.Fatal(err)
 			}
 			k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
-			checkStore(t, k, dir)
+			checkStore(t, k, dir, filepath.Base(from))
 			if key, err := k.Default().Lookup(ctx, "forever"); err != nil || filepath.Base(from) != "1" && !slices.Equal(key.Units, units) {
 				t.Errorf("units %q, %v", key.Units, err)
 			} else if got, err := k.Certificate(ctx, key.Number); err != nil || filepath.Base(from) != "1" && string(got) != chain {
@@ -218,7 +224,7 @@ func TestOldStores(t *testing.T) {
 	}
 }
 
-func checkStore(t *testing.T, k *kim.KIM, dir string) {
+func checkStore(t *testing.T, k *kim.KIM, dir, schema string) {
 	p := k.Default()
 	if p == nil {
 		t.Fatal("no default provider")
@@ -235,6 +241,12 @@ func checkStore(t *testing.T, k *kim.KIM, dir string) {
 		found[key.Name] = key.State
 	}
 	want := map[string]kim.State{"aes": kim.Ready, "draft": kim.Draft, "ec": kim.Ready, "forever": kim.Ready, "half-made": kim.Draft}
+	if schema >= "4" {
+		want["theirs"] = kim.Ready
+		if key, err := p.Lookup(ctx, "theirs"); err != nil || key.Object != object || key.Origin != kim.Adopted || !key.KeepForever {
+			t.Errorf("the adopted key: %+v, %v", key, err)
+		}
+	}
 	for name, state := range want {
 		if found[name] != state {
 			t.Errorf("%s is %q, want %q", name, found[name], state)

@@ -169,7 +169,7 @@ func (k *KIM) load(ctx context.Context, e *openKey) error {
 
 // blob is what the KIM keeps of a key for its provider; its secret is the caller's to wipe.
 func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, error) {
-	b := providers.Blob{Public: row.Public}
+	b := providers.Blob{Public: row.Public, Object: row.Object}
 	if !row.Sealed {
 		return b, nil
 	}

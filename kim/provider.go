@@ -401,6 +401,52 @@ func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
 	return result, err
 }
 
+// deviceID is the identity of the device that has the keys, "" before it was ever seen.
+func (p *Provider) deviceID() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.identity
+}
+
+func errNoAdopter(p *Provider) error {
+	return psa.Errorf(psa.StatusNotSupported, "provider %s has no keys that others made", p.Name())
+}
+
+// Foreign is a key on a device, and the key of ours that it is.
+type Foreign struct {
+	providers.Foreign
+	Holder string // the name of the key here, in whatever provider; empty: it can be adopted
+}
+
+// Foreign lists the keys that the provider's device has, whoever made them; StatusNotSupported where it has none but
+// its own.
+func (p *Provider) Foreign(ctx context.Context, uid uint32) ([]Foreign, error) {
+	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
+		return nil, err
+	}
+	impl, err := p.instance()
+	if err != nil {
+		return nil, p.away()
+	}
+	adopter, ok := impl.(providers.Adopter)
+	if !ok {
+		return nil, errNoAdopter(p)
+	}
+	list, err := call(ctx, p, uid, p.k.o.OperationTimeout, adopter.Foreign, func([]providers.Foreign, error) {})
+	if err != nil {
+		return nil, err
+	}
+	var all []Foreign
+	for _, f := range list {
+		key, err := p.k.store.Holder(ctx, p.deviceID(), f.Object, f.Handle)
+		if err != nil && psa.StatusOf(err) != psa.StatusDoesNotExist {
+			return nil, err
+		}
+		all = append(all, Foreign{f, key.Name})
+	}
+	return all, nil
+}
+
 // List gives the keys after a name, by name, at most n, hidden ones left out.
 func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error) {
 	return p.k.store.Keys(ctx, p.number, after, n)

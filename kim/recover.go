@@ -70,7 +70,7 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 			return err
 		}
 		_, err = call(ctx, p, daemonUID, p.k.o.OperationTimeout, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, impl.Destroy(ctx, key.Handle)
+			return struct{}{}, destroyIn(ctx, impl, key)
 		}, func(struct{}, error) {
 			p.k.disclaim(key.Number)
 			p.lookSoon()

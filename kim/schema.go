@@ -119,9 +119,10 @@ CREATE TABLE certificates (
 ALTER TABLE keys ADD COLUMN pcrs INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN before_pcrs INTEGER;
 `, `
--- What the device calls an adopted key, behind the device's identity: no two rows have one object.
+-- Which device has an adopted key, and what it calls it there: no two rows have one object.
+ALTER TABLE keys ADD COLUMN device TEXT NOT NULL DEFAULT '';
 ALTER TABLE keys ADD COLUMN object TEXT NOT NULL DEFAULT '';
-CREATE UNIQUE INDEX keys_object ON keys(object) WHERE object <> '';
+CREATE UNIQUE INDEX keys_object ON keys(device, object) WHERE object <> '';
 
 -- The data key once more, wrapped by the recovery key, which lies with its owner.
 CREATE TABLE recovery_key (

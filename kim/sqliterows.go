@@ -250,11 +250,11 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 // Keys.
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
-	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs`
+	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(23)
+	f, dest := newFields(24)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
@@ -280,6 +280,7 @@ func scanKey(scan func(...any) error) (Entry, error) {
 	before := State(f.text("before_state"))
 	k.Units = strings.Fields(f.text("units"))
 	k.Attributes.PCRs = psa.PCRs(f.uint32("pcrs"))
+	k.Object = f.text("object")
 
 	at := k.State // what the row must have the fields of
 	switch k.State {
@@ -301,7 +302,7 @@ func scanKey(scan func(...any) error) (Entry, error) {
 		if k.Attributes.Type == psa.KeyTypeNone {
 			f.fault("type")
 		}
-		if k.Origin == "" {
+		if k.Origin == "" || (k.Origin == Adopted) != (k.Object != "") {
 			f.fault("origin")
 		}
 	}
@@ -626,6 +627,54 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 		}
 		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
 			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), `+noBefore)
+	})
+}
+
+// holder finds the row that has an object; none is sql.ErrNoRows.
+const holder = " FROM keys WHERE device = ? AND object = ? OR handle = ?"
+
+func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error {
+	return s.write(ctx, "cannot adopt a key", func(t *tx) error {
+		k, err := t.keyIn(number, Draft)
+		if err != nil {
+			return err
+		}
+		if a.Attributes.Type == psa.KeyTypeNone || a.Device == "" || a.Object == "" {
+			return psa.Errorf(psa.StatusInvalidArgument, "an adopted key needs a type, a device and an object")
+		}
+		var name string
+		if err := t.row("SELECT name"+holder, []any{a.Device, a.Object, a.Made[:]}, &name); err == nil {
+			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, name)
+		} else if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		return t.update(k, `state = 'ready', origin = ?, handle = ?, template = ?, type = ?, bits = ?, algorithm = ?, usage = ?, pcrs = ?,
+			device = ?, object = ?, public = ?, secret = ?, allow_destroy = 0`,
+			Adopted, a.Handle[:], a.Template, int64(a.Attributes.Type), a.Attributes.Bits, int64(a.Attributes.Algorithm), int64(a.Attributes.Usage),
+			int64(a.Attributes.PCRs), a.Device, a.Object, blobArg(a.Public), blobArg(a.Sealed))
+	})
+}
+
+func (s *sqliteStore) Holder(ctx context.Context, device, object string, made providers.Handle) (k Key, err error) {
+	found := false
+	err = s.query(ctx, "cannot look for "+object, "SELECT "+keyColumns+holder, func(scan func(...any) error) error {
+		e, err := scanKey(scan)
+		k, found = e.Key, true
+		return err
+	}, device, object, made[:])
+	if err == nil && !found {
+		err = psa.Errorf(psa.StatusDoesNotExist, "no key has %s", object)
+	}
+	return k, err
+}
+
+func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot forget a key", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Ready)
+		if err != nil {
+			return err
+		}
+		return t.remove(k)
 	})
 }
 

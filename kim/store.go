@@ -38,6 +38,7 @@ type Key struct {
 	Sealed      bool     // has a secret in this KIM
 	KeepForever bool     // allow_destroy = false
 	Units       []string // systemd units that may use the key; empty: any
+	Object      string   // the device's name of an adopted key, else empty
 	// Damage is set where the row cannot be understood (StatusDataCorrupt): then only Number, Provider and Name hold.
 	Damage error
 }
@@ -47,7 +48,20 @@ const (
 	Generated = "generated"
 	Imported  = "imported"
 	Derived   = "derived"
+	Adopted   = "adopted"
 )
+
+// Adoption is what Adopt makes of a draft.
+type Adoption struct {
+	Handle     providers.Handle // a new one
+	Template   string
+	Attributes psa.Attributes
+	Device     string           // the identity of the device
+	Object     string           // its name of the key
+	Made       providers.Handle // the handle that the object has if it was made here, else zero
+	Public     []byte
+	Sealed     []byte
+}
 
 // Entry is a row of the journal: a key in Creating or Destroying.
 type Entry struct {
@@ -177,6 +191,14 @@ type Store interface {
 	FinishCreate(ctx context.Context, number int64, public, sealed []byte) error
 	// AbortCreate turns Creating into the draft that it was before, and shows it if it was hidden.
 	AbortCreate(ctx context.Context, number int64) error
+	// Adopt turns a draft into Ready, with allow_destroy = false: the device has the key already, so there is nothing to
+	// journal. An object that any row has is StatusAlreadyExists.
+	Adopt(ctx context.Context, number int64, a Adoption) error
+	// Holder is the key whose object this is, adopted or made here (then it has this handle): StatusDoesNotExist if
+	// no row has it.
+	Holder(ctx context.Context, device, object string, made providers.Handle) (Key, error)
+	// Forget removes the row of a draft or of a key that is Ready, whatever its device still has.
+	Forget(ctx context.Context, number int64) error
 	// BeginDestroy turns Draft or Ready into Destroying. KeepForever is StatusNotPermitted.
 	BeginDestroy(ctx context.Context, number int64) (Key, error)
 	// FinishDestroy removes the row that is Destroying, with its inodes and labels.

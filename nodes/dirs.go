@@ -317,7 +317,7 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 		return n.t.fail(ctx, n.child(name), "rmdir", err)
 	}
 	at := place{t: n.t, provider: n.p, key: k.Number}
-	if k.KeepForever {
+	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
 		return n.t.fail(ctx, at, "rmdir", refuse(syscall.EPERM, "allow_destroy is false for this key", "its owner can write allow_destroy = true into attributes"))
 	}
 	begun, uid := time.Now(), caller(ctx).Uid

@@ -399,3 +399,56 @@ func TestTableIsSound(t *testing.T) {
 		}
 	}
 }
+
+func TestScanReference(t *testing.T) {
+	for _, c := range []struct {
+		in        string
+		alone     bool
+		reference string // "" is none
+		more      bool
+	}{
+		{"id=0a1B\n", true, "id=0a1B", false},
+		{"id=0a1b", true, "id=0a1b", false},
+		{"id=0a1b", false, "", true}, // the next write may go on
+		{"id=\n", true, "id=", false},
+		{"object=web server\nrest", false, "object=web server", false},
+		{"object=schlüssel", true, "object=schlüssel", false},
+		{"handle=0x81000001\n", true, "handle=0x81000001", false},
+		{"handle=0", false, "", true},
+		{"obj", false, "", true},
+		{"id=0a;object=web\n", true, "id=0a;object=web", false},
+		{"id=0a;obj", false, "", false},
+		{"id=0a;obj\n", true, "", false},
+		{"pkcs11:token=t;object=web?pin-source=file:/x\n", true, "pkcs11:token=t;object=web?pin-source=file:/x", false},
+		{"pkcs11", false, "", true},
+		{"", true, "", false},
+		{"id=0g\n", true, "", false},
+		{"handle=81000001\n", true, "", false},
+		{"object=a\x00b\n", true, "", false},
+		{"object=\xff\n", true, "", false},
+		{"ids", true, "", false},
+		{"-----BEGIN PRIVATE KEY-----\n", true, "", false},
+		{"object=" + strings.Repeat("x", referenceMost), true, "", false},
+	} {
+		end, reference, more := scanReference([]byte(c.in), c.alone)
+		if reference != c.reference || more != c.more || (end > 0) != (reference != "") {
+			t.Errorf("%q, alone %t: %d, %q, %t; want %q, %t", c.in, c.alone, end, reference, more, c.reference, c.more)
+		}
+	}
+}
+
+func FuzzScanReference(f *testing.F) {
+	for _, s := range []string{"id=0a\n", "object=x", "handle=0x81000001\n", "handle=0", "i"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		end, reference, more := scanReference(b, true)
+		if end > 0 && (more || end > len(b) || !strings.HasPrefix(string(b), reference) || strings.Contains(reference, "\n")) || end == 0 && reference != "" {
+			t.Errorf("%q: %d, %q, %t", b, end, reference, more)
+		}
+		// in two writes it is the same line, or none yet
+		if e, r, _ := scanReference(b, false); e > 0 && r != reference {
+			t.Errorf("%q: %q, but %q where it may go on", b, reference, r)
+		}
+	})
+}

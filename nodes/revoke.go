@@ -238,9 +238,9 @@ func (t *Tree) ProviderChanged(p *kim.Provider) {
 // attributesOnly is the offset that leaves the page cache alone (fuse_reverse_inval_inode).
 const attributesOnly = -1
 
-// Destroyed is for keys that were not destroyed through the mount; name is what a key was called.
-func (t *Tree) Destroyed(by fuse.Caller, p *kim.Provider, key int64, name string, err error) {
-	t.audit(by, place{t: t, provider: p, file: "keys/" + name}, "keys destroy", time.Now(), err)
+// Destroyed is for keys that were destroyed or forgotten by a command; name is what a key was called.
+func (t *Tree) Destroyed(by fuse.Caller, command string, p *kim.Provider, key int64, name string, err error) {
+	t.audit(by, place{t: t, provider: p, file: "keys/" + name}, command, time.Now(), err)
 	if err == nil {
 		t.forget(key)
 	}

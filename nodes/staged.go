@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -351,6 +350,7 @@ type attributesInput struct {
 	Name         any `toml:"name"`
 	State        any `toml:"state"`
 	Origin       any `toml:"origin"`
+	Object       any `toml:"object"`
 	Provider     any `toml:"provider"`
 	UUID         any `toml:"uuid"`
 	Created      any `toml:"created"`
@@ -582,13 +582,20 @@ func isTOML(b []byte) bool {
 
 func importStage(v *view) stage {
 	return stage{
-		scan: func(b []byte, _ bool) (int, func(context.Context) error, error) {
+		scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
+			end, reference, more := scanReference(b, alone)
+			if end > 0 {
+				return end, v.adopt(reference), nil
+			}
+			if more && !v.rawIsWhole(len(b)) {
+				return 0, nil, nil
+			}
 			end, m, a, err := psa.ScanMaterial(b, v.key.Attributes)
 			if err != nil || end == 0 {
 				return 0, nil, err
 			}
 			// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
-			if m.Format == psa.FormatTSS2 && v.uid != 0 && v.uid != uint32(os.Geteuid()) {
+			if m.Format == psa.FormatTSS2 && v.uid != 0 && v.uid != v.t.uid {
 				m.Wipe()
 				return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
 			}

@@ -141,7 +141,7 @@ func (v *view) hashes(h psa.Algorithm) bool {
 
 func hasHashes(v *view) bool { return v.hashes(psa.AlgNone) }
 
-var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key"}
+var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key; from root and admins also the name of a key on the device, such as id=HEX or object=LABEL, which stays where it is"}
 
 var exportRow = &row{number: 26, name: "export", kind: transaction, mode: 0600, op: psa.Export,
 	inputs: []input{{name: "format", whole: 128}}, outputs: []output{{name: "key"}}, begin: beginExport,

@@ -171,6 +171,7 @@ type attributesText struct {
 	Usage        []string          `toml:"usage,omitempty"`
 	PCRs         []int             `toml:"pcrs,omitempty"`
 	Origin       string            `toml:"origin,omitempty"`
+	Object       string            `toml:"object,omitempty"`
 	Provider     string            `toml:"provider"`
 	UUID         string            `toml:"uuid"`
 	Created      time.Time         `toml:"created"`
@@ -188,7 +189,7 @@ type fingerprintsText struct {
 func (v *view) attributes() ([]byte, error) {
 	k := v.key
 	x := attributesText{
-		Name: k.Name, State: string(k.State), Template: k.Template, Origin: k.Origin, Provider: v.provider.Name(), UUID: uuid(k.ID),
+		Name: k.Name, State: string(k.State), Template: k.Template, Origin: k.Origin, Object: k.Object, Provider: v.provider.Name(), UUID: uuid(k.ID),
 		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, Units: k.Units, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(), PCRs: k.Attributes.PCRs.List(),
 	}
 	if k.State == kim.Creating || k.State == kim.Destroying {

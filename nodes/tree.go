@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -44,7 +45,9 @@ type Options struct {
 	AuditPath string
 	// Units are the rules of the authenticator SystemdUnit; nil is without it.
 	Units []UnitRule
-	Log   *slog.Logger
+	// Admins are the uids that may adopt keys, beside root and the daemon's user.
+	Admins []uint32
+	Log    *slog.Logger
 }
 
 // Tree is the tree of one mount.
@@ -68,6 +71,7 @@ type Tree struct {
 
 	revocations revocations
 	units       atomic.Pointer[[]UnitRule] // nil: no authenticator SystemdUnit
+	admins      atomic.Pointer[[]uint32]
 	closed      atomic.Bool
 }
 
@@ -95,6 +99,7 @@ func New(o Options) *Tree {
 		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey()}
 	}
 	t.SetUnitRules(o.Units)
+	t.SetAdmins(o.Admins)
 	t.root = &rootDir{base: t.base(rootIno)}
 	t.root.self = t.root
 	return t
@@ -136,6 +141,14 @@ func (t *Tree) Close() {
 	t.closed.Store(true)
 	t.boxes.clear()
 	t.slots.clear()
+}
+
+// SetAdmins replaces Options.Admins.
+func (t *Tree) SetAdmins(uids []uint32) { t.admins.Store(&uids) }
+
+// Admin says whether a user is one of them, root or the daemon's own.
+func (t *Tree) Admin(uid uint32) bool {
+	return uid == 0 || uid == t.uid || slices.Contains(*t.admins.Load(), uid)
 }
 
 // begin counts an operation for Drain; it is false once the tree drains.

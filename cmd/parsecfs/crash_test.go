@@ -24,6 +24,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/providertest/outside"
+	"github.com/parsecfs/parsecfs/providers/psa"
 	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
 )
 
@@ -52,6 +53,8 @@ type store struct {
 	dir    string // where the provider keeps its objects itself
 	// objects are the names of what the provider holds itself, nil where the KIM is all there is.
 	objects func() []string
+	// foreign makes a P-256 key on the device as another tool would; nil where the provider adopts none.
+	foreign func(label string) (reference string)
 }
 
 const foreign = "not-ours"
@@ -100,6 +103,17 @@ func stores(t *testing.T) []store {
 					t.Fatalf("a foreign object was touched: %q, %v", b, err)
 				}
 				return list
+			},
+			foreign: func(label string) string {
+				a, err := psa.DefaultTemplate(psa.ECCKeyPair(psa.SECPR1), 256)
+				if err != nil {
+					t.Fatal(err)
+				}
+				reference, err := outside.AddForeign(context.Background(), objects, label, a)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return reference
 			}},
 		{name: "tpm", config: tpmConfig(tpmtest.Start(t))},
 	}
@@ -155,6 +169,17 @@ func (s *keystore) imported(name string) ([]byte, error) {
 		return nil, err
 	}
 	return public, writeOnce(s.path(name, "import"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// adopted takes a key over that lies on the device.
+func (s *keystore) adopted(name, reference string) ([]byte, error) {
+	if err := os.Mkdir(s.path(name), 0700); err != nil {
+		return nil, err
+	}
+	if err := writeOnce(s.path(name, "import"), []byte(reference+"\n")); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(s.path(name, "public.der"))
 }
 
 // works signs with a key and verifies.
@@ -308,6 +333,40 @@ func TestKillAtEachStep(t *testing.T) {
 					if public, err := s.imported(name); err == nil {
 						s.keys[name] = public
 					}
+				case "adopt":
+					if store.foreign == nil {
+						if _, err := s.adopted(name, "id=00"); err == nil {
+							t.Error("a key was adopted from nowhere")
+						}
+						s.m.kill()
+						break
+					}
+					reference := store.foreign(name)
+					if _, err := s.adopted(name, reference); err == nil {
+						t.Errorf("%s: the daemon lived on", step)
+					}
+					<-s.m.done
+					s.m.restart()
+					// what was interrupted is dropped: the draft is as it was, or it is the key
+					if _, err := os.Stat(s.path(name, "public.der")); err != nil {
+						if err := writeOnce(s.path(name, "import"), []byte(reference+"\n")); err != nil {
+							t.Errorf("%s: then again: %v", step, err)
+						}
+					}
+					if public, err := os.ReadFile(s.path(name, "public.der")); err != nil || s.works(name, public) != nil {
+						t.Errorf("%s: the adopted key: %v, %v", step, err, s.works(name, public))
+					}
+					// forgotten, and still on the device
+					if err := syscall.Rmdir(s.path(name)); err != nil {
+						t.Error(err)
+					}
+					if _, err := s.adopted(name, reference); err != nil {
+						t.Errorf("%s: adopted again after it was forgotten: %v", step, err)
+					}
+					if err := syscall.Rmdir(s.path(name)); err != nil {
+						t.Error(err)
+					}
+					s.m.kill()
 				case "rename", "destroy":
 					s.m.restart()
 					public, err := s.create(name)

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os/user"
 	"strconv"
+	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +17,8 @@ import (
 )
 
 func keysCommand() *cobra.Command {
-	return group("keys", "Look at keys, and see to those of users who left", keysListCommand(), keysChownCommand(), keysDestroyCommand())
+	return group("keys", "Look at keys, and see to those of users who left", keysListCommand(), keysChownCommand(), keysDestroyCommand(),
+		keysForgetCommand(), keysAdoptCommand())
 }
 
 func keysListCommand() *cobra.Command {
@@ -26,7 +29,7 @@ func keysListCommand() *cobra.Command {
 		Short: "List keys: provider, name, state, template, owner and uuid, separated by tabs",
 		Args:  positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			o, err := flags.options(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -40,7 +43,6 @@ func keysListCommand() *cobra.Command {
 			}
 			out := bufio.NewWriter(cmd.OutOrStdout())
 			show := showKeys(out)
-			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}
 			err = fs.ListKeys(cmd.Context(), o, provider, only, show)
 			if err != nil {
 				return err
@@ -85,6 +87,68 @@ func keysDestroyCommand() *cobra.Command {
 		positional(cobra.NoArgs), func([]string) error { return nil }, fs.DestroyKeys)
 }
 
+func keysForgetCommand() *cobra.Command {
+	var flags stateFlags
+	cmd := &cobra.Command{
+		Use:   "forget PROVIDER KEY",
+		Short: "Remove a key here, whatever its device still has of it: for a device that never comes back",
+		Args:  positional(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := flags.options(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return fs.ForgetKey(cmd.Context(), o, args[0], args[1])
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func keysAdoptCommand() *cobra.Command {
+	var flags stateFlags
+	var provider string
+	cmd := &cobra.Command{
+		Use:   "adopt",
+		Short: "List the keys on the devices, whoever made them: provider, object, label, key type, bits, template, and the key here that it is",
+		Long: "List the keys on the devices, whoever made them, a line each, separated by tabs: provider, object, label, key type,\n" +
+			"bits, the template it gets, and the key here that it is already. The object, written into a draft's import, takes\n" +
+			"the key over where it lies:\n\n    mkdir keys/web && echo id=0a1b > keys/web/import",
+		Args: positional(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := flags.options(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			out := bufio.NewWriter(cmd.OutOrStdout())
+			err = fs.ForeignKeys(cmd.Context(), o, provider, func(f fs.ForeignInfo) error {
+				_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Provider, f.Object, oneLine(f.Label), orNone(f.Type),
+					orNone(strings.TrimPrefix(strconv.Itoa(f.Bits), "0")), orNone(f.Template), orNone(f.Holder))
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return out.Flush()
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().StringVar(&provider, "provider", "", "list the keys on the device of the provider `NAME` alone")
+	return cmd
+}
+
+// oneLine is a device's words without what would break a line of columns, or act on a terminal.
+func oneLine(s string) string {
+	return orNone(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s))
+}
+
+func orNone(s string) string { return cmp.Or(s, "-") }
+
 // ownedCommand does something to all keys of one user. It reports each that failed, and fails then.
 func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args []string) error,
 	run func(context.Context, fs.StateOptions, uint32, func(fs.KeyInfo, error) error) error) *cobra.Command {
@@ -95,7 +159,7 @@ func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args 
 		Short: short,
 		Args:  args,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			o, err := flags.options(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -108,7 +172,6 @@ func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args 
 			}
 			show := showKeys(cmd.OutOrStdout())
 			failed := 0
-			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}
 			err = run(cmd.Context(), o, uid, func(k fs.KeyInfo, err error) error {
 				if err == nil {
 					return show(k)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -180,4 +181,10 @@ func (f *stateFlags) load(w io.Writer) (c *fs.Config, stateDir string, err error
 	}
 	stateDir, err = filepath.Abs(stateDir)
 	return c, stateDir, err
+}
+
+// options are those of what looks at the state and says nothing else.
+func (f *stateFlags) options(w io.Writer) (fs.StateOptions, error) {
+	config, stateDir, err := f.load(w)
+	return fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}, err
 }

@@ -38,6 +38,7 @@ func Run(t *testing.T, open Opener) {
 		{"Providers", testProviders},
 		{"Life", testLife},
 		{"Model", testModel},
+		{"Adoption", testAdoption},
 		{"OneName", testOneName},
 		{"Quota", testQuota},
 		{"Owner", testOwner},
@@ -408,7 +409,7 @@ func testModel(t *testing.T, s *suite) {
 		for name, w := range want {
 			got, err := s.KeyByName(ctx, p, name)
 			s.ok(err)
-			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.ID != w.ID {
+			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.Object != w.Object || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.ID != w.ID {
 				t.Fatalf("%+v, want %+v", got, w.Key)
 			}
 			if w.State == kim.Creating || w.State == kim.Destroying {
@@ -428,7 +429,7 @@ func testModel(t *testing.T, s *suite) {
 		var want psa.Status
 		var err error
 		var what string
-		switch r.IntN(17) {
+		switch r.IntN(19) {
 		case 0, 1, 2:
 			what = "InsertDraft"
 			name := nameOf()
@@ -529,6 +530,25 @@ func testModel(t *testing.T, s *suite) {
 			if err = s.SetUnits(ctx, n, units); err == nil {
 				k.Units = units
 			}
+		case 17:
+			what = "Adopt"
+			a := kim.Adoption{Handle: newHandle(), Template: fmt.Sprint(step), Attributes: attrs(), Device: "device", Object: fmt.Sprint("object=", r.IntN(3))}
+			want = need(k, kim.Draft)
+			for _, other := range rows {
+				if want == psa.StatusSuccess && other.Object == a.Object {
+					want = psa.StatusAlreadyExists
+				}
+			}
+			if err = s.Adopt(ctx, n, a); err == nil {
+				k.State, k.Origin, k.KeepForever = kim.Ready, kim.Adopted, true
+				k.Handle, k.Template, k.Attributes, k.Object = a.Handle, a.Template, a.Attributes, a.Object
+			}
+		case 18:
+			what = "Forget"
+			want = need(k, kim.Draft, kim.Ready)
+			if err = s.Forget(ctx, n); err == nil {
+				delete(rows, n)
+			}
 		}
 		if psa.StatusOf(err) != want {
 			t.Fatalf("step %d: %s of %d: %v, want %v", step, what, n, err, want)
@@ -545,6 +565,63 @@ func testModel(t *testing.T, s *suite) {
 	if !slices.IsSorted(numbers) || len(slices.Compact(slices.Clone(numbers))) != len(numbers) {
 		t.Fatal("numbers came back")
 	}
+}
+
+func testAdoption(t *testing.T, s *suite) {
+	s.start()
+	p, q := s.provider("token").Number, s.provider("other").Number
+	made := s.ready(s.draft(q, "made"), "public", "")
+	k := s.draft(p, "theirs")
+	a := kim.Adoption{Handle: newHandle(), Template: "ed25519", Attributes: ed25519, Device: "serial 1", Object: "id=01", Public: []byte("public"), Sealed: []byte("sealed")}
+	nameless := a
+	nameless.Object = ""
+	s.status(s.Adopt(ctx, k.Number, nameless), psa.StatusInvalidArgument)
+	ours := a
+	ours.Made = made.Handle
+	s.status(s.Adopt(ctx, k.Number, ours), psa.StatusAlreadyExists)
+	_, err := s.Holder(ctx, a.Device, a.Object, providers.Handle{})
+	s.status(err, psa.StatusDoesNotExist)
+	s.ok(s.Adopt(ctx, k.Number, a))
+	s.start()
+	got := s.key(k.Number)
+	if got.State != kim.Ready || got.Origin != kim.Adopted || got.Object != "id=01" || !got.KeepForever || !got.Sealed || string(got.Public) != "public" || got.Attributes != ed25519 || got.ID != k.ID {
+		t.Fatalf("%+v", got)
+	}
+	if j, err := s.Journal(ctx, p, 0, 10); err != nil || len(j) != 0 {
+		t.Fatalf("journal %+v, %v", j, err)
+	}
+	// one object, one key, whatever provider it is asked through; another device may call its own the same
+	second := s.draft(q, "again")
+	b := a
+	b.Handle = newHandle()
+	s.status(s.Adopt(ctx, second.Number, b), psa.StatusAlreadyExists)
+	b.Device = "serial 2"
+	s.ok(s.Adopt(ctx, second.Number, b))
+	for _, want := range []struct {
+		device, object string
+		handle         providers.Handle
+		name           string
+	}{{"serial 1", "id=01", providers.Handle{}, "theirs"}, {"serial 2", "id=01", providers.Handle{}, "again"}, {"serial 1", "id=02", made.Handle, "made"}} {
+		if h, err := s.Holder(ctx, want.device, want.object, want.handle); err != nil || h.Name != want.name {
+			t.Fatalf("%s on %s is held by %q, %v; want %q", want.object, want.device, h.Name, err, want.name)
+		}
+	}
+	s.status(s.Adopt(ctx, second.Number, b), psa.StatusBadState)
+	_, err = s.BeginDestroy(ctx, k.Number)
+	s.status(err, psa.StatusNotPermitted)
+	s.ok(s.Forget(ctx, k.Number))
+	s.status(s.Forget(ctx, k.Number), psa.StatusDoesNotExist)
+	// what was forgotten can be adopted anew, and destroyed
+	k = s.draft(p, "theirs")
+	s.ok(s.Adopt(ctx, k.Number, a))
+	s.ok(s.SetAllowDestroy(ctx, k.Number, true))
+	gone, err := s.BeginDestroy(ctx, k.Number)
+	s.ok(err)
+	if gone.Object != "id=01" {
+		t.Fatalf("%+v", gone)
+	}
+	s.status(s.Forget(ctx, k.Number), psa.StatusBadState)
+	s.ok(s.FinishDestroy(ctx, k.Number))
 }
 
 func testOneName(t *testing.T, s *suite) {

@@ -27,6 +27,10 @@ type Options struct {
 	// Slow says of which lines no key is generated; what else they name is tried on an imported one. They are no samples
 	// of their types.
 	Slow func(psa.Capability) bool
+	// Foreign makes a P-256 signing key on the device as another tool would, and gives a reference to it; nil where
+	// the provider adopts none. Count tells how many objects of whatever kind the device has.
+	Foreign func(t *testing.T) (reference string)
+	Count   func(t *testing.T) int
 }
 
 // Run tries a provider. Each call of open gives another instance on the same device, which the suite closes. Keys
@@ -58,6 +62,7 @@ func Run(t *testing.T, open func(t *testing.T) providers.Provider, o Options) {
 		{"CancelledCreate", s.cancelledCreate},
 		{"CancelledFinish", s.cancelledFinish},
 		{"Random", s.random},
+		{"Adoption", s.adoption},
 	} {
 		t.Run(property.name, property.run)
 	}

@@ -88,6 +88,18 @@ need() {
 	missing_packages+=("$@")
 }
 
+# install_packages runs in a subshell. A package that is there for its program must not start its service: tpm2-abrmd's
+# would take the machine's TPM.
+install_packages() {
+	policy=/usr/sbin/policy-rc.d
+	if [ ! -e "$policy" ]; then
+		trap 'rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
+	fi
+	apt-get update -q && apt-get install -q -y --no-install-recommends "$@"
+}
+
 install_needed() {
 	if [ ${#missing[@]} = 0 ]; then
 		return
@@ -99,8 +111,7 @@ install_needed() {
 	echo "installing ${missing_packages[*]}"
 	local log
 	log=$(mktemp)
-	if ! { apt-get update -q && apt-get install -q -y --no-install-recommends "${missing_packages[@]}"; } \
-		</dev/null >"$log" 2>&1 3<&-; then
+	if ! (install_packages "${missing_packages[@]}") </dev/null >"$log" 2>&1 3<&-; then
 		cat "$log" >&2
 		rm -f "$log"
 		fail "apt-get could not install ${missing_packages[*]}" "install them by hand, then run this again"

@@ -106,10 +106,42 @@ func (p *provider) Destroy(ctx context.Context, h providers.Handle) error {
 	return err
 }
 
+var _ providers.Adopter = (*provider)(nil)
+
+func (p *provider) Foreign(ctx context.Context) ([]providers.Foreign, error) {
+	r, err := p.ask(ctx, request{Call: "list"})
+	return r.Foreign, err
+}
+
+func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string) (providers.Foreign, providers.Blob, error) {
+	list, err := p.Foreign(ctx)
+	if err != nil {
+		return providers.Foreign{}, providers.Blob{}, err
+	}
+	i := slices.IndexFunc(list, func(f providers.Foreign) bool { return f.Object == reference })
+	if i < 0 {
+		return providers.Foreign{}, providers.Blob{}, psa.Errorf(psa.StatusDoesNotExist, "there is no %s", reference)
+	}
+	f := list[i]
+	if a.Type != psa.KeyTypeNone {
+		if a.Type != f.Attributes.Type || a.Bits != f.Attributes.Bits || !p.supports(psa.Import, a, a.Algorithm) {
+			return providers.Foreign{}, providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s is no such key", reference)
+		}
+		f.Attributes = a
+	}
+	r, err := p.ask(ctx, request{Call: "public", Object: f.Object})
+	return f, providers.Blob{Public: r.Public, Object: f.Object}, err
+}
+
+func (p *provider) DestroyObject(ctx context.Context, object string) error {
+	_, err := p.ask(ctx, request{Call: "destroy", Object: object})
+	return err
+}
+
 func (p *provider) Close() error { return nil }
 
 func (p *provider) Open(_ context.Context, h providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
-	k := &key{p: p, h: h, a: a, public: b.Public}
+	k := &key{p: p, h: h, object: b.Object, a: a, public: b.Public}
 	if a.Type.IsAsymmetric() {
 		pub, err := x509.ParsePKIXPublicKey(b.Public)
 		if err != nil {
@@ -123,6 +155,7 @@ func (p *provider) Open(_ context.Context, h providers.Handle, a psa.Attributes,
 type key struct {
 	p      *provider
 	h      providers.Handle
+	object string // of an adopted key
 	a      psa.Attributes
 	public []byte
 	pub    crypto.PublicKey
@@ -196,7 +229,7 @@ func (s *signer) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) ([]byte, 
 	if s.alg == psa.PureEdDSA {
 		op.Operation, op.Limit = psa.Sign, int64(len(digest))
 	}
-	r, err := s.k.p.ask(s.ctx, request{Call: "finish", Handle: s.k.h, Op: op, Data: digest})
+	r, err := s.k.p.ask(s.ctx, request{Call: "finish", Handle: s.k.h, Object: s.k.object, Op: op, Data: digest})
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +264,7 @@ func (r *buffered) Finish(ctx context.Context) (psa.Result, error) {
 		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
 	}
 	defer r.Abort()
-	answer, err := r.k.p.ask(ctx, request{Call: "finish", Handle: r.k.h, Op: r.op, Data: r.data})
+	answer, err := r.k.p.ask(ctx, request{Call: "finish", Handle: r.k.h, Object: r.k.object, Op: r.op, Data: r.data})
 	return psa.Result{Outputs: answer.Outputs}, err
 }
 
@@ -244,6 +277,7 @@ func (r *buffered) Abort() {
 type request struct {
 	Call       string
 	Handle     providers.Handle
+	Object     string // of an adopted key, instead of the handle
 	Attributes psa.Attributes
 	Material   *psa.Material
 	Op         psa.Op
@@ -256,6 +290,7 @@ type response struct {
 	Words    string
 	Identity string
 	Public   []byte
+	Foreign  []providers.Foreign
 	Outputs  map[string][]byte
 }
 

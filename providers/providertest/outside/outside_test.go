@@ -149,7 +149,26 @@ func (at place) holds(t *testing.T, want ...providers.Handle) {
 func TestConformance(t *testing.T) {
 	at := newPlace(t)
 	at.serve(t)
-	providertest.Run(t, at.open, providertest.Options{})
+	providertest.Run(t, at.open, providertest.Options{
+		Foreign: func(t *testing.T) string {
+			a, err := psa.DefaultTemplate(psa.ECCKeyPair(psa.SECPR1), 256)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reference, err := outside.AddForeign(t.Context(), at.dir, "theirs", a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return reference
+		},
+		Count: func(t *testing.T) int {
+			entries, err := os.ReadDir(at.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(entries)
+		},
+	})
 	at.holds(t)
 }
 

@@ -46,7 +46,8 @@ type server struct {
 }
 
 // Serve keeps keys in dir, which it makes, and answers on the socket until ctx ends; ready is called when it listens.
-// Objects are files named by their handle in hexadecimal; any other file is none of its business.
+// Objects are files named by their handle in hexadecimal, and those that AddForeign makes; any other file is none of
+// its business.
 //
 // A file named fault in dir (SetFault) makes calls fail, a line each: "<call> <what>", with the calls create, destroy,
 // identity and finish, and what one of
@@ -109,6 +110,22 @@ func identityOf(dir string) (string, error) {
 	return string(b), err
 }
 
+// foreignPrefix begins the names of objects that others made.
+const foreignPrefix = "object="
+
+// AddForeign makes a key, as somebody else who uses the folder would, and gives its name for an adoption.
+func AddForeign(ctx context.Context, dir, label string, a psa.Attributes) (reference string, err error) {
+	b, err := backend(ctx)
+	if err != nil {
+		return "", err
+	}
+	blob, err := b.Create(ctx, providers.Handle{}, a, nil)
+	if err != nil {
+		return "", err
+	}
+	return foreignPrefix + label, writeObject(filepath.Join(dir, foreignPrefix+label), object{a, blob})
+}
+
 // Objects lists the objects in dir by name, and nothing else that lies there.
 func Objects(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
@@ -167,6 +184,9 @@ func (s *server) fault(call string) (delay time.Duration, lost, fail bool) {
 func (s *server) serve(ctx context.Context, conn *net.UnixConn) {
 	var q request
 	if err := gob.NewDecoder(conn).Decode(&q); err != nil {
+		return
+	}
+	if q.Object != "" && filepath.Base(q.Object) != q.Object {
 		return
 	}
 	if q.Call == "create" || q.Call == "destroy" {
@@ -229,8 +249,51 @@ func hungUp(conn *net.UnixConn) bool {
 	return gone || err != nil
 }
 
-func (s *server) path(h providers.Handle) string {
-	return filepath.Join(s.dir, hex.EncodeToString(h[:]))
+func (s *server) path(q request) string {
+	name := hex.EncodeToString(q.Handle[:])
+	if q.Object != "" {
+		name = strings.TrimPrefix(q.Object, "id=")
+	}
+	return filepath.Join(s.dir, name)
+}
+
+// read gives an object as it is stored.
+func (s *server) read(q request) (o object, err error) {
+	b, err := os.ReadFile(s.path(q))
+	if errors.Is(err, fs.ErrNotExist) {
+		return o, psa.Errorf(psa.StatusDoesNotExist, "there is no object %s", filepath.Base(s.path(q)))
+	}
+	if err == nil {
+		err = gob.NewDecoder(bytes.NewReader(b)).Decode(&o)
+	}
+	if err != nil {
+		err = fmt.Errorf("object %s: %w", filepath.Base(s.path(q)), err)
+	}
+	return o, err
+}
+
+func (s *server) list() (all []providers.Foreign, err error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		f := providers.Foreign{Object: "id=" + e.Name()}
+		if b, err := hex.DecodeString(e.Name()); err == nil && len(b) == len(f.Handle) {
+			copy(f.Handle[:], b)
+		} else if label, ok := strings.CutPrefix(e.Name(), foreignPrefix); ok {
+			f.Object, f.Label = e.Name(), label
+		} else {
+			continue
+		}
+		o, err := s.read(request{Object: f.Object})
+		if err != nil {
+			return nil, err
+		}
+		f.Attributes = o.Attributes
+		all = append(all, f)
+	}
+	return all, nil
 }
 
 func (s *server) do(ctx context.Context, q request) (response, error) {
@@ -240,39 +303,51 @@ func (s *server) do(ctx context.Context, q request) (response, error) {
 	case "create":
 		return s.create(ctx, q)
 	case "destroy":
-		err := os.Remove(s.path(q.Handle))
+		err := os.Remove(s.path(q))
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			err = syncDir(s.dir)
 		}
 		return response{}, err
 	case "finish":
 		return s.finish(ctx, q)
+	case "list":
+		list, err := s.list()
+		return response{Foreign: list}, err
+	case "public":
+		o, err := s.read(q)
+		return response{Public: o.Blob.Public}, err
 	}
 	return response{}, psa.Errorf(psa.StatusNotSupported, "no call %q", q.Call)
 }
 
 // create writes the object aside and links it into place, so that a handle never has two.
 func (s *server) create(ctx context.Context, q request) (response, error) {
-	if _, err := os.Lstat(s.path(q.Handle)); err == nil {
+	if _, err := os.Lstat(s.path(q)); err == nil {
 		return response{}, psa.Errorf(psa.StatusAlreadyExists, "the handle has an object")
 	}
 	blob, err := s.backend.Create(ctx, q.Handle, q.Attributes, q.Material)
 	if err != nil {
 		return response{}, err
 	}
+	return response{Public: blob.Public}, writeObject(s.path(q), object{q.Attributes, blob})
+}
+
+// writeObject makes a new file, whole and durable.
+func writeObject(path string, o object) error {
 	var b bytes.Buffer
-	if err := gob.NewEncoder(&b).Encode(object{q.Attributes, blob}); err != nil {
-		return response{}, err
+	if err := gob.NewEncoder(&b).Encode(o); err != nil {
+		return err
 	}
-	aside := filepath.Join(s.dir, "."+hex.EncodeToString(q.Handle[:]))
+	dir, name := filepath.Split(path)
+	aside := filepath.Join(dir, "."+name)
 	defer os.Remove(aside)
 	if err := writeSynced(aside, b.Bytes()); err != nil {
-		return response{}, err
+		return err
 	}
-	if err := os.Link(aside, s.path(q.Handle)); err != nil {
-		return response{}, err
+	if err := os.Link(aside, path); err != nil {
+		return err
 	}
-	return response{Public: blob.Public}, syncDir(s.dir)
+	return syncDir(dir)
 }
 
 func writeSynced(path string, b []byte) error {
@@ -293,16 +368,9 @@ func syncDir(dir string) error {
 }
 
 func (s *server) finish(ctx context.Context, q request) (response, error) {
-	b, err := os.ReadFile(s.path(q.Handle))
-	if errors.Is(err, fs.ErrNotExist) {
-		return response{}, psa.Errorf(psa.StatusDoesNotExist, "there is no object %x", q.Handle[:])
-	}
-	var o object
-	if err == nil {
-		err = gob.NewDecoder(bytes.NewReader(b)).Decode(&o)
-	}
+	o, err := s.read(q)
 	if err != nil {
-		return response{}, fmt.Errorf("object %x: %w", q.Handle[:], err)
+		return response{}, err
 	}
 	k, err := s.backend.Open(ctx, q.Handle, o.Attributes, o.Blob)
 	if err != nil {

@@ -7,6 +7,8 @@
 //	                        with the authenticator SystemdUnit; and print the table
 //	bench tpm SOCKET FLOOR KEYS
 //	                        measure keys in a TPM against go-tpm alone on another TPM, and print the table
+//	bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN
+//	                        measure a key in a token against its module alone, and print the table
 package main
 
 import (
@@ -37,8 +39,12 @@ func main() {
 		err = run(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
 	case len(os.Args) == 5 && os.Args[1] == "tpm":
 		err = runTPM(os.Args[2], os.Args[3], os.Args[4])
+	case len(os.Args) == 7 && os.Args[1] == "pkcs11":
+		err = runPKCS11(os.Args[2], os.Args[3], os.Args[4], os.Args[5], os.Args[6])
+	case len(os.Args) == 2 && os.Args[1] == "echo":
+		err = echo()
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench tpm SOCKET FLOOR KEYS")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -66,7 +66,8 @@ func tpmConfig(chip *tpmtest.Chip) string {
 	return kimTable + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Tpm\"\nkey_info_manager = \"kim\"\ntcti = %q\n", chip.TCTI())
 }
 
-// stores are the software provider, the outside one, whose server outlives every daemon, and one on a TPM.
+// stores are the software provider, the outside one, whose server outlives every daemon, one on a TPM, and one on a
+// PKCS #11 token.
 func stores(t *testing.T) []store {
 	t.Helper()
 	dir := openTempDir(t)
@@ -116,6 +117,7 @@ func stores(t *testing.T) []store {
 				return reference
 			}},
 		{name: "tpm", config: tpmConfig(tpmtest.Start(t))},
+		softHSM(t),
 	}
 }
 

@@ -53,6 +53,10 @@ type store struct {
 	dir    string // where the provider keeps its objects itself
 	// objects are the names of what the provider holds itself, nil where the KIM is all there is.
 	objects func() []string
+	// token says that the device keeps all keys itself, as a PKCS #11 token does.
+	token bool
+	// start starts the device, where that is left to the test that needs it: what cannot be started here skips it.
+	start func(t *testing.T) (config string, objects func() []string)
 	// foreign makes a P-256 key on the device as another tool would; nil where the provider adopts none.
 	foreign func(label string) (reference string)
 }

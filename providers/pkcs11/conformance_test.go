@@ -43,7 +43,11 @@ func settingsOf(k *pkcs11test.Token, more map[string]any) map[string]any {
 // tryOpen makes a provider of settings, which the caller closes.
 func tryOpen(t *testing.T, settings map[string]any) (providers.Provider, error) {
 	t.Helper()
-	return pkcs11.Type.New(t.Context(), providers.Config{Name: "token", StateDir: t.TempDir(), Settings: settings, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	return pkcs11.Type.New(t.Context(), config(t, t.TempDir(), settings))
+}
+
+func config(t *testing.T, state string, settings map[string]any) providers.Config {
+	return providers.Config{Name: "token", StateDir: state, Settings: settings, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
 func open(t *testing.T, settings map[string]any) providers.Provider {

@@ -29,12 +29,14 @@ func parseReference(s string) (o object, err error) {
 		if err != nil {
 			return fail("%w", err)
 		}
-		o.id, o.label = []byte(values["id"]), values["object"]
+		if o.label = values["object"]; values["id"] != "" {
+			o.id = []byte(values["id"])
+		}
 	} else {
 		id, rest, both := s, "", false
 		if strings.HasPrefix(s, "id=") {
 			id, rest, both = strings.Cut(s, ";")
-			if o.id, err = hex.DecodeString(strings.TrimPrefix(id, "id=")); err != nil {
+			if o.id, err = hex.DecodeString(strings.TrimPrefix(id, "id=")); err != nil || len(o.id) == 0 {
 				return fail("id= is followed by bytes in hexadecimal")
 			}
 		} else {

@@ -201,6 +201,6 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		p.pin.source, _ = parsePINSource(v)
 	}
 	p.pin.refused = refusals{filepath.Join(c.StateDir, c.Name, "refused-pin")}
-	p.token = openToken(l, s, c.Log)
+	p.token = openToken(l, s, p.pin.source, c.Log)
 	return p, nil
 }

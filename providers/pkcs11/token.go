@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,9 +52,10 @@ var (
 	tokens   = map[string]*token{}
 )
 
-// openToken gives the one for what is asked, and starts nothing.
-func openToken(l launch, s selector, log *slog.Logger) *token {
-	key := fmt.Sprintf("%q %q %q %d %+v", l.library, l.reserved, l.environment, l.width, s)
+// openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no part
+// in a login.
+func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
+	key := fmt.Sprintf("%q %q %q %d %+v %x %q %q", l.library, l.reserved, l.environment, l.width, s, sha256.Sum256(pin.value), pin.file, pin.credential)
 	tokensMu.Lock()
 	defer tokensMu.Unlock()
 	t := tokens[key]

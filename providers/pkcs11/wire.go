@@ -343,6 +343,9 @@ func (f *frames) next() ([]byte, error) {
 	}
 	if _, err := io.ReadFull(f.from, content[have:]); err != nil {
 		psa.Wipe(content)
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
 		return nil, err
 	}
 	return content, nil

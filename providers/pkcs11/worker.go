@@ -48,6 +48,7 @@ func work(library, reserved, width string) error {
 		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
 	}
 	closeOthers()
+	go endWithStarter()
 	n, err := strconv.Atoi(width)
 	if err != nil {
 		return err
@@ -60,6 +61,18 @@ func work(library, reserved, width string) error {
 		return err
 	}
 	return m.serve(socket, n)
+}
+
+// endWithStarter ends this process when whoever started it is gone, even while all of it waits in the module.
+func endWithStarter() {
+	for {
+		poll := []unix.PollFd{{Fd: workerSocket, Events: unix.POLLRDHUP}}
+		if _, err := unix.Poll(poll, -1); err == nil {
+			os.Exit(0)
+		} else if err != unix.EINTR {
+			return // the end of the socket's bytes tells too
+		}
+	}
 }
 
 // closeOthers closes what was inherited without being meant for a worker.

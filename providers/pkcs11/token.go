@@ -25,6 +25,9 @@ type token struct {
 	key      string
 	users    int // under tokensMu
 
+	open context.Context // ends with the last user
+	end  context.CancelFunc
+
 	slots chan struct{} // of the calls under way
 
 	mu       sync.Mutex
@@ -61,6 +64,7 @@ func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
 	t := tokens[key]
 	if t == nil {
 		t = &token{launch: l, selector: s, log: log, key: key, slots: make(chan struct{}, l.width)}
+		t.open, t.end = context.WithCancel(context.Background())
 		tokens[key] = t
 	}
 	t.users++
@@ -75,6 +79,7 @@ func (t *token) close() {
 		return
 	}
 	delete(tokens, t.key)
+	t.end()
 	t.mu.Lock()
 	t.closed = true
 	s, p := t.starting, t.process
@@ -137,7 +142,7 @@ func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 // start starts a worker, after a pause, in the place of one that is gone.
 func (t *token) start(s *starting, pin pins, pause time.Duration) {
 	time.Sleep(max(pause, 0))
-	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	ctx, cancel := context.WithTimeout(t.open, startTime)
 	defer cancel()
 	s.process, s.err = t.begin(ctx, pin)
 	t.mu.Lock()

@@ -318,6 +318,16 @@ func (p *process) died() bool {
 	return !p.retired
 }
 
+// refused says whether it ended because its module could not begin.
+func (p *process) refused() bool {
+	select {
+	case <-p.ended:
+		return p.cmd.ProcessState.ExitCode() == exitRefused
+	default:
+		return false
+	}
+}
+
 // steady says whether it has shown that it works.
 func (p *process) steady() bool {
 	p.mu.Lock()

@@ -201,6 +201,11 @@ func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
 func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	a, err := p.do(ctx, &request{method: methodOpen, selector: t.selector}, func() {})
 	if err != nil {
+		if p.refused() {
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent)
+			e.Device = p.stderr.said()
+			return e
+		}
 		return began("C_Initialize", err)
 	}
 	switch a.outcome {

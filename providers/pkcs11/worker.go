@@ -25,6 +25,8 @@ const (
 	workerName = "parsecfs-pkcs11"
 	// workerSocket is where it finds its end of the socket to the program that started it.
 	workerSocket = 3
+	// exitRefused is a worker's exit status where C_Initialize failed: some modules want their token there.
+	exitRefused = 3
 )
 
 // WorkerMain does not return in a process that was started to hold a PKCS #11 module. Programs with this provider call
@@ -35,6 +37,9 @@ func WorkerMain() {
 	}
 	if err := work(os.Args[1], os.Args[2], os.Args[3]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		if _, refused := errors.AsType[p11.Error](err); refused {
+			os.Exit(exitRefused)
+		}
 		os.Exit(1)
 	}
 	os.Exit(0)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -130,12 +131,14 @@ type keystore struct {
 	t     *testing.T
 	m     *mounted
 	store store
+	// provider is the provider's name where it is not p
+	provider string
 	// acknowledged keys, with their public keys in DER
 	keys map[string][]byte
 }
 
 func (s *keystore) path(parts ...string) string {
-	return filepath.Join(append([]string{s.m.Dir, "providers/p/keys"}, parts...)...)
+	return filepath.Join(append([]string{s.m.Dir, "providers", cmp.Or(s.provider, "p"), "keys"}, parts...)...)
 }
 
 func writeOnce(path string, b []byte) error {

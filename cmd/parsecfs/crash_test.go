@@ -425,8 +425,11 @@ func TestKillAtRandomMoments(t *testing.T) {
 	}
 	for _, store := range stores(t) {
 		rounds := rounds
-		if store.name == "tpm" { // its keys are in the KIM, as those in software are
+		switch {
+		case store.name == "tpm": // its keys are in the KIM, as those in software are
 			rounds /= 4
+		case store.token: // every start tries all that the token does
+			rounds /= 8
 		}
 		t.Run(store.name, func(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ type launch struct {
 	reserved    string   // C_Initialize's reserved argument
 	environment []string // NAME=value, beside the program's own
 	width       int      // calls at once
+	lock        string   // a file that each worker has locked
 }
 
 // process is a worker, and the calls that are under way in it.
@@ -58,8 +60,46 @@ type call struct {
 // errNotSent is wrapped by the errors of calls that the worker never saw.
 var errNotSent = errors.New("the module was not asked")
 
+// locked opens the file that workers have locked, and locks it as they do.
+func (l launch) locked() (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(l.lock), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(l.lock, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+		_ = f.Close() // it was only opened
+		return nil, &os.PathError{Op: "flock", Path: l.lock, Err: err}
+	}
+	return f, nil
+}
+
+// settle waits for the workers of a run of this program that was killed, which finish what they change on the token.
+func (l launch) settle() error {
+	f, err := l.locked()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for deadline := time.Now().Add(closeTime + time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return nil
+		} else if err != unix.EWOULDBLOCK {
+			return &os.PathError{Op: "flock", Path: l.lock, Err: err}
+		}
+	}
+	return nil // it hangs; what it changes is not known
+}
+
 // start runs this program again as a worker.
 func (l launch) start(log *slog.Logger) (*process, error) {
+	lock, err := l.locked()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close() // the worker has its own
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -75,7 +115,7 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 	p.out = &sender{to: socket, broken: func(error) { _ = socket.Close() }}
 	p.cmd = &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{workerName, l.library, l.reserved, strconv.Itoa(l.width)},
-		Dir: "/", Env: workerEnvironment(os.Environ(), l.environment), ExtraFiles: []*os.File{theirs}, Stderr: p.stderr,
+		Dir: "/", Env: workerEnvironment(os.Environ(), l.environment), ExtraFiles: []*os.File{theirs, lock}, Stderr: p.stderr,
 	}
 	if err := p.cmd.Start(); err != nil {
 		_ = socket.Close() // nobody is on the other side

@@ -201,6 +201,7 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		p.pin.source, _ = parsePINSource(v)
 	}
 	p.pin.refused = refusals{filepath.Join(c.StateDir, c.Name, "refused-pin")}
+	l.lock = filepath.Join(c.StateDir, c.Name, "worker.lock")
 	p.token = openToken(l, s, p.pin.source, c.Log)
 	return p, nil
 }

@@ -28,6 +28,8 @@ type token struct {
 	open context.Context // ends with the last user
 	end  context.CancelFunc
 
+	settled func() error // launch.settle, once
+
 	slots chan struct{} // of the calls under way
 
 	mu       sync.Mutex
@@ -65,6 +67,7 @@ func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
 	if t == nil {
 		t = &token{launch: l, selector: s, log: log, key: key, slots: make(chan struct{}, l.width)}
 		t.open, t.end = context.WithCancel(context.Background())
+		t.settled = sync.OnceValue(t.launch.settle)
 		tokens[key] = t
 	}
 	t.users++
@@ -186,7 +189,11 @@ func (t *token) failed() {
 
 // begin starts a worker, has it find the token, and logs in.
 func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
-	p, err := t.launch.start(t.log)
+	err := t.settled()
+	var p *process
+	if err == nil {
+		p, err = t.launch.start(t.log)
+	}
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process cannot be started: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	p11 "github.com/miekg/pkcs11"
@@ -25,6 +26,8 @@ const (
 	workerName = "parsecfs-pkcs11"
 	// workerSocket is where it finds its end of the socket to the program that started it.
 	workerSocket = 3
+	// workerLock is a file that it holds a lock on for as long as it lives.
+	workerLock = 4
 	// exitRefused is a worker's exit status where C_Initialize failed: some modules want their token there.
 	exitRefused = 3
 )
@@ -73,11 +76,25 @@ func endWithStarter() {
 	for {
 		poll := []unix.PollFd{{Fd: workerSocket, Events: unix.POLLRDHUP}}
 		if _, err := unix.Poll(poll, -1); err == nil {
-			os.Exit(0)
+			end()
 		} else if err != unix.EINTR {
 			return // the end of the socket's bytes tells too
 		}
 	}
+}
+
+// changes is read-locked by the calls that change the token.
+var changes sync.RWMutex
+
+// end ends this process once what changes the token is done, for closeTime at most: some tokens are left with half a key
+// otherwise, which nobody can name.
+func end() {
+	go func() {
+		time.Sleep(closeTime)
+		os.Exit(0)
+	}()
+	changes.Lock() // no other begins
+	os.Exit(0)
 }
 
 // closeOthers closes what was inherited without being meant for a worker.
@@ -88,7 +105,7 @@ func closeOthers() {
 	}
 	for _, name := range names {
 		fd, err := strconv.Atoi(name.Name())
-		if err != nil || fd <= workerSocket {
+		if err != nil || fd <= workerLock {
 			continue
 		}
 		if to, err := os.Readlink("/proc/self/fd/" + name.Name()); err == nil && !strings.HasPrefix(to, "anon_inode:[event") {
@@ -143,7 +160,7 @@ func loadModule(library, reserved string) (*module, error) {
 
 // serve answers what comes through the socket, at most width calls at once, until it ends.
 func (m *module) serve(socket io.ReadWriter, width int) error {
-	out := &sender{to: socket, broken: func(error) { os.Exit(0) }} // nobody is there any more
+	out := &sender{to: socket, broken: func(error) { go end() }} // nobody is there any more
 	requests := make(chan *request)
 	for range width {
 		go func() {
@@ -163,8 +180,8 @@ func (m *module) serve(socket io.ReadWriter, width int) error {
 	in := newFrames(socket)
 	for {
 		content, err := in.next()
-		if errors.Is(err, io.EOF) {
-			return nil
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // the latter where an answer was not read any more
+			end()
 		}
 		if err != nil {
 			return err
@@ -310,8 +327,12 @@ func (m *module) do(r *request, a *response) error {
 	case methodMechanisms:
 		return m.mechanisms(a)
 	case methodCreate, methodGenerate:
+		changes.RLock()
+		defer changes.RUnlock()
 		return m.make(r, a)
 	case methodDestroy:
+		changes.RLock()
+		defer changes.RUnlock()
 		return m.destroy(r)
 	case methodForget:
 		return m.onHeld(func(s session) error {

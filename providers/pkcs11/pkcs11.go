@@ -18,7 +18,12 @@ import (
 )
 
 // Type is the back end. The program must call WorkerMain before anything else.
-var Type = providers.Type{Name: "Pkcs11", Settings: settings, New: newProvider}
+var Type = providers.Type{Name: "Pkcs11", Settings: settings, Check: check, New: newProvider}
+
+func check(settings map[string]any) error {
+	_, err := together(settings)
+	return err
+}
 
 type provider struct {
 	token       *token

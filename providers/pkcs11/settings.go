@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,7 +131,66 @@ func parseEnvironment(v any) (env []string, err error) {
 	return env, nil
 }
 
-// newProvider puts the settings together; each was checked by itself.
+// words are the settings put together.
+type words struct {
+	launch   launch
+	selector selector
+	pin      pinSource
+}
+
+// together puts the settings together; each was checked by itself.
+func together(settings map[string]any) (w words, err error) {
+	get := func(name string) string { s, _ := settings[name].(string); return s }
+	uri := map[string]string{}
+	if s := get("uri"); s != "" {
+		if uri, err = parseTokenURI(s); err != nil {
+			return w, err
+		}
+	}
+	either := func(setting, attribute string) string {
+		s := get(setting)
+		if s != "" && uri[attribute] != "" && err == nil {
+			err = fmt.Errorf("%s, and %s in uri: only one of them", setting, attribute)
+		}
+		return cmp.Or(s, uri[attribute])
+	}
+	w.launch = launch{library: either("library_path", "module-path"), reserved: get("init_args"), width: defaultSessions}
+	w.selector = selector{label: either("token_label", "token"), serial: either("serial_number", "serial"), manufacturer: uri["manufacturer"], model: uri["model"]}
+	pin, source := either("user_pin", "pin-value"), either("pin_source", "pin-source")
+	switch {
+	case err != nil:
+		return w, err
+	case w.launch.library == "":
+		return w, errors.New("library_path is missing, and uri has no module-path")
+	case pin != "" && source != "":
+		return w, errors.New("the PIN itself, and a source of it: only one of them")
+	case get("user_pin") != "":
+		w.pin.value, err = parsePIN(pin)
+	case pin != "":
+		w.pin.value = []byte(pin)
+	case source != "":
+		w.pin, err = parsePINSource(source)
+	}
+	if err != nil {
+		return w, err
+	}
+	if v, ok := settings["environment"]; ok {
+		if w.launch.environment, err = parseEnvironment(v); err != nil {
+			return w, err
+		}
+	}
+	if n, ok := settings["sessions"].(int64); ok {
+		w.launch.width = int(n)
+	}
+	if n, ok := settings["slot_number"].(int64); ok {
+		w.selector.slot, w.selector.bySlot = uint64(n), true
+	} else if n, ok := uri["slot-id"]; ok {
+		w.selector.slot, err = strconv.ParseUint(n, 10, 64)
+		w.selector.bySlot = true
+	}
+	return w, err
+}
+
 func newProvider(_ context.Context, c providers.Config) (providers.Provider, error) {
 	wrong := func(format string, args ...any) (providers.Provider, error) {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, format, args...)
@@ -144,41 +204,11 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 			return wrong("%s: %w", name, err)
 		}
 	}
-	get := func(name string) string { s, _ := c.Settings[name].(string); return s }
-	uri := map[string]string{}
-	if s := get("uri"); s != "" {
-		uri, _ = parseTokenURI(s) // it was checked
+	w, err := together(c.Settings)
+	if err != nil {
+		return wrong("%w", err)
 	}
-	// What stands in the URI and beside it must be the same.
-	for setting, attribute := range map[string]string{"library_path": "module-path", "serial_number": "serial", "token_label": "token", "user_pin": "pin-value", "pin_source": "pin-source"} {
-		if get(setting) != "" && uri[attribute] != "" {
-			return wrong("%s, and %s in uri: only one of them", setting, attribute)
-		}
-	}
-	either := func(setting, attribute string) string {
-		if s := get(setting); s != "" {
-			return s
-		}
-		return uri[attribute]
-	}
-	l := launch{library: either("library_path", "module-path"), reserved: get("init_args"), width: defaultSessions}
-	if l.library == "" {
-		return wrong("library_path is missing")
-	}
-	if v, ok := c.Settings["environment"]; ok {
-		l.environment, _ = parseEnvironment(v)
-	}
-	if n, ok := c.Settings["sessions"].(int64); ok {
-		l.width = int(n)
-	}
-	s := selector{label: either("token_label", "token"), serial: either("serial_number", "serial"), manufacturer: uri["manufacturer"], model: uri["model"]}
-	if n, ok := c.Settings["slot_number"].(int64); ok {
-		s.slot, s.bySlot = uint64(n), true
-	} else if n, ok := uri["slot-id"]; ok {
-		s.slot, _ = strconv.ParseUint(n, 10, 64)
-		s.bySlot = true
-	}
-	if s.bySlot && (s.serial != "" || s.label != "") {
+	if s := &w.selector; s.bySlot && (s.serial != "" || s.label != "") {
 		c.Log.Warn("slot_number is left out of account: numbers of slots change, and serial number or label say which token is meant", "provider", c.Name)
 		s.slot, s.bySlot = 0, false
 	}
@@ -189,19 +219,9 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 	if v, ok := c.Settings["software_public_operations"].(bool); ok && !v {
 		c.Log.Warn("software_public_operations means nothing here: what needs no secret is always done in software", "provider", c.Name)
 	}
-	if v := get("user_pin"); v != "" {
-		p.pin.source.value, _ = parsePIN(v)
-	} else if v := uri["pin-value"]; v != "" {
-		p.pin.source.value = []byte(v)
-	}
-	if v := either("pin_source", "pin-source"); v != "" {
-		if p.pin.source.given() {
-			return wrong("the PIN itself, and a source of it: only one of them")
-		}
-		p.pin.source, _ = parsePINSource(v)
-	}
-	p.pin.refused = refusals{filepath.Join(c.StateDir, c.Name, "refused-pin")}
-	l.lock = filepath.Join(c.StateDir, c.Name, "worker.lock")
-	p.token = openToken(l, s, p.pin.source, c.Log)
+	dir := filepath.Join(c.StateDir, c.Name)
+	p.pin = pins{w.pin, refusals{filepath.Join(dir, "refused-pin")}}
+	w.launch.lock = filepath.Join(dir, "worker.lock")
+	p.token = openToken(w.launch, w.selector, w.pin, c.Log)
 	return p, nil
 }

@@ -24,6 +24,7 @@ type provider struct {
 	token       *token
 	pin         pins
 	allowExport bool
+	dir         string // for files of its own
 	log         *slog.Logger
 }
 

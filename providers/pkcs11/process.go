@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -38,13 +39,15 @@ type process struct {
 	ended  chan struct{} // closed when no more answers come; err says why
 
 	identity string // of the token that it has open
+	mostKeys int    // that it may use, 0 any number
 
 	mu       sync.Mutex
 	next     uint64
 	calls    map[uint64]*call
 	answered time.Time // the last time
 	answers  int
-	retired  bool // no new calls, and none left ends it
+	retired  bool            // no new calls, and none left ends it
+	keys     map[string]bool // that it used, where they are counted
 	err      error
 }
 
@@ -309,6 +312,30 @@ func (p *process) usable() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.calls != nil && !p.retired
+}
+
+// full says whether the call would bring in a key more than the module can have.
+func (p *process) full(r *request) bool {
+	if p.mostKeys == 0 || r.object.key() == (&object{}).key() && r.method != methodGenerate {
+		return false
+	}
+	name := r.object.key()
+	if r.method == methodGenerate {
+		name = fmt.Sprintf("new %p", r)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.keys[name] {
+		return false
+	}
+	if len(p.keys) >= p.mostKeys {
+		return true
+	}
+	if p.keys == nil {
+		p.keys = map[string]bool{}
+	}
+	p.keys[name] = true
+	return false
 }
 
 // died says whether it ended without being told to.

@@ -182,7 +182,7 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		c.Log.Warn("slot_number is left out of account: numbers of slots change, and serial number or label say which token is meant", "provider", c.Name)
 		s.slot, s.bySlot = 0, false
 	}
-	p := &provider{allowExport: true, log: c.Log}
+	p := &provider{allowExport: true, dir: filepath.Join(c.StateDir, c.Name), log: c.Log}
 	if v, ok := c.Settings["allow_export"].(bool); ok {
 		p.allowExport = v
 	}
@@ -200,7 +200,7 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		}
 		p.pin.source, _ = parsePINSource(v)
 	}
-	p.pin.refused = refusals{filepath.Join(c.StateDir, c.Name, "refused-pin")}
+	p.pin.refused = refusals{filepath.Join(p.dir, "refused-pin")}
 	p.token = openToken(l, s, p.pin.source, c.Log)
 	return p, nil
 }

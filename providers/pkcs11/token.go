@@ -36,7 +36,7 @@ type token struct {
 	identity string    // of the token that was there first: keys are on it alone
 	closed   bool
 
-	learning sync.Mutex
+	learning *learning
 	known    atomic.Pointer[knowledge] // of the token, once it was asked
 }
 
@@ -77,7 +77,7 @@ func (t *token) close() {
 	delete(tokens, t.key)
 	t.mu.Lock()
 	t.closed = true
-	s, p := t.starting, t.process
+	s, p, l := t.starting, t.process, t.learning
 	t.mu.Unlock()
 	if s != nil {
 		<-s.done
@@ -87,6 +87,9 @@ func (t *token) close() {
 		p.retire()
 		p.finish()
 		<-p.ended
+	}
+	if l != nil {
+		<-l.done
 	}
 }
 
@@ -213,7 +216,7 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	default:
 		return a.err("opening the token")
 	}
-	p.identity = identityOf(a.token)
+	p.identity, p.mostKeys = identityOf(a.token), quirksOf(a.token).mostKeys
 	return t.logIn(ctx, p, a.token, pin)
 }
 
@@ -315,6 +318,10 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 		}
 		if err := t.same(p); err != nil && r.method != methodIdentify {
 			return nil, err
+		}
+		if p.full(r) {
+			p.retire()
+			continue
 		}
 		a, err := p.do(ctx, r, release)
 		switch {

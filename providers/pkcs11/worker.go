@@ -52,8 +52,8 @@ func work(library, reserved, width string) error {
 	if err != nil {
 		return err
 	}
-	// Calls that wait in the module must not keep the reader from its turn.
-	runtime.GOMAXPROCS(max(runtime.NumCPU(), 2) + 1)
+	// Who waits in the module, or in read(2), keeps nobody from a turn, and the runtime need not look after that.
+	runtime.GOMAXPROCS(n + 2)
 	socket := os.NewFile(workerSocket, "socket")
 	m, err := loadModule(library, reserved)
 	if err != nil {

@@ -189,7 +189,7 @@ func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
 		return nil, psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process cannot be started: %w", err)
 	}
 	if err := t.enter(ctx, p, pin); err != nil {
-		_ = p.cmd.Process.Kill() // receive says the rest
+		p.kill()
 		<-p.ended
 		return nil, err
 	}

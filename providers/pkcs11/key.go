@@ -99,6 +99,9 @@ func (k *key) begin(op psa.Op) (psa.Run, error) {
 	case psa.Verify, psa.VerifyHash:
 		return psa.VerifierRun(op, k.verifier)
 	case psa.Encrypt:
+		if err := k.p.checkLabel(op); err != nil {
+			return nil, err
+		}
 		if pub, ok := k.verifier.(*rsa.PublicKey); ok {
 			return psa.RSAEncryptRun(op, pub)
 		}
@@ -141,6 +144,9 @@ func (u *use) begin(op psa.Op) (psa.Run, error) {
 		return psa.SignerRun(op, u)
 	case psa.Decrypt, psa.Encrypt:
 		if u.attributes.Type.IsRSA() {
+			if err := u.p.checkLabel(op); err != nil {
+				return nil, err
+			}
 			u.label = bytes.Clone(op.Inputs["additional_data"])
 			return psa.RSADecryptRun(op, u)
 		}
@@ -157,6 +163,17 @@ func (u *use) begin(op psa.Op) (psa.Run, error) {
 		return psa.DeviceMACRun(op, macSize(op.Algorithm), u.mac)
 	}
 	return nil, errUnsupported(op.Operation, u.attributes, op.Algorithm) // generate, import
+}
+
+// checkLabel refuses labels with which the token could not decrypt again.
+func (p *provider) checkLabel(op psa.Op) error {
+	label := op.Inputs["additional_data"]
+	known := p.token.known.Load()
+	if known == nil || !known.zeroLabels || !op.Algorithm.IsRSAOAEP() || len(label) == 0 || bytes.IndexByte(label, 0) == len(label)-1 {
+		return nil
+	}
+	return psa.Errorf(psa.StatusNotSupported, "the token knows labels alone that end with a zero byte, and have no other").
+		WithHint("append one to the label")
 }
 
 func curveOf(pub crypto.PublicKey) (ecdh.Curve, error) {
@@ -228,10 +245,20 @@ func (u *use) signing(in []byte) (m mechanism, data []byte, err error) {
 		data, err = digestInfo(alg.Hash(), in)
 		return mechanism{number: p11.CKM_RSA_PKCS}, data, err
 	case alg.IsECDSA():
-		// The leftmost bits (SEC 1, 4.1.3), which tokens do not all find by themselves.
-		return mechanism{number: p11.CKM_ECDSA}, in[:min(len(in), (u.attributes.Bits+7)/8)], nil
+		return mechanism{number: p11.CKM_ECDSA}, leftmost(in, u.attributes.Bits), nil
 	}
 	return mechanism{number: ckmEdDSA}, in, nil
+}
+
+// leftmost is the digest as ECDSA takes it (SEC 1, 4.1.3), in the length of the curve's order: its leftmost bits, or zeros
+// before it, which change nothing. Tokens do not all do that by themselves, and a TPM takes no other length. P-521's order
+// is longer than any digest.
+func leftmost(digest []byte, bits int) []byte {
+	n := bits / 8
+	if bits%8 != 0 || len(digest) >= n {
+		return digest[:min(len(digest), (bits+7)/8)]
+	}
+	return append(make([]byte, n-len(digest)), digest...)
 }
 
 // Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.

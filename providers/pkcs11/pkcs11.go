@@ -29,6 +29,7 @@ type provider struct {
 	token       *token
 	pin         pins
 	allowExport bool
+	dir         string // for files of its own
 	log         *slog.Logger
 }
 

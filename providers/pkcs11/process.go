@@ -2,13 +2,16 @@ package pkcs11
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,27 +34,29 @@ type launch struct {
 
 // process is a worker, and the calls that are under way in it.
 type process struct {
-	cmd    *exec.Cmd
-	socket net.Conn
-	out    *sender
-	width  int
-	stderr *lines
-	born   time.Time
-	ended  chan struct{} // closed when no more answers come; err says why
+	cmd     *exec.Cmd
+	sockets []*socket
+	width   int
+	stderr  *lines
+	born    time.Time
+	ended   chan struct{} // closed when no more answers come; err says why
 
 	identity string // of the token that it has open
+	mostKeys int    // that it may use, 0 any number
 
 	mu       sync.Mutex
 	next     uint64
 	calls    map[uint64]*call
 	answered time.Time // the last time
 	answers  int
-	retired  bool // no new calls, and none left ends it
+	retired  bool            // no new calls, and none left ends it
+	keys     map[string]bool // that it used, where they are counted
 	err      error
 }
 
 // call is one that waits for its answer.
 type call struct {
+	socket  *socket
 	answer  chan *response
 	sent    time.Time
 	release func() // of an abandoned one: called when it ends after all
@@ -93,6 +98,13 @@ func (l launch) settle() error {
 	return nil // it hangs; what it changes is not known
 }
 
+// socket is our end of one of a worker's.
+type socket struct {
+	conn  net.Conn
+	out   *sender
+	calls int // under way, under the process's mu
+}
+
 // start runs this program again as a worker.
 func (l launch) start(log *slog.Logger) (*process, error) {
 	lock, err := l.locked()
@@ -100,30 +112,61 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 		return nil, err
 	}
 	defer lock.Close() // the worker has its own
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
+	p := &process{width: l.width, stderr: &lines{log: log}, born: time.Now(), ended: make(chan struct{}), calls: map[uint64]*call{}}
+	var theirs []*os.File
+	defer func() {
+		for _, f := range theirs {
+			_ = f.Close() // the worker has its own
+		}
+	}()
+	for range min(runtime.NumCPU(), l.width) {
+		s, other, err := newSocket()
+		if err != nil {
+			p.closeAll()
+			return nil, err
+		}
+		p.sockets, theirs = append(p.sockets, s), append(theirs, other)
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "worker"), os.NewFile(uintptr(pair[1]), "worker")
-	defer theirs.Close()
-	socket, err := net.FileConn(ours)
-	_ = ours.Close() // FileConn has its own
-	if err != nil {
-		return nil, err
-	}
-	p := &process{socket: socket, width: l.width, stderr: &lines{log: log}, born: time.Now(), ended: make(chan struct{}), calls: map[uint64]*call{}}
-	p.out = &sender{to: socket, broken: func(error) { _ = socket.Close() }}
 	p.cmd = &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{workerName, l.library, l.reserved, strconv.Itoa(l.width)},
-		Dir: "/", Env: workerEnvironment(os.Environ(), l.environment), ExtraFiles: []*os.File{theirs, lock}, Stderr: p.stderr,
+		Path: "/proc/self/exe", Args: []string{workerName, l.library, l.reserved, strconv.Itoa(len(p.sockets)), strconv.Itoa(l.width)},
+		Dir: "/", Env: workerEnvironment(os.Environ(), l.environment), ExtraFiles: append([]*os.File{lock}, theirs...), Stderr: p.stderr,
+		WaitDelay: closeTime, // what the module started may have the same stderr
 	}
 	if err := p.cmd.Start(); err != nil {
-		_ = socket.Close() // nobody is on the other side
+		p.closeAll()
 		return nil, err
 	}
-	go p.receive()
+	var readers sync.WaitGroup
+	for _, s := range p.sockets {
+		readers.Go(func() { p.receive(s) })
+	}
+	go p.wait(&readers)
 	return p, nil
 }
+
+func newSocket() (*socket, *os.File, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "worker"), os.NewFile(uintptr(pair[1]), "worker")
+	conn, err := net.FileConn(ours)
+	_ = ours.Close() // FileConn has its own
+	if err != nil {
+		_ = theirs.Close()
+		return nil, nil, err
+	}
+	return &socket{conn: conn, out: &sender{to: conn, broken: func(error) { _ = conn.Close() }}}, theirs, nil
+}
+
+func (p *process) closeAll() {
+	for _, s := range p.sockets {
+		_ = s.conn.Close() // nothing is buffered
+	}
+}
+
+// kill ends the worker; wait says the rest.
+func (p *process) kill() { _ = p.cmd.Process.Kill() }
 
 // workerEnvironment is own without what is meant for this program alone. A worker's crash writes no registers into the
 // log: they may have keys in them.
@@ -172,9 +215,9 @@ func (l *lines) said() string {
 	return l.first
 }
 
-// receive gives the answers to their calls, until there are no more.
-func (p *process) receive() {
-	in := newFrames(p.socket)
+// receive gives a socket's answers to their calls, until there are no more.
+func (p *process) receive(s *socket) {
+	in := newFrames(s.conn)
 	defer in.wipe()
 	for {
 		content, err := in.next()
@@ -186,13 +229,17 @@ func (p *process) receive() {
 			break
 		}
 	}
-	_ = p.socket.Close()
-	_ = p.cmd.Process.Kill() // where it has not ended by itself
-	err := p.cmd.Wait()
+	p.kill() // where it has not ended by itself
+}
+
+// wait notes how the worker ends.
+func (p *process) wait(readers *sync.WaitGroup) {
 	why := "it ended"
-	if err != nil {
+	if err := p.cmd.Wait(); err != nil {
 		why = err.Error()
 	}
+	readers.Wait() // of the last answers
+	p.closeAll()
 	if said := p.stderr.said(); said != "" {
 		why += ": " + said
 	}
@@ -213,6 +260,9 @@ func (p *process) deliver(a *response) bool {
 	p.mu.Lock()
 	c, ok := p.calls[a.id]
 	delete(p.calls, a.id)
+	if ok {
+		c.socket.calls--
+	}
 	p.answered = time.Now()
 	p.answers++
 	last := p.retired && len(p.calls) == 0
@@ -251,16 +301,22 @@ func (p *process) do(ctx context.Context, r *request, release func()) (*response
 	p.next++
 	r.id = p.next
 	p.calls[r.id] = c
+	// The one with the fewest calls; of idle ones the first, whose thread is warm.
+	c.socket = slices.MinFunc(p.sockets, func(a, b *socket) int { return cmp.Compare(a.calls, b.calls) })
+	c.socket.calls++
 	p.mu.Unlock()
-	if err := p.out.send(func(c *codec) { c.request(r) }); err != nil {
+	_, err := c.socket.out.add(func(c *codec) { c.request(r) })
+	if err != nil {
 		p.mu.Lock()
 		delete(p.calls, r.id)
+		c.socket.calls--
 		p.mu.Unlock()
 		if psa.StatusOf(err) == psa.StatusTooLarge {
 			return nil, err
 		}
 		return nil, errNotSent
 	}
+	c.socket.out.flush()
 	select {
 	case a := <-c.answer:
 		return a, nil
@@ -320,7 +376,7 @@ func (p *process) abandon(id uint64, c *call, release func()) bool {
 	}
 	hangs := abandoned >= 2 && oldest.release != nil && p.answered.Before(oldest.sent)
 	if abandoned >= p.width || hangs {
-		_ = p.cmd.Process.Kill() // receive says the rest
+		p.kill()
 	}
 	return true
 }
@@ -338,8 +394,11 @@ func (p *process) retire() {
 
 // finish has the module finalized, which a worker outlives no longer than closeTime.
 func (p *process) finish() {
-	_ = p.out.send(func(c *codec) { c.request(&request{method: methodClose}) }) // if that fails it has ended
-	time.AfterFunc(closeTime, func() { _ = p.cmd.Process.Kill() })
+	out := p.sockets[0].out
+	if _, err := out.add(func(c *codec) { c.request(&request{method: methodClose}) }); err == nil {
+		out.flush()
+	}
+	time.AfterFunc(closeTime, p.kill)
 }
 
 const closeTime = 2 * time.Second
@@ -349,6 +408,30 @@ func (p *process) usable() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.calls != nil && !p.retired
+}
+
+// full says whether the call would bring in a key more than the module can have.
+func (p *process) full(r *request) bool {
+	if p.mostKeys == 0 || r.object.key() == (&object{}).key() && r.method != methodGenerate {
+		return false
+	}
+	name := r.object.key()
+	if r.method == methodGenerate {
+		name = fmt.Sprintf("new %p", r)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.keys[name] {
+		return false
+	}
+	if len(p.keys) >= p.mostKeys {
+		return true
+	}
+	if p.keys == nil {
+		p.keys = map[string]bool{}
+	}
+	p.keys[name] = true
+	return false
 }
 
 // died says whether it ended without being told to.

@@ -13,12 +13,20 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
-	"slices"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/jacobsa/crypto/cmac"
+	p11 "github.com/miekg/pkcs11"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -26,9 +34,10 @@ import (
 type knowledge struct {
 	lines      []psa.Capability
 	mechanisms map[uint64]mechanismInfo
+	zeroLabels bool // OAEP's labels must end with a zero byte
 }
 
-// tester tries a token's mechanisms on session objects, which leave nothing behind.
+// tester tries a token's mechanisms on session objects, which leave nothing behind, where it has any.
 type tester struct {
 	ctx        context.Context
 	p          *provider
@@ -38,6 +47,8 @@ type tester struct {
 	keys  map[psa.Attributes]*testKey // by type and size
 	works map[psa.Attributes]bool
 	fatal error // the token went away
+
+	zeroLabels bool
 }
 
 // testKey is a session object.
@@ -48,13 +59,50 @@ type testKey struct {
 	known  any // the private key, or the secret's bytes, of an imported one
 }
 
-// learn asks the token for its mechanisms, and tries them.
+// learning is under way.
+type learning struct {
+	done  chan struct{}
+	known *knowledge
+	err   error
+}
+
+// learnTime is how long a token may take to make keys of all kinds.
+const learnTime = 10 * time.Minute
+
+// learn asks the token for its mechanisms, and tries them: once, and on though ctx ends.
 func (p *provider) learn(ctx context.Context) (*knowledge, error) {
-	p.token.learning.Lock()
-	defer p.token.learning.Unlock()
-	if k := p.token.known.Load(); k != nil {
+	t := p.token
+	t.mu.Lock()
+	if k := t.known.Load(); k != nil {
+		t.mu.Unlock()
 		return k, nil
 	}
+	l := t.learning
+	if l == nil {
+		l = &learning{done: make(chan struct{})}
+		t.learning = l
+		go func() {
+			defer close(l.done)
+			long, cancel := context.WithTimeout(context.Background(), learnTime)
+			defer cancel()
+			l.known, l.err = p.explore(long)
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if t.learning = nil; l.err == nil {
+				t.known.Store(l.known)
+			}
+		}()
+	}
+	t.mu.Unlock()
+	select {
+	case <-l.done:
+		return l.known, l.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (p *provider) explore(ctx context.Context) (*knowledge, error) {
 	identity, err := p.ask(ctx, "identity", &request{method: methodIdentify})
 	if err != nil {
 		return nil, err
@@ -68,26 +116,65 @@ func (p *provider) learn(ctx context.Context) (*knowledge, error) {
 		k.mechanisms[m.number] = m
 	}
 	t := &tester{ctx: ctx, p: p, mechanisms: k.mechanisms, token: identity.token, keys: map[psa.Attributes]*testKey{}, works: map[psa.Attributes]bool{}}
+	if err := t.clean(); err != nil { // what a test that was cut short left there
+		return nil, err
+	}
 	k.lines = newTable(t.takes)
 	t.forget()
-	if t.fatal == nil {
-		t.fatal = ctx.Err()
+	if err := errors.Join(t.fatal, t.clean(), ctx.Err()); err != nil {
+		return nil, err
 	}
-	if t.fatal != nil {
-		return nil, t.fatal
-	}
-	p.token.known.Store(k)
+	k.zeroLabels = t.zeroLabels
 	return k, nil
 }
 
 // forget destroys the session objects.
 func (t *tester) forget() {
 	for _, k := range t.keys {
-		if k != nil {
-			_, err := t.p.ask(context.WithoutCancel(t.ctx), "self-test", &request{method: methodForget, object: k.object})
-			t.note(err)
+		if k != nil && k.object.handle != 0 {
+			t.ask(&request{method: methodForget, object: k.object})
 		}
 	}
+}
+
+// journal is where the IDs of test keys stand that lie on a token, because it has no session objects: a line each, in
+// hexadecimal, written before the key is made.
+func (t *tester) journal() string { return filepath.Join(t.p.dir, "self-test") }
+
+func (t *tester) enter(id []byte) error {
+	if err := os.MkdirAll(t.p.dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(t.journal(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "%x\n", id)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// clean destroys the test keys in the journal.
+func (t *tester) clean() error {
+	b, err := os.ReadFile(t.journal())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return psa.Errorf(psa.StatusGenericError, "the self-test's journal: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		id, err := hex.DecodeString(strings.TrimSpace(line))
+		if err != nil || len(id) != len(providers.Handle{}) {
+			continue // a line that was cut short: its key was not made
+		}
+		if err := t.p.destroy(t.ctx, object{class: anyClass, id: id}); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(t.journal()); err != nil {
+		return psa.Errorf(psa.StatusGenericError, "the self-test's journal: %w", err)
+	}
+	return nil
 }
 
 // note keeps an error that says nothing of a mechanism: the token is away, or nobody waits.
@@ -109,6 +196,9 @@ func (t *tester) takes(a psa.Attributes) ways {
 	switch {
 	case a.Type.IsRSA():
 		tried.Bits = rsaBits[0]
+		if k := t.key(tried, kind); k != nil && !k.ways.imported {
+			tried.Bits = a.Bits // it may make keys of one size, and not of another
+		}
 		if tried.Algorithm.IsWildcard() || a.Algorithm.IsRSAPKCS1v15Sign() {
 			tried.Algorithm = a.Algorithm.WithHash(psa.SHA256)
 		}
@@ -130,10 +220,6 @@ func (t *tester) takes(a psa.Attributes) ways {
 	w.generated = w.generated && need{kind.generate, 0, size}.listed(t.mechanisms)
 	return w
 }
-
-// keepsSecrets are the manufacturers of tokens that call every key on them sensitive, whatever was asked; session objects
-// show nothing of it.
-var keepsSecrets = []string{"Mozilla Foundation"}
 
 // key makes a session key for tests, nil where the token makes none.
 func (t *tester) key(a psa.Attributes, kind kind) *testKey {
@@ -175,6 +261,9 @@ func (t *tester) ask(r *request) *response {
 }
 
 func (t *tester) imports(k *testKey, a psa.Attributes, kind kind) {
+	if a.Type.IsRSA() && a.Bits != rsaBits[0] {
+		return // that was tried with the first size
+	}
 	material, known, err := testMaterial(a)
 	if err != nil {
 		t.fatal = err
@@ -195,7 +284,7 @@ func (t *tester) imports(k *testKey, a psa.Attributes, kind kind) {
 			continue
 		}
 		k.ways.imported, k.object, k.public, k.known = true, object{handle: made.object}, public, known
-		if usage&psa.UsageExport != 0 && !slices.Contains(keepsSecrets, t.token.manufacturer) {
+		if usage&psa.UsageExport != 0 && !quirksOf(t.token).keepsSecrets {
 			if read := t.ask(&request{method: methodRead, object: k.object, types: privateTypes(a.Type)}); read != nil {
 				out, err := exported(a, read.objects[0])
 				k.ways.exported = err == nil && bytes.Equal(out, material.Data)
@@ -211,11 +300,25 @@ func (t *tester) generates(k *testKey, a psa.Attributes, kind kind) bool {
 	if _, ok := t.mechanisms[kind.generate]; !ok {
 		return false
 	}
-	made := t.ask(t.making(a, kind, usageAll&^psa.UsageExport).generation())
-	if made == nil {
+	m := t.making(a, kind, usageAll&^psa.UsageExport)
+	made := t.ask(m.generation())
+	o := object{}
+	switch {
+	case made != nil:
+		o.handle = made.object
+	case t.fatal != nil || k.ways.imported || !a.Type.IsAsymmetric():
 		return false
+	default: // a token without session objects
+		if err := t.enter(m.id); err != nil {
+			t.fatal = psa.Errorf(psa.StatusGenericError, "the self-test's journal: %w", err)
+			return false
+		}
+		m.onToken = true
+		if made = t.ask(m.generation()); made == nil {
+			return false
+		}
+		o = object{class: p11.CKO_PRIVATE_KEY, id: m.id}
 	}
-	o := object{handle: made.object}
 	if k.ways.imported {
 		defer t.ask(&request{method: methodForget, object: o})
 	}
@@ -306,26 +409,17 @@ func (t *tester) try(a psa.Attributes, k *testKey) error {
 		}
 		return err
 	case alg.IsAsymmetricEncryption():
-		labels := []map[string][]byte{nil}
-		if alg.IsRSAOAEP() {
-			labels = append(labels, map[string][]byte{"additional_data": []byte("a label")})
+		err := t.tryAsymmetric(nil, message, do)
+		if err != nil || !alg.IsRSAOAEP() {
+			return err
 		}
-		for _, label := range labels {
-			out, err := do(psa.Encrypt, label, message[:32])
-			if err != nil {
-				return err
-			}
-			back, err := do(psa.Decrypt, label, out["ciphertext"])
-			if err != nil || !bytes.Equal(back["plaintext"], message[:32]) {
-				return errors.Join(errOther, err)
-			}
-			if label != nil { // one that ignores the label decrypts with none, too
-				if _, err := do(psa.Decrypt, nil, out["ciphertext"]); psa.StatusOf(err) != psa.StatusInvalidPadding {
-					return errors.Join(errOther, err)
-				}
-			}
+		if err = t.tryAsymmetric([]byte("a label"), message, do); err == nil || t.fatal != nil {
+			return err
 		}
-		return nil
+		if err = t.tryAsymmetric([]byte("a label\x00"), message, do); err == nil {
+			t.zeroLabels = true // a TPM's way (TCG TPM 2.0, part 1, B.4)
+		}
+		return err
 	case alg.IsKeyAgreement():
 		curve, err := curveOf(k.public)
 		if err != nil {
@@ -374,7 +468,31 @@ func (t *tester) try(a psa.Attributes, k *testKey) error {
 	return t.tryCipher(a, k, message, do)
 }
 
-func (t *tester) tryCipher(a psa.Attributes, k *testKey, message []byte, do func(psa.Operation, map[string][]byte, []byte) (map[string][]byte, error)) error {
+// trial does an operation with a test key.
+type trial func(op psa.Operation, inputs map[string][]byte, in []byte) (map[string][]byte, error)
+
+// tryAsymmetric decrypts what was encrypted under the label, and not without it.
+func (t *tester) tryAsymmetric(label, message []byte, do trial) error {
+	message = message[:32]
+	inputs := map[string][]byte{"additional_data": label}
+	out, err := do(psa.Encrypt, inputs, message)
+	if err != nil {
+		return err
+	}
+	back, err := do(psa.Decrypt, inputs, out["ciphertext"])
+	if err != nil || !bytes.Equal(back["plaintext"], message) {
+		return errors.Join(errOther, err)
+	}
+	if label == nil {
+		return nil
+	}
+	if _, err := do(psa.Decrypt, nil, out["ciphertext"]); psa.StatusOf(err) != psa.StatusInvalidPadding {
+		return errors.Join(errOther, err)
+	}
+	return nil
+}
+
+func (t *tester) tryCipher(a psa.Attributes, k *testKey, message []byte, do trial) error {
 	alg := a.Algorithm
 	if alg == psa.CBCNoPadding || alg == psa.ECBNoPadding {
 		message = message[:len(message)/16*16]

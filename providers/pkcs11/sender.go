@@ -12,29 +12,36 @@ type sender struct {
 
 	mu      sync.Mutex
 	ready   buffer
+	frames  int    // in ready
 	out     buffer // goes out now
 	writing bool
 	err     error
 }
 
-// send writes a message, or leaves it to whoever writes now.
-func (s *sender) send(fields func(*codec)) error {
+// add leaves a message to the next flush, and says how many wait for it.
+func (s *sender) add(fields func(*codec)) (int, error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.err != nil {
-		defer s.mu.Unlock()
-		return s.err
+		return 0, s.err
 	}
 	if err := s.ready.frame(fields); err != nil {
-		s.mu.Unlock()
-		return err
+		return s.frames, err
 	}
+	s.frames++
+	return s.frames, nil
+}
+
+// flush writes what waits, or leaves it to whoever writes now.
+func (s *sender) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.writing {
-		s.mu.Unlock()
-		return nil
+		return
 	}
 	s.writing = true
 	for len(s.ready.b) > 0 && s.err == nil {
-		s.ready, s.out = s.out, s.ready
+		s.ready, s.out, s.frames = s.out, s.ready, 0
 		s.mu.Unlock()
 		_, err := s.to.Write(s.out.b)
 		s.out.wipe()
@@ -46,6 +53,4 @@ func (s *sender) send(fields func(*codec)) error {
 		}
 	}
 	s.writing = false
-	s.mu.Unlock()
-	return nil
 }

@@ -212,16 +212,15 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		c.Log.Warn("slot_number is left out of account: numbers of slots change, and serial number or label say which token is meant", "provider", c.Name)
 		s.slot, s.bySlot = 0, false
 	}
-	p := &provider{allowExport: true, log: c.Log}
+	p := &provider{allowExport: true, dir: filepath.Join(c.StateDir, c.Name), log: c.Log}
 	if v, ok := c.Settings["allow_export"].(bool); ok {
 		p.allowExport = v
 	}
 	if v, ok := c.Settings["software_public_operations"].(bool); ok && !v {
 		c.Log.Warn("software_public_operations means nothing here: what needs no secret is always done in software", "provider", c.Name)
 	}
-	dir := filepath.Join(c.StateDir, c.Name)
-	p.pin = pins{w.pin, refusals{filepath.Join(dir, "refused-pin")}}
-	w.launch.lock = filepath.Join(dir, "worker.lock")
+	p.pin = pins{w.pin, refusals{filepath.Join(p.dir, "refused-pin")}}
+	w.launch.lock = filepath.Join(p.dir, "worker.lock")
 	p.token = openToken(w.launch, w.selector, w.pin, c.Log)
 	return p, nil
 }

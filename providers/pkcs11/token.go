@@ -41,7 +41,7 @@ type token struct {
 	identity string    // of the token that was there first: keys are on it alone
 	closed   bool
 
-	learning sync.Mutex
+	learning *learning
 	known    atomic.Pointer[knowledge] // of the token, once it was asked
 }
 
@@ -85,7 +85,7 @@ func (t *token) close() {
 	t.end()
 	t.mu.Lock()
 	t.closed = true
-	s, p := t.starting, t.process
+	s, p, l := t.starting, t.process, t.learning
 	t.mu.Unlock()
 	if s != nil {
 		<-s.done
@@ -95,6 +95,9 @@ func (t *token) close() {
 		p.retire()
 		p.finish()
 		<-p.ended
+	}
+	if l != nil {
+		<-l.done
 	}
 }
 
@@ -198,7 +201,7 @@ func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
 		return nil, psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process cannot be started: %w", err)
 	}
 	if err := t.enter(ctx, p, pin); err != nil {
-		_ = p.cmd.Process.Kill() // receive says the rest
+		p.kill()
 		<-p.ended
 		return nil, err
 	}
@@ -230,7 +233,7 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	default:
 		return a.err("opening the token")
 	}
-	p.identity = identityOf(a.token)
+	p.identity, p.mostKeys = identityOf(a.token), quirksOf(a.token).mostKeys
 	return t.logIn(ctx, p, a.token, pin)
 }
 
@@ -332,6 +335,10 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 		}
 		if err := t.same(p); err != nil && r.method != methodIdentify {
 			return nil, err
+		}
+		if p.full(r) {
+			p.retire()
+			continue
 		}
 		a, err := p.do(ctx, r, release)
 		switch {

@@ -368,4 +368,10 @@ func (f *frames) fill() error {
 	return err
 }
 
+// buffered says whether a whole frame was read already.
+func (f *frames) buffered() bool {
+	have := f.end - f.start
+	return have >= frameHead && uint32(have-frameHead) >= binary.BigEndian.Uint32(f.room[f.start:])
+}
+
 func (f *frames) wipe() { psa.Wipe(f.room) }

@@ -22,12 +22,12 @@ import (
 
 const (
 	// workerName is a worker's argv[0], by which WorkerMain knows it; its arguments are the library, C_Initialize's
-	// reserved argument, and how many calls may be under way at once.
+	// reserved argument, how many sockets there are, and how many calls may be under way at once.
 	workerName = "parsecfs-pkcs11"
-	// workerSocket is where it finds its end of the socket to the program that started it.
-	workerSocket = 3
 	// workerLock is a file that it holds a lock on for as long as it lives.
-	workerLock = 4
+	workerLock = 3
+	// firstSocket is the first of the sockets to the program that started it.
+	firstSocket = workerLock + 1
 	// exitRefused is a worker's exit status where C_Initialize failed: some modules want their token there.
 	exitRefused = 3
 )
@@ -35,10 +35,10 @@ const (
 // WorkerMain does not return in a process that was started to hold a PKCS #11 module. Programs with this provider call
 // it before anything else.
 func WorkerMain() {
-	if os.Args[0] != workerName || len(os.Args) != 4 {
+	if os.Args[0] != workerName || len(os.Args) != 5 {
 		return
 	}
-	if err := work(os.Args[1], os.Args[2], os.Args[3]); err != nil {
+	if err := work(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		if _, refused := errors.AsType[p11.Error](err); refused {
 			os.Exit(exitRefused)
@@ -48,33 +48,51 @@ func WorkerMain() {
 	os.Exit(0)
 }
 
-func work(library, reserved, width string) error {
+func work(library, reserved, sockets, width string) error {
 	// Who started it says when it ends: by the socket, never by a terminal's or a service manager's signal to all.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	// What a crash leaves behind would have keys in it.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
 	}
-	closeOthers()
-	go endWithStarter()
+	count, err := strconv.Atoi(sockets)
+	if err != nil {
+		return err
+	}
 	n, err := strconv.Atoi(width)
 	if err != nil {
 		return err
 	}
-	// Calls that wait in the module must not keep the reader from its turn.
-	runtime.GOMAXPROCS(max(runtime.NumCPU(), 2) + 1)
-	socket := os.NewFile(workerSocket, "socket")
+	closeOthers(firstSocket + count)
+	unix.CloseOnExec(workerLock) // what the module starts has no part in it
+	go endWithStarter()
+	// Who waits in the module, or in read(2), keeps nobody from a turn, and the runtime need not look after that.
+	runtime.GOMAXPROCS(n + count + 2)
 	m, err := loadModule(library, reserved)
 	if err != nil {
 		return err
 	}
-	return m.serve(socket, n)
+	var all []io.ReadWriter
+	for i := range count {
+		unix.CloseOnExec(firstSocket + i) // what the module starts outlives nothing
+		all = append(all, descriptor(firstSocket+i))
+	}
+	serve(all, func(r *request) *response {
+		if r.method == methodClose {
+			_ = m.ctx.Finalize() // the process ends all the same
+			return nil
+		}
+		defer r.wipe()
+		return m.answer(r)
+	})
+	end()
+	return nil
 }
 
 // endWithStarter ends this process when whoever started it is gone, even while all of it waits in the module.
 func endWithStarter() {
 	for {
-		poll := []unix.PollFd{{Fd: workerSocket, Events: unix.POLLRDHUP}}
+		poll := []unix.PollFd{{Fd: firstSocket, Events: unix.POLLRDHUP}}
 		if _, err := unix.Poll(poll, -1); err == nil {
 			end()
 		} else if err != unix.EINTR {
@@ -97,15 +115,15 @@ func end() {
 	os.Exit(0)
 }
 
-// closeOthers closes what was inherited without being meant for a worker.
-func closeOthers() {
+// closeOthers closes what was inherited, from first on, without being meant for a worker.
+func closeOthers(first int) {
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
 	}
 	for _, name := range names {
 		fd, err := strconv.Atoi(name.Name())
-		if err != nil || fd <= workerLock {
+		if err != nil || fd < first {
 			continue
 		}
 		if to, err := os.Readlink("/proc/self/fd/" + name.Name()); err == nil && !strings.HasPrefix(to, "anon_inode:[event") {
@@ -156,46 +174,6 @@ func loadModule(library, reserved string) (*module, error) {
 		return nil, fmt.Errorf("C_GetInfo: %w", err)
 	}
 	return &module{ctx: ctx, info: info, objects: map[string]p11.ObjectHandle{}}, nil
-}
-
-// serve answers what comes through the socket, at most width calls at once, until it ends.
-func (m *module) serve(socket io.ReadWriter, width int) error {
-	out := &sender{to: socket, broken: func(error) { go end() }} // nobody is there any more
-	requests := make(chan *request)
-	for range width {
-		go func() {
-			for r := range requests {
-				answer := m.answer(r)
-				r.wipe()
-				if err := out.send(func(c *codec) { c.response(answer) }); err != nil {
-					_ = out.send(func(c *codec) { c.response(&response{id: answer.id, outcome: outcomeBad, what: err.Error()}) })
-				}
-				psa.Wipe(answer.data)
-				for _, o := range answer.objects {
-					wipeAttributes(o)
-				}
-			}
-		}()
-	}
-	in := newFrames(socket)
-	for {
-		content, err := in.next()
-		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) { // the latter where an answer was not read any more
-			end()
-		}
-		if err != nil {
-			return err
-		}
-		r := &request{}
-		if err := parse(content, func(c *codec) { c.request(r) }); err != nil {
-			return err
-		}
-		if r.method == methodClose {
-			_ = m.ctx.Finalize() // the process ends all the same
-			return nil
-		}
-		requests <- r
-	}
 }
 
 // wipe overwrites what a request may have that is secret.

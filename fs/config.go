@@ -588,6 +588,11 @@ func (p *configParser) provider(v value) (Provider, bool) {
 		}})
 	}
 	p.table(v, settings)
+	if kind.Check != nil && len(p.problems) == before {
+		if err := kind.Check(r.Settings); err != nil {
+			p.problem(v.path, "provider: "+err.Error())
+		}
+	}
 	return r, len(p.problems) == before
 }
 

@@ -1,6 +1,7 @@
 package kim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,7 +168,8 @@ func (p *Provider) away() error {
 		WithHint("the provider's status file says how it is; its keys are kept, and work again when it is back")
 }
 
-// Status is "ready", "ready; N stuck calls", or "degraded: <why>". It asks the device, but does not wait long.
+// Status is "ready", "ready; N stuck calls", or "degraded: <why>", and in a second line what to do about it, if anybody
+// knows. It asks the device, but does not wait long.
 func (p *Provider) Status(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, statusWait)
 	defer cancel()
@@ -183,13 +185,14 @@ func (p *Provider) Status(ctx context.Context) string {
 	if p.unsettled > 0 {
 		notes = append(notes, fmt.Sprintf("%d keys whose outcome is unknown", p.unsettled))
 	}
-	state := "ready"
-	if p.down != nil {
-		state = "degraded: " + p.down.Error()
-	} else if err := p.k.sealer.Err(); err != nil {
+	state, hint := "ready", ""
+	if err := cmp.Or(p.down, p.k.sealer.Err()); err != nil {
 		state = "degraded: " + err.Error()
+		if hint = psa.HintOf(err); hint != "" {
+			hint = "\nhint: " + hint
+		}
 	}
-	return strings.Join(append([]string{state}, notes...), "; ")
+	return strings.Join(append([]string{state}, notes...), "; ") + hint
 }
 
 // Facts are what the device says of itself. It is asked, but not for long: one that is away, or busy, says nothing. What

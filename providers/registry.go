@@ -28,6 +28,8 @@ type Type struct {
 	Name     string   // provider_type, "Software"
 	Aliases  []string // other spellings that mean it, "MbedCrypto"
 	Settings []Setting
+	// Check says what is wrong with the settings together, each of which is right by itself; nil: nothing can be.
+	Check func(settings map[string]any) error
 	// New makes an instance. It must not wait for the device: one that is absent shows in Identity.
 	New func(ctx context.Context, c Config) (Provider, error)
 }

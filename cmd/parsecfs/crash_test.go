@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -53,6 +54,10 @@ type store struct {
 	dir    string // where the provider keeps its objects itself
 	// objects are the names of what the provider holds itself, nil where the KIM is all there is.
 	objects func() []string
+	// token says that the device keeps all keys itself, as a PKCS #11 token does.
+	token bool
+	// start starts the device, where that is left to the test that needs it: what cannot be started here skips it.
+	start func(t *testing.T) (config string, objects func() []string)
 	// foreign makes a P-256 key on the device as another tool would; nil where the provider adopts none.
 	foreign func(label string) (reference string)
 }
@@ -66,7 +71,8 @@ func tpmConfig(chip *tpmtest.Chip) string {
 	return kimTable + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Tpm\"\nkey_info_manager = \"kim\"\ntcti = %q\n", chip.TCTI())
 }
 
-// stores are the software provider, the outside one, whose server outlives every daemon, and one on a TPM.
+// stores are the software provider, the outside one, whose server outlives every daemon, one on a TPM, and one on a
+// PKCS #11 token.
 func stores(t *testing.T) []store {
 	t.Helper()
 	dir := openTempDir(t)
@@ -116,6 +122,7 @@ func stores(t *testing.T) []store {
 				return reference
 			}},
 		{name: "tpm", config: tpmConfig(tpmtest.Start(t))},
+		softHSM(t),
 	}
 }
 
@@ -124,12 +131,14 @@ type keystore struct {
 	t     *testing.T
 	m     *mounted
 	store store
+	// provider is the provider's name where it is not p
+	provider string
 	// acknowledged keys, with their public keys in DER
 	keys map[string][]byte
 }
 
 func (s *keystore) path(parts ...string) string {
-	return filepath.Join(append([]string{s.m.Dir, "providers/p/keys"}, parts...)...)
+	return filepath.Join(append([]string{s.m.Dir, "providers", cmp.Or(s.provider, "p"), "keys"}, parts...)...)
 }
 
 func writeOnce(path string, b []byte) error {
@@ -416,8 +425,11 @@ func TestKillAtRandomMoments(t *testing.T) {
 	}
 	for _, store := range stores(t) {
 		rounds := rounds
-		if store.name == "tpm" { // its keys are in the KIM, as those in software are
+		switch {
+		case store.name == "tpm": // its keys are in the KIM, as those in software are
 			rounds /= 4
+		case store.token: // every start tries all that the token does
+			rounds /= 8
 		}
 		t.Run(store.name, func(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())

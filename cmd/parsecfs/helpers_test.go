@@ -16,11 +16,14 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/providers/pkcs11"
 )
 
 // The test binary is the parsecfs command too: under the name parsecfs it runs main. Test files that need a provider
 // or a journal step of their own add to registry or set testOnlyStep in an init function, which runs there as well.
 func TestMain(m *testing.M) {
+	pkcs11.WorkerMain()
 	testscript.Main(cleanRun{m}, map[string]func(){"parsecfs": main, "mount.fuse.parsecfs": main})
 }
 

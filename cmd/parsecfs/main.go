@@ -13,12 +13,13 @@ import (
 
 	"github.com/parsecfs/parsecfs/fs"
 	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/pkcs11"
 	"github.com/parsecfs/parsecfs/providers/software"
 	"github.com/parsecfs/parsecfs/providers/tpm"
 )
 
 // registry names the back ends that this program is built with.
-var registry = providers.Registry{software.Type, tpm.Type}
+var registry = providers.Registry{software.Type, tpm.Type, pkcs11.Type}
 
 // testOnlyStep is called at each step of the journal where a test ends the daemon; it is nil in the program.
 var testOnlyStep func(step string)
@@ -44,6 +45,7 @@ var exitCodes = map[fs.Kind]int{
 }
 
 func main() {
+	pkcs11.WorkerMain()
 	ready, err := inheritReady()
 	if err == nil {
 		err = run(os.Args, ready)

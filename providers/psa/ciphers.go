@@ -17,12 +17,16 @@ type nonceRun struct {
 	input
 	encrypt bool
 	nonce   []byte
-	crypt   func(nonce, in []byte) ([]byte, error)
+	crypt   func(ctx context.Context, nonce, in []byte) ([]byte, error)
 }
 
 // newNonceRun is a run whose crypt does what op says. overhead is how much longer a ciphertext may be than its
 // plaintext. A nonce that is missing is made at random to encrypt, and StatusInsufficientData to decrypt.
 func newNonceRun(op Op, length, overhead int, crypt func(nonce, in []byte) ([]byte, error)) (Run, error) {
+	return newDeviceNonceRun(op, length, overhead, func(_ context.Context, nonce, in []byte) ([]byte, error) { return crypt(nonce, in) })
+}
+
+func newDeviceNonceRun(op Op, length, overhead int, crypt func(ctx context.Context, nonce, in []byte) ([]byte, error)) (Run, error) {
 	r := &nonceRun{
 		input:   input{held: secret{limit: op.limit()}},
 		encrypt: op.Operation == Encrypt,
@@ -64,7 +68,7 @@ func (r *nonceRun) Finish(ctx context.Context) (Result, error) {
 	if err := r.take(ctx); err != nil {
 		return Result{}, err
 	}
-	out, err := r.crypt(r.nonce, r.held.b)
+	out, err := r.crypt(ctx, r.nonce, r.held.b)
 	if err != nil {
 		return Result{}, failed(err)
 	}
@@ -173,16 +177,43 @@ func CipherRun(op Op, block cipher.Block) (Run, error) {
 // cipherBlock is the block of AES, ARIA and Camellia.
 const cipherBlock = 16
 
+// pad appends PKCS #7's padding, to a copy of in that has room for it.
+func pad(in []byte) []byte {
+	n := cipherBlock - len(in)%cipherBlock
+	out := make([]byte, len(in), len(in)+n)
+	copy(out, in)
+	return append(out, bytes.Repeat([]byte{byte(n)}, n)...)
+}
+
+// unpad takes PKCS #7's padding off, or wipes what has none.
+func unpad(out []byte) ([]byte, error) {
+	if len(out) == 0 {
+		return nil, Errorf(StatusInvalidArgument, "no bytes; %s has a block at least", CBCPKCS7)
+	}
+	n := int(out[len(out)-1])
+	if n == 0 || n > cipherBlock || !bytes.Equal(out[len(out)-n:], bytes.Repeat([]byte{byte(n)}, n)) {
+		Wipe(out)
+		return nil, Errorf(StatusInvalidPadding, "the padding is not PKCS #7's: another key or IV, or a changed ciphertext")
+	}
+	return out[:len(out)-n], nil
+}
+
+// wholeBlocks says whether in is what CBC, padded already, or ECB takes.
+func wholeBlocks(alg Algorithm, in []byte) error {
+	if len(in)%cipherBlock != 0 {
+		return Errorf(StatusInvalidArgument, "%d bytes; %s takes multiples of %d", len(in), alg, cipherBlock)
+	}
+	return nil
+}
+
 // blocks runs CBC or ECB over whole blocks.
 func blocks(alg Algorithm, encrypt bool, block cipher.Block, iv, in []byte) ([]byte, error) {
-	out := make([]byte, len(in), len(in)+cipherBlock)
-	copy(out, in)
+	out := bytes.Clone(in)
 	if alg == CBCPKCS7 && encrypt {
-		n := cipherBlock - len(in)%cipherBlock
-		out = append(out, bytes.Repeat([]byte{byte(n)}, n)...)
+		out = pad(in)
 	}
-	if len(out)%cipherBlock != 0 {
-		return nil, Errorf(StatusInvalidArgument, "%d bytes; %s takes multiples of %d", len(in), alg, cipherBlock)
+	if err := wholeBlocks(alg, out); err != nil {
+		return nil, err
 	}
 	switch {
 	case alg == ECBNoPadding:
@@ -198,18 +229,54 @@ func blocks(alg Algorithm, encrypt bool, block cipher.Block, iv, in []byte) ([]b
 	default:
 		cipher.NewCBCDecrypter(block, iv).CryptBlocks(out, out)
 	}
-	if alg != CBCPKCS7 || encrypt {
-		return out, nil
+	if alg == CBCPKCS7 && !encrypt {
+		return unpad(out)
 	}
-	if len(out) == 0 {
-		return nil, Errorf(StatusInvalidArgument, "no bytes; %s has a block at least", alg)
+	return out, nil
+}
+
+// DeviceCipherRun is CipherRun or AEADRun with a device that has the key and does what op says to the whole input, at most
+// op's limit. CBC's padding is ours: the device gets whole blocks, and only such. overhead is how much longer an AEAD's
+// ciphertext is than its plaintext; a shorter one is StatusInvalidSignature.
+func DeviceCipherRun(op Op, overhead int, crypt func(ctx context.Context, nonce, in []byte) ([]byte, error)) (Run, error) {
+	if err := isCrypt(op); err != nil {
+		return nil, err
 	}
-	n := int(out[len(out)-1])
-	if n == 0 || n > cipherBlock || !bytes.Equal(out[len(out)-n:], bytes.Repeat([]byte{byte(n)}, n)) {
-		Wipe(out)
-		return nil, Errorf(StatusInvalidPadding, "the padding is not PKCS #7's: another key or IV, or a changed ciphertext")
+	alg, encrypt := op.Algorithm, op.Operation == Encrypt
+	switch {
+	case alg.IsAEAD():
+		return newDeviceNonceRun(op, alg.NonceLength(), overhead, func(ctx context.Context, nonce, in []byte) ([]byte, error) {
+			if !encrypt && len(in) < overhead {
+				return nil, Errorf(StatusInvalidSignature, "a ciphertext of %d bytes; the tag alone has %d", len(in), overhead)
+			}
+			return crypt(ctx, nonce, in)
+		})
+	case alg == CBCPKCS7, alg == CBCNoPadding, alg == ECBNoPadding:
+		return newDeviceNonceRun(op, alg.NonceLength(), cipherBlock, func(ctx context.Context, nonce, in []byte) ([]byte, error) {
+			if alg == CBCPKCS7 && encrypt {
+				in = pad(in)
+				defer Wipe(in)
+			}
+			err := wholeBlocks(alg, in)
+			if err != nil {
+				return nil, err
+			}
+			out := []byte{}
+			if len(in) > 0 {
+				out, err = crypt(ctx, nonce, in)
+			}
+			if err == nil && alg == CBCPKCS7 && !encrypt {
+				return unpad(out)
+			}
+			return out, err
+		})
 	}
-	return out[:len(out)-n], nil
+	return newDeviceNonceRun(op, alg.NonceLength(), cipherBlock, func(ctx context.Context, nonce, in []byte) ([]byte, error) {
+		if len(in) == 0 {
+			return []byte{}, nil
+		}
+		return crypt(ctx, nonce, in)
+	})
 }
 
 // xtsSector is how many bytes of XTS's tweak are the sector's number, little endian; the rest must be zero.

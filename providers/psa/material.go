@@ -415,7 +415,7 @@ func parseKey(der []byte) (*Material, Attributes, error) {
 		}
 		return nil, Attributes{}, parseError(format, err)
 	}
-	a, err := attributesOf(key)
+	a, err := AttributesOf(key)
 	if err != nil {
 		return nil, Attributes{}, err
 	}
@@ -463,9 +463,9 @@ func privacy(f MaterialFormat) string {
 	return "private"
 }
 
-// attributesOf are the type, size and default policy (DefaultTemplate) of a key of the standard library, private or
+// AttributesOf are the type, size and default policy (DefaultTemplate) of a key of the standard library, private or
 // public: StatusNotSupported for others, for RSA outside 2048 to 8192 bits, and for what crypto/rsa refuses.
-func attributesOf(key any) (Attributes, error) {
+func AttributesOf(key any) (Attributes, error) {
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
 		if len(k.Primes) != 2 {

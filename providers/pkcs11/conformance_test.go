@@ -1,0 +1,75 @@
+package pkcs11_test
+
+import (
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/pkcs11"
+	"github.com/parsecfs/parsecfs/providers/pkcs11/pkcs11test"
+	"github.com/parsecfs/parsecfs/providers/providertest"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+func TestMain(m *testing.M) {
+	pkcs11.WorkerMain()
+	os.Exit(m.Run())
+}
+
+// settingsOf are what a configuration says of a token; more are added, or replaced.
+func settingsOf(k *pkcs11test.Token, more map[string]any) map[string]any {
+	s := map[string]any{"library_path": k.Library, "token_label": k.Label, "user_pin": k.PIN}
+	env := map[string]any{}
+	for _, v := range k.Env {
+		name, value, _ := strings.Cut(v, "=")
+		env[name] = value
+	}
+	if len(env) > 0 {
+		s["environment"] = env
+	}
+	if k.InitArgs != "" {
+		s["init_args"] = k.InitArgs
+	}
+	for name, v := range more {
+		if s[name] = v; v == nil {
+			delete(s, name)
+		}
+	}
+	return s
+}
+
+// tryOpen makes a provider of settings, which the caller closes.
+func tryOpen(t *testing.T, settings map[string]any) (providers.Provider, error) {
+	t.Helper()
+	return pkcs11.Type.New(t.Context(), config(t, t.TempDir(), settings))
+}
+
+func config(t *testing.T, state string, settings map[string]any) providers.Config {
+	return providers.Config{Name: "token", StateDir: state, Settings: settings, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+}
+
+func open(t *testing.T, settings map[string]any) providers.Provider {
+	t.Helper()
+	p, err := tryOpen(t, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func conformance(t *testing.T, k *pkcs11test.Token) {
+	providertest.Run(t, func(t *testing.T) providers.Provider { return open(t, settingsOf(k, nil)) }, providertest.Options{
+		Slow: func(c psa.Capability) bool {
+			// A token takes its time for an RSA key; the full form of the tests makes them all.
+			return os.Getenv("PARSECFS_TEST_LONG") != "1" && c.Type.IsRSA() && (c.Bits > 2048 || c.Algorithm != psa.RSAPKCS1v15Sign(psa.SHA256))
+		},
+	})
+}
+
+func TestConformanceOnSoftHSM(t *testing.T) { conformance(t, pkcs11test.SoftHSM(t, "conformance")[0]) }
+
+func TestConformanceOnNSS(t *testing.T) { conformance(t, pkcs11test.NSS(t)) }
+
+func TestConformanceOnTPM(t *testing.T) { conformance(t, pkcs11test.TPM2(t)) }

@@ -1,0 +1,226 @@
+package pkcs11
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+const (
+	defaultSessions = 16
+	maxSessions     = 256
+)
+
+func text(v any) error {
+	if s, ok := v.(string); !ok || s == "" {
+		return errors.New("a string that is not empty")
+	}
+	return nil
+}
+
+func boolean(v any) error {
+	if _, ok := v.(bool); !ok {
+		return errors.New("true or false")
+	}
+	return nil
+}
+
+func path(v any) error {
+	if s, ok := v.(string); !ok || !filepath.IsAbs(s) {
+		return errors.New("an absolute path")
+	}
+	return nil
+}
+
+var settings = []providers.Setting{
+	{Name: "library_path", Help: "the PKCS #11 module, an absolute path", Check: path},
+	{Name: "serial_number", Help: "the token's serial number", Check: text},
+	{Name: "token_label", Help: "the token's label", Check: text},
+	{Name: "slot_number", Help: "the slot that the token is in when the program starts; serial_number and token_label are better", Check: func(v any) error {
+		if n, ok := v.(int64); !ok || n < 0 {
+			return errors.New("a number from 0 on")
+		}
+		return nil
+	}},
+	{Name: "uri", Help: "the token as a PKCS #11 URI (RFC 7512): token, serial, manufacturer, model, slot-id, module-path, pin-source", Check: func(v any) error {
+		s, ok := v.(string)
+		if !ok {
+			return errors.New("a string")
+		}
+		_, err := parseTokenURI(s)
+		return err
+	}},
+	{Name: "user_pin", Help: "the PIN, as text, str:TEXT or hex:BYTES; pin_source keeps it out of the configuration", Check: func(v any) error {
+		_, err := parsePIN(v)
+		return err
+	}},
+	{Name: "pin_source", Help: "where the PIN is: " + pinForms, Check: func(v any) error {
+		s, ok := v.(string)
+		if !ok {
+			return errors.New("a string: " + pinForms)
+		}
+		_, err := parsePINSource(s)
+		return err
+	}},
+	{Name: "software_public_operations", Help: "what needs no secret is done in software; false means the same here", Check: boolean},
+	{Name: "allow_export", Help: "whether keys can be made that can be exported (default true)", Check: boolean},
+	{Name: "environment", Help: "a table of environment variables for the module, such as SOFTHSM2_CONF", Check: func(v any) error {
+		_, err := parseEnvironment(v)
+		return err
+	}},
+	{Name: "init_args", Help: "what C_Initialize gets as its reserved argument, which NSS wants", Check: text},
+	{Name: "sessions", Help: fmt.Sprintf("how many calls the token does at once, 1 to %d (default %d)", maxSessions, defaultSessions), Check: func(v any) error {
+		if n, ok := v.(int64); !ok || n < 1 || n > maxSessions {
+			return fmt.Errorf("a number from 1 to %d", maxSessions)
+		}
+		return nil
+	}},
+}
+
+// parseTokenURI reads a URI that names a token, and no object on it.
+func parseTokenURI(s string) (map[string]string, error) {
+	values, err := parseURI(s)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"object", "type", "id"} {
+		if _, ok := values[name]; ok {
+			return nil, fmt.Errorf("%s names an object; a provider has a whole token", name)
+		}
+	}
+	if n, ok := values["slot-id"]; ok {
+		if _, err := strconv.ParseUint(n, 10, 64); err != nil {
+			return nil, errors.New("slot-id is a number")
+		}
+	}
+	if library, ok := values["module-path"]; ok && !filepath.IsAbs(library) {
+		return nil, errors.New("module-path is an absolute path")
+	}
+	if source, ok := values["pin-source"]; ok {
+		if _, err := parsePINSource(source); err != nil {
+			return nil, fmt.Errorf("pin-source: %w", err)
+		}
+	}
+	if pin, ok := values["pin-value"]; ok && (pin == "" || len(pin) > maxPIN) {
+		return nil, fmt.Errorf("pin-value: a PIN has 1 to %d bytes", maxPIN)
+	}
+	return values, nil
+}
+
+func parseEnvironment(v any) (env []string, err error) {
+	table, ok := v.(map[string]any)
+	if !ok {
+		return nil, errors.New(`a table of strings: { SOFTHSM2_CONF = "/etc/softhsm2.conf" }`)
+	}
+	for name, v := range table {
+		value, ok := v.(string)
+		if !ok || name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0) {
+			return nil, fmt.Errorf("%q: a name and a string", name)
+		}
+		env = append(env, name+"="+value)
+	}
+	slices.Sort(env)
+	return env, nil
+}
+
+// words are the settings put together.
+type words struct {
+	launch   launch
+	selector selector
+	pin      pinSource
+}
+
+// together puts the settings together; each was checked by itself.
+func together(settings map[string]any) (w words, err error) {
+	get := func(name string) string { s, _ := settings[name].(string); return s }
+	uri := map[string]string{}
+	if s := get("uri"); s != "" {
+		if uri, err = parseTokenURI(s); err != nil {
+			return w, err
+		}
+	}
+	either := func(setting, attribute string) string {
+		s := get(setting)
+		if s != "" && uri[attribute] != "" && err == nil {
+			err = fmt.Errorf("%s, and %s in uri: only one of them", setting, attribute)
+		}
+		return cmp.Or(s, uri[attribute])
+	}
+	w.launch = launch{library: either("library_path", "module-path"), reserved: get("init_args"), width: defaultSessions}
+	w.selector = selector{label: either("token_label", "token"), serial: either("serial_number", "serial"), manufacturer: uri["manufacturer"], model: uri["model"]}
+	pin, source := either("user_pin", "pin-value"), either("pin_source", "pin-source")
+	switch {
+	case err != nil:
+		return w, err
+	case w.launch.library == "":
+		return w, errors.New("library_path is missing, and uri has no module-path")
+	case pin != "" && source != "":
+		return w, errors.New("the PIN itself, and a source of it: only one of them")
+	case get("user_pin") != "":
+		w.pin.value, err = parsePIN(pin)
+	case pin != "":
+		w.pin.value = []byte(pin)
+	case source != "":
+		w.pin, err = parsePINSource(source)
+	}
+	if err != nil {
+		return w, err
+	}
+	if v, ok := settings["environment"]; ok {
+		if w.launch.environment, err = parseEnvironment(v); err != nil {
+			return w, err
+		}
+	}
+	if n, ok := settings["sessions"].(int64); ok {
+		w.launch.width = int(n)
+	}
+	if n, ok := settings["slot_number"].(int64); ok {
+		w.selector.slot, w.selector.bySlot = uint64(n), true
+	} else if n, ok := uri["slot-id"]; ok {
+		w.selector.slot, err = strconv.ParseUint(n, 10, 64)
+		w.selector.bySlot = true
+	}
+	return w, err
+}
+
+func newProvider(_ context.Context, c providers.Config) (providers.Provider, error) {
+	wrong := func(format string, args ...any) (providers.Provider, error) {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, format, args...)
+	}
+	for name, v := range c.Settings {
+		i := slices.IndexFunc(settings, func(s providers.Setting) bool { return s.Name == name })
+		if i < 0 {
+			return wrong("unknown setting %s", name)
+		}
+		if err := settings[i].Check(v); err != nil {
+			return wrong("%s: %w", name, err)
+		}
+	}
+	w, err := together(c.Settings)
+	if err != nil {
+		return wrong("%w", err)
+	}
+	if s := &w.selector; s.bySlot && (s.serial != "" || s.label != "") {
+		c.Log.Warn("slot_number is left out of account: numbers of slots change, and serial number or label say which token is meant", "provider", c.Name)
+		s.slot, s.bySlot = 0, false
+	}
+	p := &provider{allowExport: true, dir: filepath.Join(c.StateDir, c.Name), log: c.Log}
+	if v, ok := c.Settings["allow_export"].(bool); ok {
+		p.allowExport = v
+	}
+	if v, ok := c.Settings["software_public_operations"].(bool); ok && !v {
+		c.Log.Warn("software_public_operations means nothing here: what needs no secret is always done in software", "provider", c.Name)
+	}
+	p.pin = pins{w.pin, refusals{filepath.Join(p.dir, "refused-pin")}}
+	w.launch.lock = filepath.Join(p.dir, "worker.lock")
+	p.token = openToken(w.launch, w.selector, w.pin, c.Log)
+	return p, nil
+}

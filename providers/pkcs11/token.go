@@ -1,0 +1,378 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// token is a token and the worker that has it open, for all providers that mean the same one. It has a worker of its own,
+// though others may be of the same module: what happens to one token is nothing to the others.
+type token struct {
+	launch   launch
+	selector selector
+	log      *slog.Logger
+	key      string
+	users    int // under tokensMu
+
+	open context.Context // ends with the last user
+	end  context.CancelFunc
+
+	settled func() error // launch.settle, once
+
+	slots chan struct{} // of the calls under way
+
+	mu       sync.Mutex
+	process  *process
+	starting *starting
+	failures int       // workers that died one after the other
+	next     time.Time // the earliest next start
+	last     error     // why the last start failed, or the last worker died
+	identity string    // of the token that was there first: keys are on it alone
+	closed   bool
+
+	learning *learning
+	known    atomic.Pointer[knowledge] // of the token, once it was asked
+}
+
+// starting is the start of a worker.
+type starting struct {
+	done    chan struct{}
+	process *process
+	err     error
+}
+
+var (
+	tokensMu sync.Mutex
+	tokens   = map[string]*token{}
+)
+
+// openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no part
+// in a login.
+func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
+	key := fmt.Sprintf("%q %q %q %d %+v %x %q %q", l.library, l.reserved, l.environment, l.width, s, sha256.Sum256(pin.value), pin.file, pin.credential)
+	tokensMu.Lock()
+	defer tokensMu.Unlock()
+	t := tokens[key]
+	if t == nil {
+		t = &token{launch: l, selector: s, log: log, key: key, slots: make(chan struct{}, l.width)}
+		t.open, t.end = context.WithCancel(context.Background())
+		t.settled = sync.OnceValue(t.launch.settle)
+		tokens[key] = t
+	}
+	t.users++
+	return t
+}
+
+// close ends the worker with its last user.
+func (t *token) close() {
+	tokensMu.Lock()
+	defer tokensMu.Unlock()
+	if t.users--; t.users > 0 {
+		return
+	}
+	delete(tokens, t.key)
+	t.end()
+	t.mu.Lock()
+	t.closed = true
+	s, p, l := t.starting, t.process, t.learning
+	t.mu.Unlock()
+	if s != nil {
+		<-s.done
+		p = s.process
+	}
+	if p != nil {
+		p.retire()
+		p.finish()
+		<-p.ended
+	}
+	if l != nil {
+		<-l.done
+	}
+}
+
+const (
+	// startTime is how long a module has for C_Initialize, to find the token, and to log in.
+	startTime = 30 * time.Second
+	// A worker that died is started again after these times; one that finds no token after the first of them.
+	firstPause = 100 * time.Millisecond
+	lastPause  = 10 * time.Second
+	// longestWait is how long a call waits for that; beyond it fails at once.
+	longestWait = time.Second
+)
+
+// ready gives a worker that has the token open, starting one if need be.
+func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil, psa.Errorf(psa.StatusBadState, "the provider is closed")
+	}
+	if p := t.process; p != nil && p.usable() {
+		t.mu.Unlock()
+		return p, nil
+	}
+	s := t.starting
+	if s == nil {
+		pause := time.Until(t.next)
+		if pause > longestWait {
+			defer t.mu.Unlock()
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module is started again in %v", pause.Round(time.Millisecond)).
+				WithHint("the daemon's log has what the module said")
+			e.Device = psa.DeviceOf(t.last)
+			return nil, e
+		}
+		s = &starting{done: make(chan struct{})}
+		t.starting = s
+		go t.start(s, pin, pause)
+	}
+	t.mu.Unlock()
+	select {
+	case <-s.done:
+		return s.process, s.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// start starts a worker, after a pause, in the place of one that is gone.
+func (t *token) start(s *starting, pin pins, pause time.Duration) {
+	time.Sleep(max(pause, 0))
+	ctx, cancel := context.WithTimeout(t.open, startTime)
+	defer cancel()
+	s.process, s.err = t.begin(ctx, pin)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	defer close(s.done)
+	t.starting = nil
+	if s.err == nil {
+		t.process, t.last = s.process, nil
+		go t.watch(s.process)
+		return
+	}
+	t.last = s.err
+	t.next = time.Now().Add(firstPause)
+	if psa.StatusOf(s.err) == psa.StatusCommunicationFailure {
+		t.failed()
+	}
+}
+
+// watch notes how a worker ends.
+func (t *token) watch(p *process) {
+	<-p.ended
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.steady() {
+		t.failures = 0
+	}
+	if p.died() {
+		t.last = p.crashed()
+		t.failed()
+	}
+}
+
+// failed counts a worker that died. The caller holds t.mu.
+func (t *token) failed() {
+	t.failures++
+	if t.failures > 1 { // once is an accident
+		t.next = time.Now().Add(min(firstPause<<min(t.failures-2, 10), lastPause))
+	}
+	t.log.Warn("a PKCS #11 module's process died", "library", t.launch.library, "times", t.failures, "err", t.last)
+}
+
+// begin starts a worker, has it find the token, and logs in.
+func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
+	err := t.settled()
+	var p *process
+	if err == nil {
+		p, err = t.launch.start(t.log)
+	}
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process cannot be started: %w", err)
+	}
+	if err := t.enter(ctx, p, pin); err != nil {
+		p.kill()
+		<-p.ended
+		return nil, err
+	}
+	return p, nil
+}
+
+func (t *token) enter(ctx context.Context, p *process, pin pins) error {
+	a, err := p.do(ctx, &request{method: methodOpen, selector: t.selector}, func() {})
+	if err != nil {
+		if p.refused() {
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent)
+			e.Device = p.stderr.said()
+			return e
+		}
+		return began("C_Initialize", err)
+	}
+	switch a.outcome {
+	case outcomeOK:
+	case outcomeNoToken, outcomeAmbiguous:
+		there := "there is none at all"
+		if a.what != "" {
+			there = "there are " + a.what
+		}
+		which := "no token is the one that is meant"
+		if a.outcome == outcomeAmbiguous {
+			which = "several tokens may be the one that is meant"
+		}
+		return psa.Errorf(psa.StatusProviderAbsent, "%s; %s", which, there).WithHint("token_label, serial_number or uri in the configuration say which")
+	default:
+		return a.err("opening the token")
+	}
+	p.identity, p.mostKeys = identityOf(a.token), quirksOf(a.token).mostKeys
+	return t.logIn(ctx, p, a.token, pin)
+}
+
+// began is the error of a start that did not end well.
+func began(what string, err error) error {
+	if _, abandoned := errors.AsType[*abandonedError](err); abandoned {
+		return psa.Errorf(psa.StatusTimeout, "%s: the PKCS #11 module does not answer", what)
+	}
+	return err
+}
+
+// identityOf is what tells a token from others: its serial number, which software tokens have alike.
+func identityOf(t tokenInfo) string {
+	if strings.Trim(t.serial, "0 ") != "" {
+		return t.serial
+	}
+	return t.label + "/" + t.serial
+}
+
+// pins is a provider's PIN, and what its token said of it.
+type pins struct {
+	source  pinSource
+	refused refusals
+}
+
+// logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be the
+// last try.
+func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins) error {
+	flags := token.flags
+	if flags&p11.CKF_LOGIN_REQUIRED == 0 {
+		return nil
+	}
+	pin, err := own.source.read()
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(pin)
+	switch {
+	case pin == nil:
+		return psa.Errorf(psa.StatusNotPermitted, "the token wants a PIN").WithHint("give user_pin or pin_source")
+	case flags&p11.CKF_USER_PIN_LOCKED != 0:
+		return psa.Errorf(psa.StatusNotPermitted, "the token's PIN is locked").WithHint(hintLocked)
+	case flags&p11.CKF_USER_PIN_FINAL_TRY != 0:
+		return psa.Errorf(psa.StatusNotPermitted, "one wrong PIN more would lock the token, and so none is tried").
+			WithHint("log in once with another program and the right PIN")
+	}
+	counted, refused, err := own.refused.has(token.serial, pin)
+	if err != nil {
+		return err
+	}
+	// Where the token counted the wrong try and has forgotten it, somebody knew the PIN, or set it anew.
+	if refused && (!counted || flags&p11.CKF_USER_PIN_COUNT_LOW != 0) {
+		e := psa.Errorf(psa.StatusNotPermitted, "the token refused this PIN before").WithHint(hintPIN + "; or remove " + own.refused.file)
+		e.Device = "C_Login: " + name(p11.CKR_PIN_INCORRECT)
+		return e
+	}
+	a, err := p.do(ctx, &request{method: methodLogin, data: pin}, func() {})
+	if err != nil {
+		return began("C_Login", err)
+	}
+	if a.outcome == outcomeOK {
+		return nil
+	}
+	failure := a.err("logging in")
+	switch p11.Error(a.rv) {
+	case p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_LOCKED:
+		again, err := p.do(ctx, &request{method: methodIdentify}, func() {})
+		counted := err == nil && again.outcome == outcomeOK && again.token.flags&p11.CKF_USER_PIN_COUNT_LOW != 0
+		if err := own.refused.add(token.serial, pin, counted); err != nil {
+			return psa.Errorf(psa.StatusNotPermitted, "%w; and it cannot be noted, so that the next start tries it again: %w", failure, err)
+		}
+	}
+	return failure
+}
+
+// do asks the token, as many calls at once as it has sessions for us.
+func (t *token) do(ctx context.Context, pin pins, what string, r *request) (*response, error) {
+	select {
+	case t.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	release := func() { <-t.slots }
+	a, err := t.ask(ctx, pin, what, r, release)
+	if _, abandoned := errors.AsType[*abandonedError](err); !abandoned {
+		release()
+	}
+	return a, err
+}
+
+// tries is how often a call is begun that nothing came of.
+const tries = 3
+
+func (t *token) ask(ctx context.Context, pin pins, what string, r *request, release func()) (*response, error) {
+	for n := 1; ; n++ {
+		p, err := t.ready(ctx, pin)
+		if err != nil {
+			return nil, err
+		}
+		if err := t.same(p); err != nil && r.method != methodIdentify {
+			return nil, err
+		}
+		if p.full(r) {
+			p.retire()
+			continue
+		}
+		a, err := p.do(ctx, r, release)
+		switch {
+		case err == errNotSent && n < tries:
+			continue
+		case err == errNotSent:
+			return nil, psa.Errorf(psa.StatusProviderAbsent, "%s: %w", what, err)
+		case err != nil:
+			return nil, err
+		}
+		if a.outcome == outcomeLost || a.outcome == outcomeGone {
+			p.retire()
+			if a.outcome == outcomeLost && n < tries {
+				continue
+			}
+		}
+		if err := a.err(what); err != nil {
+			a.wipe()
+			return a, err
+		}
+		return a, nil
+	}
+}
+
+// same says whether this is the token that was there first.
+func (t *token) same(p *process) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.identity == "" {
+		t.identity = p.identity
+	}
+	if p.identity != t.identity {
+		return psa.Errorf(psa.StatusProviderAbsent, "this is another token: it is %q, and the keys are on %q", p.identity, t.identity).
+			WithHint("put the token back that has the keys")
+	}
+	return nil
+}

@@ -1,0 +1,339 @@
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+const (
+	// workerName is a worker's argv[0], by which WorkerMain knows it; its arguments are the library, C_Initialize's
+	// reserved argument, how many sockets there are, and how many calls may be under way at once.
+	workerName = "parsecfs-pkcs11"
+	// workerLock is a file that it holds a lock on for as long as it lives.
+	workerLock = 3
+	// firstSocket is the first of the sockets to the program that started it.
+	firstSocket = workerLock + 1
+	// exitRefused is a worker's exit status where C_Initialize failed: some modules want their token there.
+	exitRefused = 3
+)
+
+// WorkerMain does not return in a process that was started to hold a PKCS #11 module. Programs with this provider call
+// it before anything else.
+func WorkerMain() {
+	if os.Args[0] != workerName || len(os.Args) != 5 {
+		return
+	}
+	if err := work(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		if _, refused := errors.AsType[p11.Error](err); refused {
+			os.Exit(exitRefused)
+		}
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func work(library, reserved, sockets, width string) error {
+	// Who started it says when it ends: by the socket, never by a terminal's or a service manager's signal to all.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	// What a crash leaves behind would have keys in it.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
+	}
+	count, err := strconv.Atoi(sockets)
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(width)
+	if err != nil {
+		return err
+	}
+	closeOthers(firstSocket + count)
+	unix.CloseOnExec(workerLock) // what the module starts has no part in it
+	go endWithStarter()
+	// Who waits in the module, or in read(2), keeps nobody from a turn, and the runtime need not look after that.
+	runtime.GOMAXPROCS(n + count + 2)
+	m, err := loadModule(library, reserved)
+	if err != nil {
+		return err
+	}
+	var all []io.ReadWriter
+	for i := range count {
+		unix.CloseOnExec(firstSocket + i) // what the module starts outlives nothing
+		all = append(all, descriptor(firstSocket+i))
+	}
+	serve(all, func(r *request) *response {
+		if r.method == methodClose {
+			_ = m.ctx.Finalize() // the process ends all the same
+			return nil
+		}
+		defer r.wipe()
+		return m.answer(r)
+	})
+	end()
+	return nil
+}
+
+// endWithStarter ends this process when whoever started it is gone, even while all of it waits in the module.
+func endWithStarter() {
+	for {
+		poll := []unix.PollFd{{Fd: firstSocket, Events: unix.POLLRDHUP}}
+		if _, err := unix.Poll(poll, -1); err == nil {
+			end()
+		} else if err != unix.EINTR {
+			return // the end of the socket's bytes tells too
+		}
+	}
+}
+
+// changes is read-locked by the calls that change the token.
+var changes sync.RWMutex
+
+// end ends this process once what changes the token is done, for closeTime at most: some tokens are left with half a key
+// otherwise, which nobody can name.
+func end() {
+	go func() {
+		time.Sleep(closeTime)
+		os.Exit(0)
+	}()
+	changes.Lock() // no other begins
+	os.Exit(0)
+}
+
+// closeOthers closes what was inherited, from first on, without being meant for a worker.
+func closeOthers(first int) {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		fd, err := strconv.Atoi(name.Name())
+		if err != nil || fd < first {
+			continue
+		}
+		if to, err := os.Readlink("/proc/self/fd/" + name.Name()); err == nil && !strings.HasPrefix(to, "anon_inode:[event") {
+			_ = unix.Close(fd) // the folder that was read is closed already
+		}
+	}
+}
+
+// module is a loaded module with one of its tokens.
+type module struct {
+	ctx  *p11.Ctx
+	info p11.Info
+
+	mu       sync.Mutex
+	open     bool
+	selector selector
+	slot     uint
+	serial   string
+	login    bool // somebody must be logged in for what is done here
+	idle     []session
+	objects  map[string]p11.ObjectHandle
+
+	// held keeps the login, and has the session objects; one call at a time.
+	heldMu sync.Mutex
+	held   session
+}
+
+type session = p11.SessionHandle
+
+func loadModule(library, reserved string) (*module, error) {
+	ctx := p11.New(library)
+	if ctx == nil {
+		return nil, fmt.Errorf("%s cannot be loaded, or is no PKCS #11 module", library)
+	}
+	var options []p11.InitializeOption
+	if reserved != "" {
+		text := append([]byte(reserved), 0)
+		var pin runtime.Pinner
+		defer pin.Unpin()
+		pin.Pin(&text[0])
+		options = append(options, p11.InitializeWithReserved(unsafe.Pointer(&text[0])))
+	}
+	if err := ctx.Initialize(options...); err != nil {
+		return nil, fmt.Errorf("C_Initialize: %w", err)
+	}
+	info, err := ctx.GetInfo()
+	if err != nil {
+		return nil, fmt.Errorf("C_GetInfo: %w", err)
+	}
+	return &module{ctx: ctx, info: info, objects: map[string]p11.ObjectHandle{}}, nil
+}
+
+// wipe overwrites what a request may have that is secret.
+func (r *request) wipe() {
+	psa.Wipe(r.data)
+	for _, t := range r.templates {
+		wipeAttributes(t)
+	}
+}
+
+func wipeAttributes(list []attribute) {
+	for _, a := range list {
+		psa.Wipe(a.value)
+	}
+}
+
+// failure is an error of a call.
+type failure struct {
+	what string
+	err  error
+	// begun says that something may have changed on the token.
+	begun bool
+}
+
+func (f *failure) Error() string { return f.what + ": " + f.err.Error() }
+
+func (f *failure) Unwrap() error { return f.err }
+
+// failed is the failure of a call that changes nothing when it fails.
+func failed(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &failure{what: what, err: err}
+}
+
+// outcomeError ends a request without an error of the module's.
+type outcomeError struct {
+	outcome outcome
+	what    string
+}
+
+func (e *outcomeError) Error() string { return e.what }
+
+func (m *module) answer(r *request) *response {
+	a := &response{id: r.id}
+	err := m.do(r, a)
+	if err == nil {
+		return a
+	}
+	if o, ok := errors.AsType[*outcomeError](err); ok {
+		a.outcome, a.what = o.outcome, o.what
+		if o.outcome == outcomeNotFound && !m.well() {
+			a.outcome = outcomeLost // a token that is away shows no objects
+		}
+		return a
+	}
+	rv, ok := errors.AsType[p11.Error](err)
+	if !ok {
+		a.outcome, a.what = outcomeBad, err.Error()
+		return a
+	}
+	begun := false
+	if f, ok := errors.AsType[*failure](err); ok {
+		a.what, begun = f.what, f.begun
+	}
+	a.outcome, a.rv = outcomeRefused, uint64(rv)
+	if r.method == methodOpen || r.method == methodLogin {
+		return a
+	}
+	switch {
+	case ended[rv], !begun && removed[rv], !begun && suspicious[rv] && !m.well():
+		a.outcome = outcomeLost
+	case removed[rv], suspicious[rv] && !m.well():
+		a.outcome = outcomeGone
+	}
+	return a
+}
+
+type errorSet = map[p11.Error]bool
+
+var (
+	// ended are the errors of a session or a login that is gone before anything happened.
+	ended = errorSet{p11.CKR_SESSION_HANDLE_INVALID: true, p11.CKR_SESSION_CLOSED: true, p11.CKR_USER_NOT_LOGGED_IN: true,
+		p11.CKR_SLOT_ID_INVALID: true, p11.CKR_CRYPTOKI_NOT_INITIALIZED: true}
+	// removed are those of a token that is.
+	removed = errorSet{p11.CKR_DEVICE_REMOVED: true, p11.CKR_TOKEN_NOT_PRESENT: true, p11.CKR_TOKEN_NOT_RECOGNIZED: true}
+	// suspicious are those that may mean it.
+	suspicious = errorSet{p11.CKR_GENERAL_ERROR: true, p11.CKR_FUNCTION_FAILED: true, p11.CKR_DEVICE_ERROR: true, p11.CKR_DEVICE_MEMORY: true,
+		p11.CKR_OBJECT_HANDLE_INVALID: true, p11.CKR_KEY_HANDLE_INVALID: true, p11.CKR_SESSION_COUNT: true, p11.CKR_HOST_MEMORY: true}
+	// stale are those of an object's handle that is none any more.
+	stale = errorSet{p11.CKR_OBJECT_HANDLE_INVALID: true, p11.CKR_KEY_HANDLE_INVALID: true}
+)
+
+func is(err error, set errorSet) bool {
+	rv, ok := errors.AsType[p11.Error](err)
+	return ok && set[rv]
+}
+
+// well says whether the token is still there and, where that is needed, somebody logged in.
+func (m *module) well() bool {
+	m.mu.Lock()
+	open, slot, serial, login, held := m.open, m.slot, m.serial, m.login, m.held
+	m.mu.Unlock()
+	if !open {
+		return false
+	}
+	t, err := m.ctx.GetTokenInfo(slot)
+	if err != nil || t.SerialNumber != serial {
+		return false
+	}
+	s, err := m.ctx.GetSessionInfo(held)
+	return err == nil && (!login || s.State == p11.CKS_RO_USER_FUNCTIONS || s.State == p11.CKS_RW_USER_FUNCTIONS)
+}
+
+func (m *module) do(r *request, a *response) error {
+	switch r.method {
+	case methodOpen:
+		return m.find(r, a)
+	}
+	if !m.isOpen() {
+		return &outcomeError{outcomeBad, "no token is open"}
+	}
+	switch r.method {
+	case methodLogin:
+		return m.logIn(r)
+	case methodIdentify:
+		return m.identify(a)
+	case methodMechanisms:
+		return m.mechanisms(a)
+	case methodCreate, methodGenerate:
+		changes.RLock()
+		defer changes.RUnlock()
+		return m.make(r, a)
+	case methodDestroy:
+		changes.RLock()
+		defer changes.RUnlock()
+		return m.destroy(r)
+	case methodForget:
+		return m.onHeld(func(s session) error {
+			return failed("C_DestroyObject", m.ctx.DestroyObject(s, p11.ObjectHandle(r.object.handle)))
+		})
+	case methodRead:
+		return m.onObject(r, func(s session, o p11.ObjectHandle) error {
+			list, err := m.read(s, o, r.types)
+			a.objects = [][]attribute{list}
+			return err
+		})
+	case methodList:
+		return m.list(r, a)
+	case methodSign, methodEncrypt, methodDecrypt, methodDerive:
+		return m.onObject(r, func(s session, o p11.ObjectHandle) (err error) {
+			a.data, err = m.use(r, s, o)
+			return err
+		})
+	case methodRandom:
+		return m.with(func(s session) (err error) {
+			a.data, err = m.ctx.GenerateRandom(s, int(min(r.length, maxFrame/2)))
+			return failed("C_GenerateRandom", err)
+		})
+	}
+	return &outcomeError{outcomeBad, fmt.Sprintf("method %d", r.method)}
+}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/parsecfs/parsecfs/providers/providertest"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -38,11 +39,7 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 			store.begin(t)
 			m := mountParsecfs(t, mountOptions{Config: store.config})
 			provider := filepath.Join(m.Dir, "providers/p")
-			b, err := os.ReadFile(filepath.Join(provider, "capabilities"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+			lines := listedBy(t, provider)
 			if lines[0] != psa.CapabilitiesHeader || len(lines) < 4 {
 				t.Fatalf("%q", lines[0])
 			}
@@ -91,6 +88,20 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 	}
 }
 
+// listedBy are the lines of a provider's capabilities. At its first start a device may take long to be tried.
+func listedBy(t *testing.T, provider string) []string {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile(filepath.Join(provider, "capabilities"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n"); len(lines) > 1 || time.Now().After(deadline) {
+			return lines
+		}
+	}
+}
+
 // generates says whether the short form makes an RSA key by a line: larger ones take seconds each, and are made for one
 // hash of each scheme; a token that takes keys makes one alone.
 func (s store) generates(c psa.Capability) bool {
@@ -123,12 +134,8 @@ func TestWhatIsNotListedIsRefused(t *testing.T) {
 			store.begin(t)
 			m := mountParsecfs(t, mountOptions{Config: store.config})
 			provider := filepath.Join(m.Dir, "providers/p")
-			b, err := os.ReadFile(filepath.Join(provider, "capabilities"))
-			if err != nil {
-				t.Fatal(err)
-			}
 			listed := map[string]bool{}
-			for text := range strings.Lines(string(b)) {
+			for _, text := range listedBy(t, provider) {
 				name, _, _ := strings.Cut(text, "\t")
 				listed[name] = true
 			}

@@ -364,6 +364,10 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 				continue
 			}
 		}
+		if n == 1 && r.method == methodDestroy && a.outcome == outcomeRefused && p11.Error(a.rv) == p11.CKR_FUNCTION_FAILED {
+			p.retire() // a key with which something failed is in use for ever, to a tpm2-pkcs11 that goes on
+			continue
+		}
 		if err := a.err(what); err != nil {
 			a.wipe()
 			return a, err

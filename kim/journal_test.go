@@ -613,3 +613,33 @@ func TestAdoption(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestIdentityGrows: a device that says more of itself than before is the same one, one that says less is another.
+func TestIdentityGrows(t *testing.T) {
+	d := newDevice(t)
+	k, p := d.open(nil)
+	key := generate(t, k, p, "web", p256)
+	file := filepath.Join(d.objects, "identity")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range []struct {
+		identity string
+		want     psa.Status
+	}{
+		{string(before) + "#more", psa.StatusSuccess},
+		{string(before), psa.StatusProviderAbsent},
+		{string(before) + "#other", psa.StatusProviderAbsent},
+		{string(before) + "#more", psa.StatusSuccess},
+	} {
+		d.off()
+		if err := os.WriteFile(file, []byte(step.identity), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.on(d.objects)
+		p.Status(ctx) // looks at it
+		wantStatus(t, signs(k, key), step.want)
+		wantStatus(t, try(t, k, newDraft(t, p, fmt.Sprint("new ", i)).Number), step.want)
+	}
+}

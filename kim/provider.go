@@ -272,8 +272,8 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	p.mu.Lock()
 	known := p.identity
 	p.mu.Unlock()
-	if known == "" {
-		if err := p.k.store.SetProviderSeen(ctx, p.number, identity, ""); err != nil {
+	if known == "" || strings.HasPrefix(identity, known+moreIdentity) {
+		if err := p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(p.Capabilities())); err != nil {
 			return err
 		}
 		p.mu.Lock()
@@ -288,6 +288,17 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	}
 	p.setDown(nil)
 	return nil
+}
+
+// moreIdentity parts what an identity was from what it has grown by.
+const moreIdentity = "#"
+
+func capabilityLines(list []psa.Capability) string {
+	var text strings.Builder
+	for _, c := range list {
+		fmt.Fprintln(&text, c)
+	}
+	return text.String()
 }
 
 // monitor looks at the device when there is reason to, and settles what is unsettled while it is there.
@@ -349,11 +360,7 @@ func (p *Provider) learn(ctx context.Context) error {
 	}
 	list = slices.Clone(list)
 	psa.SortCapabilities(list)
-	var text strings.Builder
-	for _, c := range list {
-		fmt.Fprintln(&text, c)
-	}
-	if err := p.k.store.SetProviderSeen(ctx, p.number, identity, text.String()); err != nil {
+	if err := p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(list)); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -440,11 +447,12 @@ func (r *keylessRun) ended(result psa.Result, err error) (psa.Result, error) {
 
 func wipeLate(late psa.Result, _ error) { late.Wipe() }
 
-// deviceID is the identity of the device that has the keys, "" before it was ever seen.
+// deviceID is the identity of the device that has the keys as it first was, "" before it was ever seen.
 func (p *Provider) deviceID() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.identity
+	id, _, _ := strings.Cut(p.identity, moreIdentity)
+	return id
 }
 
 func errNoAdopter(p *Provider) error {

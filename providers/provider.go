@@ -45,7 +45,7 @@ type Blob struct {
 type Provider interface {
 	Describe() Description
 	// Identity asks the device who it is (token serial, SRK name), which tells a replaced device; it is the
-	// liveness check too.
+	// liveness check too. It may grow: what was said before, with "#" and more behind it, is the same device still.
 	Identity(ctx context.Context) (string, error)
 	// Capabilities lists what works on the device as it is now; each line that names generate works in full.
 	Capabilities(ctx context.Context) ([]psa.Capability, error)

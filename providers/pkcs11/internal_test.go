@@ -28,7 +28,7 @@ func someRequest() *request {
 func someResponse() *response {
 	return &response{
 		id: 8, outcome: outcomeRefused, rv: p11.CKR_PIN_INCORRECT, what: "C_Login", data: []byte("signature"),
-		token:  tokenInfo{label: "l", serial: "s", manufacturer: "m", flags: 1, hardware: true, library: "x 2.6"},
+		token:  tokenInfo{label: "l", serial: "s", manufacturer: "m", flags: 1, marker: "0a1b", hardware: true, library: "x 2.6"},
 		object: 5, objects: [][]attribute{{{number: 1, value: []byte("v")}}, nil}, mechanisms: []mechanismInfo{{1, 2, 3, 4}, {5, 6, 7, 8}},
 	}
 }

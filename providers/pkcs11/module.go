@@ -59,7 +59,11 @@ func (m *module) find(r *request, a *response) error {
 		return failed("C_GetTokenInfo", err)
 	}
 	m.open, m.serial = true, t.SerialNumber
+	if m.marker, err = m.findMarker(); err != nil {
+		return err
+	}
 	a.token, err = m.token(t)
+	a.token.marker = m.marker
 	return err
 }
 
@@ -102,7 +106,10 @@ func (m *module) identify(a *response) error {
 	if err != nil {
 		return failed("C_GetTokenInfo", err)
 	}
-	a.token, err = m.token(t)
+	if a.token, err = m.token(t); err != nil {
+		return err
+	}
+	a.token.marker, err = m.findMarker()
 	return err
 }
 
@@ -326,6 +333,12 @@ func (m *module) make(r *request, a *response) error {
 	if !onToken {
 		return m.onHeld(create)
 	}
+	if err := m.mark(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	a.token.marker = m.marker
+	m.mu.Unlock()
 	return m.with(func(s session) error {
 		there, err := m.search(s, []*p11.Attribute{p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_ID, id)}, 1)
 		if err != nil {

@@ -286,12 +286,21 @@ func TestReinitialised(t *testing.T) {
 	p := use(t, settingsOf(token, nil))
 	m := create(t, p, p256)
 	token.Reinitialise()
-	wantStatus(t, "a key that is gone", m.sign(t.Context(), "gone"), psa.StatusDoesNotExist)
-	if err := p.Destroy(t.Context(), m.handle); err != nil {
-		t.Errorf("Destroy: %v", err)
+	wantStatus(t, "a key that is gone", m.sign(t.Context(), "gone"), psa.StatusProviderAbsent)
+	wantStatus(t, "to destroy it", p.Destroy(t.Context(), m.handle), psa.StatusProviderAbsent)
+	if id, err := p.Identity(t.Context()); err != nil || id != token.Serial {
+		t.Errorf("the identity is %q, %v", id, err)
 	}
-	if err := create(t, p, p256).sign(t.Context(), "new"); err != nil {
+	if objects := token.Objects(); len(objects) != 0 {
+		t.Errorf("the token that was emptied has %q", objects)
+	}
+	// whoever begins anew has another token, and marks it
+	again := use(t, settingsOf(token, map[string]any{"sessions": int64(7)}))
+	if err := create(t, again, p256).sign(t.Context(), "new"); err != nil {
 		t.Errorf("a new key: %v", err)
+	}
+	if id, err := again.Identity(t.Context()); err != nil || !strings.HasPrefix(id, token.Serial+"#") {
+		t.Errorf("the identity is %q, %v", id, err)
 	}
 }
 

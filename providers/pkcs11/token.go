@@ -254,12 +254,16 @@ func began(what string, err error) error {
 	return err
 }
 
-// identityOf is what tells a token from others: its serial number, which software tokens have alike.
+// identityOf is what tells a token from others: its serial number, which some have alike, and its marker once it has one.
 func identityOf(t tokenInfo) string {
-	if strings.Trim(t.serial, "0 ") != "" {
-		return t.serial
+	id := t.serial
+	if strings.Trim(t.serial, "0 ") == "" {
+		id = t.label + "/" + t.serial
 	}
-	return t.label + "/" + t.serial
+	if id = strings.ReplaceAll(id, "#", "%23"); t.marker != "" {
+		id += "#" + t.marker
+	}
+	return id
 }
 
 // pins is a provider's PIN, and what its token said of it.
@@ -368,6 +372,7 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 			p.retire() // a key with which something failed is in use for ever, to a tpm2-pkcs11 that goes on
 			continue
 		}
+		t.marked(p, a.token.marker)
 		if err := a.err(what); err != nil {
 			a.wipe()
 			return a, err
@@ -376,11 +381,23 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 	}
 }
 
+// marked notes that the token has a marker now.
+func (t *token) marked(p *process, marker string) {
+	if marker == "" {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !strings.Contains(p.identity, "#") {
+		p.identity += "#" + marker
+	}
+}
+
 // same says whether this is the token that was there first.
 func (t *token) same(p *process) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.identity == "" {
+	if t.identity == "" || strings.HasPrefix(p.identity, t.identity+"#") { // it has been marked since
 		t.identity = p.identity
 	}
 	if p.identity != t.identity {

@@ -101,6 +101,7 @@ type request struct {
 // tokenInfo is of CK_TOKEN_INFO, CK_SLOT_INFO and CK_INFO.
 type tokenInfo struct {
 	label, serial, manufacturer, library string
+	marker                               string // in hexadecimal; empty: the token has none
 	flags                                uint64
 	hardware                             bool
 }
@@ -252,6 +253,7 @@ func (c *codec) response(r *response) {
 		c.text(text)
 	}
 	c.uint(&t.flags)
+	c.text(&t.marker)
 	c.flag(&t.hardware)
 	c.uint(&r.object)
 	list(c, &r.objects, c.attributes)

@@ -141,7 +141,9 @@ type module struct {
 	open    bool
 	slot    uint
 	serial  string
-	login   bool // somebody must be logged in for what is done here
+	marker  string // that the token had, empty: none yet
+	bare    bool   // the token refused one
+	login   bool   // somebody must be logged in for what is done here
 	idle    []session
 	objects map[string]p11.ObjectHandle
 
@@ -275,7 +277,7 @@ func is(err error, set errorSet) bool {
 // well says whether the token is still there and, where that is needed, somebody logged in.
 func (m *module) well() bool {
 	m.mu.Lock()
-	open, slot, serial, login, held := m.open, m.slot, m.serial, m.login, m.held
+	open, slot, serial, marker, login, held := m.open, m.slot, m.serial, m.marker, m.login, m.held
 	m.mu.Unlock()
 	if !open {
 		return false
@@ -285,7 +287,14 @@ func (m *module) well() bool {
 		return false
 	}
 	s, err := m.ctx.GetSessionInfo(held)
-	return err == nil && (!login || s.State == p11.CKS_RO_USER_FUNCTIONS || s.State == p11.CKS_RW_USER_FUNCTIONS)
+	if err != nil || login && s.State != p11.CKS_RO_USER_FUNCTIONS && s.State != p11.CKS_RW_USER_FUNCTIONS {
+		return false
+	}
+	if marker == "" {
+		return true
+	}
+	now, err := m.findMarker()
+	return err == nil && now == marker
 }
 
 func (m *module) do(r *request, a *response) error {

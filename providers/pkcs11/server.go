@@ -40,12 +40,14 @@ type port struct {
 
 const (
 	// patience is how long a call may keep its socket's thread.
-	patience = 2 * time.Millisecond
-	// computing is less than what waits for a device takes, and so many such calls in a row are none that do.
+	patience = 10 * time.Millisecond
+	// waiting is more than a module needs to compute, even where it gets its processor late, and so many such calls in a
+	// row are no accident; computing is less than what waits for a device takes, and so many of those in a row are none
+	// that do.
+	waiting    = 2 * time.Millisecond
+	slowCalls  = 4
 	computing  = 500 * time.Microsecond
 	quickCalls = 64
-	// slowCalls is how many of the others in a row are no accident.
-	slowCalls = 4
 	// maxHeld is how many answers wait for one write while there are more requests at hand.
 	maxHeld = 4
 )
@@ -111,7 +113,7 @@ func (p *port) lead(me uint64) {
 // took notes how long a call took.
 func (s *server) took(d time.Duration) {
 	switch waits := s.waits.Load(); {
-	case d >= patience:
+	case d >= waiting:
 		if s.quick.Store(0); s.slow.Add(1) >= slowCalls {
 			s.waits.Store(true)
 		}
@@ -161,7 +163,7 @@ func (s *server) look() {
 func (s *server) watch() {
 	for {
 		s.watching.Store(true)
-		for rest := 0; rest < 50; rest++ {
+		for rest := 0; rest < 10; rest++ {
 			time.Sleep(patience)
 			if s.called.Swap(false) {
 				rest = 0

@@ -104,9 +104,9 @@ func (p *provider) list(ctx context.Context) ([]found, error) {
 	return all, nil
 }
 
-// attributesOf are those that Adopt gives a key: the default template of its kind that its flags and the token allow, none
-// where there is none. pub is its public part.
-func (p *provider) attributesOf(f found) (a psa.Attributes, pub crypto.PublicKey) {
+// kindOf is a key's type and size, none where it is of a kind that is not known here, and the algorithms that its flags
+// speak of, the best first.
+func (f found) kindOf() (a psa.Attributes, algorithms []psa.Algorithm) {
 	is := func(typ uint64) bool {
 		v, ok := valueOf(f.attributes, typ)
 		return ok && len(v) == 1 && v[0] == 1
@@ -118,7 +118,6 @@ func (p *provider) attributesOf(f found) (a psa.Attributes, pub crypto.PublicKey
 		}
 		return int(min(binary.NativeEndian.Uint64(v), 1<<16))
 	}
-	var algorithms []psa.Algorithm
 	switch size(p11.CKA_KEY_TYPE) {
 	case p11.CKK_RSA:
 		modulus, _ := valueOf(f.attributes, p11.CKA_MODULUS)
@@ -156,19 +155,26 @@ func (p *provider) attributesOf(f found) (a psa.Attributes, pub crypto.PublicKey
 			}
 		}
 	}
-	if a.Type.IsAsymmetric() {
-		pub = publicPart(a, f)
-		if f.object.class == p11.CKO_PUBLIC_KEY {
-			a.Type = a.Type.PublicKey()
-		}
+	if f.object.class == p11.CKO_PUBLIC_KEY {
+		a.Type = a.Type.PublicKey()
+	}
+	return a, algorithms
+}
+
+// attributesOf are those that Adopt gives a key: the default template of its kind that its flags and the token allow,
+// none where there is none.
+func (p *provider) attributesOf(f found) psa.Attributes {
+	a, algorithms := f.kindOf()
+	if a.Type.IsAsymmetric() && publicPart(a, f) == nil {
+		return psa.Attributes{}
 	}
 	for _, alg := range algorithms {
 		line := psa.Capability{Type: a.Type, Bits: a.Bits, Algorithm: alg}
-		if p.covers(line.Attributes()) && (pub != nil || !a.Type.IsAsymmetric()) {
-			return line.Attributes(), pub
+		if p.covers(line.Attributes()) {
+			return line.Attributes()
 		}
 	}
-	return psa.Attributes{}, pub
+	return psa.Attributes{}
 }
 
 // covers says whether anything can be done with such a key.
@@ -236,13 +242,12 @@ func nameOf(f found, all []found) string {
 // labelOf is what Create calls an object.
 func labelOf(id []byte) string { return "parsecfs " + hex.EncodeToString(id[:min(len(id), 4)]) }
 
-func (p *provider) foreign(f found, all []found) (providers.Foreign, crypto.PublicKey) {
-	a, pub := p.attributesOf(f)
-	foreign := providers.Foreign{Object: nameOf(f, all), Label: f.object.label, Attributes: a}
+func (p *provider) foreign(f found, all []found) providers.Foreign {
+	foreign := providers.Foreign{Object: nameOf(f, all), Label: f.object.label, Attributes: p.attributesOf(f)}
 	if len(f.object.id) == len(foreign.Handle) && f.object.label == labelOf(f.object.id) {
 		copy(foreign.Handle[:], f.object.id)
 	}
-	return foreign, pub
+	return foreign
 }
 
 // Foreign lists the keys on the token: pairs, secret keys, and public keys alone.
@@ -256,8 +261,7 @@ func (p *provider) Foreign(ctx context.Context) ([]providers.Foreign, error) {
 	}
 	var list []providers.Foreign
 	for _, f := range all {
-		foreign, _ := p.foreign(f, all)
-		list = append(list, foreign)
+		list = append(list, p.foreign(f, all))
 	}
 	return list, nil
 }
@@ -288,7 +292,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		return none(psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference()).WithHint("id=HEX;object=LABEL may tell them apart"))
 	}
 	f := fitting[0]
-	foreign, pub := p.foreign(f, all)
+	foreign := p.foreign(f, all)
 	own := foreign.Attributes
 	switch {
 	case a.Type == psa.KeyTypeNone && own.Type == psa.KeyTypeNone:
@@ -302,19 +306,18 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	if !p.covers(a) {
 		return none(errUnsupported("adopt", a, a.Algorithm))
 	}
-	if f.object.class == p11.CKO_SECRET_KEY == a.Type.IsAsymmetric() || f.object.class == p11.CKO_PUBLIC_KEY != a.Type.IsPublicKey() {
-		return none(psa.Errorf(psa.StatusInvalidArgument, "%s is no %s", o.reference(), a.Type))
+	if is, _ := f.kindOf(); is.Type != a.Type || is.Bits != a.Bits {
+		return none(psa.Errorf(psa.StatusInvalidArgument, "%s is a %s of %d bits", o.reference(), is.Type, is.Bits))
 	}
 	blob := providers.Blob{Object: nameOf(f, all)}
 	if a.Type.IsAsymmetric() {
-		if pub = publicPart(a, f); pub == nil {
-			return none(psa.Errorf(psa.StatusInvalidArgument, "%s is no %s of %d bits, or the token does not have its public part", o.reference(), a.Type, a.Bits))
+		pub := publicPart(a, f)
+		if pub == nil {
+			return none(psa.Errorf(psa.StatusInvalidArgument, "the token does not have the public part of %s", o.reference()))
 		}
 		if blob.Public, err = publicDER(pub); err != nil {
 			return none(err)
 		}
-	} else if kept, _ := p.attributesOf(f); kept.Type != psa.KeyTypeNone && (kept.Type != a.Type || kept.Bits != a.Bits) {
-		return none(psa.Errorf(psa.StatusInvalidArgument, "%s is a %s of %d bits", o.reference(), kept.Type, kept.Bits))
 	}
 	foreign.Attributes = a
 	if f.object.class == p11.CKO_PRIVATE_KEY && a.Can(psa.Sign) {

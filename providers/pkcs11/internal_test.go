@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"sync"
 	"testing"
 	"testing/iotest"
 
 	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/sys/unix"
 )
 
 func someRequest() *request {
@@ -26,7 +28,7 @@ func someRequest() *request {
 func someResponse() *response {
 	return &response{
 		id: 8, outcome: outcomeRefused, rv: p11.CKR_PIN_INCORRECT, what: "C_Login", data: []byte("signature"),
-		token:  tokenInfo{label: "l", serial: "s", manufacturer: "m", model: "o", flags: 1, slot: 2, sessions: 3, firmware: "1.0", library: "x 2.6"},
+		token:  tokenInfo{label: "l", serial: "s", manufacturer: "m", flags: 1, hardware: true, library: "x 2.6"},
 		object: 5, objects: [][]attribute{{{number: 1, value: []byte("v")}}, nil}, mechanisms: []mechanismInfo{{1, 2, 3, 4}, {5, 6, 7, 8}},
 	}
 }
@@ -260,4 +262,76 @@ func TestRefusals(t *testing.T) {
 	if _, _, err := r.has("1", []byte("wrong")); err == nil {
 		t.Error("a damaged file lets the PIN be tried")
 	}
+}
+
+func TestLeftmost(t *testing.T) {
+	digest := bytes.Repeat([]byte{0xd1}, 32)
+	for _, c := range []struct {
+		bits int
+		want []byte
+	}{
+		{224, digest[:28]}, {256, digest}, {384, append(make([]byte, 16), digest...)}, {521, digest},
+	} {
+		if got := leftmost(digest, c.bits); !bytes.Equal(got, c.want) {
+			t.Errorf("%d bits: %x; want %x", c.bits, got, c.want)
+		}
+	}
+}
+
+// Calls that wait for something are under way at once, though there are fewer sockets; nothing goes to another's.
+func TestServeCallsThatWait(t *testing.T) {
+	const calls = 16
+	var ours []*os.File
+	var theirs []io.ReadWriter
+	for range 2 {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs = append(ours, os.NewFile(uintptr(pair[0]), "")), append(theirs, descriptor(pair[1]))
+		t.Cleanup(func() { _ = unix.Close(pair[1]) })
+	}
+	var under sync.WaitGroup
+	under.Add(calls)
+	ended := make(chan struct{})
+	go func() {
+		serve(theirs, func(r *request) *response {
+			if r.method == methodSign {
+				under.Done()
+				under.Wait() // all are here
+			}
+			return &response{id: r.id, data: bytes.Clone(r.data)}
+		})
+		close(ended)
+	}()
+	for round, m := range []method{methodSign, methodRandom} {
+		for i := range calls {
+			id := uint64(100*round + i)
+			if _, err := ours[i%2].Write(encode(t, func(c *codec) { c.request(&request{id: id, method: m, data: []byte{byte(id)}}) })); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, f := range ours {
+			in := newFrames(f)
+			for range calls / 2 {
+				content, err := in.next()
+				if err != nil {
+					t.Fatal(err)
+				}
+				var a response
+				if err := parse(content, func(c *codec) { c.response(&a) }); err != nil {
+					t.Fatal(err)
+				}
+				if len(a.data) != 1 || a.data[0] != byte(a.id) || a.id%2 != uint64(i) || a.id/100 != uint64(round) {
+					t.Errorf("socket %d gives %d, %x", i, a.id, a.data)
+				}
+			}
+		}
+	}
+	for _, f := range ours {
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-ended
 }

@@ -193,7 +193,8 @@ func (u *use) ask(ctx context.Context, what string, r *request) ([]byte, error) 
 	return u.askAbout(ctx, what, r, psa.StatusSuccess, "")
 }
 
-// askAbout is ask about an input that nobody could check before: where the token refuses it, that is the status and why.
+// askAbout is ask about an input that nobody could check before: where the token refuses it, that is the status and
+// why.
 func (u *use) askAbout(ctx context.Context, what string, r *request, refused psa.Status, why string) ([]byte, error) {
 	r.object = u.object
 	a, err := u.p.ask(ctx, what, r)
@@ -208,8 +209,8 @@ func (u *use) askAbout(ctx context.Context, what string, r *request, refused psa
 	return nil, err
 }
 
-// aboutInput are the errors of an input that is none, or say little: a worker has asked the token how it is before it tells
-// one of those.
+// aboutInput are the errors of an input that is none, or say little: a worker has asked the token how it is before it
+// tells one of those.
 var aboutInput = errorSet{p11.CKR_GENERAL_ERROR: true, p11.CKR_FUNCTION_FAILED: true, p11.CKR_DEVICE_ERROR: true, p11.CKR_ARGUMENTS_BAD: true,
 	p11.CKR_DATA_INVALID: true, p11.CKR_DATA_LEN_RANGE: true, p11.CKR_ENCRYPTED_DATA_INVALID: true, p11.CKR_ENCRYPTED_DATA_LEN_RANGE: true,
 	p11.CKR_SIGNATURE_INVALID: true, p11.CKR_MECHANISM_PARAM_INVALID: true, p11.CKR_KEY_SIZE_RANGE: true}
@@ -250,9 +251,9 @@ func (u *use) signing(in []byte) (m mechanism, data []byte, err error) {
 	return mechanism{number: ckmEdDSA}, in, nil
 }
 
-// leftmost is the digest as ECDSA takes it (SEC 1, 4.1.3), in the length of the curve's order: its leftmost bits, or zeros
-// before it, which change nothing. Tokens do not all do that by themselves, and a TPM takes no other length. P-521's order
-// is longer than any digest.
+// leftmost is the digest as ECDSA takes it (SEC 1, 4.1.3), in the length of the curve's order: its leftmost bits, or
+// zeros before it, which change nothing. Tokens do not all do that by themselves, and a TPM takes no other length.
+// P-521's order is longer than any digest.
 func leftmost(digest []byte, bits int) []byte {
 	n := bits / 8
 	if bits%8 != 0 || len(digest) >= n {

@@ -291,8 +291,8 @@ func publicDER(pub crypto.PublicKey) ([]byte, error) {
 	return der, nil
 }
 
-// publicOf reads a public key from what a token says of it; nil without an error where it does not say enough. The point
-// lies in an OCTET STRING, as it should (PKCS #11 v2.40 mechanisms, 2.3.3), or not.
+// publicOf reads a public key from what a token says of it; nil without an error where it does not say enough. The
+// point lies in an OCTET STRING, as it should (PKCS #11 v2.40 mechanisms, 2.3.3), or not.
 func publicOf(t psa.KeyType, bits int, list []attribute) (crypto.PublicKey, error) {
 	if t.IsRSA() {
 		modulus, _ := valueOf(list, p11.CKA_MODULUS)

@@ -58,27 +58,17 @@ func (m *module) find(r *request, a *response) error {
 	if err != nil {
 		return failed("C_GetTokenInfo", err)
 	}
-	m.open, m.serial, m.selector = true, t.SerialNumber, r.selector
-	a.token = m.token(t)
-	return nil
+	m.open, m.serial = true, t.SerialNumber
+	a.token, err = m.token(t)
+	return err
 }
 
-// noMost are the numbers by which CK_TOKEN_INFO says that a number has no bound, or is unknown.
-const noMost = ^uint(0)
-
-func (m *module) token(t p11.TokenInfo) tokenInfo {
+func (m *module) token(t p11.TokenInfo) (tokenInfo, error) {
+	slot, err := m.ctx.GetSlotInfo(m.slot)
 	trim := func(s string) string { return strings.TrimRight(s, " \x00") }
-	version := func(v p11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
-	most := t.MaxRwSessionCount
-	if most == noMost || most == 0 || t.MaxSessionCount != 0 && t.MaxSessionCount < most {
-		most = t.MaxSessionCount
-	}
-	if most == noMost {
-		most = 0
-	}
-	return tokenInfo{label: trim(t.Label), serial: trim(t.SerialNumber), manufacturer: trim(t.ManufacturerID), model: trim(t.Model),
-		flags: uint64(t.Flags), slot: uint64(m.slot), sessions: uint64(most), firmware: version(t.FirmwareVersion),
-		library: trim(m.info.LibraryDescription) + " " + version(m.info.LibraryVersion)}
+	return tokenInfo{label: trim(t.Label), serial: trim(t.SerialNumber), manufacturer: trim(t.ManufacturerID), flags: uint64(t.Flags),
+		hardware: slot.Flags&p11.CKF_HW_SLOT != 0,
+		library:  fmt.Sprintf("%s %d.%d", trim(m.info.LibraryDescription), m.info.LibraryVersion.Major, m.info.LibraryVersion.Minor)}, failed("C_GetSlotInfo", err)
 }
 
 // session opens one that can change the token where that lets it.
@@ -109,8 +99,11 @@ func (m *module) identify(a *response) error {
 		return failed("C_GetTokenInfo", p11.Error(p11.CKR_TOKEN_NOT_PRESENT))
 	}
 	t, err := m.ctx.GetTokenInfo(m.slot)
-	a.token = m.token(t)
-	return failed("C_GetTokenInfo", err)
+	if err != nil {
+		return failed("C_GetTokenInfo", err)
+	}
+	a.token, err = m.token(t)
+	return err
 }
 
 func (m *module) mechanisms(a *response) error {

@@ -38,10 +38,7 @@ func parsePINSource(s string) (pinSource, error) {
 		}
 		return pinSource{credential: name}, nil
 	}
-	path := strings.TrimPrefix(s, "file:")
-	if strings.HasPrefix(path, "//") { // file:///run/pin (RFC 8089, 2)
-		path = path[2:]
-	}
+	path := strings.TrimPrefix(strings.TrimPrefix(s, "file:"), "//") // file:///run/pin (RFC 8089, 2)
 	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
 		return pinSource{}, errors.New("allowed: " + pinForms)
 	}
@@ -135,8 +132,8 @@ func trimPIN(b []byte) []byte {
 	return bytes.TrimSuffix(bytes.TrimSuffix(b, []byte("\n")), []byte("\r"))
 }
 
-// refusals is a file that remembers the last PIN that a token refused, so that it is not tried again, not by the next run
-// of the program either: tokens count, and lock themselves.
+// refusals is a file that remembers the last PIN that a token refused, so that it is not tried again, not by the next
+// run of the program either: tokens count, and lock themselves.
 type refusals struct{ file string }
 
 // refusal is what the file has: not the PIN, but what it can be compared with.

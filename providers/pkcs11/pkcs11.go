@@ -1,10 +1,10 @@
-// Package pkcs11 is the provider on tokens with a PKCS #11 module: HSMs, smart cards, software tokens. The token keeps its
-// keys, under the KIM's handle as CKA_ID; Blob.Public is the SubjectPublicKeyInfo, Blob.Object names an adopted key. What
-// needs no secret (verify, encrypt with RSA, public keys alone) is done in software.
+// Package pkcs11 is the provider on tokens with a PKCS #11 module: HSMs, smart cards, software tokens. The token keeps
+// its keys, under the KIM's handle as CKA_ID; Blob.Public is the SubjectPublicKeyInfo, Blob.Object names an adopted
+// key. What needs no secret (verify, encrypt with RSA, public keys alone) is done in software.
 //
-// A module runs in a process of its own, this program started again, so that one that crashes or hangs takes nothing with
-// it. There, worker.go and module.go speak PKCS #11; here, process.go and token.go keep the worker going, and the rest
-// knows PSA.
+// A module runs in a process of its own, this program started again, so that one that crashes or hangs takes nothing
+// with it. There, worker.go and module.go speak PKCS #11; here, process.go and token.go keep the worker going, and the
+// rest knows PSA.
 package pkcs11
 
 import (
@@ -46,7 +46,7 @@ func (p *provider) Describe() providers.Description {
 		Vendor:      "parsecfs",
 		Version:     "1",
 		Location:    "local",
-		Hardware:    true,
+		Hardware:    p.token.hardware.Load(),
 		Limits:      providers.Limits{Parallel: p.token.launch.width},
 	}
 }
@@ -88,8 +88,8 @@ func (p *provider) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 	return slices.Clone(p.lines()), nil
 }
 
-// Create makes a key on the token, with its public part beside it, so that other programs see a pair. A public key alone
-// is not kept there.
+// Create makes a key on the token, with its public part beside it, so that other programs see a pair. A public key
+// alone is not kept there.
 func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attributes, material *psa.Material) (providers.Blob, error) {
 	if err := a.Validate(); err != nil {
 		return providers.Blob{}, err

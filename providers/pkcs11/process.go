@@ -182,9 +182,10 @@ func workerEnvironment(own, more []string) []string {
 type lines struct {
 	log *slog.Logger
 
-	mu    sync.Mutex
-	rest  []byte
-	first string // of what it said last time
+	mu   sync.Mutex
+	rest []byte
+	last string // line that it said, or that says why it dies
+	dies bool
 }
 
 // maxLine bounds a line of a worker's.
@@ -201,8 +202,9 @@ func (l *lines) Write(b []byte) (int, error) {
 		}
 		if text := strings.TrimSpace(string(line)); text != "" {
 			l.log.Warn("the PKCS #11 module's process says", "text", text)
-			if l.first == "" {
-				l.first = text
+			dies := strings.HasPrefix(text, "SIG") || strings.HasPrefix(text, "fatal error:") || strings.HasPrefix(text, "panic:")
+			if dies || !l.dies {
+				l.last, l.dies = text, l.dies || dies
 			}
 		}
 		l.rest = append([]byte(nil), rest...)
@@ -212,7 +214,7 @@ func (l *lines) Write(b []byte) (int, error) {
 func (l *lines) said() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.first
+	return l.last
 }
 
 // receive gives a socket's answers to their calls, until there are no more.

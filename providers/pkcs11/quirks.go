@@ -15,8 +15,8 @@ func quirksOf(t tokenInfo) quirks {
 	case t.manufacturer == "Mozilla Foundation": // NSS softokn
 		return quirks{keepsSecrets: true}
 	case strings.HasPrefix(t.library, "TPM2.0 Cryptoki"):
-		// tpm2-pkcs11 leaves each key that it used loaded, and tpm2-abrmd gives a client room for 27; calls that are under way
-		// at once may all bring in one.
+		// tpm2-pkcs11 leaves each key that it used loaded, and tpm2-abrmd gives a client room for 27; calls that are under
+		// way at once may all bring in one.
 		return quirks{mostKeys: 10}
 	}
 	return quirks{}

@@ -184,8 +184,8 @@ func (t *tester) note(err error) {
 	}
 }
 
-// takes says how keys of a can be made. RSA's sizes are alike, and one of them is tried; so are ECDSA's hashes, which the
-// token never sees, and what an agreement's secret goes into.
+// takes says how keys of a can be made. RSA's sizes are alike, and one of them is tried; so are ECDSA's hashes, which
+// the token never sees, and what an agreement's secret goes into.
 func (t *tester) takes(a psa.Attributes) ways {
 	kind, ok := kindOf(a.Type, a.Bits, t.mechanisms)
 	if !ok || t.fatal != nil || !needs(a).listed(t.mechanisms) {

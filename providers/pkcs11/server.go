@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// server answers the requests of a few sockets, as many as there are processors: each has a thread that reads, calls the
-// module and writes, so that nothing is handed from one to another. Where a call takes its time, because it waits for a
-// device or hangs, another thread goes on with the socket.
+// server answers the requests of a few sockets, as many as there are processors: each has a thread that reads, calls
+// the module and writes, so that nothing is handed from one to another. Where a call takes its time, because it waits
+// for a device or hangs, another thread goes on with the socket.
 type server struct {
 	answer func(*request) *response // nil ends the worker
 	ports  []*port

@@ -16,11 +16,11 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// token is a token and the worker that has it open, for all providers that mean the same one. It has a worker of its own,
-// though others may be of the same module: what happens to one token is nothing to the others.
+// token is a token and the worker that has it open, for all providers that mean the same one. It has a worker of its
+// own, though others may be of the same module: what happens to one token is nothing to the others.
 type token struct {
 	launch   launch
-	selector selector
+	selector selector // changed by the one start under way
 	log      *slog.Logger
 	key      string
 	users    int // under tokensMu
@@ -40,6 +40,7 @@ type token struct {
 	last     error     // why the last start failed, or the last worker died
 	identity string    // of the token that was there first: keys are on it alone
 	closed   bool
+	hardware atomic.Bool // as the module says of the slot, once it was asked
 
 	learning *learning
 	known    atomic.Pointer[knowledge] // of the token, once it was asked
@@ -57,8 +58,8 @@ var (
 	tokens   = map[string]*token{}
 )
 
-// openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no part
-// in a login.
+// openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no
+// part in a login.
 func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
 	key := fmt.Sprintf("%q %q %q %d %+v %x %q %q", l.library, l.reserved, l.environment, l.width, s, sha256.Sum256(pin.value), pin.file, pin.credential)
 	tokensMu.Lock()
@@ -77,11 +78,15 @@ func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
 // close ends the worker with its last user.
 func (t *token) close() {
 	tokensMu.Lock()
-	defer tokensMu.Unlock()
-	if t.users--; t.users > 0 {
+	t.users--
+	last := t.users == 0
+	if last {
+		delete(tokens, t.key)
+	}
+	tokensMu.Unlock()
+	if !last {
 		return
 	}
-	delete(tokens, t.key)
 	t.end()
 	t.mu.Lock()
 	t.closed = true
@@ -234,6 +239,10 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 		return a.err("opening the token")
 	}
 	p.identity, p.mostKeys = identityOf(a.token), quirksOf(a.token).mostKeys
+	t.hardware.Store(a.token.hardware)
+	if t.selector.bySlot { // its number may be another's by the next time
+		t.selector = selector{serial: a.token.serial, label: a.token.label}
+	}
 	return t.logIn(ctx, p, a.token, pin)
 }
 
@@ -259,8 +268,8 @@ type pins struct {
 	refused refusals
 }
 
-// logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be the
-// last try.
+// logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be
+// the last try.
 func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins) error {
 	flags := token.flags
 	if flags&p11.CKF_LOGIN_REQUIRED == 0 {

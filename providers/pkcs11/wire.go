@@ -98,12 +98,11 @@ type request struct {
 	length    uint64
 }
 
-// tokenInfo is of CK_TOKEN_INFO and CK_INFO.
+// tokenInfo is of CK_TOKEN_INFO, CK_SLOT_INFO and CK_INFO.
 type tokenInfo struct {
-	label, serial, manufacturer, model string
-	flags, slot                        uint64
-	sessions                           uint64 // the most that it takes; 0 is any number
-	firmware, library                  string
+	label, serial, manufacturer, library string
+	flags                                uint64
+	hardware                             bool
 }
 
 // mechanismInfo is CK_MECHANISM_INFO.
@@ -249,12 +248,12 @@ func (c *codec) response(r *response) {
 	c.text(&r.what)
 	c.bytes(&r.data)
 	t := &r.token
-	for _, text := range []*string{&t.label, &t.serial, &t.manufacturer, &t.model, &t.firmware, &t.library} {
+	for _, text := range []*string{&t.label, &t.serial, &t.manufacturer, &t.library} {
 		c.text(text)
 	}
-	for _, n := range []*uint64{&t.flags, &t.slot, &t.sessions, &r.object} {
-		c.uint(n)
-	}
+	c.uint(&t.flags)
+	c.flag(&t.hardware)
+	c.uint(&r.object)
 	list(c, &r.objects, c.attributes)
 	list(c, &r.mechanisms, func(m *mechanismInfo) {
 		for _, n := range []*uint64{&m.number, &m.least, &m.most, &m.flags} {

@@ -137,14 +137,13 @@ type module struct {
 	ctx  *p11.Ctx
 	info p11.Info
 
-	mu       sync.Mutex
-	open     bool
-	selector selector
-	slot     uint
-	serial   string
-	login    bool // somebody must be logged in for what is done here
-	idle     []session
-	objects  map[string]p11.ObjectHandle
+	mu      sync.Mutex
+	open    bool
+	slot    uint
+	serial  string
+	login   bool // somebody must be logged in for what is done here
+	idle    []session
+	objects map[string]p11.ObjectHandle
 
 	// held keeps the login, and has the session objects; one call at a time.
 	heldMu sync.Mutex
@@ -256,9 +255,9 @@ func (m *module) answer(r *request) *response {
 type errorSet = map[p11.Error]bool
 
 var (
-	// ended are the errors of a session or a login that is gone before anything happened.
+	// ended are the errors of a session or a login that is of no use, before anything happened.
 	ended = errorSet{p11.CKR_SESSION_HANDLE_INVALID: true, p11.CKR_SESSION_CLOSED: true, p11.CKR_USER_NOT_LOGGED_IN: true,
-		p11.CKR_SLOT_ID_INVALID: true, p11.CKR_CRYPTOKI_NOT_INITIALIZED: true}
+		p11.CKR_SLOT_ID_INVALID: true, p11.CKR_CRYPTOKI_NOT_INITIALIZED: true, p11.CKR_OPERATION_ACTIVE: true}
 	// removed are those of a token that is.
 	removed = errorSet{p11.CKR_DEVICE_REMOVED: true, p11.CKR_TOKEN_NOT_PRESENT: true, p11.CKR_TOKEN_NOT_RECOGNIZED: true}
 	// suspicious are those that may mean it.

@@ -2,6 +2,7 @@ package psa
 
 import (
 	"bytes"
+	"context"
 	"crypto/aes"
 	"encoding/hex"
 	"strings"
@@ -110,6 +111,56 @@ func TestPublishedCiphers(t *testing.T) {
 		r, err := MACRun(Op{Operation: Mac, Algorithm: CMAC}, h)
 		if got := finished(t, r, err, unhex(t, message))["mac"]; !bytes.Equal(got, unhex(t, want)) {
 			t.Errorf("CMAC of %s: %x", message, got)
+		}
+	}
+}
+
+// TestDeviceCipherRun: a device that does whole blocks alone gives what CipherRun gives, padding included.
+func TestDeviceCipherRun(t *testing.T) {
+	block, err := aes.NewCipher(unhex(t, "2b7e151628aed2a6abf7158809cf4f3c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	iv := map[string][]byte{"nonce": unhex(t, "000102030405060708090a0b0c0d0e0f")}
+	for _, alg := range []Algorithm{ECBNoPadding, CBCNoPadding, CBCPKCS7, CTR} {
+		inputs := iv
+		if alg == ECBNoPadding {
+			inputs = nil
+		}
+		device := func(op Operation) Run {
+			r, err := DeviceCipherRun(Op{Operation: op, Algorithm: alg, Inputs: inputs}, 0, func(ctx context.Context, nonce, in []byte) ([]byte, error) {
+				with := alg
+				if alg == CBCPKCS7 {
+					with = CBCNoPadding
+				}
+				own, err := CipherRun(Op{Operation: op, Algorithm: with, Inputs: map[string][]byte{"nonce": nonce}}, block)
+				return finished(t, own, err, in)[map[Operation]string{Encrypt: "ciphertext", Decrypt: "plaintext"}[op]], nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		for _, n := range []int{0, 16, 48} {
+			plaintext := bytes.Repeat([]byte("x"), n)
+			reference, err := CipherRun(Op{Operation: Encrypt, Algorithm: alg, Inputs: inputs}, block)
+			want := finished(t, reference, err, plaintext)["ciphertext"]
+			if got := finished(t, device(Encrypt), nil, plaintext)["ciphertext"]; !bytes.Equal(got, want) {
+				t.Errorf("%s of %d bytes: %x; want %x", alg, n, got, want)
+			}
+			if got := finished(t, device(Decrypt), nil, want)["plaintext"]; !bytes.Equal(got, plaintext) {
+				t.Errorf("%s of %d bytes: back comes %x", alg, n, got)
+			}
+		}
+		if alg == CTR {
+			continue
+		}
+		r := device(Decrypt)
+		if _, err := r.Write(make([]byte, 17)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Finish(t.Context()); StatusOf(err) != StatusInvalidArgument {
+			t.Errorf("%s of 17 bytes: %v", alg, err)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -23,7 +24,9 @@ import (
 
 // Config is a configuration file, checked and with every default filled in.
 type Config struct {
+	File      string // as it was named
 	Core      Core
+	Wrapping  Wrapping
 	Mount     Mount
 	Audit     *Audit           // nil: no audit trail
 	Admins    []uint32         // uids that are trusted beside root ([authenticator] admins)
@@ -43,6 +46,12 @@ type Core struct {
 	KeysPerUser         int    // keys and drafts
 	TransactionsPerUser int    // open operation files, slots and drop box requests
 	BufferPerUser       int64  // bytes that the requests of one user hold
+}
+
+// Wrapping is how [core_settings] wants the store's data key wrapped: wrapping and wrapping_pcrs.
+type Wrapping struct {
+	Kind string    // "file" or "tpm:PROVIDER"; empty leaves it to the store
+	PCRs *psa.PCRs // nil leaves them to the store
 }
 
 // Mount is [mount].
@@ -149,6 +158,7 @@ func readConfig(file string) ([]byte, error) {
 // ParseConfig is LoadConfig of data; file is its name in messages.
 func ParseConfig(file string, data []byte, types providers.Registry) (c *Config, warnings []*Problem, err error) {
 	p := &configParser{file: file, types: types, config: &Config{
+		File: file,
 		Core: Core{
 			LogLevel:            slog.LevelInfo,
 			BodyLenLimit:        defaultBodyLenLimit,
@@ -228,6 +238,7 @@ func (p *configParser) parse(data []byte) {
 	}
 	p.checkDefault(document)
 	p.checkRules()
+	p.checkWrapping()
 }
 
 func (p *configParser) core(v value) {
@@ -254,6 +265,8 @@ func (p *configParser) core(v value) {
 		{name: "keys_per_user", set: func(v value) { p.count(v, &c.KeysPerUser, 1, 100_000_000, "keys") }},
 		{name: "transactions_per_user", set: func(v value) { p.count(v, &c.TransactionsPerUser, 1, 1<<20, "transactions") }},
 		{name: "buffer_per_user", set: func(v value) { p.number(v, &c.BufferPerUser, 1024, 1<<40, "bytes") }},
+		{name: "wrapping", set: func(v value) { p.text(v, &p.config.Wrapping.Kind, wrappings) }},
+		{name: "wrapping_pcrs", set: p.wrappingPCRs},
 		{name: "allow_root", instead: "parsecfs is made to run as root; permissions on the files say who may use a key"},
 		{name: "thread_pool_size", instead: "there is no pool: each provider has a queue as wide as its device allows"},
 		{name: "idle_listener_sleep_duration", instead: "nothing is polled: leave it out"},
@@ -618,6 +631,43 @@ func (p *configParser) checkDefault(document map[string]any) {
 	}
 	p.problem(path{"core_settings", "default_provider"},
 		fmt.Sprintf("default_provider %q: no [[provider]] has that name; allowed: %s", name, strings.Join(names, ", ")))
+}
+
+const wrappings = `"file", or "tpm:" and the name of a [[provider]]`
+
+func (p *configParser) wrappingPCRs(v value) {
+	list, ok := v.raw.([]any)
+	numbers := make([]int, len(list))
+	for i, raw := range list {
+		n, isNumber := raw.(int64)
+		ok = ok && isNumber && n == int64(int(n))
+		numbers[i] = int(n)
+	}
+	pcrs, err := psa.NewPCRs(numbers)
+	if !ok || err != nil {
+		p.wrong(v, fmt.Sprintf("an array of a TPM's registers from 0 to %d, such as [0, 7]", psa.MaxPCR))
+		return
+	}
+	p.config.Wrapping.PCRs = &pcrs
+}
+
+// checkWrapping runs last, when all providers are known.
+func (p *configParser) checkWrapping() {
+	w := p.config.Wrapping
+	at := path{"core_settings"}
+	if w.Kind == "" && w.PCRs == nil {
+		return
+	}
+	name, byProvider := strings.CutPrefix(w.Kind, kim.WrapProvider)
+	switch {
+	case w.PCRs != nil && !byProvider:
+		p.problem(at.key("wrapping_pcrs"), `wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`)
+	case w.Kind == kim.WrapFile, byProvider && slices.ContainsFunc(p.config.Providers, func(r Provider) bool { return r.Name == name }):
+	case byProvider:
+		p.problem(at.key("wrapping"), fmt.Sprintf("wrapping: no [[provider]] has the name %q", name))
+	default:
+		p.wrong(value{at.key("wrapping"), w.Kind}, wrappings)
+	}
 }
 
 // checkProviderName says what is wrong with the name of a provider, which is that of a directory like a key's.

@@ -44,6 +44,8 @@ default_provider = "second"
 keys_per_user = 5
 transactions_per_user = 6
 buffer_per_user = 1_000_000
+wrapping = "tpm:second"
+wrapping_pcrs = [7, 0]
 [mount]
 path = "/mnt/keys/"
 dropbox = "off"
@@ -78,6 +80,9 @@ provider_type = "Slots"
 	wantCore := Core{slog.LevelWarn, 65536, false, 2 * time.Second, 10 * time.Minute, "second", 5, 6, 1_000_000}
 	if c.Core != wantCore {
 		t.Errorf("core_settings: %+v, want %+v", c.Core, wantCore)
+	}
+	if w := c.Wrapping; w.Kind != "tpm:second" || w.PCRs == nil || *w.PCRs != 1<<0|1<<7 {
+		t.Errorf("wrapping: %+v", w)
 	}
 	if c.Mount != (Mount{"/mnt/keys", false, 500 * time.Millisecond}) {
 		t.Errorf("mount: %+v", c.Mount)
@@ -120,6 +125,14 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "[core_settings]\noperation_timeout = 9223372036854775807", `c.toml:8: wrong value`},
 		{minimal + "[core_settings]\nbuffer_per_user = 2048", `c.toml:7: buffer_per_user (2048) must not be less than body_len_limit`},
 		{minimal + "[core_settings]\ndefault_provider = 'tpm'", `c.toml:8: default_provider "tpm": no [[provider]] has that name; allowed: "software"`},
+		{minimal + "[core_settings]\nwrapping = 'tmp:x'", `c.toml:8: wrong value for core_settings.wrapping; allowed: "file", or "tpm:" and the name of a [[provider]]`},
+		{minimal + "[core_settings]\nwrapping = 1", `c.toml:8: wrong value for core_settings.wrapping; allowed: "file", or "tpm:"`},
+		{minimal + "[core_settings]\nwrapping = 'tpm:x'", `c.toml:8: wrapping: no [[provider]] has the name "x"`},
+		{minimal + "[core_settings]\nwrapping = 'tpm:software'\nwrapping_pcrs = [0, 24]", `c.toml:9: wrong value for core_settings.wrapping_pcrs; allowed: an array of a TPM's registers from 0 to 23, such as [0, 7]`},
+		{minimal + "[core_settings]\nwrapping = 'tpm:software'\nwrapping_pcrs = ['0']", `c.toml:9: wrong value for core_settings.wrapping_pcrs`},
+		{minimal + "[core_settings]\nwrapping = 'tpm:software'\nwrapping_pcrs = 0", `c.toml:9: wrong value for core_settings.wrapping_pcrs`},
+		{minimal + "[core_settings]\nwrapping = 'file'\nwrapping_pcrs = []", `c.toml:9: wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`},
+		{minimal + "[core_settings]\nwrapping_pcrs = [0]", `c.toml:8: wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`},
 		{minimal + "[mount]\nattr_timeout = 2", `c.toml:8: wrong value for mount.attr_timeout; allowed: seconds, or a string like "500ms" or "1m30s", from 0s to 1s`},
 		{minimal + "[mount]\npath = 'mnt'", `c.toml:8: wrong value for mount.path; allowed: an absolute path`},
 		{minimal + "[mount]\ndropbox = true", `c.toml:8: wrong value for mount.dropbox; allowed: "lineage", "off"`},

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -35,12 +36,14 @@ const (
 	commandForget  = "keys forget"
 	commandForeign = "keys adopt"
 	commandBackup  = "state backup"
+	commandRewrap  = "state rewrap"
 
 	maxRequestBytes  = 4096
 	maxResponseBytes = 256 << 10
 	maxControlConns  = 16
 	maxChunkBytes    = 64 << 10
 	controlTimeout   = 30 * time.Second // for each message
+	rewrapTimeout    = 10 * time.Minute // for the answer, which a device has its part in
 )
 
 type request struct {
@@ -50,6 +53,9 @@ type request struct {
 	Owner    *uint32 `json:"owner,omitempty"` // whose keys; nil is everybody's
 	UID      uint32  `json:"uid,omitempty"`   // of chown: who gets them
 	GID      uint32  `json:"gid,omitempty"`
+	Wrapping string  `json:"wrapping,omitempty"` // of rewrap: the new kind
+	PCRs     *uint32 `json:"pcrs,omitempty"`     // of rewrap
+	Recovery []byte  `json:"recovery,omitempty"` // of rewrap: the content of the recovery key's file
 }
 
 type response struct {
@@ -133,9 +139,9 @@ func (c *control) setAdmins(admins []uint32) error {
 	return os.Chmod(filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())), controlName), mode)
 }
 
-// notAdmins are the commands that are for root and the daemon's user alone: a backup holds the whole state, and what is
-// forgotten may be lost.
-var notAdmins = []string{commandBackup, commandForget}
+// notAdmins are the commands that are for root and the daemon's user alone: a backup holds the whole state, a
+// rewrap is about its key, and what is forgotten may be lost.
+var notAdmins = []string{commandBackup, commandRewrap, commandForget}
 
 // serves says whether a user may ask for a command.
 func (c *control) serves(uid uint32, command string) bool {
@@ -201,11 +207,12 @@ func (c *control) serve(conn *net.UnixConn) {
 		send(response{End: true, Error: errNotServed.Error(), Hint: notServedHint})
 		return
 	}
-	var in request
-	if err := json.NewDecoder(io.LimitReader(conn, maxRequestBytes)).Decode(&in); err != nil {
+	in, err := readRequest(conn)
+	if err != nil {
 		send(response{End: true, Error: "control socket: " + err.Error()})
 		return
 	}
+	defer psa.Wipe(in.Recovery)
 	if !c.serves(by.Uid, in.Command) {
 		c.refused(by, in.Command, nil)
 		send(response{End: true, Error: in.Command + " is for root and the daemon's user alone"})
@@ -229,6 +236,12 @@ func (c *control) serve(conn *net.UnixConn) {
 		err = foreignKeys(c.ctx, c.kim, in.Provider, by.Uid, func(f ForeignInfo) error { return send(response{Foreign: &f}) })
 	case commandBackup:
 		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
+	case commandRewrap:
+		r := kim.Rewrapping{Kind: in.Wrapping, Recovery: in.Recovery}
+		if in.PCRs != nil {
+			r.PCRs = new(psa.PCRs(*in.PCRs))
+		}
+		err = c.kim.Rewrap(c.ctx, r)
 	default:
 		err = fmt.Errorf("control socket: no command %q", in.Command)
 	}
@@ -238,6 +251,28 @@ func (c *control) serve(conn *net.UnixConn) {
 	}
 	if err := send(last); err != nil && c.ctx.Err() == nil {
 		c.log.Debug("control socket", "err", err)
+	}
+}
+
+// readRequest reads a request, one line, and wipes what it was read into.
+func readRequest(r io.Reader) (in request, err error) {
+	b := make([]byte, maxRequestBytes)
+	defer psa.Wipe(b)
+	for n := 0; ; {
+		if n == len(b) {
+			return in, io.ErrUnexpectedEOF
+		}
+		m, err := r.Read(b[n:])
+		n += m
+		if line, _, ok := bytes.Cut(b[:n], []byte("\n")); ok {
+			return in, json.Unmarshal(line, &in)
+		}
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return in, err
+		}
 	}
 }
 
@@ -325,7 +360,11 @@ func (c *client) call(in request, each func(*response) error) error {
 	unsent := json.NewEncoder(c.conn).Encode(in)
 	lines := bufio.NewReaderSize(c.conn, maxResponseBytes)
 	for {
-		c.conn.SetDeadline(time.Now().Add(controlTimeout))
+		wait := controlTimeout
+		if in.Command == commandRewrap {
+			wait = rewrapTimeout
+		}
+		c.conn.SetDeadline(time.Now().Add(wait))
 		line, err := lines.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
 			err = errors.New("the daemon ended before it had answered")

@@ -68,6 +68,9 @@ func Run(ctx context.Context, o MountOptions) error {
 			o.Log.Error("closing the key info manager", "err", err)
 		}
 	}()
+	if err := checkWrapping(ctx, k, o.Config, o.StateDir); err != nil {
+		return err
+	}
 	// The state comes first: whoever mounts the same twice is told which process holds it.
 	detached := func() { o.Log.Warn("detached the dead mount of an earlier run", "mountpoint", o.Mountpoint) }
 	if err := clearMountpoint(o.Mountpoint, detached); err != nil {
@@ -199,6 +202,10 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			MaxInflightRequestBytes: maxInflightBytes,
 			EnableAcl:               true,
 			DisableReadDirPlus:      true,
+			// Answers lie in memory: go-fuse would take each to a pipe, to find that out.
+			DisableSplice: true,
+			// The target of a link never changes: an alias that is moved to another one is another inode.
+			EnableSymlinkCaching: true,
 			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
 			ExtraCapabilities: fuse.CAP_DONT_MASK,
 			PanicHandler:      panicHandler(o.Log),

@@ -237,6 +237,80 @@ func Backup(ctx context.Context, o StateOptions, w io.Writer) error {
 		func(k *kim.KIM) error { return k.Backup(ctx, w) })
 }
 
+// Rewrap wraps the data key in another way: "file", or "tpm:PROVIDER" with PCRs, nil as kim.Rewrapping has them. The
+// recovery key is read from its file, or, for a provider, made there, which is told by made; "" is without one. The file
+// is this program's: a daemon is only told the key.
+func Rewrap(ctx context.Context, o StateOptions, kind string, pcrs *psa.PCRs, file string) (made bool, err error) {
+	if name, ok := strings.CutPrefix(kind, kim.WrapProvider); kind != kim.WrapFile && (!ok || name == "") {
+		return false, &Error{KindUsage, fmt.Errorf("no wrapping %q; allowed: %s, %sPROVIDER", kind, kim.WrapFile, kim.WrapProvider), "parsecfs state rewrap --help"}
+	}
+	r := kim.Rewrapping{Kind: kind, PCRs: pcrs}
+	defer func() { psa.Wipe(r.Recovery) }()
+	if file != "" {
+		r.Recovery, err = kim.ReadRecoveryKey(file)
+		if errors.Is(err, os.ErrNotExist) && kind != kim.WrapFile {
+			made = true
+			r.Recovery, err = kim.WriteRecoveryKey(file, o.StateDir)
+		}
+		if err != nil {
+			return false, &Error{KindOther, err, psa.HintOf(err)}
+		}
+	}
+	if o.Step != nil && made {
+		o.Step(StepRecoveryWritten)
+	}
+	err = withState(ctx, o,
+		func(c *client) error {
+			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery}
+			if pcrs != nil {
+				in.PCRs = new(uint32(*pcrs))
+			}
+			return c.call(in, nil)
+		},
+		func(k *kim.KIM) error {
+			if err := k.Rewrap(ctx, r); err != nil {
+				return &Error{KindOther, err, psa.HintOf(err)}
+			}
+			return nil
+		})
+	if e, ok := errors.AsType[*Error](err); ok && made {
+		return made, &Error{e.Kind, fmt.Errorf("%w; the recovery key stays in %s: give it again", e.Err, file), e.Hint}
+	}
+	return made, err
+}
+
+// StepRecoveryWritten is the step of Rewrap, beside kim.RewrapSteps, at which the recovery key's file is durable.
+const StepRecoveryWritten = "rewrap:written"
+
+// checkWrapping holds the store to what the configuration says of its data key's wrapping.
+func checkWrapping(ctx context.Context, k *kim.KIM, c *Config, stateDir string) error {
+	want := c.Wrapping
+	if want.Kind == "" {
+		return nil
+	}
+	kind, pcrs, recovery, err := k.Wrapping(ctx)
+	if err != nil {
+		return stateError(err)
+	}
+	command := "parsecfs state rewrap --config " + c.File
+	if usual, err := DefaultStateDir(); err != nil || usual != stateDir {
+		command += " --state-dir " + stateDir
+	}
+	if !recovery && want.Kind != kim.WrapFile {
+		command += " --recovery-key FILE"
+	}
+	command += " " + want.Kind
+	switch {
+	case kind != want.Kind:
+		return &Error{KindConfig, fmt.Errorf("%s: wrapping is %q, but the store's data key is wrapped by %q", c.File, want.Kind, kind), command}
+	case want.PCRs != nil && pcrs != *want.PCRs:
+		return &Error{KindConfig, fmt.Errorf("%s: wrapping_pcrs are %v, but the store's data key is bound to %v", c.File, want.PCRs.List(), pcrs.List()), command}
+	case !recovery && want.Kind != kim.WrapFile:
+		return &Error{KindConfig, fmt.Errorf("%s: wrapping is %q, but the store has no recovery key", c.File, want.Kind), command}
+	}
+	return nil
+}
+
 // Restore unpacks a backup into a state directory that holds no KIM yet, and where the configuration keeps the KIM.
 func Restore(ctx context.Context, o StateOptions, r io.Reader) error {
 	var err error

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -40,7 +41,7 @@ type manifestEntry struct {
 }
 
 // Backup writes a tar of a consistent copy of the store and, from dir, of the wrapping key without which its secrets
-// stay sealed; where there is none the copy is made without it. The copy lies in dir, 0700, meanwhile. Whoever has
+// stay sealed; where there is none, or a provider wraps the data key, the copy is made without it. The copy lies in dir, 0700, meanwhile. Whoever has
 // the backup has the keys.
 func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
 	aside, err := asideDir(dir)
@@ -48,7 +49,8 @@ func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
 		return fileError(err, "cannot make a backup in %s", dir)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(aside)) }()
-	if err := s.Snapshot(ctx, filepath.Join(aside, kimFile)); err != nil {
+	row, _, err := s.DataKey(ctx)
+	if err != nil && psa.StatusOf(err) != psa.StatusDataCorrupt {
 		return err
 	}
 	m := manifest{Format: backupFormat, Schema: s.Schema(), Created: time.Now().UTC().Truncate(time.Second)}
@@ -58,9 +60,19 @@ func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
 			f.Close()
 		}
 	}()
-	for _, path := range []string{filepath.Join(dir, wrappingFile), filepath.Join(aside, kimFile)} {
+	// The wrapping key before the snapshot, which ends the KIM's stillness: a rewrap must not come between them.
+	for _, name := range []string{wrappingFile, kimFile} {
+		path := filepath.Join(aside, name)
+		if name == wrappingFile {
+			if strings.HasPrefix(row.Kind, WrapProvider) {
+				continue // what may lie there is superseded
+			}
+			path = wrappingPath(dir, row)
+		} else if err := s.Snapshot(ctx, path); err != nil {
+			return err
+		}
 		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) && filepath.Base(path) == wrappingFile {
+		if errors.Is(err, fs.ErrNotExist) && name == wrappingFile {
 			continue
 		}
 		if err != nil {
@@ -75,7 +87,7 @@ func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
 		if err != nil {
 			return fileError(err, "cannot read %s", path)
 		}
-		m.Files = append(m.Files, manifestEntry{filepath.Base(path), size, hex.EncodeToString(sum.Sum(nil))})
+		m.Files = append(m.Files, manifestEntry{name, size, hex.EncodeToString(sum.Sum(nil))})
 	}
 	text, err := toml.Marshal(m)
 	if err != nil {
@@ -170,7 +182,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 // placeWrappingKey puts a key from a backup into the state directory, where it or none may be.
 func placeWrappingKey(dir string, key []byte) error {
 	path := filepath.Join(dir, wrappingFile)
-	w, err := parseWrappingKey(key)
+	w, err := parseWrappingKey(wrappingHead, key)
 	if err != nil {
 		return psa.Errorf(psa.StatusDataInvalid, "the wrapping key in the backup is damaged: %w", err)
 	}

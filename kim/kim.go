@@ -89,7 +89,10 @@ type KIM struct {
 	keys      *openKeys
 
 	// still lets journal entries come and go; a backup holds all of it.
-	still  *semaphore.Weighted
+	still *semaphore.Weighted
+	// rewrapping is held by who changes the data key's row or the files of wrapping keys.
+	rewrapping sync.Mutex
+
 	mu     sync.Mutex
 	jobs   map[int64]*job // what is under way, by the key's number
 	closed bool
@@ -129,6 +132,10 @@ func Open(ctx context.Context, o Options) (*KIM, error) {
 			k.warnings = append(k.warnings, fmt.Sprintf("provider %s is degraded: %v", p.Name(), err))
 		}
 	}
+	// Last: a provider may have unwrapped the data key by now.
+	if err := k.sealer.Err(); err != nil {
+		k.warnings = append(k.warnings, fmt.Sprintf("%v; %s", err, psa.HintOf(err)))
+	}
 	return k, nil
 }
 
@@ -143,9 +150,6 @@ func (k *KIM) open(ctx context.Context) (err error) {
 		return err
 	}
 	k.warnings = append(k.warnings, k.sealer.Warnings()...)
-	if err := k.sealer.Err(); err != nil {
-		k.warnings = append(k.warnings, err.Error())
-	}
 	for _, c := range k.o.Providers {
 		row, err := k.store.EnsureProvider(ctx, c.Name, c.Type)
 		if err != nil {
@@ -213,6 +217,9 @@ func (k *KIM) Close() error {
 	err := k.keys.close()
 	for _, p := range k.providers {
 		err = errors.Join(err, p.close())
+	}
+	if k.sealer != nil {
+		k.sealer.close()
 	}
 	if k.store != nil {
 		err = errors.Join(err, k.store.Close())
@@ -370,7 +377,7 @@ func (k *KIM) RemoveAlias(ctx context.Context, name string) error {
 	return k.store.RemoveAlias(ctx, name)
 }
 
-// AuditKey is the store's audit key, nil where its wrapping key is absent.
+// AuditKey is the store's audit key, nil while its data key is absent.
 func (k *KIM) AuditKey() []byte { return k.sealer.AuditKey() }
 
 // Watch calls f after each change, from one goroutine, in order; the returned func ends it.

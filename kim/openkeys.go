@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -180,12 +181,19 @@ func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, e
 	return b, err
 }
 
+// Run is a psa.Run whose Finish waits for its turn and for the provider, at most OperationTimeout.
+type Run interface {
+	psa.Run
+	// FinishHere is Finish in the caller's own goroutine: it returns only when the provider does. Whoever waits
+	// elsewhere is told where OperationTimeout ends before that, with the error that is returned then.
+	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
+}
+
 // Begin begins an operation with a key for uid: StatusNotPermitted and the like where its policy says no, a draft is
-// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. The Run's Finish waits for its turn
-// and for the provider, at most OperationTimeout. Each Run must be finished or aborted.
-func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (psa.Run, error) {
-	// Others may wait for the same opening.
-	e, err := k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
+// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. Each Run must be finished or
+// aborted.
+func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (Run, error) {
+	e, err := k.hold(ctx, number)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +202,33 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (p
 		k.keys.release(e)
 		return nil, err
 	}
-	return &queuedRun{k: k, e: e, uid: uid, run: run}, nil
+	return &queuedRun{k: k, keys: []*openKey{e}, uid: uid, run: run}, nil
+}
+
+// Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
+func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, signer int64) (Run, error) {
+	e, err := k.hold(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	by, err := k.hold(ctx, signer)
+	if err != nil {
+		k.keys.release(e)
+		return nil, err
+	}
+	run, err := k.certify(ctx, e, by, op)
+	if err != nil {
+		k.keys.release(by)
+		k.keys.release(e)
+		return nil, err
+	}
+	return &queuedRun{k: k, keys: []*openKey{e, by}, uid: uid, run: run}, nil
+}
+
+// hold opens a key; release must follow unless it fails.
+func (k *KIM) hold(ctx context.Context, number int64) (*openKey, error) {
+	// Others may wait for the same opening.
+	return k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
 }
 
 func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {
@@ -207,12 +241,39 @@ func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error)
 	return recovering(ctx, e.provider, func(ctx context.Context) (psa.Run, error) { return e.key.Begin(ctx, op) })
 }
 
+func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, error) {
+	if err := e.row.Attributes.Permits(op.Operation, op.Algorithm); err != nil {
+		return nil, err
+	}
+	alg, err := by.row.Attributes.Resolve(psa.Sign, 0)
+	if err == nil {
+		err = by.row.Attributes.Permits(psa.Sign, alg)
+	}
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusOf(err), "the signer %s: %w", by.row.Name, err)
+	}
+	certifier, ok := e.key.(providers.Certifier)
+	if !ok || by.provider != e.provider {
+		return nil, psa.Errorf(psa.StatusNotSupported, "%s does not sign for a key of provider %s", by.row.Name, e.provider.Name())
+	}
+	if err := e.provider.away(); err != nil {
+		return nil, err
+	}
+	return recovering(ctx, e.provider, func(ctx context.Context) (psa.Run, error) { return certifier.Certify(ctx, op, by.key) })
+}
+
 // queuedRun is a Run whose Finish goes through the provider's queue.
 type queuedRun struct {
-	k   *KIM
-	e   *openKey
-	uid uint32
-	run psa.Run // nil after its end
+	k    *KIM
+	keys []*openKey // that it uses, of one provider
+	uid  uint32
+	run  psa.Run // nil after its end
+}
+
+func (r *queuedRun) release() {
+	for _, e := range r.keys {
+		r.k.keys.release(e)
+	}
 }
 
 func (r *queuedRun) Write(p []byte) (int, error) {
@@ -226,36 +287,49 @@ func (r *queuedRun) Abort() {
 	if r.run != nil {
 		r.run.Abort()
 		r.run = nil
-		r.k.keys.release(r.e)
+		r.release()
 	}
 }
 
 func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
+	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
+		return call(ctx, r.keys[0].provider, r.uid, r.k.o.OperationTimeout, f, late)
+	})
+}
+
+func (r *queuedRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
+		return stay(ctx, r.keys[0].provider, r.uid, r.k.o.OperationTimeout, f, late, tell)
+	})
+}
+
+type finisher = func(context.Context) (psa.Result, error)
+
+// finish asks the provider by call or stay.
+func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Result, error)) (psa.Result, error) {
 	if r.run == nil {
 		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
 	}
-	p := r.e.provider
-	if r.e.gone.Load() {
+	if slices.ContainsFunc(r.keys, func(e *openKey) bool { return e.gone.Load() }) {
 		r.Abort()
 		return psa.Result{}, psa.Errorf(psa.StatusRevoked, "the key was destroyed")
 	}
-	if err := p.away(); err != nil {
+	if err := r.keys[0].provider.away(); err != nil {
 		r.Abort()
 		return psa.Result{}, err
 	}
-	run, e := r.run, r.e
-	result, err := call(ctx, p, r.uid, r.k.o.OperationTimeout, run.Finish, func(late psa.Result, _ error) {
+	result, err := ask(r.run.Finish, func(late psa.Result, _ error) {
 		late.Wipe()
-		r.k.keys.release(e)
+		r.release()
 	})
 	if err != nil && !begun(err) {
 		r.Abort()
 		return psa.Result{}, err
 	}
 	r.run = nil
-	// A stuck call keeps the key open until it returns.
+	// A stuck call keeps the keys open until it returns.
 	if !isStuck(err) {
-		r.k.keys.release(e)
+		r.release()
 	}
 	return result, err
 }

@@ -57,20 +57,29 @@ func FuzzRestore(f *testing.F) {
 	})
 }
 
-// FuzzWrappingKey: what parses is spelled in one way only.
+// FuzzWrappingKey: what parses is spelled in one way only, as a wrapping key or as a recovery key and never as both.
 func FuzzWrappingKey(f *testing.F) {
 	w := wrappingKey{id: [16]byte{1, 2, 3}, key: [32]byte{4, 5, 6}}
-	f.Add(w.marshal())
-	f.Add(w.marshal()[1:])
-	f.Add([]byte(wrappingHead))
-	f.Add(bytes.ToUpper(w.marshal()))
+	for _, head := range []string{wrappingHead, recoveryHead} {
+		f.Add(w.marshal(head))
+		f.Add(w.marshal(head)[1:])
+		f.Add([]byte(head))
+		f.Add(bytes.ToUpper(w.marshal(head)))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w, err := parseWrappingKey(b)
-		if err != nil {
-			return
+		kinds := 0
+		for _, head := range []string{wrappingHead, recoveryHead} {
+			w, err := parseWrappingKey(head, b)
+			if err != nil {
+				continue
+			}
+			kinds++
+			if got := w.marshal(head); !bytes.EqualFold(got, b) {
+				t.Fatalf("%q was read as %q", b, got)
+			}
 		}
-		if got := w.marshal(); !bytes.EqualFold(got, b) {
-			t.Fatalf("%q was read as %q", b, got)
+		if kinds > 1 {
+			t.Fatalf("%q is of two kinds", b)
 		}
 	})
 }

@@ -195,6 +195,24 @@ func (p *Provider) Status(ctx context.Context) string {
 	return strings.Join(append([]string{state}, notes...), "; ") + hint
 }
 
+// Facts are what the device says of itself. It is asked, but not for long: one that is away, or busy, says nothing. What
+// it says too late it has ready for the next time.
+func (p *Provider) Facts(ctx context.Context, uid uint32) []providers.Fact {
+	impl, err := p.instance()
+	if err != nil || p.away() != nil {
+		return nil
+	}
+	informer, ok := impl.(providers.Informer)
+	if !ok {
+		return nil
+	}
+	facts, err := call(ctx, p, uid, statusWait, informer.Facts, func([]providers.Fact, error) {})
+	if err != nil {
+		p.log.Debug("the device does not say all of itself", "err", err)
+	}
+	return facts
+}
+
 // suspect looks at what a call failed with, and has the device looked at where it may be away.
 func (p *Provider) suspect(err error) {
 	switch psa.StatusOf(err) {
@@ -299,8 +317,10 @@ func (p *Provider) monitor() {
 // settle looks at the device, learns what it can do, and recovers. nil: nothing is left to be done.
 func (p *Provider) settle(ctx context.Context) error {
 	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
+		p.k.notUnwrapped(ctx, p, err)
 		return err
 	}
+	sealed := p.k.unwrap(ctx, p) // it stops nothing of what follows
 	if err := p.learn(ctx); err != nil {
 		p.log.Warn("the provider does not say what it can do", "err", err)
 		return err
@@ -312,7 +332,7 @@ func (p *Provider) settle(ctx context.Context) error {
 	if err == nil && left > 0 {
 		err = errors.New("some keys are unsettled")
 	}
-	return err
+	return errors.Join(err, sealed)
 }
 
 // learn reads the capabilities of a device that was away.
@@ -368,21 +388,28 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	return nil
 }
 
-// Hash begins a hash without a key for uid; a provider that has none is StatusNotSupported. The Run's Finish waits for
-// its turn and for the provider, at most OperationTimeout.
-func (p *Provider) Hash(ctx context.Context, uid uint32, op psa.Op) (psa.Run, error) {
+// Begin begins an operation without a key for uid: a hash, or what the device itself attests. A provider that does not do
+// it is StatusNotSupported.
+func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error) {
 	impl, err := p.instance()
 	if err != nil {
 		return nil, p.away()
 	}
-	hasher, ok := impl.(providers.Hasher)
-	if !ok {
-		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s hashes with keys alone", p.Name())
+	var begin func(context.Context, psa.Op) (psa.Run, error)
+	if op.Operation == psa.Hash {
+		if h, ok := impl.(providers.Hasher); ok {
+			begin = h.Hash
+		}
+	} else if a, ok := impl.(providers.Attester); ok {
+		begin = a.Attest
+	}
+	if begin == nil {
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s does no %s without a key", p.Name(), op.Operation)
 	}
 	if err := p.away(); err != nil {
 		return nil, err
 	}
-	run, err := recovering(ctx, p, func(ctx context.Context) (psa.Run, error) { return hasher.Hash(ctx, op) })
+	run, err := recovering(ctx, p, func(ctx context.Context) (psa.Run, error) { return begin(ctx, op) })
 	if err != nil {
 		return nil, err
 	}
@@ -397,12 +424,21 @@ type keylessRun struct {
 }
 
 func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
-	result, err := call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, func(late psa.Result, _ error) { late.Wipe() })
+	return r.ended(call(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate))
+}
+
+func (r *keylessRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+	return r.ended(stay(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate, tell))
+}
+
+func (r *keylessRun) ended(result psa.Result, err error) (psa.Result, error) {
 	if err != nil && !begun(err) {
 		r.Abort()
 	}
 	return result, err
 }
+
+func wipeLate(late psa.Result, _ error) { late.Wipe() }
 
 // deviceID is the identity of the device that has the keys, "" before it was ever seen.
 func (p *Provider) deviceID() string {

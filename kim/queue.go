@@ -1,6 +1,7 @@
 package kim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,10 @@ type queue struct {
 	stuck   int                  // running, but nobody waits for their result any more
 	turns   []uint32             // the uids that wait, the next first
 	users   map[uint32][]*waiter // their calls, the oldest first
+
+	calls map[*timed]struct{} // those that have an end, waiting and running
+	alarm time.Time           // when timer looks at them; zero: never
+	timer *time.Timer
 }
 
 // waiter is a call that waits.
@@ -65,7 +70,7 @@ func (q *queue) enter(ctx context.Context, uid uint32) error {
 	if !q.forget(p) {
 		q.leave() // it got its turn meanwhile
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
 }
 
 func (q *queue) full() error {
@@ -134,10 +139,96 @@ func (q *queue) leave() {
 	close(places[0].turn)
 }
 
-func (q *queue) addStuck(n int) {
+// timed is a call that somebody waits for until an end.
+type timed struct {
+	at      time.Time
+	cancel  context.CancelCauseFunc // of what the provider was given
+	tell    func()                  // runs where the wait ends before a call that has begun
+	running bool
+	over    bool // nobody waits any more
+}
+
+// watch notes a call's end. One timer serves all: starting and stopping one for each call would wake a thread each time.
+func (q *queue) watch(c *timed, timeout time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.stuck += n
+	if c.at = time.Now().Add(timeout); q.calls == nil {
+		q.calls = map[*timed]struct{}{}
+	}
+	q.calls[c] = struct{}{}
+	if q.alarm.IsZero() || c.at.Before(q.alarm) {
+		q.setAlarm(c.at)
+	}
+}
+
+// setAlarm has the calls looked at then. The caller holds q.mu.
+func (q *queue) setAlarm(at time.Time) {
+	if q.alarm = at; q.timer == nil {
+		q.timer = time.AfterFunc(time.Until(at), q.ring)
+		return
+	}
+	q.timer.Reset(time.Until(at))
+}
+
+// ring ends the wait for the calls whose time has come.
+func (q *queue) ring() {
+	q.mu.Lock()
+	now := time.Now()
+	var due []*timed
+	var next time.Time
+	for c := range q.calls {
+		switch {
+		case !c.at.After(now):
+			due = append(due, c)
+		case next.IsZero() || c.at.Before(next):
+			next = c.at
+		}
+	}
+	if q.alarm = next; !next.IsZero() {
+		q.setAlarm(next)
+	}
+	q.mu.Unlock()
+	for _, c := range due {
+		go q.giveUp(c, context.DeadlineExceeded) // to be told may take time
+	}
+}
+
+// giveUp ends the wait for a call, unless it has come to its end.
+func (q *queue) giveUp(c *timed, cause error) {
+	q.mu.Lock()
+	_, waited := q.calls[c]
+	if delete(q.calls, c); waited {
+		if c.over = true; c.running {
+			q.stuck++
+		}
+	}
+	stuck := waited && c.running
+	q.mu.Unlock()
+	if stuck {
+		c.tell()
+	}
+	if waited {
+		c.cancel(cause)
+	}
+}
+
+// begin says that a call has its turn; it is false where nobody waits for it any more.
+func (q *queue) begin(c *timed) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c.running = !c.over
+	return c.running
+}
+
+// end says that a call has come to its end, and whether somebody still waits for it.
+func (q *queue) end(c *timed) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.calls, c)
+	if c.over && c.running {
+		q.stuck--
+	}
+	return !c.over
 }
 
 func (q *queue) stuckCalls() int {
@@ -170,46 +261,52 @@ type reply[T any] struct {
 // call asks a provider through its queue and waits, its turn included, at most timeout and as long as ctx. Where the
 // wait ends first the place stays taken until the provider returns; then late gets what it gave.
 func call[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error)) (T, error) {
-	var none T
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if err := p.queue.enter(ctx, uid); err != nil {
-		return none, notBegun(p, err)
-	}
-	if err := ctx.Err(); err != nil {
-		p.queue.leave()
-		return none, notBegun(p, err)
-	}
-	done := make(chan reply[T])
-	gone := make(chan struct{})
+	done := make(chan reply[T], 2) // the second one comes after tell, and is the same error
 	go func() {
-		value, err := recovering(ctx, p, f)
-		p.queue.leave()
-		select {
-		case done <- reply[T]{value, err}:
-			return
-		case <-gone:
-		}
-		p.queue.addStuck(-1)
-		p.log.Warn("a provider finished a call that nobody waits for any more", "err", err)
-		late(value, err)
+		value, err := stay(ctx, p, uid, timeout, f, late, func(err error) { done <- reply[T]{err: err} })
+		done <- reply[T]{value, err}
 	}()
-	select {
-	case r := <-done:
-		p.suspect(r.err)
-		return r.value, r.err
-	case <-ctx.Done():
+	r := <-done
+	return r.value, r.err
+}
+
+// stay is call in the caller's own goroutine, which saves the way to another one and back: it returns only when the
+// provider does. Whoever waits elsewhere is told with the same error where the wait ends before that.
+func stay[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error), tell func(error)) (T, error) {
+	var none T
+	outer := ctx
+	if outer.Done() != nil {
+		ctx = context.WithoutCancel(outer) // it ends after the wait has, so that a provider which obeys it comes too late
 	}
-	// Where both were ready the result counts.
-	select {
-	case r := <-done:
-		p.suspect(r.err)
-		return r.value, r.err
-	default:
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c := &timed{cancel: cancel, tell: func() { tell(stuck(p)) }}
+	p.queue.watch(c, timeout)
+	if outer.Done() != nil {
+		defer context.AfterFunc(outer, func() { p.queue.giveUp(c, context.Cause(outer)) })()
 	}
-	p.queue.addStuck(1)
-	close(gone)
-	return none, psa.Errorf(psa.StatusTimeout, "provider %s did not answer in time: %w", p.Name(), errStuck).
+	if err := p.queue.enter(ctx, uid); err != nil {
+		p.queue.end(c)
+		return none, notBegun(p, err)
+	}
+	if outer.Err() != nil || !p.queue.begin(c) {
+		p.queue.leave()
+		p.queue.end(c)
+		return none, notBegun(p, cmp.Or(context.Cause(outer), context.DeadlineExceeded))
+	}
+	value, err := recovering(ctx, p, f)
+	p.queue.leave()
+	if p.queue.end(c) {
+		p.suspect(err)
+		return value, err
+	}
+	p.log.Warn("a provider finished a call that nobody waits for any more", "err", err)
+	late(value, err)
+	return none, stuck(p)
+}
+
+func stuck(p *Provider) error {
+	return psa.Errorf(psa.StatusTimeout, "provider %s did not answer in time: %w", p.Name(), errStuck).
 		WithHint("the operation may still happen; the provider's status counts stuck calls")
 }
 

@@ -3,6 +3,7 @@ package kim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -240,4 +241,101 @@ func TestOpenKeysAreBounded(t *testing.T) {
 	if err := o.close(); err != nil || opened != closed || len(o.all) != 0 {
 		t.Fatalf("%d opened, %d closed, %v", opened, closed, err)
 	}
+}
+
+// TestStayTellsWhoWaits: the wait ends in time and once, the call itself when the provider returns; what it gave then
+// is late.
+func TestStayTellsWhoWaits(t *testing.T) {
+	p := queued(1, 10)
+	release, told, late := make(chan struct{}), make(chan error, 2), make(chan int, 1)
+	returned := make(chan error)
+	go func() {
+		_, err := stay(context.Background(), p, 1, 10*time.Millisecond, func(ctx context.Context) (int, error) {
+			<-ctx.Done() // the provider is told too, and does not obey
+			<-release
+			return 7, nil
+		}, func(v int, _ error) { late <- v }, func(err error) { told <- err })
+		returned <- err
+	}()
+	if err := <-told; psa.StatusOf(err) != psa.StatusTimeout || !isStuck(err) || !unknown(err) || p.queue.stuckCalls() != 1 {
+		t.Fatalf("%v, %d stuck", err, p.queue.stuckCalls())
+	}
+	select {
+	case err := <-returned:
+		t.Fatalf("it returned before the provider: %v", err)
+	default:
+	}
+	close(release)
+	if err := <-returned; !isStuck(err) || p.queue.stuckCalls() != 0 || len(told) != 0 {
+		t.Fatalf("%v, %d stuck, told %d times more", err, p.queue.stuckCalls(), len(told))
+	}
+	if v := <-late; v != 7 {
+		t.Fatalf("late: %d", v)
+	}
+	v, err := stay(context.Background(), p, 1, time.Minute, func(context.Context) (int, error) { return 8, nil },
+		func(int, error) { t.Error("late") }, func(error) { t.Error("told") })
+	if v != 8 || err != nil {
+		t.Fatalf("%d, %v", v, err)
+	}
+	if q := &p.queue; q.running != 0 || len(q.calls) != 0 {
+		t.Errorf("left in the queue: %d %d", q.running, len(q.calls))
+	}
+}
+
+// TestAlarmServesAll: each call has its own end, whatever the order in which they came.
+func TestAlarmServesAll(t *testing.T) {
+	p := queued(0, 10)
+	release := make(chan struct{})
+	hang := func(timeout time.Duration) (int, error) {
+		return call(context.Background(), p, 1, timeout, func(context.Context) (int, error) { <-release; return 9, nil }, func(int, error) {})
+	}
+	errs := make(chan error)
+	go func() {
+		v, err := hang(time.Hour)
+		if err == nil && v != 9 {
+			err = fmt.Errorf("it gave %d", v)
+		}
+		errs <- err
+	}()
+	waitFor(t, &p.queue, func() bool { return p.queue.running == 1 })
+	for range 2 {
+		if _, err := hang(time.Millisecond); !isStuck(err) {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, &p.queue, func() bool { return p.queue.stuck == 2 && time.Until(p.queue.alarm) > time.Minute })
+	close(release)
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+	waitFor(t, &p.queue, func() bool { return p.queue.running == 0 && p.queue.stuck == 0 && len(p.queue.calls) == 0 })
+}
+
+// TestCallEndsWithItsContext: not begun where it still waits for its turn, stuck where it has begun.
+func TestCallEndsWithItsContext(t *testing.T) {
+	p := queued(1, 10)
+	release := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	errs := make(chan error)
+	ask := func() {
+		_, err := call(ctx, p, 1, time.Minute, func(context.Context) (int, error) { <-release; return 0, nil }, func(int, error) {})
+		errs <- err
+	}
+	go ask()
+	waitFor(t, &p.queue, func() bool { return p.queue.running == 1 })
+	go ask()
+	waitFor(t, &p.queue, func() bool { return p.queue.waiting == 1 })
+	cancel()
+	a, b := <-errs, <-errs
+	if isStuck(b) {
+		a, b = b, a
+	}
+	if !isStuck(a) || !begun(a) || begun(b) || psa.StatusOf(a) != psa.StatusTimeout || psa.StatusOf(b) != psa.StatusTimeout {
+		t.Fatalf("%v; %v", a, b)
+	}
+	if _, err := call(ctx, p, 1, time.Minute, func(context.Context) (int, error) { t.Error("asked"); return 0, nil }, func(int, error) {}); begun(err) {
+		t.Fatal(err)
+	}
+	close(release)
+	waitFor(t, &p.queue, func() bool { return p.queue.running == 0 && p.queue.waiting == 0 })
 }

@@ -130,4 +130,8 @@ CREATE TABLE recovery_key (
 	wrapping_id BLOB NOT NULL,
 	wrapped     BLOB NOT NULL
 ) STRICT;
+
+-- The registers of a TPM that the wrapping is bound to, and the wrapping key file that it took the place of.
+ALTER TABLE data_key ADD COLUMN pcrs INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE data_key ADD COLUMN before_id BLOB;
 `}

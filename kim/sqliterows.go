@@ -1111,13 +1111,15 @@ func (s *sqliteStore) RemoveAlias(ctx context.Context, name string) error {
 // The data key.
 
 func (s *sqliteStore) DataKey(ctx context.Context) (w WrappedKey, found bool, err error) {
-	err = s.query(ctx, "cannot read the data key", "SELECT kind, wrapping_id, wrapped FROM data_key", func(scan func(...any) error) error {
-		f, dest := newFields(3)
+	const query = "SELECT kind, wrapping_id, wrapped, pcrs, coalesce(before_id, zeroblob(16)) FROM data_key"
+	err = s.query(ctx, "cannot read the data key", query, func(scan func(...any) error) error {
+		f, dest := newFields(5)
 		if err := scan(dest...); err != nil {
 			return err
 		}
 		found = true
-		w = WrappedKey{Kind: f.text("kind"), WrappingID: f.id("wrapping_id"), Wrapped: f.blob("wrapped")}
+		w = WrappedKey{Kind: f.text("kind"), WrappingID: f.id("wrapping_id"), Wrapped: f.blob("wrapped"),
+			PCRs: psa.PCRs(f.integer("pcrs", 0, 1<<(psa.MaxPCR+1)-1)), Before: f.id("before_id")}
 		return f.damage("the data key")
 	})
 	return w, found, err
@@ -1125,8 +1127,8 @@ func (s *sqliteStore) DataKey(ctx context.Context) (w WrappedKey, found bool, er
 
 func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey) error {
 	return s.write(ctx, "cannot store the data key", func(t *tx) error {
-		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped) VALUES (1, ?, ?, ?) ON CONFLICT DO NOTHING",
-			w.Kind, w.WrappingID[:], w.Wrapped)
+		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped, pcrs, before_id) VALUES (1, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before())
 		if err != nil {
 			return err
 		}
@@ -1134,5 +1136,47 @@ func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey) error {
 			return err
 		}
 		return psa.Errorf(psa.StatusAlreadyExists, "the KIM has a data key already")
+	})
+}
+
+// before is the column before_id.
+func (w WrappedKey) before() []byte {
+	if w.Before == [16]byte{} {
+		return nil
+	}
+	return w.Before[:]
+}
+
+func (s *sqliteStore) ReplaceDataKey(ctx context.Context, old [16]byte, w WrappedKey) error {
+	return s.write(ctx, "cannot store the data key", func(t *tx) error {
+		r, err := t.exec("UPDATE data_key SET kind = ?, wrapping_id = ?, wrapped = ?, pcrs = ?, before_id = ? WHERE wrapping_id = ?",
+			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before(), old[:])
+		if err != nil {
+			return err
+		}
+		if n, err := r.RowsAffected(); err != nil || n > 0 {
+			return err
+		}
+		return psa.Errorf(psa.StatusBadState, "the data key was rewrapped meanwhile").WithHint("try again")
+	})
+}
+
+func (s *sqliteStore) RecoveryKey(ctx context.Context) (w WrappedKey, found bool, err error) {
+	err = s.query(ctx, "cannot read the recovery key", "SELECT wrapping_id, wrapped FROM recovery_key", func(scan func(...any) error) error {
+		f, dest := newFields(2)
+		if err := scan(dest...); err != nil {
+			return err
+		}
+		found = true
+		w = WrappedKey{Kind: kindRecovery, WrappingID: f.id("wrapping_id"), Wrapped: f.blob("wrapped")}
+		return f.damage("the recovery key")
+	})
+	return w, found, err
+}
+
+func (s *sqliteStore) SetRecoveryKey(ctx context.Context, w WrappedKey) error {
+	return s.write(ctx, "cannot store the recovery key", func(t *tx) error {
+		_, err := t.exec("INSERT OR REPLACE INTO recovery_key(one, wrapping_id, wrapped) VALUES (1, ?, ?)", w.WrappingID[:], w.Wrapped)
+		return err
 	})
 }

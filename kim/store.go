@@ -127,9 +127,12 @@ type Change struct {
 
 // WrappedKey is the data key as the KIM stores it: encrypted by a wrapping key that lies elsewhere (section 7).
 type WrappedKey struct {
-	Kind       string   // of the wrapping key: "file"
+	Kind       string   // of the wrapping key: "file", "tpm:PROVIDER" or "recovery"
 	WrappingID [16]byte // which wrapping key
 	Wrapped    []byte
+	PCRs       psa.PCRs // of a TPM: what it is bound to
+	// Before is the wrapping key file that this one took the place of, and that nobody needs any more; zero: none.
+	Before [16]byte
 }
 
 // How SetXattr treats a label that is or is not there, as setxattr(2) has it.
@@ -252,6 +255,13 @@ type Store interface {
 	DataKey(ctx context.Context) (WrappedKey, bool, error)
 	// InitDataKey stores the first one. If there is one it is StatusAlreadyExists, and stays.
 	InitDataKey(ctx context.Context, w WrappedKey) error
+	// ReplaceDataKey stores the data key in another wrapping, in the place of the one with the id old. Where that is not
+	// the store's any more it is StatusBadState, and nothing changes.
+	ReplaceDataKey(ctx context.Context, old [16]byte, w WrappedKey) error
+	// RecoveryKey is the data key wrapped by the recovery key, with the kind "recovery"; false if there is none.
+	RecoveryKey(ctx context.Context) (WrappedKey, bool, error)
+	// SetRecoveryKey stores the data key wrapped by a recovery key, the only one from now on.
+	SetRecoveryKey(ctx context.Context, w WrappedKey) error
 
 	// Watch calls f after each commit, from one goroutine, in the order of the commits; f may call the store. The
 	// returned func ends it and waits until f has returned, so f must not call that one.

@@ -3,8 +3,10 @@ package nodes
 import (
 	"bytes"
 	"context"
+	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -12,45 +14,27 @@ import (
 // referenceMost bounds the line that names a key on a device: a label in a token's own words.
 const referenceMost = 512
 
-// references begin the names of keys on a device.
-var references = []string{"object=", "id=", "handle=0x", "pkcs11:"}
+// reference is a line that names a key on the device: by its label, its ID, both, its handle or a PKCS #11 URI (RFC 7512).
+var reference = regexp.MustCompile(strings.NewReplacer("TEXT", `[^\x00-\x1f\x7f]+`, "HEX", `[0-9a-fA-F]+`).Replace(
+	`^(object=TEXT|id=HEX(;object=TEXT)?|handle=0xHEX(,name=HEX)?|pkcs11:TEXT)$`))
 
-// scanReference finds a line that names a key on the device, where an import begins with one: "object=LABEL", "id=HEX",
-// "id=HEX;object=LABEL", "handle=0xHEX" or a PKCS #11 URI (RFC 7512). more: it may yet become one. alone says that b came
+// begins are how one begins.
+var begins = []string{"object=", "id=", "handle=0x", "pkcs11:"}
+
+// scanReference finds such a line where an import begins with one; more: it may yet become one. alone says that b came
 // with one WRITE, which then is the whole line. Raw key material that reads so is not told from it: of 16 random bytes
 // one in 2^60 does.
-func scanReference(b []byte, alone bool) (end int, reference string, more bool) {
+func scanReference(b []byte, alone bool) (end int, name string, more bool) {
 	line, _, whole := bytes.Cut(b, []byte("\n"))
-	text := string(line)
-	i := slices.IndexFunc(references, func(word string) bool { return strings.HasPrefix(text, word) })
-	if i < 0 {
-		begins := slices.ContainsFunc(references, func(word string) bool { return strings.HasPrefix(word, text) })
-		return 0, "", begins && len(b) > 0 && !whole
-	}
-	value := text[len(references[i]):]
-	if strings.HasPrefix(text, "id=") {
-		var label string
-		if value, label, _ = strings.Cut(value, ";object="); !printable(label) {
-			return 0, "", false
-		}
-	}
-	switch hex := i == 1 || i == 2; {
-	case len(line) > referenceMost, hex && !isHex(value), !hex && !printable(value):
+	if len(b) == 0 || len(line) > referenceMost {
 		return 0, "", false
-	case whole:
-		return len(line) + 1, text, false
-	case alone && value != "":
-		return len(line), text, false
 	}
-	return 0, "", true
-}
-
-func isHex(s string) bool {
-	return strings.Trim(s, "0123456789abcdefABCDEF") == ""
-}
-
-func printable(s string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\ufffd' })
+	if (whole || alone) && reference.Match(line) && utf8.Valid(line) {
+		return min(len(line)+1, len(b)), string(line), false
+	}
+	return 0, "", !whole && slices.ContainsFunc(begins, func(word string) bool {
+		return strings.HasPrefix(word, string(line)) || strings.HasPrefix(string(line), word)
+	})
 }
 
 // rawIsWhole says whether n bytes are all that an import of raw bytes takes.

@@ -49,16 +49,20 @@ type Auditor interface {
 // auditing is what the tree keeps for its audit trail; nil is none.
 type auditing struct {
 	to      Auditor
-	key     []byte
+	key     func() []byte // nil while the data key is absent: then requests have no name
 	callers callerCache
 }
 
 // name begins the HMAC of a request.
 func (a *auditing) name() hash.Hash {
-	if a == nil || a.key == nil {
+	if a == nil {
 		return nil
 	}
-	return hmac.New(sha256.New, a.key)
+	key := a.key()
+	if key == nil {
+		return nil
+	}
+	return hmac.New(sha256.New, key)
 }
 
 // ready refuses what could not be recorded.

@@ -80,7 +80,8 @@ type question struct {
 const askUse = "use"
 
 // parseQuestion reads "sign ecdsa-p256-sha256", "generate PSA_KEY_TYPE_AES 256 PSA_ALG_GCM PSA_KEY_USAGE_ENCRYPT" (type,
-// size, algorithm, and the usage flags, which are otherwise a template's), "random" or "hash sha256".
+// size, algorithm, and the usage flags, which are otherwise a template's), "random", "attest" (the device itself) and the
+// like, or "hash sha256".
 func parseQuestion(line string) (question, error) {
 	words := questionWords(line)
 	q := question{op: psa.Operation(words[0]), use: words[0] == askUse}
@@ -88,7 +89,7 @@ func parseQuestion(line string) (question, error) {
 		return q, psa.Errorf(psa.StatusInvalidArgument, "unknown operation %q; known are use, %s", words[0], joined(psa.Operations()))
 	}
 	switch {
-	case q.op == psa.Random && len(words) == 1:
+	case len(words) == 1 && (q.op == psa.Random || q.op == psa.Attest || q.op == psa.ActivateCredential || q.op == psa.MakeCredential):
 		return q, nil
 	case q.op == psa.Hash && len(words) == 2:
 		for _, r := range hashRows {
@@ -98,7 +99,7 @@ func parseQuestion(line string) (question, error) {
 			}
 		}
 		return q, psa.Errorf(psa.StatusInvalidArgument, "unknown hash %q", words[1])
-	case q.op == psa.Random || q.op == psa.Hash || len(words) < 2 || len(words) == 3 || len(words) > 5:
+	case q.op == psa.Random || q.op == psa.Hash || q.op == psa.MakeCredential || len(words) < 2 || len(words) == 3 || len(words) > 5:
 		return q, psa.Errorf(psa.StatusInvalidArgument, "%d words", len(words)).
 			WithHint("ask for an operation and a template, or a key type, a size, an algorithm and usage flags")
 	}
@@ -153,7 +154,10 @@ func joined(ops []psa.Operation) string {
 func (q question) answer(lines []psa.Capability) error {
 	lists := func(op psa.Operation) bool {
 		return slices.ContainsFunc(lines, func(c psa.Capability) bool {
-			return c.Has(op) && (c.Covers(q.key.Type, q.key.Bits, q.key.Algorithm) || c.Type == psa.KeyTypeNone && c.Algorithm == q.alg)
+			if q.key.Type == psa.KeyTypeNone {
+				return c.Has(op) && c.Covers(psa.KeyTypeNone, 0, q.alg)
+			}
+			return c.Has(op) && c.Covers(q.key.Type, q.key.Bits, q.key.Algorithm)
 		})
 	}
 	if q.key.Type == psa.KeyTypeNone {
@@ -265,6 +269,9 @@ func (v *view) capabilitiesJSON() ([]byte, error) {
 		var x driverCapability
 		for _, op := range c.Operations {
 			x.EntryPoints = append(x.EntryPoints, driverEntryPoints(c, op)...)
+		}
+		if len(x.EntryPoints) == 0 {
+			continue // PSA's drivers attest nothing
 		}
 		if c.Type != psa.KeyTypeNone {
 			x.KeyTypes, x.KeySizes = []string{c.Type.String()}, c.Sizes()

@@ -555,34 +555,28 @@ type linkTo struct {
 	changed  time.Time
 }
 
-// symlink is a symbolic link of the tree; its content is asked for each time.
+// symlink is a symbolic link of the tree. What it says never changes: the kernel keeps it.
 type symlinkNode struct {
 	base
-	at  place
-	get func(ctx context.Context) (linkTo, error)
+	at place
+	to linkTo
 }
 
-func (t *Tree) symlink(ino uint64, at place, l linkTo) *symlinkNode {
-	return t.symlinkFunc(ino, at, func(context.Context) (linkTo, error) { return l, nil })
-}
-
-func (t *Tree) symlinkFunc(ino uint64, at place, get func(context.Context) (linkTo, error)) *symlinkNode {
-	n := &symlinkNode{base: t.base(ino), at: at, get: get}
+func (t *Tree) symlink(ino uint64, at place, to linkTo) *symlinkNode {
+	n := &symlinkNode{base: t.base(ino), at: at, to: to}
 	n.self = n
 	return n
 }
 
 func (n *symlinkNode) place() place { return n.at }
 
-func (n *symlinkNode) stat(ctx context.Context) (stat, error) {
-	l, err := n.get(ctx)
-	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: l.uid, gid: l.gid, size: uint64(len(l.target)), changed: l.changed}, err
+func (n *symlinkNode) stat(context.Context) (stat, error) {
+	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: n.to.uid, gid: n.to.gid, size: uint64(len(n.to.target)), changed: n.to.changed}, nil
 }
 
 var _ = (fs.NodeReadlinker)((*symlinkNode)(nil))
 
 // Readlink is safe because a link is a name; the kernel judges the way to its target.
-func (n *symlinkNode) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
-	l, err := n.get(ctx)
-	return []byte(l.target), errnoOf(err)
+func (n *symlinkNode) Readlink(context.Context) ([]byte, syscall.Errno) {
+	return []byte(n.to.target), 0
 }

@@ -51,8 +51,8 @@ func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32
 	switch access := flags & syscall.O_ACCMODE; {
 	case access == syscall.O_RDWR || n.row.bare():
 		h.channel = own
-		// nothing here needs the flush: it saves a round trip
-		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, nil
+		// nothing here needs the flush: it saves a round trip; and WRITEs of other opens need not wait for this one's
+		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES, nil
 	case !n.t.options.Dropbox:
 		h.release()
 		return nil, 0, refuse(syscall.EOPNOTSUPP, "the drop box is off", "open the file for reading and writing, or use a slot in "+n.row.name+slotsSuffix)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -56,6 +57,7 @@ type request struct {
 	handed   bool // the whole answer, or its error, was given out
 	dropped  bool // nobody will ask any more
 	finished chan struct{}
+	ended    atomic.Bool // what it came to is known; what comes later is wiped
 }
 
 func (t *Tree) newRequest(at place, r *row, uid uint32) *request {
@@ -218,7 +220,8 @@ func (r *request) answer(ctx context.Context) error {
 			}
 		}
 		r.phase, r.by = computing, caller(ctx)
-		go r.compute(r.feed)
+		f := r.feed
+		r.t.workers.run(func() { r.compute(f) })
 	}
 	r.mu.Unlock()
 	if err := wait(ctx, r.finished); err != nil {
@@ -236,15 +239,24 @@ func (r *request) answer(ctx context.Context) error {
 }
 
 // compute runs the operation in a goroutine of its own: a signal that interrupts READ must not end it, or a client
-// with a timer would start it anew for ever.
+// with a timer would start it anew for ever. Where the provider does not answer in time the goroutine stays with it.
 func (r *request) compute(f *feed) {
-	defer r.t.running.Done()
 	begun := time.Now()
 	var outputs map[string][]byte
 	err := r.t.guard(r.at, func() (err error) {
-		outputs, err = f.finish(context.Background())
+		outputs, err = f.finish(context.Background(), func(err error) { r.end(f, begun, nil, err) })
 		return err
 	})
+	r.end(f, begun, outputs, err)
+}
+
+// end gives the answer to whoever waits for it, once.
+func (r *request) end(f *feed, begun time.Time, outputs map[string][]byte, err error) {
+	if r.ended.Swap(true) {
+		wipeAll(outputs)
+		return
+	}
+	defer r.t.running.Done()
 	r.t.auditOperation(r.by, r.at, f.key, string(r.row.op), f.algorithm, r.name, begun, err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -287,7 +299,9 @@ func (r *request) plain() []byte {
 	}
 	if r.joined == nil {
 		for _, o := range r.row.outputs {
-			r.joined = extend(r.joined, r.outputs[o.name])
+			if !o.slotOnly {
+				r.joined = extend(r.joined, r.outputs[o.name])
+			}
 		}
 	}
 	return r.joined
@@ -313,11 +327,15 @@ func (r *request) drop() {
 }
 
 func (r *request) wipeAnswer() {
-	for _, b := range r.outputs {
-		wipe(b)
-	}
+	wipeAll(r.outputs)
 	wipe(r.joined)
 	r.outputs, r.joined = nil, nil
+}
+
+func wipeAll(outputs map[string][]byte) {
+	for _, b := range outputs {
+		wipe(b)
+	}
 }
 
 // calm is ctx without its end: what takes microseconds must not fail because of a signal (Go's own preemption signal
@@ -414,6 +432,7 @@ type feed struct {
 	streaming  bool    // the run keeps none of them
 	algorithm  string  // that was begun
 	into       kim.Key // the draft that the answer becomes, number 0 where it is given out
+	signer     kim.Key // the key that signs an attestation, number 0 where the device's own does
 	rejected   error   // the stream cannot be what it should be; told at READ
 }
 
@@ -618,8 +637,9 @@ func (f *feed) signature() (n int, raw []byte, ok, more bool) {
 	return n, f.buf[:n], true, false
 }
 
-// finish completes the request and runs it. In a directory slot it is here that the operation begins.
-func (f *feed) finish(ctx context.Context) (map[string][]byte, error) {
+// finish completes the request and runs it. In a directory slot it is here that the operation begins. Where it is one
+// call of the provider, tell gets the error of one that does not answer in time, which is returned when it does.
+func (f *feed) finish(ctx context.Context, tell func(error)) (map[string][]byte, error) {
 	defer f.abort()
 	if f.run == nil && f.rejected == nil {
 		plain := !f.r.parted
@@ -639,7 +659,13 @@ func (f *feed) finish(ctx context.Context) (map[string][]byte, error) {
 	}
 	run := f.run
 	f.run = nil
-	result, err := run.Finish(ctx)
+	var result psa.Result
+	var err error
+	if one, ok := run.(kim.Run); ok {
+		result, err = one.FinishHere(ctx, tell)
+	} else {
+		result, err = run.Finish(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -34,13 +34,18 @@ func sizeFor(end int64) int64 { return (end+signatureMost)/page*page + page + 2 
 type sizes struct {
 	mu     sync.Mutex
 	inodes map[uint64]*waiting
+	idle   int   // those without ends
 	last   int64 // of beyond
 }
 
+// waiting stays without ends too while the kernel believes a long size: nobody has to tell it again then.
 type waiting struct {
 	ends map[*channel]int64
 	long bool // the kernel has been told a size that no position reaches, and no other one since
 }
+
+// longMost bounds the inodes that are kept without ends.
+const longMost = 1 << 12
 
 // set notes a position, and says whether the kernel must be told now: a WRITE itself leaves its own end there.
 func (s *sizes) set(c *channel, end int64) (tell bool) {
@@ -53,6 +58,8 @@ func (s *sizes) set(c *channel, end int64) (tell bool) {
 	if w == nil {
 		w = &waiting{ends: map[*channel]int64{}}
 		s.inodes[c.ino] = w
+	} else if len(w.ends) == 0 {
+		s.idle--
 	}
 	w.ends[c] = end
 	tell = !w.long
@@ -63,11 +70,18 @@ func (s *sizes) set(c *channel, end int64) (tell bool) {
 func (s *sizes) clear(c *channel) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w := s.inodes[c.ino]; w != nil {
-		if delete(w.ends, c); len(w.ends) == 0 {
-			delete(s.inodes, c.ino)
-		}
+	w := s.inodes[c.ino]
+	if w == nil || len(w.ends) == 0 {
+		return
 	}
+	if delete(w.ends, c); len(w.ends) > 0 {
+		return
+	}
+	if w.long && s.idle < longMost {
+		s.idle++
+		return
+	}
+	delete(s.inodes, c.ino)
 }
 
 // size is what stat(2) is told, 0 where nobody waits.
@@ -79,6 +93,11 @@ func (s *sizes) size(ino uint64) uint64 {
 		return 0
 	}
 	w.long = false
+	if len(w.ends) == 0 {
+		delete(s.inodes, ino)
+		s.idle--
+		return 0
+	}
 	size := int64(0)
 	for _, end := range w.ends {
 		size = max(size, sizeFor(end))

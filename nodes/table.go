@@ -36,6 +36,8 @@ type input struct {
 // output is one named output of an operation; the plain file gives them joined, in this order.
 type output struct {
 	name string
+	// slotOnly outputs are given in a directory slot alone.
+	slotOnly bool
 	// text is what stands for an output that carries no bytes of its own.
 	text string
 }
@@ -96,13 +98,23 @@ const (
 
 // providerRows are the files of a provider.
 var providerRows = []*row{
-	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, help: "TOML: what this provider is"},
+	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, unsize: true, help: "TOML: what this provider is, and what its device says of itself"},
 	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true, help: "ready, or degraded and why"},
 	{number: 3, name: "capabilities", kind: text, mode: 0444, text: (*view).providerCapabilities, help: "what this provider can do, a line each; the first word goes into generate"},
-	{number: 4, name: "random", kind: stream, mode: 0444, present: hasRandom, help: "random bytes, at most 64 KiB an open"},
+	{number: 4, name: "random", kind: stream, mode: 0444, present: keyless(psa.Random), help: "random bytes, at most 64 KiB an open"},
 	{number: 6, name: "can_do", kind: transaction, mode: 0666, op: psa.CanDo, begin: beginCanDo,
 		inputs: []input{{name: "questions", whole: canDoMost}}, outputs: []output{{name: "answers"}},
 		help: "\"sign ecdsa-p256-sha256\" and the like in, a line each; yes or \"no: why\" out for each, and for all in that order on one key"},
+	{number: 9, name: "attest", kind: transaction, mode: 0600, op: psa.Attest, present: keyless(psa.Attest), begin: beginKeyless,
+		inputs:  []input{{name: "pcrs", slotOnly: true}, {name: "challenge", required: true, whole: psa.MaxChallenge}},
+		outputs: []output{{name: "attestation"}, {name: "signature"}, {name: "signer_public", slotOnly: true}},
+		help:    "a verifier's challenge in, a quote of PCRs 0 to 7, or of a slot's pcrs (0,7), and the device's signature of it out"},
+	{number: 10, name: "activate_credential", kind: transaction, mode: 0600, op: psa.ActivateCredential, present: keyless(psa.ActivateCredential), begin: beginKeyless,
+		inputs: []input{{name: "credential", required: true, whole: psa.MaxCredential}}, outputs: []output{{name: "secret"}},
+		help: "a verifier's credential in, its secret out: the attestation key is in the TPM with that endorsement key"},
+	{number: 11, name: "make_credential", kind: transaction, mode: 0666, op: psa.MakeCredential, present: keyless(psa.MakeCredential), begin: beginKeyless,
+		inputs: []input{{name: "public", slotOnly: true}, {name: "endorsement_key", slotOnly: true}, {name: "secret", required: true, whole: psa.MaxCredentialSecret}}, outputs: []output{{name: "credential"}},
+		help: "for a verifier: a secret in, a credential for this attestation key out; for others in a slot with public and endorsement_key"},
 	{number: 8, name: "capabilities.json", kind: text, mode: 0444, text: (*view).capabilitiesJSON, help: "the same in the syntax of PSA's driver descriptions"},
 	{number: rowHash, name: "hash", kind: directory, mode: 0555, present: hasHashes, help: "hash/sha256 and so on: message in, digest out"},
 	{number: rowKeys, name: "keys", kind: directory, mode: 01777, help: "the keys: mkdir makes a draft, rmdir destroys"},
@@ -121,15 +133,15 @@ func newHashRows() (rows []*row) {
 	for h := psa.Algorithm(psa.MD2); h <= psa.SHAKE256512; h++ {
 		if name := h.HashName(); name != "" {
 			rows = append(rows, &row{number: first + uint64(h&0xff), name: name, kind: transaction, mode: 0666, op: psa.Hash, alg: h,
-				present: func(v *view) bool { return v.hashes(h) }, begin: beginHash,
+				present: func(v *view) bool { return v.hashes(h) }, begin: beginKeyless,
 				inputs: []input{{name: "message"}}, outputs: []output{{name: "hash"}}, help: "message in, digest out"})
 		}
 	}
 	return rows
 }
 
-func beginHash(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
-	return f.r.at.provider.Hash(ctx, f.r.uid, op)
+func beginKeyless(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
+	return f.r.at.provider.Begin(ctx, f.r.uid, op)
 }
 
 // hashes says whether the provider hashes without a key; AlgNone asks for any hash.
@@ -142,6 +154,10 @@ func (v *view) hashes(h psa.Algorithm) bool {
 func hasHashes(v *view) bool { return v.hashes(psa.AlgNone) }
 
 var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage, help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key; from root and admins also the name of a key on the device, such as id=HEX or object=LABEL, which stays where it is"}
+
+var signRow = &row{number: 16, name: "sign", kind: transaction, mode: 0600, op: psa.Sign, der: true,
+	inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
+	help: "message in, signature out (ECDSA: ASN.1 DER)"}
 
 var exportRow = &row{number: 26, name: "export", kind: transaction, mode: 0600, op: psa.Export,
 	inputs: []input{{name: "format", whole: 128}}, outputs: []output{{name: "key"}}, begin: beginExport,
@@ -166,9 +182,7 @@ var keyRows = []*row{
 		inputs:  []input{{name: "salt", slotOnly: true}, {name: "length", slotOnly: true}, {name: "store", slotOnly: true}, {name: "info", whole: psa.MaxDerived}},
 		outputs: []output{{name: "secret"}},
 		help:    "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; a slot's store names a draft of yours that becomes the key"},
-	{number: 16, name: "sign", kind: transaction, mode: 0600, op: psa.Sign, der: true,
-		inputs: []input{{name: "message"}}, outputs: []output{{name: "signature"}},
-		help: "message in, signature out (ECDSA: ASN.1 DER)"},
+	signRow,
 	{number: 17, name: "sign_hash", kind: transaction, mode: 0600, op: psa.SignHash, der: true,
 		inputs: []input{{name: "hash", whole: digestMost}}, outputs: []output{{name: "signature"}},
 		help: "digest in, signature out (ECDSA: ASN.1 DER)"},
@@ -214,6 +228,13 @@ var keyRows = []*row{
 	{number: 29, name: "csr", kind: transaction, mode: 0600, op: psa.CSR, begin: beginCSR,
 		inputs: []input{{name: "subject", whole: csrMost}}, outputs: []output{{name: "csr"}},
 		help: "subject (RFC 4514; further lines DNS:, IP:, URI:, email:) in, PEM certificate request out"},
+	{number: 32, name: "attest", kind: transaction, mode: 0600, op: psa.Attest, names: nameSigner, begin: beginAttest,
+		inputs:  []input{{name: "signer", slotOnly: true}, {name: "challenge", required: true, whole: psa.MaxChallenge}},
+		outputs: []output{{name: "attestation"}, {name: "signature"}, {name: "public", slotOnly: true}, {name: "signer_public", slotOnly: true}},
+		help:    "a verifier's challenge in, the device's statement that it has this key, and its signature of that out; a slot's signer names a key of this provider, whose sign you could open, that signs instead"},
+	{number: 33, name: "activate_credential", kind: transaction, mode: 0600, op: psa.ActivateCredential,
+		inputs: []input{{name: "credential", required: true, whole: psa.MaxCredential}}, outputs: []output{{name: "secret"}},
+		help: "a verifier's credential in, its secret out: this key is in the TPM with that endorsement key"},
 	{number: 28, name: "verify_raw", kind: transaction, mode: 0666, op: psa.Verify, present: isECDSA,
 		inputs: []input{{name: "signature", lead: true, required: true}, {name: "message"}}, outputs: []output{{name: "result", text: "valid\n"}},
 		help: "signature as r||s, then message in; \"valid\" out, or EBADMSG"},
@@ -265,13 +286,11 @@ func ready(v *view) bool      { return v.key.State == kim.Ready }
 func asymmetric(v *view) bool { return ready(v) && len(v.key.Public) > 0 }
 func isECDSA(v *view) bool    { return v.key.Attributes.Algorithm.IsECDSA() }
 
-func hasRandom(v *view) bool {
-	for _, c := range v.provider.Capabilities() {
-		if c.Has(psa.Random) {
-			return true
-		}
+// keyless says whether the provider does op without a key.
+func keyless(op psa.Operation) func(v *view) bool {
+	return func(v *view) bool {
+		return psa.Supports(v.provider.Capabilities(), op, psa.KeyTypeNone, 0, psa.AlgNone)
 	}
-	return false
 }
 
 // serves says whether the key's policy and the provider allow op. Before a provider was ever reached the policy

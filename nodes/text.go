@@ -76,10 +76,10 @@ func (v *view) version() ([]byte, error) {
 
 func (v *view) lastError() ([]byte, error) { return v.t.failures.text(v.uid, v.key.Number), nil }
 
-// info is TOML.
+// info is TOML, with the device's facts at its end.
 func (v *view) info() ([]byte, error) {
 	d := v.provider.Describe()
-	return toml.Marshal(struct {
+	text, err := toml.Marshal(struct {
 		Name        string `toml:"name"`
 		Type        string `toml:"provider_type"`
 		UUID        string `toml:"uuid"`
@@ -90,6 +90,16 @@ func (v *view) info() ([]byte, error) {
 		Location    string `toml:"location"`
 		Hardware    bool   `toml:"hardware"`
 	}{v.provider.Name(), d.Type, uuid(v.provider.UUID()), d.TypeUUID, d.Description, d.Vendor, d.Version, d.Location, d.Hardware})
+	for _, f := range v.provider.Facts(v.ctx, v.uid) {
+		var line []byte
+		if line, err = toml.Marshal(struct {
+			Value string `toml:"v,multiline"`
+		}{f.Value}); err != nil {
+			break
+		}
+		text = append(append(text, f.Name...), line[1:]...)
+	}
+	return text, err
 }
 
 func (v *view) status() ([]byte, error) {

@@ -67,6 +67,7 @@ type Tree struct {
 	slots    slotTable
 	sizes    sizes
 	running  sync.WaitGroup
+	workers  *workers
 	changing sync.Mutex // one change of permissions at a time
 
 	revocations revocations
@@ -91,12 +92,12 @@ func New(o Options) *Tree {
 	}
 	t := &Tree{
 		kim: o.KIM, options: o, log: o.Log, started: time.Now(),
-		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(),
+		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(), workers: newWorkers(),
 	}
 	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
 	t.boxes.t, t.slots.t = t, t
 	if o.Audit != nil {
-		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey()}
+		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey}
 	}
 	t.SetUnitRules(o.Units)
 	t.SetAdmins(o.Admins)
@@ -141,6 +142,7 @@ func (t *Tree) Close() {
 	t.closed.Store(true)
 	t.boxes.clear()
 	t.slots.clear()
+	t.workers.close()
 }
 
 // SetAdmins replaces Options.Admins.

@@ -30,8 +30,12 @@ var (
 	_ Random = (*narrowed)(nil)
 	_ Hasher = (*narrowed)(nil)
 
-	_ Adopter = (*narrowed)(nil)
-	_ Wrapper = (*narrowed)(nil)
+	_ Adopter  = (*narrowed)(nil)
+	_ Wrapper  = (*narrowed)(nil)
+	_ Attester = (*narrowed)(nil)
+	_ Informer = (*narrowed)(nil)
+
+	_ Certifier = (*narrowedKey)(nil)
 )
 
 // lets says whether the lines have op for such a key; its algorithm is the policy's.
@@ -139,6 +143,22 @@ func (k *narrowedKey) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	return k.Key.Begin(ctx, op)
 }
 
+// Certify is the key's own, StatusNotSupported where it has none.
+func (k *narrowedKey) Certify(ctx context.Context, op psa.Op, signer Key) (psa.Run, error) {
+	certifier, ok := k.Key.(Certifier)
+	by, ours := signer.(*narrowedKey)
+	if !ok || !ours {
+		return nil, psa.Errorf(psa.StatusNotSupported, "no other key signs for this one")
+	}
+	if a := k.Attributes(); !k.p.lets(op.Operation, a.Type, a.Bits, a.Algorithm) {
+		return nil, k.p.refusal(op.Operation)
+	}
+	if a := by.Attributes(); !k.p.lets(psa.Sign, a.Type, a.Bits, a.Algorithm) {
+		return nil, k.p.refusal(psa.Sign)
+	}
+	return certifier.Certify(ctx, op, by.Key)
+}
+
 // Random is p's, StatusNotSupported where it has none.
 func (p *narrowed) Random(ctx context.Context, b []byte) error {
 	source, ok := p.Provider.(Random)
@@ -155,6 +175,24 @@ func (p *narrowed) Hash(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return nil, p.refusal(psa.Hash)
 	}
 	return hasher.Hash(ctx, op)
+}
+
+// Attest is p's, StatusNotSupported where it has none.
+func (p *narrowed) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
+	attester, ok := p.Provider.(Attester)
+	if !ok || !p.lets(op.Operation, psa.KeyTypeNone, 0, psa.AlgNone) {
+		return nil, p.refusal(op.Operation)
+	}
+	return attester.Attest(ctx, op)
+}
+
+// Facts are p's, none where it has none.
+func (p *narrowed) Facts(ctx context.Context) ([]Fact, error) {
+	informer, ok := p.Provider.(Informer)
+	if !ok {
+		return nil, nil
+	}
+	return informer.Facts(ctx)
 }
 
 func errNoForeign() error {

@@ -127,3 +127,29 @@ type Wrapper interface {
 	// Unwrap gives the secret back; the caller wipes it. What this device never wrapped is StatusProviderAbsent.
 	Unwrap(ctx context.Context, wrapped []byte) ([]byte, error)
 }
+
+// Certifier is implemented by keys that another key of their provider can vouch for.
+type Certifier interface {
+	// Certify begins psa.Attest as Begin does, signed by another open key of the same provider instead of the device's own
+	// attestation key: with the algorithm that psa.Sign has with it. Either key may be closed before Finish.
+	Certify(ctx context.Context, op psa.Op, signer Key) (psa.Run, error)
+}
+
+// Attester is implemented by providers whose device proves to others what it is, what state it is in and what keys it has.
+type Attester interface {
+	// Attest begins an operation of the device itself. psa.Attest: the main input is a challenge, and the registers are
+	// the input "pcrs", as psa.ParsePCRs has them (none: 0 to 7); outputs as those of a key, without "public".
+	// psa.ActivateCredential: as that of a key, for the device's attestation key. psa.MakeCredential: the main input is a
+	// secret, for the holder of the "endorsement_key" (SubjectPublicKeyInfo, PEM or DER; none: this device's) and of the
+	// object with the public area "public" (TPMT_PUBLIC; none: this device's attestation key).
+	Attest(ctx context.Context, op psa.Op) (psa.Run, error)
+}
+
+// Fact is a line of TOML that a device says of itself: its name, dotted where it belongs to a table, and its value.
+type Fact struct{ Name, Value string }
+
+// Informer is implemented by providers whose device says something of itself.
+type Informer interface {
+	// Facts are in an order of their own; beside an error are those that the device did tell. It keeps what takes long.
+	Facts(ctx context.Context) ([]Fact, error)
+}

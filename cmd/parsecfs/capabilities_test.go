@@ -67,6 +67,10 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 						l.random(filepath.Join(provider, "random"))
 						return
 					}
+					if c.Type == psa.KeyTypeNone && c.Has(psa.Attest) {
+						l.device(provider)
+						return
+					}
 					if c.Has(psa.Generate) && (long() || !c.Type.IsRSA() || store.generates(c)) {
 						l.generate()
 						l.operations(nil)
@@ -387,6 +391,10 @@ func (l *line) operations(key []byte) {
 			l.encapsulates(key)
 		case psa.Decapsulate:
 			l.decapsulates()
+		case psa.Attest:
+			l.attest()
+		case psa.ActivateCredential:
+			l.activates()
 		case psa.Generate, psa.Import, psa.Export, psa.Decrypt, psa.VerifyMac: // done by their callers, with Encrypt and with Mac
 		default:
 			t.Errorf("nothing here tries %s", op)

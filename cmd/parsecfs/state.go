@@ -6,14 +6,18 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/parsecfs/parsecfs/fs"
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 func stateCommand() *cobra.Command {
-	return group("state", "Back up and restore keys", stateBackupCommand(), stateRestoreCommand())
+	return group("state", "Back up and restore keys, and say what wraps the key that seals them",
+		stateBackupCommand(), stateRestoreCommand(), stateRewrapCommand())
 }
 
 func stateBackupCommand() *cobra.Command {
@@ -94,4 +98,70 @@ func stateRestoreCommand() *cobra.Command {
 	}
 	flags.add(cmd)
 	return cmd
+}
+
+func stateRewrapCommand() *cobra.Command {
+	var flags stateFlags
+	var recovery, registers string
+	cmd := &cobra.Command{
+		Use:   "rewrap [--recovery-key FILE] [--pcrs 0,7] file|tpm:PROVIDER",
+		Short: "Wrap the key that seals all others by another wrapping key: a file's, or a TPM's; the daemon may run",
+		Long: `Wrap the key that seals all others by another wrapping key: a new one in the file wrapping.key of the state directory,
+or one that the TPM of a configured provider never gives away. No key is lost, whenever it is killed: run it again. The
+daemon may run meanwhile, and serves on.
+
+A TPM may die, be cleared or be exchanged. So there is a recovery key, in a file that you keep elsewhere: it is made in
+FILE where that does not exist, and is needed before a TPM wraps for the first time. A FILE that exists opens the
+store where its TPM is lost; whoever has it and the state directory, or a backup, has the keys.
+
+With --pcrs a TPM unwraps only while these registers are as they are now: after new firmware, or another boot
+order, only the recovery key opens the store. Without it, wrapping_pcrs of the configuration count, or what was before.
+
+Old backups stay as they are, each with the wrapping key of its time.`,
+		DisableFlagsInUseLine: true,
+		Args:                  positional(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			kind := args[0]
+			var pcrs *psa.PCRs
+			if config.Wrapping.Kind == kind {
+				pcrs = config.Wrapping.PCRs
+			}
+			if cmd.Flags().Changed("pcrs") {
+				if pcrs, err = parsePCRs(registers); err != nil {
+					return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: "--pcrs 0,7; --pcrs '' for none"}
+				}
+			}
+			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler), Step: testOnlyStep}
+			made, err := fs.Rewrap(cmd.Context(), o, kind, pcrs, recovery)
+			if err == nil && made {
+				fmt.Fprintf(cmd.ErrOrStderr(), "parsecfs: the recovery key is in %s: keep it away from this machine\n", recovery)
+			}
+			return err
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().StringVar(&recovery, "recovery-key", "", "the recovery key's `FILE`: a new one, or one that exists")
+	cmd.Flags().StringVar(&registers, "pcrs", "", "the TPM's `REGISTERS` to bind it to, separated by commas")
+	return cmd
+}
+
+// parsePCRs reads registers' numbers, separated by commas.
+func parsePCRs(text string) (*psa.PCRs, error) {
+	var list []int
+	for field := range strings.SplitSeq(text, ",") {
+		if text == "" {
+			break
+		}
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("no register %q", field)
+		}
+		list = append(list, n)
+	}
+	pcrs, err := psa.NewPCRs(list)
+	return &pcrs, err
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -895,13 +896,57 @@ func testDataKey(t *testing.T, s *suite) {
 	if _, found, err := s.DataKey(ctx); found || err != nil {
 		t.Fatal(found, err)
 	}
-	w := kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}
-	s.ok(s.InitDataKey(ctx, w))
+	// check reads it twice, with a restart in between.
+	check := func(want kim.WrappedKey) {
+		t.Helper()
+		for range 2 {
+			read := s.DataKey
+			if want.Kind == "recovery" {
+				read = s.RecoveryKey
+			}
+			got, found, err := read(ctx)
+			if err != nil || !found || got.Kind != want.Kind || got.WrappingID != want.WrappingID || !bytes.Equal(got.Wrapped, want.Wrapped) ||
+				got.PCRs != want.PCRs || got.Before != want.Before {
+				t.Fatalf("%+v %v %v, want %+v", got, found, err, want)
+			}
+			s.start()
+		}
+	}
+	first := kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}
+	s.status(s.ReplaceDataKey(ctx, first.WrappingID, first), psa.StatusBadState)
+	s.ok(s.InitDataKey(ctx, first))
 	s.status(s.InitDataKey(ctx, kim.WrappedKey{Kind: "other", Wrapped: []byte("x")}), psa.StatusAlreadyExists)
-	s.start()
-	got, found, err := s.DataKey(ctx)
-	if err != nil || !found || got.Kind != w.Kind || got.WrappingID != w.WrappingID || !bytes.Equal(got.Wrapped, w.Wrapped) {
-		t.Fatalf("%+v %v %v", got, found, err)
+	check(first)
+
+	// Of two that replace the same one, one wins.
+	second := kim.WrappedKey{Kind: "tpm:p", WrappingID: [16]byte{3}, Wrapped: []byte("otherwise"), PCRs: 1<<0 | 1<<23, Before: first.WrappingID}
+	s.ok(s.ReplaceDataKey(ctx, first.WrappingID, second))
+	s.status(s.ReplaceDataKey(ctx, first.WrappingID, kim.WrappedKey{Kind: "file", WrappingID: [16]byte{4}, Wrapped: []byte("late")}), psa.StatusBadState)
+	check(second)
+	var won atomic.Int32
+	var both sync.WaitGroup
+	for i := range 8 {
+		both.Go(func() {
+			err := s.ReplaceDataKey(ctx, second.WrappingID, kim.WrappedKey{Kind: "file", WrappingID: [16]byte{5, byte(i)}, Wrapped: []byte("third")})
+			if err == nil {
+				won.Add(1)
+			} else if psa.StatusOf(err) != psa.StatusBadState {
+				t.Error(err)
+			}
+		})
+	}
+	both.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d of 8 replaced the same wrapping", won.Load())
+	}
+
+	if _, found, err := s.RecoveryKey(ctx); found || err != nil {
+		t.Fatal(found, err)
+	}
+	for i := range 2 {
+		r := kim.WrappedKey{Kind: "recovery", WrappingID: [16]byte{6, byte(i)}, Wrapped: fmt.Append(nil, "recovery ", i)}
+		s.ok(s.SetRecoveryKey(ctx, r))
+		check(r)
 	}
 }
 

@@ -65,6 +65,8 @@ func conformance(t *testing.T, k *pkcs11test.Token) {
 			// A token takes its time for an RSA key; the full form of the tests makes them all.
 			return os.Getenv("PARSECFS_TEST_LONG") != "1" && c.Type.IsRSA() && (c.Bits > 2048 || c.Algorithm != psa.RSAPKCS1v15Sign(psa.SHA256))
 		},
+		Foreign: func(*testing.T) string { return "id=" + k.P256() },
+		Count:   func(*testing.T) int { return len(k.Objects()) },
 	})
 }
 

@@ -22,7 +22,6 @@ func (s *suite) adoption(t *testing.T) {
 	reference := s.o.Foreign(t)
 	// made here, to be told from the others
 	own := s.make(t, p, s.samples()[0])
-	before := s.o.Count(t)
 	list := func() []providers.Foreign {
 		t.Helper()
 		all, err := adopter.Foreign(t.Context())
@@ -31,6 +30,14 @@ func (s *suite) adoption(t *testing.T) {
 		}
 		return all
 	}
+	count := func() int {
+		t.Helper()
+		if s.o.Count == nil {
+			return len(list())
+		}
+		return s.o.Count(t)
+	}
+	before := count()
 	f, blob, err := adopter.Adopt(t.Context(), psa.Attributes{}, reference)
 	if err != nil {
 		t.Fatalf("Adopt: %v", err)
@@ -50,7 +57,7 @@ func (s *suite) adoption(t *testing.T) {
 		what, reference, template string
 		status                    psa.Status
 	}{
-		{"a key that is not there", reference + "00", "", psa.StatusDoesNotExist},
+		{"a key that is not there", reference[:len(reference)-1] + "0", "", psa.StatusDoesNotExist},
 		{"another kind of key", reference, "ecdsa-p384-sha384", psa.StatusInvalidArgument},
 	} {
 		var a psa.Attributes
@@ -71,7 +78,7 @@ func (s *suite) adoption(t *testing.T) {
 		t.Errorf("Destroy of a handle that has no object: %v", err)
 	}
 	m.mustWork(t, "the adopted key, after the Destroy of a handle that has no object")
-	if now := s.o.Count(t); now != before {
+	if now := count(); now != before {
 		t.Errorf("the device had %d objects, and has %d", before, now)
 	}
 	for range 2 {

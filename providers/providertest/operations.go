@@ -281,6 +281,29 @@ func (m *made) mustWork(t *testing.T, what string) {
 	}
 }
 
+// Use does with a private key what it is for, and has its device attest it.
+func Use(t *testing.T, k providers.Key) {
+	t.Helper()
+	m := &made{key: k, attributes: k.Attributes(), blob: providers.Blob{Public: k.Public()}}
+	alg, err := m.attributes.Resolve(psa.Sign, 0)
+	pub := m.publicKey(t)
+	if err != nil || t.Failed() {
+		t.Errorf("no key to use: %v", err)
+		return
+	}
+	switch {
+	case m.attributes.Can(psa.Sign):
+		m.signing(t, pub, psa.Sign, alg, true)
+	case m.attributes.Can(psa.Decrypt):
+		m.asymmetric(t, pub, psa.Decrypt)
+	case m.attributes.Can(psa.Agree):
+		m.agree(t, pub)
+	case m.attributes.Can(psa.Mac):
+		m.mac(t)
+	}
+	m.attest(t)
+}
+
 // copy gives the key another row, with less rights, and compares what comes out.
 func (s *suite) copy(t *testing.T, m *made) {
 	copier, ok := s.provider(t).(providers.Copier)
@@ -357,6 +380,10 @@ func (s *suite) operations(t *testing.T, m *made, c psa.Capability) {
 			m.derive(t)
 		case psa.Encapsulate, psa.Decapsulate:
 			m.kem(t, pub, op)
+		case psa.Attest:
+			m.attest(t)
+		case psa.ActivateCredential:
+			m.activate(t, s.provider(t))
 		default:
 			t.Errorf("%s is not a key's operation", op)
 		}

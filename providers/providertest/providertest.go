@@ -28,7 +28,8 @@ type Options struct {
 	// of their types.
 	Slow func(psa.Capability) bool
 	// Foreign makes a P-256 signing key on the device as another tool would, and gives a reference to it; nil where
-	// the provider adopts none. Count tells how many objects of whatever kind the device has.
+	// the provider adopts none; its last character is not 0. Count tells how many objects of whatever kind the device
+	// has; where it is nil, the provider's own list does.
 	Foreign func(t *testing.T) (reference string)
 	Count   func(t *testing.T) int
 }
@@ -37,8 +38,9 @@ type Options struct {
 // that the suite makes are destroyed in the end.
 func Run(t *testing.T, open func(t *testing.T) providers.Provider, o Options) {
 	s := &suite{open: open, o: o}
-	lines, err := s.provider(t).Capabilities(t.Context())
-	if err != nil {
+	p := open(t)
+	lines, err := p.Capabilities(t.Context())
+	if err = errors.Join(err, p.Close()); err != nil { // closed: a device may have one user at a time
 		t.Fatalf("Capabilities: %v", err)
 	}
 	s.lines = lines
@@ -328,6 +330,8 @@ func (s *suite) eachLine(t *testing.T) {
 				case slices.Equal(c.Operations, []psa.Operation{psa.Random}): // the property Random tries it
 				case slices.Equal(c.Operations, []psa.Operation{psa.Hash}):
 					s.hash(t, c.Algorithm)
+				case c.Has(psa.Attest):
+					s.device(t, c.Operations)
 				default:
 					t.Errorf("the line has no key, and names %v", c.Operations)
 				}

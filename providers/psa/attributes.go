@@ -319,6 +319,8 @@ func (a Attributes) Can(op Operation) bool {
 		return alg == MLKEM
 	case Decapsulate:
 		return !public && alg == MLKEM
+	case Attest, ActivateCredential:
+		return !public && a.Type != KeyTypeNone
 	}
 	return false
 }

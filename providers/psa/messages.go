@@ -9,7 +9,7 @@ import (
 // wholeRun holds its input and does everything in Finish.
 type wholeRun struct {
 	input
-	do func(in []byte) (map[string][]byte, error)
+	do func(ctx context.Context, in []byte) (map[string][]byte, error)
 }
 
 func (r *wholeRun) Finish(ctx context.Context) (Result, error) {
@@ -17,7 +17,7 @@ func (r *wholeRun) Finish(ctx context.Context) (Result, error) {
 	if err := r.take(ctx); err != nil {
 		return Result{}, err
 	}
-	out, err := r.do(r.held.b)
+	out, err := r.do(ctx, r.held.b)
 	if err != nil {
 		return Result{}, failed(err)
 	}
@@ -25,6 +25,11 @@ func (r *wholeRun) Finish(ctx context.Context) (Result, error) {
 }
 
 func newWholeRun(op Op, limit int64, do func(in []byte) (map[string][]byte, error)) Run {
+	return WholeRun(limit, func(_ context.Context, in []byte) (map[string][]byte, error) { return do(in) })
+}
+
+// WholeRun holds its input of at most limit bytes, and has do make the outputs of it, on a device perhaps.
+func WholeRun(limit int64, do func(ctx context.Context, in []byte) (map[string][]byte, error)) Run {
 	return &wholeRun{input{held: secret{limit: limit}}, do}
 }
 

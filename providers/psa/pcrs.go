@@ -3,6 +3,8 @@ package psa
 import (
 	"math/bits"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // PCRs are platform configuration registers of a TPM (TCG TPM 2.0, part 1, 17), bit n for register n.
@@ -20,6 +22,19 @@ func NewPCRs(list []int) (p PCRs, err error) {
 		p |= 1 << n
 	}
 	return p, nil
+}
+
+// ParsePCRs reads "0,7": numbers of registers, parted by commas. What is none is StatusInvalidArgument.
+func ParsePCRs(s string) (PCRs, error) {
+	var list []int
+	for word := range strings.SplitSeq(s, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(word))
+		if err != nil {
+			return 0, Errorf(StatusInvalidArgument, "pcrs: %s is no list of registers", quote(s)).WithHint("write numbers and commas: 0,7")
+		}
+		list = append(list, n)
+	}
+	return NewPCRs(list)
 }
 
 // List is the registers' numbers, in order.

@@ -19,7 +19,7 @@ import (
 // one session. All of that is gone with the connection, or with a reset, and is made again.
 type chip struct {
 	tcti  tcti
-	owner []byte        // the owner hierarchy's authorization
+	auths auths
 	turn  chan struct{} // capacity 1: who has it uses the rest
 
 	link   *link // nil: not connected
@@ -27,8 +27,12 @@ type chip struct {
 	keys   []*loaded // the one used last is the last
 	room   int       // how many keys fit beside the parent
 	sign   tpm2.Session
-	auth   []byte // what sign authorizes with: it is changed from key to key
+	auth   []byte           // what sign authorizes with: it is changed from key to key
+	ek, ak *tpm2.TPMTPublic // of the endorsement hierarchy; nil until they were asked for
 }
+
+// auths are the hierarchies' authorizations.
+type auths struct{ owner, endorsement []byte }
 
 type parent struct {
 	handle tpm2.TPMHandle
@@ -50,16 +54,16 @@ var chips = struct {
 }{open: map[tcti]*chip{}, uses: map[*chip]int{}}
 
 // openChip gives the TPM's only chip; each is closed.
-func openChip(t tcti, owner []byte) (*chip, error) {
+func openChip(t tcti, a auths) (*chip, error) {
 	chips.Lock()
 	defer chips.Unlock()
 	c := chips.open[t]
 	if c == nil {
-		c = &chip{tcti: t, owner: owner, turn: make(chan struct{}, 1), auth: make([]byte, authSize)}
+		c = &chip{tcti: t, auths: a, turn: make(chan struct{}, 1), auth: make([]byte, authSize)}
 		chips.open[t] = c
 	}
-	if !bytes.Equal(c.owner, owner) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers on one TPM have different owner_hierarchy_auth")
+	if !bytes.Equal(c.auths.owner, a.owner) || !bytes.Equal(c.auths.endorsement, a.endorsement) {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers on one TPM have different owner_hierarchy_auth or endorsement_hierarchy_auth")
 	}
 	chips.uses[c]++
 	return c, nil
@@ -121,7 +125,7 @@ func (c *chip) use(ctx context.Context, what string, f func() error) error {
 			return nil
 		}
 		gone := c.link != nil && c.link.broken != nil
-		if gone || lost(err) {
+		if gone || lost(err) || crowded(err) {
 			c.disconnect()
 			if !again {
 				continue
@@ -141,7 +145,7 @@ func (c *chip) disconnect() {
 	if c.link != nil {
 		_ = c.link.Close() // there is nothing left to lose
 	}
-	c.link, c.parent, c.keys, c.sign = nil, nil, nil, nil
+	c.link, c.parent, c.keys, c.sign, c.ek, c.ak = nil, nil, nil, nil, nil, nil
 	psa.Wipe(c.auth)
 }
 
@@ -221,7 +225,7 @@ func (c *chip) prepare() error {
 		}
 	}
 	rsp, err := tpm2.CreatePrimary{
-		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: c.ownerAuth()},
+		PrimaryHandle: c.ownerAuth(),
 		InPublic:      tpm2.New2B(srkTemplate()),
 	}.Execute(c.link)
 	if err != nil {
@@ -235,11 +239,13 @@ func (c *chip) prepare() error {
 	return nil
 }
 
-func (c *chip) ownerAuth() tpm2.Session {
-	if len(c.owner) == 0 {
-		return tpm2.PasswordAuth(nil)
+func (c *chip) ownerAuth() tpm2.AuthHandle { return hierarchy(tpm2.TPMRHOwner, c.auths.owner) }
+
+func hierarchy(h tpm2.TPMHandle, auth []byte) tpm2.AuthHandle {
+	if len(auth) == 0 {
+		return tpm2.AuthHandle{Handle: h, Auth: tpm2.PasswordAuth(nil)}
 	}
-	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(c.owner))
+	return tpm2.AuthHandle{Handle: h, Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(auth))}
 }
 
 // srkTemplate is TCG's storage root key on P-256, with an empty unique field (template H-2 of the TCG EK Credential
@@ -321,6 +327,16 @@ func (c *chip) signing(k *stored) (tpm2.Session, error) {
 	return c.sign, nil
 }
 
+// forgetSigning ends that session, for commands that need the others: a TPM has three.
+func (c *chip) forgetSigning() error {
+	if c.sign == nil {
+		return nil
+	}
+	s := c.sign
+	c.sign = nil
+	return c.flush(s.Handle())
+}
+
 // evict flushes the key that was not used for the longest time.
 func (c *chip) evict() error {
 	oldest := c.keys[0]
@@ -330,6 +346,9 @@ func (c *chip) evict() error {
 
 // load brings a key into the TPM, beside so many others at most.
 func (c *chip) load(k *stored, others int) (*loaded, error) {
+	if k.Handle != 0 {
+		return c.resident(k, others)
+	}
 	for i, l := range c.keys {
 		if bytes.Equal(l.wrapped, k.Private) {
 			c.keys = append(append(c.keys[:i:i], c.keys[i+1:]...), l)
@@ -373,14 +392,14 @@ func (c *chip) loadInto(k *stored) (*tpm2.LoadResponse, error) {
 	}.Execute(c.link)
 }
 
-// private uses a key, with its authorization and PCRs, and with a session for one command, whose option says what it
+// private uses a key, with its authorization and PCRs, and with a session for one command, whose options say what it
 // encrypts.
-func (c *chip) private(l *loaded, auth []byte, pcrs psa.PCRs, encrypts tpm2.AuthOption) tpm2.AuthHandle {
+func (c *chip) private(l *loaded, auth []byte, pcrs psa.PCRs, encrypts ...tpm2.AuthOption) tpm2.AuthHandle {
 	h := tpm2.AuthHandle{Handle: l.handle, Name: l.name}
 	if pcrs == 0 {
-		h.Auth = c.once(auth, encrypts)
+		h.Auth = c.once(auth, encrypts...)
 	} else {
-		h.Auth = tpm2.Policy(tpm2.TPMAlgSHA256, nonceSize, bind(pcrs), encrypts, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))
+		h.Auth = tpm2.Policy(tpm2.TPMAlgSHA256, nonceSize, bind(pcrs), append(encrypts, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))...)
 	}
 	return h
 }
@@ -388,11 +407,7 @@ func (c *chip) private(l *loaded, auth []byte, pcrs psa.PCRs, encrypts tpm2.Auth
 // bind is the policy of keys with PCRs: those of the bank of SHA-256 are as they were, and the authorization is known
 // (TPM2_PolicyPCR, TPM2_PolicyAuthValue).
 func bind(pcrs psa.PCRs) tpm2.PolicyCallback {
-	var numbers []uint
-	for _, n := range pcrs.List() {
-		numbers = append(numbers, uint(n))
-	}
-	selection := tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(numbers...)}}}
+	selection := selected(pcrs)
 	return func(t transport.TPM, session tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
 		if _, err := (tpm2.PolicyPCR{PolicySession: session, Pcrs: selection}).Execute(t); err != nil {
 			return err
@@ -400,6 +415,15 @@ func bind(pcrs psa.PCRs) tpm2.PolicyCallback {
 		_, err := tpm2.PolicyAuthValue{PolicySession: session}.Execute(t)
 		return err
 	}
+}
+
+// selected are registers of the bank of SHA-256.
+func selected(pcrs psa.PCRs) tpm2.TPMLPCRSelection {
+	var numbers []uint
+	for _, n := range pcrs.List() {
+		numbers = append(numbers, uint(n))
+	}
+	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(numbers...)}}}
 }
 
 // policy is what keys that are made now with these PCRs have in their public area; nothing without any.

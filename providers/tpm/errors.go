@@ -16,7 +16,8 @@ var statuses = []struct {
 }{
 	{tpm2.TPMRCLockout, psa.StatusNotPermitted, "the TPM is locked against guessing; tpm2_dictionarylockout --clear-lockout ends that"},
 	{tpm2.TPMRCAuthFail, psa.StatusNotPermitted, ""},
-	{tpm2.TPMRCBadAuth, psa.StatusNotPermitted, "owner_hierarchy_auth in the configuration is not the TPM's"},
+	{tpm2.TPMRCBadAuth, psa.StatusNotPermitted, "owner_hierarchy_auth or endorsement_hierarchy_auth in the configuration is not the TPM's"},
+	{tpm2.TPMRCHierarchy, psa.StatusNotPermitted, "the hierarchy is disabled, or the object is another's"},
 	{tpm2.TPMRCIntegrity, psa.StatusProviderAbsent, "the key is of another TPM, or this one was cleared"},
 	{tpm2.TPMRCObjectMemory, psa.StatusInsufficientMemory, "other programs hold the TPM's slots; use /dev/tpmrm0"},
 	{tpm2.TPMRCSessionMemory, psa.StatusInsufficientMemory, "other programs hold the TPM's sessions; use /dev/tpmrm0"},
@@ -76,3 +77,7 @@ func lost(err error) bool {
 	return isRC(err, tpm2.TPMRCHandle, tpm2.TPMRCReferenceH0, tpm2.TPMRCReferenceH1, tpm2.TPMRCReferenceS0, tpm2.TPMRCReferenceS1,
 		tpm2.TPMRCReferenceS2, tpm2.TPMRCInitialize)
 }
+
+// crowded says whether there was no room for a session. Those that the same command began before it are left behind, by
+// go-tpm; the connection's end flushes them.
+func crowded(err error) bool { return isRC(err, tpm2.TPMRCSessionMemory, tpm2.TPMRCSessionHandles) }

@@ -85,18 +85,67 @@ func (k *key) Close() error {
 	return nil
 }
 
-func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
+func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) { return k.begin(ctx, op, nil) }
+
+func (k *key) Certify(ctx context.Context, op psa.Op, signer providers.Key) (psa.Run, error) {
+	by, ok := signer.(*key)
+	if !ok || by.p.chip != k.p.chip || op.Operation != psa.Attest {
+		return nil, psa.Errorf(psa.StatusNotSupported, "%s with a signer that is no key of this TPM", op.Operation)
+	}
+	alg, err := by.attributes.Resolve(psa.Sign, 0)
+	if err != nil {
+		return nil, err
+	}
+	if !by.attributes.Dispatches(by.p.lines(), psa.Op{Operation: psa.Sign, Algorithm: alg}) {
+		return nil, errUnsupported(psa.Sign, by.attributes, alg)
+	}
+	u, err := by.use(psa.Sign, alg)
+	if err != nil {
+		return nil, err
+	}
+	run, err := k.begin(ctx, op, u)
+	if err != nil {
+		psa.Wipe(u.key.Auth)
+	}
+	return run, err
+}
+
+// begin begins op; by is who signs an attestation, nil the TPM's own key.
+func (k *key) begin(ctx context.Context, op psa.Op, by *use) (psa.Run, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if !k.attributes.Dispatches(k.p.lines(), op) {
 		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
+	u, err := k.use(op.Operation, op.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	run, err := k.beginUse(op, u, by)
+	if err != nil {
+		psa.Wipe(u.key.Auth)
+		return nil, err
+	}
+	return &finishing{run, u, by}, nil
+}
+
+// use is one use, with a copy of the secret, which the caller wipes; the key may be closed meanwhile.
+func (k *key) use(op psa.Operation, alg psa.Algorithm) (*use, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
 		return nil, psa.Errorf(psa.StatusInvalidHandle, "the key is closed")
 	}
+	own := &stored{}
+	if k.stored != nil {
+		*own = *k.stored
+		own.Auth = bytes.Clone(own.Auth)
+	}
+	return &use{p: k.p, key: own, alg: alg, pcrs: k.attributes.PCRs, public: k.verifier}, nil
+}
+
+func (k *key) beginUse(op psa.Op, u, by *use) (psa.Run, error) {
 	switch op.Operation {
 	case psa.ExportPublic:
 		return psa.ExportRun(func() ([]byte, error) { return k.Public(), nil }), nil
@@ -104,19 +153,12 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return psa.VerifierRun(op, k.verifier)
 	case psa.Encrypt:
 		return encrypt(op, k.verifier.(*rsa.PublicKey))
+	case psa.Attest:
+		return u.beginAttest(by), nil
+	case psa.ActivateCredential:
+		return u.beginActivate()
 	}
-	if k.stored == nil {
-		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
-	}
-	own := *k.stored
-	own.Auth = bytes.Clone(own.Auth)
-	u := &use{p: k.p, key: &own, alg: op.Algorithm, pcrs: k.attributes.PCRs, public: k.verifier}
-	run, err := k.beginPrivate(op, u)
-	if err != nil {
-		psa.Wipe(own.Auth)
-		return nil, err
-	}
-	return &finishing{run, u}, nil
+	return k.beginPrivate(op, u)
 }
 
 func (k *key) beginPrivate(op psa.Op, u *use) (psa.Run, error) {
@@ -151,21 +193,28 @@ type use struct {
 	ctx    context.Context // of the Finish under way
 }
 
-// finishing tells the use what context its Finish has, which crypto.Signer cannot, and wipes what the use had.
+// finishing tells the use what context its Finish has, which crypto.Signer cannot, and wipes what the uses had.
 type finishing struct {
 	psa.Run
-	u *use
+	u, by *use // by may be nil
 }
 
 func (r *finishing) Finish(ctx context.Context) (psa.Result, error) {
-	defer psa.Wipe(r.u.key.Auth)
+	defer r.wipe()
 	r.u.ctx = ctx
 	return r.Run.Finish(ctx)
 }
 
 func (r *finishing) Abort() {
 	r.Run.Abort()
+	r.wipe()
+}
+
+func (r *finishing) wipe() {
 	psa.Wipe(r.u.key.Auth)
+	if r.by != nil {
+		psa.Wipe(r.by.key.Auth)
+	}
 }
 
 func (u *use) Public() crypto.PublicKey { return u.public }
@@ -183,8 +232,8 @@ func (u *use) with(ctx context.Context, what string, others int, f func(c *chip,
 }
 
 // private is the key's, in a session for one command.
-func (u *use) private(c *chip, l *loaded, encrypts tpm2.AuthOption) tpm2.AuthHandle {
-	return c.private(l, u.key.Auth, u.pcrs, encrypts)
+func (u *use) private(c *chip, l *loaded, encrypts ...tpm2.AuthOption) tpm2.AuthHandle {
+	return c.private(l, u.key.Auth, u.pcrs, encrypts...)
 }
 
 // The directions in which a session encrypts a command's first parameter, and its response's.
@@ -194,22 +243,31 @@ var (
 	encryptBoth = tpm2.AESEncryption(128, tpm2.EncryptInOut)
 )
 
-// Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
-func (u *use) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) (out []byte, err error) {
+// scheme is how the key signs.
+func (u *use) scheme() (tpm2.TPMTSigScheme, error) {
 	hash, ok := hashIDs[u.alg.Hash()]
 	if !ok {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM signs no digest of %s", opts.HashFunc())
+		return tpm2.TPMTSigScheme{}, psa.Errorf(psa.StatusNotSupported, "a TPM signs with no hash of %s", u.alg)
 	}
-	scheme := tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: hash})}
+	id := tpm2.TPMAlgECDSA
 	switch {
 	case u.alg.IsRSAPSS():
-		scheme = tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSAPSS, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSchemeHash{HashAlg: hash})}
+		id = tpm2.TPMAlgRSAPSS
 	case u.alg.IsRSAPKCS1v15Sign():
-		scheme = tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: hash})}
+		id = tpm2.TPMAlgRSASSA
+	}
+	return tpm2.TPMTSigScheme{Scheme: id, Details: tpm2.NewTPMUSigScheme(id, &tpm2.TPMSSchemeHash{HashAlg: hash})}, nil
+}
+
+// Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
+func (u *use) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) (out []byte, err error) {
+	scheme, err := u.scheme()
+	if err != nil {
+		return nil, err
 	}
 	err = u.with(u.ctx, "sign", 0, func(c *chip, l *loaded) error {
 		key := u.private(c, l, encryptIn)
-		if u.pcrs == 0 {
+		if u.pcrs == 0 && u.key.Handle == 0 {
 			if key.Auth, err = c.signing(u.key); err != nil {
 				return err
 			}

@@ -28,6 +28,9 @@ func (k *key) beginExport(op psa.Op, u *use) (psa.Run, error) {
 	if k.attributes.PCRs != 0 {
 		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is bound to PCRs is not exported")
 	}
+	if u.key.Handle != 0 {
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key that lies in the TPM is not exported")
+	}
 	passphrase := bytes.Clone(op.Inputs["passphrase"])
 	if len(passphrase) > authSize {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a passphrase of %d bytes; allowed: up to %d", len(passphrase), authSize)
@@ -132,13 +135,20 @@ func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	case k.Parent != tpm2.TPMRHOwner:
 		return refused("whose parent is not the owner hierarchy's")
 	}
+	if _, err := servable(a, area); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// servable says whether a key that others made can be one of these attributes, and gives its SubjectPublicKeyInfo, nil
+// of a symmetric key.
+func servable(a psa.Attributes, area *tpm2.TPMTPublic) ([]byte, error) {
 	want := template(a, true, nil).ObjectAttributes
 	has := area.ObjectAttributes
 	if !has.UserWithAuth || has.Restricted || want.Decrypt && !has.Decrypt || want.SignEncrypt && !has.SignEncrypt {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that was not made for %s", a.Algorithm)
 	}
-	if _, _, err := publicOf(a, area); err != nil {
-		return nil, err
-	}
-	return k, nil
+	_, der, err := publicOf(a, area)
+	return der, err
 }

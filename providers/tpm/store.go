@@ -18,13 +18,14 @@ import (
 )
 
 // stored is a key as the KIM keeps it, in ASN.1: wrapped by the parent of that name, with the authorization that its use
-// needs.
+// needs. An adopted one lies in the TPM, with an empty authorization, and has none of these.
 type stored struct {
 	Version int
 	Parent  []byte // TPM2B_NAME's contents
 	Public  []byte // TPMT_PUBLIC
 	Private []byte // TPM2B_PRIVATE's contents
 	Auth    []byte
+	Handle  int64 `asn1:"optional,explicit,tag:0"` // of an adopted key, else 0
 }
 
 const (
@@ -62,7 +63,10 @@ func (s *stored) marshal() ([]byte, error) {
 
 func parseStored(b []byte) (*stored, error) {
 	var s stored
-	if rest, err := asn1.Unmarshal(b, &s); err != nil || len(rest) > 0 || s.Version != storedVersion || len(s.Auth) != authSize {
+	rest, err := asn1.Unmarshal(b, &s)
+	wrapped := s.Handle == 0 && len(s.Auth) == authSize
+	adopted := isPersistent(s.Handle) && len(s.Parent)+len(s.Private)+len(s.Auth) == 0
+	if err != nil || len(rest) > 0 || s.Version != storedVersion || !wrapped && !adopted {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "no wrapped key of version %d", storedVersion)
 	}
 	return &s, nil
@@ -106,7 +110,6 @@ func template(a psa.Attributes, imported bool, policy []byte) tpm2.TPMTPublic {
 
 // publicOf is the public key in a public area, and its SubjectPublicKeyInfo; nil of a symmetric key.
 func publicOf(a psa.Attributes, area *tpm2.TPMTPublic) (crypto.PublicKey, []byte, error) {
-	var key crypto.PublicKey
 	kind, parms := parameters(a)
 	if area.Type != kind || !bytes.Equal(tpm2.Marshal(tpm2.TPMTPublicParms{Type: kind, Parameters: parms}),
 		tpm2.Marshal(tpm2.TPMTPublicParms{Type: area.Type, Parameters: area.Parameters})) {
@@ -115,35 +118,57 @@ func publicOf(a psa.Attributes, area *tpm2.TPMTPublic) (crypto.PublicKey, []byte
 	if bound := len(area.AuthPolicy.Buffer) > 0; bound != (a.PCRs != 0) || bound == area.ObjectAttributes.UserWithAuth {
 		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's policy is not of the PCRs %v", a.PCRs.List())
 	}
-	switch kind {
+	key, err := publicIn(area)
+	if err != nil || key == nil {
+		return nil, nil, err
+	}
+	der, err := publicDER(key)
+	return key, der, err
+}
+
+// publicIn is the public key in a public area of any kind, nil of a symmetric key.
+func publicIn(area *tpm2.TPMTPublic) (crypto.PublicKey, error) {
+	switch area.Type {
 	case tpm2.TPMAlgRSA:
 		n, err := area.Unique.RSA()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		key = &rsa.PublicKey{N: new(big.Int).SetBytes(n.Buffer), E: 65537}
+		return &rsa.PublicKey{N: new(big.Int).SetBytes(n.Buffer), E: 65537}, nil
 	case tpm2.TPMAlgECC:
+		parms, err := area.Parameters.ECCDetail()
+		if err != nil {
+			return nil, err
+		}
 		point, err := area.Unique.ECC()
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		n := (a.Bits + 7) / 8
-		b := make([]byte, 1+2*n)
-		b[0] = 4
-		x, y := point.X.Buffer, point.Y.Buffer
-		if len(x) > n || len(y) > n {
-			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a point of %d and %d bytes", len(x), len(y))
+		for bits, id := range curveIDs {
+			if id == parms.CurveID {
+				return pointOn(curves[bits], point)
+			}
 		}
-		copy(b[1+n-len(x):], x)
-		copy(b[1+2*n-len(y):], y)
-		if key, err = ecdsa.ParseUncompressedPublicKey(curves[a.Bits], b); err != nil {
-			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's point: %w", err)
-		}
-	default:
-		return nil, nil, nil
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key on the curve %v", parms.CurveID)
 	}
-	der, err := x509.MarshalPKIXPublicKey(key)
-	return key, der, err
+	return nil, nil
+}
+
+func pointOn(curve elliptic.Curve, point *tpm2.TPMSECCPoint) (*ecdsa.PublicKey, error) {
+	n := (curve.Params().BitSize + 7) / 8
+	b := make([]byte, 1+2*n)
+	b[0] = 4
+	x, y := point.X.Buffer, point.Y.Buffer
+	if len(x) > n || len(y) > n {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "a point of %d and %d bytes", len(x), len(y))
+	}
+	copy(b[1+n-len(x):], x)
+	copy(b[1+2*n-len(y):], y)
+	key, err := ecdsa.ParseUncompressedPublicKey(curve, b)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's point: %w", err)
+	}
+	return key, nil
 }
 
 // point is a public key as a TPM takes it.

@@ -15,6 +15,11 @@ var possible = newTable(func(psa.Attributes) bool { return true })
 // newTable has the lines whose private keys the TPM takes.
 func newTable(takes func(psa.Attributes) bool) []psa.Capability {
 	lines := []psa.Capability{{Operations: []psa.Operation{psa.Random}}}
+	var proofs []psa.Operation
+	if takes(attestation) {
+		lines = append(lines, psa.Capability{Operations: []psa.Operation{psa.Attest, psa.ActivateCredential, psa.MakeCredential}})
+		proofs = []psa.Operation{psa.Attest, psa.ActivateCredential}
+	}
 	add := func(a psa.Attributes, private, public []psa.Operation) {
 		if !takes(a) {
 			return
@@ -23,6 +28,7 @@ func newTable(takes func(psa.Attributes) bool) []psa.Capability {
 			all := append(first[:len(first):len(first)], ops...)
 			lines = append(lines, psa.Capability{Template: a.Template(), Type: t, Bits: a.Bits, Algorithm: a.Algorithm, Operations: all})
 		}
+		private = append(private[:len(private):len(private)], proofs...)
 		// A line of its own for this: a template alone never gives EXPORT, and lines that generate work in full.
 		with(a.Type, []psa.Operation{psa.Import}, []psa.Operation{psa.Export})
 		if !a.Type.IsAsymmetric() {

@@ -1,17 +1,20 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/tcp"
+	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -104,71 +107,101 @@ func (t tcti) dial(ctx context.Context) (transport.TPMCloser, error) {
 }
 
 func (t tcti) open(ctx context.Context) (transport.TPMCloser, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	address := net.JoinHostPort(t.host, t.port)
 	switch {
 	case t.kind == "device":
-		f, err := os.OpenFile(t.device(), os.O_RDWR, 0)
+		fd, err := unix.Open(t.device(), unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return nil, err
+			return nil, &os.PathError{Op: "open", Path: t.device(), Err: err}
 		}
-		return &device{f}, nil
+		return newWire(fd, t.device()), nil
 	case t.kind == "mssim":
 		port, err := net.LookupPort("tcp", t.port)
 		if err != nil {
 			return nil, err
 		}
-		c, err := tcp.Open(tcp.Config{CommandAddress: address, PlatformAddress: net.JoinHostPort(t.host, fmt.Sprint(port+1))})
+		c, err := tcp.Open(tcp.Config{CommandAddress: net.JoinHostPort(t.host, t.port), PlatformAddress: net.JoinHostPort(t.host, fmt.Sprint(port+1))})
 		if err != nil {
 			return nil, err
 		}
 		return c, c.PowerOn()
 	case t.path != "":
-		c, err := d.DialContext(ctx, "unix", t.path)
-		return &stream{c}, err
+		return dialSocket(ctx, "unix", t.path)
 	}
-	c, err := d.DialContext(ctx, "tcp", address)
-	return &stream{c}, err
+	return dialSocket(ctx, "tcp", net.JoinHostPort(t.host, t.port))
 }
 
-// device is the kernel's: one write is a command, one read its response.
-type device struct{ f *os.File }
+// wire is a descriptor to which one write is a command and from which its response is read: the kernel's device, or
+// swtpm's data channel. It blocks: the Go runtime's poller would set a timer and wake a thread for each command, and a
+// device of the kernel that does not block answers a read too early with nothing.
+type wire struct {
+	f   *os.File
+	buf []byte
+}
 
-func (d *device) Send(command []byte) ([]byte, error) {
-	if _, err := d.f.Write(command); err != nil {
+func newWire(fd int, name string) *wire {
+	return &wire{os.NewFile(uintptr(fd), name), make([]byte, responseMost)}
+}
+
+func dialSocket(ctx context.Context, network, address string) (*wire, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	c, err := d.DialContext(ctx, network, address)
+	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, responseMost)
-	n, err := d.f.Read(b)
-	return b[:n], err
+	defer c.Close()
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if e := raw.Control(func(p uintptr) { fd, err = blocking(int(p)) }); err == nil {
+		err = e
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newWire(fd, address), nil
 }
 
-func (d *device) Close() error { return d.f.Close() }
-
-// stream is swtpm's data channel: commands and responses one after the other, with their own lengths.
-type stream struct{ c net.Conn }
+// blocking gives a socket's descriptor that blocks, for commandTimeout at most.
+func blocking(socket int) (int, error) {
+	fd, err := unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	most := unix.NsecToTimeval(commandTimeout.Nanoseconds())
+	err = errors.Join(unix.SetNonblock(fd, false),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &most), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &most))
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
 
 // headerSize is of a command's or a response's tag, size and code (TCG TPM 2.0, part 1, 18.3).
 const headerSize = 10
 
-func (s *stream) Send(command []byte) ([]byte, error) {
-	if err := s.c.SetDeadline(time.Now().Add(commandTimeout)); err != nil {
+func (w *wire) Send(command []byte) ([]byte, error) {
+	if _, err := w.f.Write(command); err != nil {
 		return nil, err
 	}
-	if _, err := s.c.Write(command); err != nil {
-		return nil, err
+	n := 0
+	for size := headerSize; n < size; {
+		more, err := w.f.Read(w.buf[n:])
+		if err != nil {
+			return nil, err
+		}
+		if n += more; n >= headerSize {
+			size = int(binary.BigEndian.Uint32(w.buf[2:]))
+			if size < headerSize || size > len(w.buf) || n > size {
+				return nil, fmt.Errorf("a response of %d bytes that says %d", n, size)
+			}
+		}
 	}
-	b := make([]byte, headerSize, 4096)
-	if _, err := io.ReadFull(s.c, b); err != nil {
-		return nil, err
-	}
-	size := binary.BigEndian.Uint32(b[2:])
-	if size < headerSize || size > responseMost {
-		return nil, fmt.Errorf("a response of %d bytes", size)
-	}
-	b = append(b, make([]byte, size-headerSize)...)
-	_, err := io.ReadFull(s.c, b[headerSize:])
-	return b, err
+	b := bytes.Clone(w.buf[:n])
+	psa.Wipe(w.buf[:n])
+	return b, nil
 }
 
-func (s *stream) Close() error { return s.c.Close() }
+func (w *wire) Close() error { return w.f.Close() }

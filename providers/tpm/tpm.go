@@ -1,7 +1,8 @@
 // Package tpm is the provider on a TPM 2.0. Its keys are children of the owner hierarchy's storage root key: the TPM
 // wraps them, the KIM keeps them, and each use loads them again, so that they outlive resets and restarts and take no
-// room in the TPM. Blob.Secret is a wrapped key with its authorization, Blob.Public the SubjectPublicKeyInfo. What needs
-// no secret (verify, encrypt with RSA, public keys alone) is done in software.
+// room in the TPM. Blob.Secret is a wrapped key with its authorization, or says where in the TPM an adopted one lies;
+// Blob.Public is the SubjectPublicKeyInfo. What needs no secret (verify, encrypt with RSA, public keys alone, making
+// credentials) is done in software.
 package tpm
 
 import (
@@ -35,6 +36,10 @@ var Type = providers.Type{
 			_, err := parseAuth(v)
 			return err
 		}},
+		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same way: for attestation alone (default empty)", Check: func(v any) error {
+			_, err := parseAuth(v)
+			return err
+		}},
 	},
 	New: func(_ context.Context, c providers.Config) (providers.Provider, error) {
 		where, _ := c.Settings["tcti"].(string)
@@ -45,13 +50,15 @@ var Type = providers.Type{
 		if err != nil {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "tcti: %w", err)
 		}
-		var auth []byte
-		if v, ok := c.Settings["owner_hierarchy_auth"]; ok {
-			if auth, err = parseAuth(v); err != nil {
-				return nil, psa.Errorf(psa.StatusInvalidArgument, "owner_hierarchy_auth: %w", err)
+		var a auths
+		for name, to := range map[string]*[]byte{"owner_hierarchy_auth": &a.owner, "endorsement_hierarchy_auth": &a.endorsement} {
+			if v, ok := c.Settings[name]; ok {
+				if *to, err = parseAuth(v); err != nil {
+					return nil, psa.Errorf(psa.StatusInvalidArgument, "%s: %w", name, err)
+				}
 			}
 		}
-		shared, err := openChip(t, auth)
+		shared, err := openChip(t, a)
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +91,14 @@ type provider struct {
 	table atomic.Pointer[[]psa.Capability] // of the TPM as it was last seen
 }
 
-var _ providers.Random = (*provider)(nil)
+var (
+	_ providers.Random   = (*provider)(nil)
+	_ providers.Attester = (*provider)(nil)
+	_ providers.Informer = (*provider)(nil)
+	_ providers.Adopter  = (*provider)(nil)
+
+	_ providers.Certifier = (*key)(nil)
+)
 
 func (p *provider) Describe() providers.Description {
 	return providers.Description{

@@ -50,3 +50,21 @@ func (k *Token) nssObjects() []string {
 	slices.Sort(objects)
 	return objects
 }
+
+// nssP256 has certutil make the key.
+func (k *Token) nssP256() (id string) {
+	k.t.Helper()
+	noise := filepath.Join(k.dir, "noise")
+	if err := os.WriteFile(noise, make([]byte, 64), 0o600); err != nil {
+		k.t.Fatal(err)
+	}
+	before := k.nssObjects()
+	must(k.t, nil, "certutil", "-G", "-k", "ec", "-q", "nistp256", "-d", "sql:"+k.dir, "-f", k.pinFile(), "-z", noise)
+	for _, o := range k.nssObjects() {
+		if !slices.Contains(before, o) {
+			return strings.Fields(o)[1]
+		}
+	}
+	k.t.Fatal("certutil made no key")
+	return ""
+}

@@ -100,6 +100,17 @@ func (k *Token) Generate(keyType, id, label string) {
 	k.Tool("--keypairgen", "--key-type", keyType, "--id", id, "--label", label)
 }
 
+// P256 lets another program make a signing key on P-256, and gives its CKA_ID in hexadecimal.
+func (k *Token) P256() (id string) {
+	k.t.Helper()
+	if k.InitArgs != "" {
+		return k.nssP256()
+	}
+	const theirs = "0a0b0c0d"
+	k.Generate("EC:prime256v1", theirs, "theirs")
+	return theirs
+}
+
 // Objects lists what is in the token, sorted, an element for each object, as other programs see it: what stayed
 // untouched is equal. Each has its class, label, CKA_ID and usage.
 func (k *Token) Objects() []string {

@@ -103,15 +103,15 @@ func roundTrip() (func() error, func(), error) {
 	theirs.Close()
 	b := make([]byte, asked)
 	return func() error {
-		if _, err := syscall.Write(pair[0], b); err != nil {
+			if _, err := syscall.Write(pair[0], b); err != nil {
+				return err
+			}
+			_, err := syscall.Read(pair[0], b)
 			return err
-		}
-		_, err := syscall.Read(pair[0], b)
-		return err
-	}, func() {
-		syscall.Close(pair[0])
-		_ = cmd.Wait() // it has nothing to say
-	}, err
+		}, func() {
+			syscall.Close(pair[0])
+			_ = cmd.Wait() // it has nothing to say
+		}, err
 }
 
 // runPKCS11 measures a key in a token through the mount against the module alone, on the same token.

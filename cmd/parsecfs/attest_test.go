@@ -1,0 +1,386 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/parsecfs/parsecfs/providers/providertest"
+	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
+)
+
+// deviceInfo is what a verifier reads of a device.
+type deviceInfo struct {
+	Name              string            `toml:"name"`
+	EndorsementKey    string            `toml:"endorsement_key"`
+	AttestationKey    string            `toml:"attestation_key"`
+	AttestationPublic string            `toml:"attestation_key_public"`
+	PCRs              map[string]string `toml:"pcrs"`
+}
+
+func readInfo(t *testing.T, provider string) (info deviceInfo) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(provider, "info"))
+	if err == nil {
+		err = toml.Unmarshal(b, &info)
+	}
+	if err != nil {
+		t.Fatalf("info: %v:\n%s", err, b)
+	}
+	return info
+}
+
+// attests is one use of a directory slot of attest below dir.
+func attests(dir string, inputs map[string]string, outputs ...string) (map[string][]byte, error) {
+	slot := filepath.Join(dir, "attest.d/slot")
+	if err := os.Mkdir(slot, 0o700); err != nil {
+		return nil, err
+	}
+	defer os.Remove(slot)
+	for name, text := range inputs {
+		if err := os.WriteFile(filepath.Join(slot, name), []byte(text), 0); err != nil {
+			return nil, err
+		}
+	}
+	out := map[string][]byte{}
+	for _, name := range outputs {
+		b, err := os.ReadFile(filepath.Join(slot, name))
+		if err != nil {
+			return nil, err
+		}
+		out[name] = b
+	}
+	return out, nil
+}
+
+// attest has the device certify the key, with its own attestation key and, where it signs, with itself.
+func (l *line) attest() {
+	l.t.Helper()
+	challenge := "a verifier's challenge"
+	out, err := attests(l.dir, map[string]string{"challenge": challenge}, "attestation", "signature", "public", "signer_public")
+	l.must(err)
+	_, err = providertest.CheckCertified(out, providertest.AttestationAlgorithm, []byte(challenge))
+	l.must(err)
+	plain := l.ask("attest", []byte(challenge))
+	n := len(out["attestation"])
+	l.openssl("dgst", "-sha256", "-verify", l.file("signer", out["signer_public"]), "-signature", l.file("signature", plain[n:]), l.file("attestation", plain[:n]))
+	if got, err := ask(l.path("attest"), make([]byte, psa.MaxChallenge+1)); !errors.Is(err, syscall.EFBIG) || len(got) > 0 {
+		l.t.Errorf("a long challenge: %x, %v", got, err)
+	}
+	if !l.Has(psa.Sign) {
+		_, err := attests(l.dir, map[string]string{"challenge": challenge, "signer": filepath.Base(l.dir)}, "signature")
+		if err == nil {
+			l.t.Error("a key that does not sign did so")
+		}
+		return
+	}
+	alg, err := l.Attributes().Resolve(psa.Sign, 0)
+	l.must(err)
+	out, err = attests(l.dir, map[string]string{"challenge": challenge, "signer": filepath.Base(l.dir) + "\n"}, "attestation", "signature", "public", "signer_public")
+	l.must(err)
+	_, err = providertest.CheckCertified(out, alg, []byte(challenge))
+	l.must(err)
+	l.opensslVerifies(out["attestation"], out["signature"])
+}
+
+// activates finds the secret of a credential for the key.
+func (l *line) activates() {
+	l.t.Helper()
+	out, err := attests(l.dir, map[string]string{"challenge": "x"}, "public")
+	l.must(err)
+	provider := &line{t: l.t, temp: l.temp, dir: filepath.Join(l.dir, "../..")}
+	secret := []byte("a verifier's secret")
+	credential := provider.with("make_credential", "credential", map[string][]byte{"public": out["public"], "secret": secret})
+	if got := l.ask("activate_credential", credential); !bytes.Equal(got, secret) {
+		l.t.Errorf("activated %q", got)
+	}
+	credential[len(credential)-300] ^= 1
+	if got, err := ask(l.path("activate_credential"), credential); !errors.Is(err, syscall.EBADMSG) || len(got) > 0 {
+		l.t.Errorf("activated what was tampered with: %q, %v", got, err)
+	}
+}
+
+// device tries what a device attests of itself.
+func (l *line) device(provider string) {
+	l.t.Helper()
+	info := readInfo(l.t, provider)
+	out, err := attests(provider, map[string]string{"challenge": "nonce", "pcrs": "0,16\n"}, "attestation", "signature", "signer_public")
+	l.must(err)
+	_, err = providertest.CheckAttestation(out, providertest.AttestationAlgorithm, []byte("nonce"))
+	l.must(err)
+	if string(out["signer_public"]) != info.AttestationKey || len(info.PCRs) != psa.MaxPCR+1 {
+		l.t.Errorf("info is %+v", info)
+	}
+	d := &line{t: l.t, temp: l.temp, dir: provider}
+	d.ask("attest", []byte("nonce"))
+	if got := d.ask("activate_credential", d.ask("make_credential", []byte("a secret"))); string(got) != "a secret" {
+		l.t.Errorf("activated %q", got)
+	}
+}
+
+// TestRemoteAttestation is the whole chain of a verifier, who has tpm2-tools and OpenSSL and no TPM: the endorsement key
+// vouches for the attestation key, and that one for a key and for the state of the platform.
+func TestRemoteAttestation(t *testing.T) {
+	requireFUSE(t)
+	chip := tpmtest.Start(t)
+	m := mountParsecfs(t, mountOptions{Config: tpmConfig(chip) + "[[provider]]\nname = \"other\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"})
+	provider, other := filepath.Join(m.Dir, "providers/p"), filepath.Join(m.Dir, "providers/other")
+	temp := t.TempDir()
+	file := func(name string) string { return filepath.Join(temp, name) }
+	write := func(name string, b []byte) string {
+		t.Helper()
+		if err := os.WriteFile(file(name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file(name)
+	}
+	tool := func(args ...string) []byte {
+		t.Helper()
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "TPM2TOOLS_TCTI=none")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+		return out
+	}
+	info := readInfo(t, provider)
+	area, err := hex.DecodeString(info.AttestationPublic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ak, err := tpm2.Unmarshal[tpm2.TPMTPublic](area)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := ak.ObjectAttributes; !a.Restricted || !a.SignEncrypt || a.Decrypt || !a.FixedTPM || !a.SensitiveDataOrigin {
+		t.Errorf("the attestation key is no restricted signing key: %+v", a)
+	}
+	digest := sha256.Sum256(area)
+	ekFile, akFile := write("ek.pem", []byte(info.EndorsementKey)), write("ak.pem", []byte(info.AttestationKey))
+
+	// the endorsement key vouches for the attestation key
+	activated := func(dir string, name [32]byte) {
+		t.Helper()
+		secret := write("secret", []byte("from a verifier, to this machine"))
+		tool("tpm2_makecredential", "-T", "none", "-u", ekFile, "-G", "rsa", "-s", secret, "-n", "000b"+hex.EncodeToString(name[:]), "-o", file("credential"))
+		credential, err := os.ReadFile(file("credential"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ask(filepath.Join(dir, "activate_credential"), credential)
+		if err != nil || string(got) != "from a verifier, to this machine" {
+			t.Errorf("activated %q, %v", got, err)
+		}
+		if got, err := ask(filepath.Join(dir, "activate_credential"), credential[8:]); err != nil || len(got) != 32 {
+			t.Errorf("without tpm2-tools' header: %q, %v", got, err)
+		}
+		if got, err := ask(filepath.Join(dir, "activate_credential"), []byte("none")); !errors.Is(err, syscall.EINVAL) || len(got) > 0 {
+			t.Errorf("of no credential came %q, %v", got, err)
+		}
+	}
+	activated(provider, digest)
+
+	// which vouches for a key
+	key := filepath.Join(provider, "keys/web")
+	if err := os.Mkdir(key, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
+		t.Fatal(err)
+	}
+	out, err := attests(key, map[string]string{"challenge": "nonce"}, "attestation", "signature", "public", "signer_public")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(out["signer_public"]) != info.AttestationKey {
+		t.Errorf("signed by %s", out["signer_public"])
+	}
+	tool("openssl", "dgst", "-sha256", "-verify", akFile, "-signature", write("signature", out["signature"]), write("attestation", out["attestation"]))
+	certified, err := providertest.CheckCertified(out, providertest.AttestationAlgorithm, []byte("nonce"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := certified.ObjectAttributes; !a.FixedTPM || !a.SensitiveDataOrigin || a.Restricted {
+		t.Errorf("the key's attributes are %+v", a)
+	}
+	public, err := os.ReadFile(filepath.Join(key, "public.der"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := certified.Unique.ECC(); err != nil || !bytes.HasSuffix(public, append(append([]byte{4}, p.X.Buffer...), p.Y.Buffer...)) {
+		t.Errorf("another key is certified: %v", err)
+	}
+	activated(key, sha256.Sum256(out["public"]))
+
+	// and for the platform
+	if out, err = attests(provider, map[string]string{"challenge": "nonce", "pcrs": "0,7,16"}, "attestation", "signature"); err != nil {
+		t.Fatal(err)
+	}
+	said, err := tpm2.Unmarshal[tpm2.TPMSAttest](out["attestation"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	quote, err := said.Attested.Quote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.New()
+	for _, n := range []int{0, 7, 16} {
+		b, err := hex.DecodeString(info.PCRs[strconv.Itoa(n)])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum.Write(b)
+	}
+	if !bytes.Equal(quote.PCRDigest.Buffer, sum.Sum(nil)) {
+		t.Error("the quote is not of the registers in info")
+	}
+	tool("tpm2_checkquote", "-u", akFile, "-m", write("quote", out["attestation"]), "-s", write("quote.sig", out["signature"]), "-g", "sha256", "-q", hex.EncodeToString([]byte("nonce")))
+
+	// who can do that says so, and nobody else has the files
+	questions := "attest\nactivate_credential\nmake_credential\nattest ecdsa-p256-sha256\nactivate_credential hmac-sha256\n"
+	for dir, want := range map[string]string{provider: "yes", other: "no: the provider's capabilities do not list"} {
+		b, err := ask(filepath.Join(dir, "can_do"), []byte(questions))
+		answers := strings.Split(string(b), "\n")
+		if err != nil || len(answers) != 7 {
+			t.Fatalf("%q, %v", b, err)
+		}
+		for _, answer := range answers[:5] {
+			if !strings.HasPrefix(answer, want) {
+				t.Errorf("can_do in %s says %q", dir, b)
+			}
+		}
+	}
+	if b, err := ask(filepath.Join(provider, "can_do"), []byte("make_credential ecdsa-p256-sha256\n")); err != nil || !strings.HasPrefix(string(b), "no: ") {
+		t.Errorf("can_do says %q, %v", b, err)
+	}
+	if err := errors.Join(os.Mkdir(filepath.Join(other, "keys/web"), 0o700), writeOnce(filepath.Join(other, "keys/web/generate"), []byte("ecdsa-p256-sha256\n"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"attest", "activate_credential", "make_credential", "attest.d", "keys/web/attest", "keys/web/activate_credential"} {
+		if _, err := os.Stat(filepath.Join(other, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s of software: %v", name, err)
+		}
+	}
+	if info := readInfo(t, other); info.EndorsementKey != "" || len(info.PCRs) > 0 {
+		t.Errorf("software says %+v", info)
+	}
+
+	// all of it is the same after a restart of both
+	m.kill()
+	chip.Kill()
+	chip.Restart()
+	m.restart()
+	(&keystore{t: t, m: m}).until("ready")
+	if again := readInfo(t, provider); again.AttestationPublic != info.AttestationPublic || again.EndorsementKey != info.EndorsementKey {
+		t.Error("the device has other keys now")
+	}
+	chip.Freeze() // one that answers nobody keeps nobody waiting for long
+	if without := readInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" {
+		t.Errorf("while the TPM hangs info says %+v", without)
+	}
+	chip.Thaw()
+	(&keystore{t: t, m: m}).until("ready")
+	chip.Kill()
+	(&keystore{t: t, m: m}).until("degraded")
+	if without := readInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" || len(without.PCRs) > 0 {
+		t.Errorf("without a TPM info says %+v", without)
+	}
+	chip.Restart()
+}
+
+// TestSignerIsChecked: who names a key that signs must be let in to its sign, which the audit trail tells, and what the
+// device says of itself is root's to ask for.
+func TestSignerIsChecked(t *testing.T) {
+	requireFUSE(t)
+	chip := tpmtest.Start(t)
+	m := mountParsecfs(t, mountOptions{Config: tpmConfig(chip) + "[audit]\n"})
+	const alice, bob = 61301, 61302
+	sh := func(uid int, script string) (string, error) {
+		cmd := exec.Command("sh", "-c", script)
+		cmd.Dir = filepath.Join(m.Dir, "providers/p")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	must := func(uid int, script string) {
+		t.Helper()
+		if out, err := sh(uid, script); err != nil {
+			t.Fatalf("%s: %v: %s", script, err, out)
+		}
+	}
+	refused := func(uid int, script, why string) {
+		t.Helper()
+		if out, err := sh(uid, script); err == nil || !strings.Contains(out, why) {
+			t.Errorf("%s: %v: %s", script, err, out)
+		}
+	}
+	for uid, name := range map[int]string{alice: "alice", bob: "bob"} {
+		must(uid, fmt.Sprintf("umask 022; mkdir keys/%[1]s && echo ecdsa-p256-sha256 >keys/%[1]s/generate", name))
+	}
+	signs := func(name string) string {
+		return fmt.Sprintf("cd keys/bob/attest.d && mkdir x && printf nonce >x/challenge && printf %s >x/signer && { cat x/signature >/dev/null; code=$?; rmdir x; exit $code; }", name)
+	}
+	must(bob, signs("bob"))
+	const denied, absent = "Permission denied", "No such file"
+	refused(bob, signs("alice"), denied)
+	must(alice, "chmod o+r keys/alice/sign")
+	refused(bob, signs("alice"), denied)
+	must(alice, "chmod o+w keys/alice/sign")
+	must(bob, signs("alice"))
+	must(alice, "chmod o= keys/alice/sign; chmod 0700 keys/alice")
+	refused(bob, signs("alice"), denied)
+	refused(bob, signs("carol"), absent)
+	refused(bob, signs("../bob"), "Invalid argument")
+	refused(bob, "printf nonce >keys/alice/attest", denied)
+	for _, file := range []string{"attest", "activate_credential"} {
+		refused(bob, "printf x >"+file, denied)
+		refused(bob, "mkdir "+file+".d/x", denied)
+	}
+	must(bob, "mkdir make_credential.d/x; printf secret >make_credential.d/x/secret; test $(wc -c <make_credential.d/x/credential) -gt 300; rmdir make_credential.d/x")
+	// a draft, and a key that does not sign
+	must(bob, "mkdir keys/draft keys/agrees && echo ecdh-p256 >keys/agrees/generate")
+	refused(bob, signs("draft"), "Device or resource busy")
+	refused(bob, signs("agrees"), "cat: ")
+	// root hands it out
+	must(0, fmt.Sprintf("chown :%d attest && chmod g+rw attest", bob))
+	must(bob, "exec 3<>attest; printf nonce >&3; test $(cat <&3 | wc -c) -gt 100")
+	if code := m.stop(); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	trail, err := os.ReadFile(filepath.Join(m.StateDir, "audit.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	uses := 0
+	for text := range strings.Lines(string(trail)) {
+		var event struct {
+			UID                          int
+			Operation, Key, File, Status string
+		}
+		if err := json.Unmarshal([]byte(text), &event); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		if event.UID == bob && event.Operation == "attest" && event.Key == "alice" && event.File == "sign" {
+			uses++
+		}
+	}
+	if uses != 1 {
+		t.Errorf("the trail has %d uses of alice's key by bob, not 1:\n%s", uses, trail)
+	}
+}

@@ -1,0 +1,548 @@
+package kim
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// The steps of a rewrap, as Options.Step is told them.
+const (
+	stepRewrap          = "rewrap:asked"
+	stepRewrapCandidate = "rewrap:candidate"
+	stepRewrapWrapped   = "rewrap:wrapped"
+	stepRewrapRecovery  = "rewrap:recovery"
+	stepRewrapReplaced  = "rewrap:replaced"
+	stepRewrapTidied    = "rewrap:tidied"
+)
+
+// RewrapSteps are the names of all steps of a rewrap; not every kind has each.
+var RewrapSteps = []string{stepRewrap, stepRewrapCandidate, stepRewrapWrapped, stepRewrapRecovery, stepRewrapReplaced, stepRewrapTidied}
+
+// Rewrapping says how the data key is to be wrapped.
+type Rewrapping struct {
+	Kind string // "file" or "tpm:PROVIDER"
+	// PCRs bind it to a TPM's state; nil leaves them as they are where the kind stays, and is none where it changes.
+	PCRs *psa.PCRs
+	// Recovery is the content of a recovery key's file, which is the store's recovery key from now on; where the data key
+	// cannot be had otherwise it must be that already, and opens it. nil changes nothing.
+	Recovery []byte
+}
+
+// Wrapping is how the data key is wrapped now, and whether there is a recovery key.
+func (k *KIM) Wrapping(ctx context.Context) (kind string, pcrs psa.PCRs, recovery bool, err error) {
+	row, _, err := k.store.DataKey(ctx)
+	if err == nil {
+		_, recovery, err = k.store.RecoveryKey(ctx)
+	}
+	return row.Kind, row.PCRs, recovery, err
+}
+
+// Rewrap wraps the data key in another way. At each moment one way is in the store and opens it; what the former one
+// needed goes only when the new one was tried and is durable. A provider's wrapping without a recovery key is
+// StatusNotPermitted.
+func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
+	provider, byProvider := strings.CutPrefix(o.Kind, WrapProvider)
+	if o.Kind != WrapFile && !byProvider {
+		return psa.Errorf(psa.StatusInvalidArgument, "no wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
+	}
+	if o.PCRs != nil && (*o.PCRs>>(psa.MaxPCR+1) != 0 || !byProvider && *o.PCRs != 0) {
+		return psa.Errorf(psa.StatusInvalidArgument, "PCRs %#x; allowed: a TPM's, from 0 to %d", uint32(*o.PCRs), psa.MaxPCR)
+	}
+	if !k.rewrapping.TryLock() {
+		return psa.Errorf(psa.StatusBadState, "the data key is being rewrapped already").WithHint("try again")
+	}
+	defer k.rewrapping.Unlock()
+	// A backup has the row and the file of one wrapping.
+	if err := k.still.Acquire(ctx, 1); err != nil {
+		return psa.Errorf(psa.StatusTimeout, "a backup is being made: %w", err)
+	}
+	defer k.still.Release(1)
+	k.o.Step(stepRewrap)
+	row, have, err := k.store.DataKey(ctx)
+	if err == nil && !have {
+		err = psa.Errorf(psa.StatusBadState, "the KIM has no data key")
+	}
+	if err != nil {
+		return err
+	}
+	recovery, recoverable, err := k.store.RecoveryKey(ctx)
+	if err != nil {
+		return err
+	}
+	key, err := k.dataKeyFor(ctx, row, &recovery, o.Recovery)
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(key)
+	if byProvider && !recoverable && o.Recovery == nil {
+		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one all keys are lost with the device").
+			WithHint("add --recovery-key FILE, a new file that you keep elsewhere")
+	}
+	strangers, err := tidy(k.o.Dir, row)
+	if err != nil {
+		return err
+	}
+	if usual := filepath.Join(k.o.Dir, wrappingFile); !byProvider && slices.Contains(strangers, usual) {
+		return psa.Errorf(psa.StatusAlreadyExists, "%s is no wrapping key of this KIM", usual).WithHint("move it away first")
+	}
+	next := WrappedKey{Kind: o.Kind, Before: row.Before}
+	if row.Kind == WrapFile {
+		next.Before = row.WrappingID
+	}
+	if byProvider {
+		if o.PCRs != nil {
+			next.PCRs = *o.PCRs
+		} else if row.Kind == o.Kind {
+			next.PCRs = row.PCRs
+		}
+		err = k.wrapBy(ctx, provider, key, &next)
+	} else {
+		err = k.wrapInFile(row, key, &next)
+	}
+	if err != nil {
+		return err
+	}
+	k.o.Step(stepRewrapWrapped)
+	if o.Recovery != nil {
+		// Not before: an older one counts until the new way was tried.
+		if err := k.store.SetRecoveryKey(ctx, recovery); err != nil {
+			return err
+		}
+		k.o.Step(stepRewrapRecovery)
+	}
+	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
+	if err := k.store.ReplaceDataKey(context.WithoutCancel(ctx), row.WrappingID, next); err != nil {
+		return err
+	}
+	k.o.Step(stepRewrapReplaced)
+	k.o.Log.Info("the data key was rewrapped", "kind", next.Kind, "pcrs", next.PCRs.List())
+	if _, err := tidy(k.o.Dir, next); err != nil {
+		return err
+	}
+	k.o.Step(stepRewrapTidied)
+	return nil
+}
+
+// dataKeyFor gives the data key, for its caller to wipe. A recovery key that is given opens it where it is the store's,
+// and is to be stored as recovery where it is a new one.
+func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, recovery *WrappedKey, given []byte) ([]byte, error) {
+	var w wrappingKey
+	if given != nil {
+		var err error
+		if w, err = parseWrappingKey(recoveryHead, given); err != nil {
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+		}
+		defer psa.Wipe(w.key[:])
+	}
+	key := k.sealer.dataKey()
+	if given != nil && recovery.WrappingID == w.id {
+		recovered, err := unwrap(*recovery, w)
+		if err == nil && key != nil && subtle.ConstantTimeCompare(key, recovered) != 1 {
+			err = errors.New("it opens another data key")
+		}
+		psa.Wipe(key)
+		if err == nil {
+			err = k.sealer.open(bytes.Clone(recovered))
+		}
+		if err != nil {
+			psa.Wipe(recovered)
+			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not fit this KIM: %w", err)
+		}
+		return recovered, nil
+	}
+	if provider, ok := strings.CutPrefix(row.Kind, WrapProvider); ok && key == nil {
+		if p := k.Provider(provider); p != nil {
+			if err := p.look(ctx, k.o.OperationTimeout); err != nil {
+				k.notUnwrapped(ctx, p, err)
+			} else if err := k.unwrap(ctx, p); err != nil {
+				p.log.Warn("the data key cannot be had from its provider", "err", err)
+			}
+			key = k.sealer.dataKey()
+		}
+	}
+	switch {
+	case key == nil && given != nil:
+		return nil, psa.Errorf(psa.StatusNotPermitted, "this is not the recovery key of this KIM").
+			WithHint("give the file that was written when the store was wrapped the last time")
+	case key == nil:
+		return nil, k.sealer.Err()
+	case given != nil:
+		*recovery = WrappedKey{Kind: kindRecovery, WrappingID: w.id}
+		recovery.Wrapped = w.wrap(key, *recovery)
+	}
+	return key, nil
+}
+
+// What a provider wraps is the data key and the id of the wrapping, so that what it wrapped for another row, or another
+// store, is noticed. A whole row of another store is noticed too: no secret in the others' rows opens with its data key.
+func wrapSecret(key []byte, id [16]byte) []byte {
+	return append(append(make([]byte, 0, len(key)+len(id)), key...), id[:]...)
+}
+
+// wrapBy has the provider wrap the data key, and unwrap it again.
+func (k *KIM) wrapBy(ctx context.Context, name string, key []byte, next *WrappedKey) error {
+	p := k.Provider(name)
+	if p == nil {
+		return psa.Errorf(psa.StatusDoesNotExist, "no provider %q is configured", name)
+	}
+	if err := p.look(ctx, k.o.OperationTimeout); err != nil {
+		return err
+	}
+	wrapper, err := p.wrapper()
+	if err != nil {
+		return err
+	}
+	rand.Read(next.WrappingID[:])
+	secret := wrapSecret(key, next.WrappingID) // the call's, which may outlast this one
+	pcrs := next.PCRs
+	next.Wrapped, err = call(ctx, p, daemonUID, k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
+		defer psa.Wipe(secret)
+		return wrapper.Wrap(ctx, secret, pcrs)
+	}, func([]byte, error) {})
+	if !begun(err) {
+		psa.Wipe(secret)
+	}
+	if err != nil {
+		return err
+	}
+	got, err := p.unwrapRow(ctx, wrapper, *next)
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(got)
+	if subtle.ConstantTimeCompare(got, key) != 1 {
+		return psa.Errorf(psa.StatusHardwareFailure, "provider %s does not unwrap what it wrapped", name)
+	}
+	return nil
+}
+
+func (p *Provider) wrapper() (providers.Wrapper, error) {
+	impl, err := p.instance()
+	if err != nil {
+		return nil, p.away()
+	}
+	w, ok := impl.(providers.Wrapper)
+	if !ok {
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s wraps no secrets", p.Name())
+	}
+	return w, nil
+}
+
+// unwrapRow gives the data key in a row that this provider wrapped.
+func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey) ([]byte, error) {
+	secret, err := call(ctx, p, daemonUID, p.k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
+		return wrapper.Unwrap(ctx, row.Wrapped)
+	}, func(late []byte, _ error) { psa.Wipe(late) })
+	if err != nil {
+		return nil, err
+	}
+	if len(secret) != dataKeyBytes+len(row.WrappingID) || [16]byte(secret[dataKeyBytes:]) != row.WrappingID {
+		psa.Wipe(secret)
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "what it unwraps is not this KIM's data key")
+	}
+	return secret[:dataKeyBytes:dataKeyBytes], nil
+}
+
+// unwrap opens the data key where it is this provider's to unwrap and nobody has it yet. The provider answers.
+func (k *KIM) unwrap(ctx context.Context, p *Provider) error {
+	row, err := k.wrappedBy(ctx, p)
+	if err != nil || row == nil {
+		return err
+	}
+	var key []byte
+	wrapper, err := p.wrapper()
+	if err == nil {
+		key, err = p.unwrapRow(ctx, wrapper, *row)
+	}
+	if err != nil {
+		return k.stayAbsent(*row, err)
+	}
+	if err := k.sealer.open(key); err != nil {
+		return err
+	}
+	p.log.Info("the provider unwrapped the data key")
+	if !k.rewrapping.TryLock() {
+		return nil // whoever rewraps it puts the files in order
+	}
+	defer k.rewrapping.Unlock()
+	// The row may be another one by now.
+	now, _, err := k.store.DataKey(ctx)
+	if err != nil {
+		return err
+	}
+	strangers, err := tidy(k.o.Dir, now)
+	if err != nil {
+		p.log.Warn("a wrapping key that nobody needs any more stays", "err", err)
+	}
+	for _, path := range strangers {
+		p.log.Warn("a file is no wrapping key of this KIM; it is left alone", "path", path)
+	}
+	return nil
+}
+
+// notUnwrapped notes why the provider does not unwrap the data key, if that is its to do.
+func (k *KIM) notUnwrapped(ctx context.Context, p *Provider, why error) {
+	row, err := k.wrappedBy(ctx, p)
+	if err == nil && row != nil {
+		_ = k.stayAbsent(*row, why) // why is told by who found it
+	}
+}
+
+// wrappedBy is the row that the provider is to unwrap, nil if there is none.
+func (k *KIM) wrappedBy(ctx context.Context, p *Provider) (*WrappedKey, error) {
+	if k.sealer.Err() == nil {
+		return nil, nil
+	}
+	row, _, err := k.store.DataKey(ctx)
+	if err != nil || row.Kind != WrapProvider+p.Name() {
+		return nil, err
+	}
+	return &row, nil
+}
+
+func (k *KIM) stayAbsent(row WrappedKey, why error) error {
+	err := sealedBy(row, why)
+	if k.sealer.stay(err) {
+		k.o.Log.Warn(err.Error(), "hint", psa.HintOf(err))
+	}
+	return err
+}
+
+// sealedBy says why a provider does not unwrap the data key.
+func sealedBy(row WrappedKey, why error) error {
+	name := strings.TrimPrefix(row.Kind, WrapProvider)
+	hint := "they open by themselves when the device that wrapped the KIM's data key is back; if it is lost for good: parsecfs state rewrap --recovery-key FILE file"
+	if psa.StatusOf(why) == psa.StatusNotPermitted {
+		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
+	}
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s does not unwrap the data key: %w", name, why).WithHint(hint)
+}
+
+var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "it has not answered yet, or is not configured")
+
+// Files of wrapping keys. The one at wrapping.key counts, until a rewrap has stored a row with the id of another one: that
+// one lies beside it as wrapping.key.OLD.NEW, under both rows' ids, so that it is never in doubt for which row it is, and
+// is then renamed over the old one.
+
+// candidate is such a file.
+type candidate struct {
+	path    string
+	old, id [16]byte
+}
+
+func candidatePath(dir string, old, id [16]byte) string {
+	return filepath.Join(dir, wrappingFile+"."+hex.EncodeToString(old[:])+"."+hex.EncodeToString(id[:]))
+}
+
+func candidates(dir string) (all []candidate, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), wrappingFile+".")
+		c := candidate{path: filepath.Join(dir, e.Name())}
+		old, id, _ := strings.Cut(rest, ".")
+		if !ok || len(old) != 32 || len(id) != 32 {
+			continue
+		}
+		_, err1 := hex.Decode(c.old[:], []byte(old))
+		_, err2 := hex.Decode(c.id[:], []byte(id))
+		if err1 == nil && err2 == nil {
+			all = append(all, c)
+		}
+	}
+	return all, nil
+}
+
+// wrappingPath is where the wrapping key of the row lies: beside the usual place, where a rewrap was interrupted.
+func wrappingPath(dir string, row WrappedKey) string {
+	usual := filepath.Join(dir, wrappingFile)
+	w, err := readWrappingKey(usual)
+	psa.Wipe(w.key[:])
+	if err == nil && w.id == row.WrappingID {
+		return usual
+	}
+	all, _ := candidates(dir) // what cannot be read has no candidate, and the usual place says why
+	for _, c := range all {
+		if c.id == row.WrappingID {
+			return c.path
+		}
+	}
+	return usual
+}
+
+// wrapInFile wraps the data key by a new wrapping key, which lies beside the usual place when this returns.
+func (k *KIM) wrapInFile(row WrappedKey, key []byte, next *WrappedKey) (err error) {
+	w := newWrappingKey()
+	defer psa.Wipe(w.key[:])
+	next.WrappingID = w.id
+	next.Wrapped = w.wrap(key, *next)
+	path := candidatePath(k.o.Dir, row.WrappingID, w.id)
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path) // what stays of it is no row's
+			err = fileError(err, "cannot make the wrapping key %s", path)
+		}
+	}()
+	b := w.marshal(wrappingHead)
+	defer psa.Wipe(b)
+	if err := writePrivate(path, b); err != nil {
+		return err
+	}
+	k.o.Step(stepRewrapCandidate)
+	if err := syncDir(k.o.Dir); err != nil {
+		return err
+	}
+	again, err := readWrappingKey(path)
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(again.key[:])
+	got, err := unwrap(*next, again)
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(got)
+	if subtle.ConstantTimeCompare(got, key) != 1 {
+		return errors.New("it unwraps another data key")
+	}
+	return nil
+}
+
+// tidy puts the wrapping key of the row in its place, and removes those that the row proves to be superseded; its caller
+// has the data key. What is neither stays, and is given back.
+func tidy(dir string, row WrappedKey) (strangers []string, err error) {
+	usual := filepath.Join(dir, wrappingFile)
+	failed := func(err error) ([]string, error) {
+		return strangers, fileError(err, "cannot put the wrapping keys in %s in order", dir)
+	}
+	w, err := readWrappingKey(usual)
+	psa.Wipe(w.key[:])
+	missing := errors.Is(err, fs.ErrNotExist)
+	superseded := err == nil && w.id == row.Before && row.Before != [16]byte{}
+	current := err == nil && w.id == row.WrappingID && row.Kind == WrapFile
+	all, err := candidates(dir)
+	if err != nil {
+		return failed(err)
+	}
+	var mine string
+	changed := false
+	for _, c := range all {
+		switch {
+		case c.id == row.WrappingID && !current:
+			mine = c.path
+		case c.old == row.WrappingID, c.id == row.WrappingID, c.id == row.Before && row.Before != [16]byte{}:
+			// Made for a row that never was, or for one before this one; or a copy of what is in its place.
+			if err := os.Remove(c.path); err != nil {
+				return failed(err)
+			}
+			changed = true
+		default:
+			strangers = append(strangers, c.path)
+		}
+	}
+	switch {
+	case mine != "" && (missing || superseded):
+		err, changed = os.Rename(mine, usual), true
+	case superseded && row.Kind != WrapFile:
+		err, changed = os.Remove(usual), true
+	case !missing && !current && !superseded:
+		strangers = append(strangers, usual)
+	}
+	if err == nil && changed {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return failed(err)
+	}
+	return strangers, nil
+}
+
+// Recovery keys.
+
+// WriteRecoveryKey makes a new recovery key in a new file, 0600, durable when it returns, and gives its content, for the
+// caller to wipe. It never lies in the state directory, which it is there to do without.
+func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
+	in, name := filepath.Split(path)
+	dir, inside, err := below(cmp.Or(in, "."), stateDir)
+	if err != nil {
+		return nil, fileError(err, "cannot write the recovery key %s", path)
+	}
+	if inside {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key %s would lie in the state directory %s, and be lost with it", path, stateDir).
+			WithHint("give a file elsewhere, best on another machine's disk")
+	}
+	w := newWrappingKey()
+	defer psa.Wipe(w.key[:])
+	b := w.marshal(recoveryHead)
+	path = filepath.Join(dir, name)
+	err = writePrivate(path, b)
+	if errors.Is(err, fs.ErrExist) {
+		psa.Wipe(b)
+		return nil, psa.Errorf(psa.StatusAlreadyExists, "%s exists already", path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		psa.Wipe(b)
+		_ = os.Remove(path) // no row has it
+		return nil, fileError(err, "cannot write the recovery key %s", path)
+	}
+	return b, nil
+}
+
+// ReadRecoveryKey gives the content of a recovery key's file, for the caller to wipe; none there is fs.ErrNotExist.
+func ReadRecoveryKey(path string) ([]byte, error) {
+	b, _, err := readKeyFile(path)
+	if err != nil {
+		return nil, fileError(err, "cannot read the recovery key %s", path)
+	}
+	w, err := parseWrappingKey(recoveryHead, b)
+	psa.Wipe(w.key[:])
+	if err != nil {
+		psa.Wipe(b)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "%s is no recovery key: %w", path, err)
+	}
+	return b, nil
+}
+
+// below gives a directory's real path, and whether it is top or lies in it, whatever ways lead to either.
+func below(dir, top string) (real string, inside bool, err error) {
+	if real, err = filepath.EvalSymlinks(dir); err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return "", false, err
+	}
+	want, err := os.Stat(top)
+	if errors.Is(err, fs.ErrNotExist) {
+		return real, false, nil
+	}
+	if err != nil {
+		return "", false, err
+	}
+	for up := real; ; up = filepath.Dir(up) {
+		info, err := os.Stat(up)
+		if err != nil {
+			return "", false, err
+		}
+		if os.SameFile(info, want) || up == filepath.Dir(up) {
+			return real, os.SameFile(info, want), nil
+		}
+	}
+}

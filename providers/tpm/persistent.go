@@ -1,0 +1,255 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Persistent objects (TCG TPM 2.0, part 1, 37.3) lie in the TPM under handles that whoever manages it gives out. One can be
+// another key later, so that its name, the digest of its public area, always goes with its handle.
+
+const (
+	firstPersistent = 0x81000000
+	lastPersistent  = 0x81ffffff
+)
+
+func isPersistent(handle int64) bool { return handle >= firstPersistent && handle <= lastPersistent }
+
+// object spells a persistent object for the KIM.
+func object(handle tpm2.TPMHandle, name []byte) string {
+	return fmt.Sprintf("handle=%#x,name=%x", uint32(handle), name)
+}
+
+// parseObject reads "handle=0x81000001", and a name behind it, nil where there is none.
+func parseObject(s string) (tpm2.TPMHandle, []byte, error) {
+	first, second, named := strings.Cut(s, ",")
+	digits, ok := strings.CutPrefix(first, "handle=")
+	handle, err := strconv.ParseInt(digits, 0, 64)
+	if !ok || err != nil || !isPersistent(handle) {
+		return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q names no persistent object", s).
+			WithHint("handle=0x81000001: tpm2_getcap handles-persistent lists them")
+	}
+	var name []byte
+	if named {
+		digits, ok := strings.CutPrefix(second, "name=")
+		if name, err = hex.DecodeString(digits); !ok || err != nil || len(name) == 0 {
+			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q: no name in hexadecimal behind the handle", s)
+		}
+	}
+	return tpm2.TPMHandle(handle), name, nil
+}
+
+// lying reads what lies under a persistent handle; nil where nothing does.
+func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
+	rsp, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(c.link)
+	if isRC(err, tpm2.TPMRCHandle) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	area, err := rsp.OutPublic.Contents()
+	return area, rsp.Name.Buffer, err
+}
+
+// resident finds an adopted key where it lies, with room for it beside so many others: a TPM copies it into a slot to
+// use it.
+func (c *chip) resident(k *stored, others int) (*loaded, error) {
+	if err := c.shrink(others); err != nil {
+		return nil, err
+	}
+	handle := tpm2.TPMHandle(k.Handle)
+	area, name, err := c.lying(handle)
+	switch {
+	case err != nil:
+		return nil, err
+	case area == nil:
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "nothing lies under the handle %#x any more", k.Handle)
+	case !bytes.Equal(tpm2.Marshal(area), k.Public):
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "another key lies under the handle %#x now", k.Handle)
+	}
+	return &loaded{handle: handle, name: tpm2.TPM2BName{Buffer: name}}, nil
+}
+
+// Foreign lists the persistent objects.
+func (p *provider) Foreign(ctx context.Context) (list []providers.Foreign, err error) {
+	c := p.chip
+	err = c.use(ctx, "list", func() error {
+		list = nil
+		if err := c.shrink(c.room - 1); err != nil {
+			return err
+		}
+		for next, more := uint32(firstPersistent), true; more; {
+			rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: next, PropertyCount: 64}.Execute(c.link)
+			if err != nil {
+				return err
+			}
+			handles, err := rsp.CapabilityData.Data.Handles()
+			if err != nil {
+				return err
+			}
+			more = bool(rsp.MoreData) && len(handles.Handle) > 0
+			for _, h := range handles.Handle {
+				next = uint32(h) + 1
+				if !isPersistent(int64(h)) {
+					more = false
+					continue
+				}
+				area, name, err := c.lying(h)
+				if err != nil {
+					return err
+				}
+				if area != nil {
+					list = append(list, providers.Foreign{Object: object(h, name), Attributes: p.usual(area)})
+				}
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// usual are the attributes of an object for which none are asked, none where no key can be made of it.
+func (p *provider) usual(area *tpm2.TPMTPublic) psa.Attributes {
+	for _, c := range p.lines() {
+		if !c.Has(psa.Generate) || c.Template == "" {
+			continue
+		}
+		a := c.Attributes()
+		if usual, err := psa.DefaultTemplate(a.Type, a.Bits); err == nil && area.ObjectAttributes.SignEncrypt && a.Type.IsAsymmetric() {
+			a = usual
+		}
+		if _, err := servable(a, area); err == nil {
+			return a
+		}
+	}
+	return psa.Attributes{}
+}
+
+// Adopt takes a persistent object over; the reference is Foreign's, or its handle alone.
+func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string) (providers.Foreign, providers.Blob, error) {
+	none := func(err error) (providers.Foreign, providers.Blob, error) {
+		return providers.Foreign{}, providers.Blob{}, err
+	}
+	handle, want, err := parseObject(reference)
+	if err != nil {
+		return none(err)
+	}
+	if p.table.Load() == nil {
+		if _, err := p.Capabilities(ctx); err != nil {
+			return none(err)
+		}
+	}
+	var area *tpm2.TPMTPublic
+	var name, public []byte
+	var got psa.Attributes
+	c := p.chip
+	err = c.use(ctx, "adopt", func() (err error) {
+		if err = c.shrink(c.room - 1); err != nil {
+			return err
+		}
+		if area, name, err = c.lying(handle); err != nil {
+			return err
+		}
+		if area == nil || want != nil && !bytes.Equal(name, want) {
+			return psa.Errorf(psa.StatusDoesNotExist, "there is no %s", reference)
+		}
+		if got = a; got.Type == psa.KeyTypeNone {
+			if got = p.usual(area); got.Type == psa.KeyTypeNone {
+				return psa.Errorf(psa.StatusInvalidArgument, "no key can be made of this object").
+					WithHint("it must sign or decrypt, without a restriction, a policy or a scheme of its own")
+			}
+		}
+		if err := got.Validate(); err != nil {
+			return err
+		}
+		if !psa.Supports(p.lines(), psa.Import, got.Type, got.Bits, got.Algorithm) || got.Type.IsPublicKey() {
+			return errUnsupported("adopt", got, got.Algorithm)
+		}
+		if public, err = servable(got, area); err != nil {
+			return err
+		}
+		if !area.ObjectAttributes.NoDA {
+			if err := c.maySpareTry(); err != nil {
+				return err
+			}
+		}
+		return c.tryEmpty(tpm2.AuthHandle{Handle: handle, Name: tpm2.TPM2BName{Buffer: name}, Auth: c.once(nil)})
+	})
+	if err != nil {
+		return none(err)
+	}
+	f := providers.Foreign{Object: object(handle, name), Attributes: got}
+	secret, err := (&stored{Public: tpm2.Marshal(area), Handle: int64(handle)}).marshal()
+	return f, providers.Blob{Public: public, Secret: secret, Object: f.Object}, err
+}
+
+// maySpareTry refuses where one more wrong authorization would lock the TPM for everybody (TCG TPM 2.0, part 1, 19.8).
+func (c *chip) maySpareTry() error {
+	tried, err := c.property(tpm2.TPMPTLockoutCounter)
+	if err != nil {
+		return err
+	}
+	most, err := c.property(tpm2.TPMPTMaxAuthFail)
+	if err != nil {
+		return err
+	}
+	if tried+1 >= most {
+		return psa.Errorf(psa.StatusNotPermitted, "the TPM counts %d wrong authorizations of at most %d, and this might be the last", tried, most).
+			WithHint("tpm2_dictionarylockout --clear-lockout begins anew")
+	}
+	return nil
+}
+
+// tryEmpty tries whether an object is used with an empty authorization: a policy that asks for its secret does nothing else
+// (TPM2_PolicySecret).
+func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
+	if err := c.forgetSigning(); err != nil {
+		return err
+	}
+	session, end, err := tpm2.PolicySession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Trial())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	_, err = tpm2.PolicySecret{AuthHandle: h, PolicySession: session.Handle()}.Execute(c.link)
+	if isRC(err, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth) {
+		return psa.Errorf(psa.StatusNotPermitted, "the key has an authorization of its own").
+			WithHint("whoever made it can set an empty one, with tpm2_changeauth, before it is made persistent")
+	}
+	return err
+}
+
+// DestroyObject evicts the object from the TPM (TPM2_EvictControl); another one that lies there now stays.
+func (p *provider) DestroyObject(ctx context.Context, reference string) error {
+	handle, want, err := parseObject(reference)
+	if err != nil {
+		return err
+	}
+	if want == nil {
+		return psa.Errorf(psa.StatusInvalidArgument, "%q lacks the object's name", reference)
+	}
+	c := p.chip
+	return c.use(ctx, "destroy", func() error {
+		if err := c.shrink(c.room - 1); err != nil {
+			return err
+		}
+		area, name, err := c.lying(handle)
+		if err != nil || area == nil || !bytes.Equal(name, want) {
+			return err
+		}
+		_, err = tpm2.EvictControl{Auth: c.ownerAuth(), ObjectHandle: tpm2.NamedHandle{Handle: handle, Name: tpm2.TPM2BName{Buffer: name}},
+			PersistentHandle: handle}.Execute(c.link)
+		return err
+	})
+}

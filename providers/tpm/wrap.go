@@ -1,0 +1,150 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"encoding/asn1"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+var _ providers.Wrapper = (*provider)(nil)
+
+// wrapped is a sealed data object (TCG TPM 2.0, part 1, 25.3) in ASN.1, wrapped by the parent of that name. Its
+// authorization is empty: who has the blob would have that too.
+type wrapped struct {
+	Version int
+	Parent  []byte // TPM2B_NAME's contents
+	Public  []byte // TPMT_PUBLIC
+	Private []byte // TPM2B_PRIVATE's contents
+	PCRs    int64
+}
+
+const (
+	wrappedVersion = 1
+	// maxWrapped is what a provider of secrets must take (providers.Wrapper); every TPM seals 128 bytes.
+	maxWrapped = 64
+)
+
+// Wrap seals the secret in the TPM (TPM2_Create).
+func (p *provider) Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs) ([]byte, error) {
+	if len(secret) == 0 || len(secret) > maxWrapped {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "a secret of %d bytes; allowed: 1 to %d", len(secret), maxWrapped)
+	}
+	w := wrapped{Version: wrappedVersion, PCRs: int64(pcrs)}
+	c := p.chip
+	err := c.use(ctx, "wrap", func() error {
+		if err := c.shrink(c.room - 1); err != nil { // the TPM works on it in a slot
+			return err
+		}
+		policy, err := c.policy(pcrs)
+		if err != nil {
+			return err
+		}
+		data := bytes.Clone(secret)
+		defer psa.Wipe(data)
+		rsp, err := tpm2.Create{
+			ParentHandle: c.parentAuth(c.once(nil, encryptBoth)),
+			InSensitive:  tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: data})}},
+			InPublic:     tpm2.New2B(sealedTemplate(policy)),
+		}.Execute(c.link)
+		if err != nil {
+			return err
+		}
+		w.Parent, w.Private, w.Public = c.parent.name.Buffer, rsp.OutPrivate.Buffer, rsp.OutPublic.Bytes()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	der, err := asn1.Marshal(w)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "the wrapped secret cannot be written: %w", err)
+	}
+	return der, nil
+}
+
+// Unwrap loads the object, has the TPM say what is in it (TPM2_Unseal), encrypted on its way, and flushes it.
+func (p *provider) Unwrap(ctx context.Context, b []byte) (secret []byte, err error) {
+	w, err := parseWrapped(b)
+	if err != nil {
+		return nil, err
+	}
+	pcrs := psa.PCRs(w.PCRs)
+	c := p.chip
+	err = c.use(ctx, "unwrap", func() (err error) {
+		l, err := c.load(&stored{Parent: w.Parent, Public: w.Public, Private: w.Private}, c.room-1)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if c.link != nil && c.link.broken == nil {
+				if ferr := c.unload(l); err == nil {
+					err = ferr
+				}
+			}
+		}()
+		rsp, err := tpm2.Unseal{ItemHandle: c.private(l, nil, pcrs, encryptOut)}.Execute(c.link)
+		if err == nil {
+			secret = rsp.OutData.Buffer
+		}
+		return err
+	})
+	if err != nil {
+		psa.Wipe(secret)
+		if pcrs != 0 && psa.StatusOf(err) == psa.StatusNotPermitted {
+			return nil, psa.Errorf(psa.StatusNotPermitted, "the PCRs %v are not as they were when the secret was wrapped: %w", pcrs.List(), err)
+		}
+		return nil, err
+	}
+	return secret, nil
+}
+
+// unload flushes the key that was used last.
+func (c *chip) unload(l *loaded) error {
+	c.keys = c.keys[:len(c.keys)-1]
+	return c.flush(l.handle)
+}
+
+// sealedTemplate is the public area of a sealed object, with a policy or nil.
+func sealedTemplate(policy []byte) tpm2.TPMTPublic {
+	return tpm2.TPMTPublic{
+		Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256, AuthPolicy: tpm2.TPM2BDigest{Buffer: policy},
+		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, UserWithAuth: policy == nil, NoDA: true},
+		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{
+			Scheme: tpm2.TPMTKeyedHashScheme{Scheme: tpm2.TPMAlgNull}}),
+	}
+}
+
+// parseWrapped reads what Wrap gave.
+func parseWrapped(b []byte) (*wrapped, error) {
+	bad := func(err error) (*wrapped, error) {
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "this is nothing that a TPM wrapped here: %w", err)
+	}
+	var w wrapped
+	rest, err := asn1.Unmarshal(b, &w)
+	switch {
+	case err != nil:
+		return bad(err)
+	case len(rest) > 0:
+		return bad(fmt.Errorf("%d bytes behind it", len(rest)))
+	case w.Version != wrappedVersion:
+		return bad(fmt.Errorf("version %d", w.Version))
+	case w.PCRs < 0 || w.PCRs >= 1<<(psa.MaxPCR+1):
+		return bad(fmt.Errorf("PCRs %#x", w.PCRs))
+	}
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](w.Public)
+	if err != nil {
+		return bad(err)
+	}
+	bound := len(area.AuthPolicy.Buffer) > 0
+	if area.Type != tpm2.TPMAlgKeyedHash || area.ObjectAttributes.SignEncrypt || area.ObjectAttributes.Decrypt ||
+		bound != (w.PCRs != 0) || bound == area.ObjectAttributes.UserWithAuth {
+		return bad(fmt.Errorf("no sealed object of the PCRs %v", psa.PCRs(w.PCRs).List()))
+	}
+	return &w, nil
+}

@@ -38,14 +38,15 @@ func WorkerMain() {
 	if os.Args[0] != workerName || len(os.Args) != 5 {
 		return
 	}
-	if err := work(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		if _, refused := errors.AsType[p11.Error](err); refused {
-			os.Exit(exitRefused)
-		}
-		os.Exit(1)
+	err := work(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
+	if err == nil {
+		end()
 	}
-	os.Exit(0)
+	fmt.Fprintln(os.Stderr, err)
+	if _, refused := errors.AsType[p11.Error](err); refused {
+		os.Exit(exitRefused)
+	}
+	os.Exit(1)
 }
 
 func work(library, reserved, sockets, width string) error {
@@ -85,7 +86,6 @@ func work(library, reserved, sockets, width string) error {
 		defer r.wipe()
 		return m.answer(r)
 	})
-	end()
 	return nil
 }
 

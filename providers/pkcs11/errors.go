@@ -71,6 +71,9 @@ func (a *response) err(what string) error {
 		return nil
 	case outcomeNotFound:
 		return psa.Errorf(psa.StatusDoesNotExist, "%s: %s", what, a.what).WithHint("another program may have deleted it")
+	case outcomeReplaced:
+		return psa.Errorf(psa.StatusProviderAbsent, "%s: %s", what, a.what).
+			WithHint("another program has put it there; the key that was is used again when it is back")
 	case outcomeAmbiguous:
 		return psa.Errorf(psa.StatusInvalidArgument, "%s: %s", what, a.what)
 	case outcomeExists:

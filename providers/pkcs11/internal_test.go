@@ -18,7 +18,7 @@ import (
 func someRequest() *request {
 	return &request{
 		id: 7, method: methodSign, selector: selector{label: "a token", serial: "0123", manufacturer: "m", model: "s", slot: 3, bySlot: true},
-		object:    object{handle: 1 << 40, class: p11.CKO_PRIVATE_KEY, id: []byte("0123456789abcdef"), label: "a key"},
+		object:    object{handle: 1 << 40, class: p11.CKO_PRIVATE_KEY, id: []byte("0123456789abcdef"), label: "a key", unique: []byte{4, 1}},
 		mechanism: mechanism{number: p11.CKM_RSA_PKCS_OAEP, kind: paramOAEP, parameter: []byte{1}, data: []byte("label"), hash: 1, mgf: 2, length: 3},
 		templates: [2][]attribute{{{number: p11.CKA_TOKEN, value: []byte{1}}}, {{number: 1, value: []byte{}, missing: true}, {number: 2, value: []byte("x")}}},
 		types:     []uint64{1, 1 << 63}, data: bytes.Repeat([]byte("m"), 1000), length: 99,

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -49,6 +50,9 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 	if err == nil {
 		k.object, err = objectOf(h, a.Type, b.Object)
 	}
+	if err == nil {
+		k.object.unique, err = uniqueOf(k.verifier)
+	}
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
 	}
@@ -68,6 +72,21 @@ func objectOf(h providers.Handle, t psa.KeyType, adopted string) (o object, err 
 		o.class = p11.CKO_PRIVATE_KEY
 	}
 	return o, nil
+}
+
+// uniqueOf is what a key pair alone has, as the token shows it: none of a symmetric key.
+func uniqueOf(pub crypto.PublicKey) ([]byte, error) {
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		return k.N.Bytes(), nil
+	case *ecdsa.PublicKey:
+		return k.Bytes()
+	case *ecdh.PublicKey:
+		return k.Bytes(), nil
+	case ed25519.PublicKey:
+		return k, nil
+	}
+	return nil, nil
 }
 
 func (k *key) Attributes() psa.Attributes { return k.attributes }

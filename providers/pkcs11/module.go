@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -196,6 +197,9 @@ func (m *module) onObject(r *request, f func(session, p11.ObjectHandle) error) e
 		case len(found) > 1:
 			return &outcomeError{outcomeAmbiguous, "the token has several objects of that name"}
 		}
+		if err := m.isSame(s, found[0], &r.object); err != nil {
+			return err
+		}
 		m.mu.Lock()
 		if len(m.objects) >= maxObjects {
 			clear(m.objects)
@@ -204,6 +208,41 @@ func (m *module) onObject(r *request, f func(session, p11.ObjectHandle) error) e
 		m.mu.Unlock()
 		return f(s, found[0])
 	})
+}
+
+// isSame refuses an object that has the name of another one, where the token shows which it is: a private key on a curve
+// does so in its public key's object alone.
+func (m *module) isSame(s session, handle p11.ObjectHandle, o *object) error {
+	if len(o.unique) == 0 {
+		return nil
+	}
+	public := *o
+	public.class = p11.CKO_PUBLIC_KEY
+	shown, err := m.search(s, public.template(), maxMarkers)
+	if err != nil {
+		return err
+	}
+	seen := false
+	for _, h := range append([]p11.ObjectHandle{handle}, shown...) {
+		list, err := m.read(s, h, []uint64{p11.CKA_MODULUS, p11.CKA_EC_POINT})
+		if is(err, stale) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			// the point may be wrapped in an OCTET STRING, and the modulus have zeros before it
+			if cut, ok := bytes.CutSuffix(a.value, o.unique); ok && len(cut) < 4 {
+				return nil
+			}
+			seen = seen || len(a.value) > 0
+		}
+	}
+	if seen {
+		return &outcomeError{outcomeReplaced, "another key has the name of this one on the token"}
+	}
+	return nil
 }
 
 func (o *object) template() []*p11.Attribute {

@@ -605,3 +605,45 @@ func TestExportIsADecision(t *testing.T) {
 	_, err = p.Create(t.Context(), providers.Handle{1}, a, nil)
 	wantStatus(t, "a key to export", err, psa.StatusNotPermitted)
 }
+
+// TestReplaced: another program deletes an adopted key, and puts another one in its place. Nothing is signed with that.
+func TestReplaced(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "replaced")[0]
+	token.Generate("EC:prime256v1", "01", "theirs")
+	token.Generate("rsa:2048", "02", "theirs too")
+	p := use(t, settingsOf(token, nil))
+	for _, id := range []string{"01", "02"} {
+		f, blob, err := p.(providers.Adopter).Adopt(t.Context(), psa.Attributes{}, "id="+id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := p.Open(t.Context(), providers.Handle{}, f.Attributes, blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		sign := func() error {
+			alg, err := f.Attributes.Resolve(psa.Sign, 0)
+			if err != nil {
+				return err
+			}
+			run, err := k.Begin(t.Context(), psa.Op{Operation: psa.Sign, Algorithm: alg})
+			if err != nil {
+				return err
+			}
+			_, err = run.Finish(t.Context())
+			return err
+		}
+		if err := sign(); err != nil {
+			t.Fatal(err)
+		}
+		kind := map[string]string{"01": "EC:prime256v1", "02": "rsa:2048"}[id]
+		for _, class := range []string{"privkey", "pubkey"} {
+			token.Tool("--delete-object", "--type", class, "--id", id)
+		}
+		token.Generate(kind, id, map[string]string{"01": "theirs", "02": "theirs too"}[id])
+		for range 2 {
+			wantStatus(t, "a key that was replaced", sign(), psa.StatusProviderAbsent)
+		}
+	}
+}

@@ -41,6 +41,7 @@ const (
 	outcomeNoToken           // no token is the selector's; what lists those that are there
 	outcomeNotFound          // the token has no such object
 	outcomeAmbiguous         // it has several
+	outcomeReplaced          // it has another one of that name
 	outcomeExists            // the ID is taken
 	outcomeBad               // the request makes no sense
 )
@@ -52,12 +53,14 @@ type selector struct {
 	bySlot                             bool
 }
 
-// object names an object on the token: by its handle, or by class and CKA_ID, CKA_LABEL or both.
+// object names an object on the token: by its handle, or by class and CKA_ID, CKA_LABEL or both. A name can be another
+// object's later, so that a key pair's goes with what is its alone: the modulus, or the public point.
 type object struct {
 	handle uint64
 	class  uint64
 	id     []byte
 	label  string
+	unique []byte
 }
 
 // paramKind says what a mechanism's parameter is.
@@ -227,6 +230,7 @@ func (c *codec) request(r *request) {
 	c.uint(&r.object.class)
 	c.bytes(&r.object.id)
 	c.text(&r.object.label)
+	c.bytes(&r.object.unique)
 	m := &r.mechanism
 	c.uint(&m.number)
 	c.uint((*uint64)(&m.kind))

@@ -122,6 +122,8 @@ func (k *Token) Objects() []string {
 	for line := range strings.Lines(k.Tool("--list-objects")) {
 		if strings.HasPrefix(line, " ") && len(objects) > 0 {
 			objects[len(objects)-1] += line
+		} else if strings.HasPrefix(line, "Data object ") { // its handle follows, which is another one each time
+			objects = append(objects, "Data object\n")
 		} else {
 			objects = append(objects, line)
 		}

@@ -647,3 +647,40 @@ func TestReplaced(t *testing.T) {
 		}
 	}
 }
+
+func TestModuleDiesInLogin(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "login")[0].Sabotaged()
+	p := use(t, settingsOf(&token.Token, nil))
+	token.Harm("C_Login crash-after")
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if _, err = p.Identity(t.Context()); psa.StatusOf(err) == psa.StatusNotPermitted {
+			break
+		}
+	}
+	wantStatus(t, "a module that dies in C_Login", err, psa.StatusNotPermitted)
+	token.Harm("")
+	if _, err := use(t, settingsOf(&token.Token, map[string]any{"user_pin": "str:" + token.PIN, "sessions": int64(3)})).Identity(t.Context()); err != nil {
+		t.Errorf("another provider: %v", err)
+	}
+}
+
+func TestModuleAwayWhileLearning(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "learn")[0].Sabotaged()
+	p := use(t, settingsOf(&token.Token, nil))
+	token.Harm("C_Sign crash")
+	if lines, err := p.Capabilities(t.Context()); err == nil {
+		t.Errorf("%d lines of a module that dies", len(lines))
+	}
+	token.Harm("")
+	var lines []psa.Capability
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if lines, err = p.Capabilities(t.Context()); err == nil {
+			break
+		}
+	}
+	if a := attributes(t, p256); err != nil || !psa.Supports(lines, psa.Sign, a.Type, a.Bits, a.Algorithm) {
+		t.Errorf("%d lines, without ECDSA, or %v", len(lines), err)
+	}
+}

@@ -383,14 +383,17 @@ func (p *process) abandon(id uint64, c *call, release func()) bool {
 	return true
 }
 
-// retire lets no new calls in. The last one under way, or the last to come, ends the worker.
+// retire lets no new calls in. The last one under way ends the worker, or, where that hangs, time does.
 func (p *process) retire() {
 	p.mu.Lock()
-	idle := !p.retired && p.calls != nil && len(p.calls) == 0
+	first, left := !p.retired && p.calls != nil, len(p.calls)
 	p.retired = true
 	p.mu.Unlock()
-	if idle {
+	switch {
+	case first && left == 0:
 		p.finish()
+	case first:
+		time.AfterFunc(retireTime, p.kill)
 	}
 }
 
@@ -404,6 +407,9 @@ func (p *process) finish() {
 }
 
 const closeTime = 2 * time.Second
+
+// retireTime is how long the calls under way have in a worker that was retired.
+const retireTime = 2 * time.Minute
 
 // usable says whether new calls may be sent.
 func (p *process) usable() bool {

@@ -177,10 +177,18 @@ func (t *tester) clean() error {
 	return nil
 }
 
-// note keeps an error that says nothing of a mechanism: the token is away, or nobody waits.
+// note looks at an error: where the token does not answer any more, or the module died, it says nothing of a mechanism.
 func (t *tester) note(err error) {
-	if err != nil && t.fatal == nil && (psa.OutcomeUnknown(err) || t.ctx.Err() != nil) && psa.StatusOf(err) != psa.StatusHardwareFailure {
-		t.fatal = err
+	if err == nil || t.fatal != nil {
+		return
+	}
+	if _, away := t.p.ask(t.ctx, "self-test", &request{method: methodIdentify}); away != nil {
+		t.fatal = away
+		return
+	}
+	switch psa.StatusOf(err) {
+	case psa.StatusProviderAbsent, psa.StatusCommunicationFailure, psa.StatusTimeout:
+		t.fatal = err // the session objects went with it
 	}
 }
 

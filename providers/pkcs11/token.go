@@ -40,6 +40,11 @@ type token struct {
 	last     error     // why the last start failed, or the last worker died
 	identity string    // of the token that was there first: keys are on it alone
 	closed   bool
+
+	// of the one start under way
+	refused   [sha256.Size]byte // the last PIN that the token refused
+	loginDied int               // logins, one after the other, in which the module died or hung
+
 	hardware atomic.Bool // as the module says of the slot, once it was asked
 
 	learning *learning
@@ -272,6 +277,9 @@ type pins struct {
 	refused refusals
 }
 
+// maxLoginsDied is fewer than the tries that tokens give.
+const maxLoginsDied = 2
+
 // logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be
 // the last try.
 func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins) error {
@@ -297,16 +305,23 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	if err != nil {
 		return err
 	}
+	sum := sha256.Sum256(pin)
 	// Where the token counted the wrong try and has forgotten it, somebody knew the PIN, or set it anew.
-	if refused && (!counted || flags&p11.CKF_USER_PIN_COUNT_LOW != 0) {
+	if (refused || sum == t.refused) && (!counted || flags&p11.CKF_USER_PIN_COUNT_LOW != 0) {
 		e := psa.Errorf(psa.StatusNotPermitted, "the token refused this PIN before").WithHint(hintPIN + "; or remove " + own.refused.file)
 		e.Device = "C_Login: " + name(p11.CKR_PIN_INCORRECT)
 		return e
 	}
+	if t.loginDied >= maxLoginsDied {
+		return psa.Errorf(psa.StatusNotPermitted, "the module died %d times in C_Login, and may have counted wrong PINs", t.loginDied).
+			WithHint("restart the program to have the PIN tried again")
+	}
 	a, err := p.do(ctx, &request{method: methodLogin, data: pin}, func() {})
 	if err != nil {
+		t.loginDied++
 		return began("C_Login", err)
 	}
+	t.loginDied = 0
 	if a.outcome == outcomeOK {
 		return nil
 	}
@@ -315,6 +330,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	case p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_LOCKED:
 		again, err := p.do(ctx, &request{method: methodIdentify}, func() {})
 		counted := err == nil && again.outcome == outcomeOK && again.token.flags&p11.CKF_USER_PIN_COUNT_LOW != 0
+		t.refused = sum
 		if err := own.refused.add(token.serial, pin, counted); err != nil {
 			return psa.Errorf(psa.StatusNotPermitted, "%w; and it cannot be noted, so that the next start tries it again: %w", failure, err)
 		}

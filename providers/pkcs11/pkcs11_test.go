@@ -375,6 +375,7 @@ func TestModuleDiesWhileCreating(t *testing.T) {
 	if _, err := p.Capabilities(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	create(t, p, p256) // with it the token is marked
 	before := token.Objects()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

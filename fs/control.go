@@ -208,6 +208,9 @@ func (c *control) serve(conn *net.UnixConn) {
 		return
 	}
 	in, err := readRequest(conn)
+	if err == nil && in.Owner == nil && (in.Command == commandChown || in.Command == commandDestroy) {
+		err = fmt.Errorf("%s without an owner", in.Command)
+	}
 	if err != nil {
 		send(response{End: true, Error: "control socket: " + err.Error()})
 		return

@@ -236,7 +236,8 @@ var _ = (fs.FileFlusher)((*handle)(nil))
 // drop box request is complete at the flush that follows its last WRITE.
 func (h *handle) Flush(ctx context.Context) syscall.Errno {
 	if h.box != nil {
-		h.t.boxes.complete(h.box, killed(caller(ctx).Pid))
+		signaled, _ := killed(caller(ctx).Pid)
+		h.t.boxes.complete(h.box, signaled)
 	}
 	return 0
 }

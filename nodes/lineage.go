@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,12 +89,33 @@ type procStat struct {
 	start  uint64
 }
 
-func readStat(pid uint32) (procStat, bool) {
-	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/stat")
-	if err != nil {
-		return procStat{}, false
+// execWait is how long a process is waited for that does not say how it is: one in the middle of execve(2) says nothing
+// before its descriptors are closed, and so before we have answered its FLUSH.
+const execWait = 100 * time.Millisecond
+
+// readStat reads a process' fields; busy: it is in the middle of execve(2).
+func readStat(pid uint32) (s procStat, ok, busy bool) {
+	type answer struct {
+		s  procStat
+		ok bool
 	}
-	return parseStat(b)
+	done := make(chan answer, 1)
+	go func() {
+		b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/stat")
+		if err != nil {
+			b = nil
+		}
+		s, ok := parseStat(b)
+		done <- answer{s, ok}
+	}()
+	timer := time.NewTimer(execWait)
+	defer timer.Stop()
+	select {
+	case a := <-done:
+		return a.s, a.ok, false
+	case <-timer.C:
+		return procStat{}, false, true
+	}
 }
 
 // parseStat skips the command's name, which may hold anything, by its last parenthesis.
@@ -124,7 +146,7 @@ func lineageOf(tid uint32) *lineage {
 		if pid <= 1 {
 			break
 		}
-		s, ok := readStat(pid)
+		s, ok, _ := readStat(pid)
 		if !ok {
 			break
 		}
@@ -148,16 +170,16 @@ func statusField(b []byte, name string) uint64 {
 }
 
 func (p process) alive() bool {
-	s, ok := readStat(p.pid)
-	return ok && s.state != 'Z' && s.state != 'X' && s.start == p.start
+	s, ok, busy := readStat(p.pid)
+	return busy || ok && s.state != 'Z' && s.state != 'X' && s.start == p.start
 }
 
 // killed says whether the thread is on its way out because of a signal (PF_SIGNALED): its descriptors are being
-// closed in the middle of what it wrote.
-func killed(tid uint32) bool {
+// closed in the middle of what it wrote. busy: they are closed by an execve(2), perhaps a child's while its parent writes.
+func killed(tid uint32) (killed, busy bool) {
 	const pfSignaled = 0x400
-	s, ok := readStat(tid)
-	return ok && s.flags&pfSignaled != 0
+	s, ok, busy := readStat(tid)
+	return ok && s.flags&pfSignaled != 0, busy
 }
 
 // at gives the place of p in the chain, -1 where it is not.

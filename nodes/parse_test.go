@@ -95,7 +95,7 @@ func FuzzProcStat(f *testing.F) {
 }
 
 func TestOwnStat(t *testing.T) {
-	s, ok := readStat(uint32(os.Getpid()))
+	s, ok, _ := readStat(uint32(os.Getpid()))
 	if !ok || s.parent != uint32(os.Getppid()) || s.start == 0 || s.start > now().tick {
 		t.Errorf("%+v, %v", s, ok)
 	}
@@ -106,7 +106,7 @@ func TestOwnStat(t *testing.T) {
 	if dying(uint32(syscall.Gettid())) {
 		t.Error("a thread without pending signals is said to die")
 	}
-	if killed(uint32(syscall.Gettid())) {
+	if signaled, busy := killed(uint32(syscall.Gettid())); signaled || busy {
 		t.Error("a living thread is said to be killed")
 	}
 }

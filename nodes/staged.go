@@ -285,7 +285,7 @@ var _ = (fs.FileFlusher)((*stagedHandle)(nil))
 func (h *stagedHandle) Flush(ctx context.Context) syscall.Errno {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if apply := h.atEnd; apply != nil && h.left == 0 && h.poison == nil && !killed(caller(ctx).Pid) {
+	if apply := h.atEnd; apply != nil && h.left == 0 && h.poison == nil && !interruptedBy(caller(ctx).Pid) {
 		h.atEnd, h.done = nil, true
 		wipe(h.buf)
 		h.buf = nil
@@ -307,6 +307,13 @@ func (h *stagedHandle) Flush(ctx context.Context) syscall.Errno {
 		return h.n.t.fail(ctx, h.n.place(), "close", psa.Errorf(psa.StatusInvalidArgument, "the text is not complete").WithHint("end it with a newline"))
 	}
 	return 0
+}
+
+// interruptedBy says whether whoever closes the file does so in the middle of what is written: it is being killed, or it is
+// a child that becomes another program.
+func interruptedBy(tid uint32) bool {
+	signaled, busy := killed(tid)
+	return signaled || busy
 }
 
 var _ = (fs.FileFsyncer)((*stagedHandle)(nil))

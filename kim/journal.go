@@ -409,7 +409,7 @@ func destroyIn(ctx context.Context, impl providers.Provider, row Key) error {
 	if !ok {
 		return psa.Errorf(psa.StatusNotSupported, "this provider adopts no keys any more")
 	}
-	return adopter.DestroyObject(ctx, row.Object)
+	return adopter.DestroyObject(ctx, row.Object, row.Public)
 }
 
 // Destroy destroys a key in its provider too, or removes a draft, for uid; an adopted key with allow_destroy = false is

@@ -255,6 +255,9 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	if err != nil {
 		return err
 	}
+	p.mu.Lock()
+	known := p.identity // before the device says its own: it may be marked meanwhile
+	p.mu.Unlock()
 	identity, err := call(ctx, p, daemonUID, timeout, impl.Identity, func(string, error) { p.lookSoon() })
 	if err == nil && identity == "" {
 		err = psa.Errorf(psa.StatusProviderAbsent, "the device has no identity")
@@ -269,18 +272,16 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 		p.setDown(err)
 		return err
 	}
-	p.mu.Lock()
-	known := p.identity
-	p.mu.Unlock()
-	if known == "" || strings.HasPrefix(identity, known+moreIdentity) {
+	same := known == "" || providers.SameDevice(known, identity)
+	if same && identity != known {
 		if err := p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(p.Capabilities())); err != nil {
 			return err
 		}
 		p.mu.Lock()
-		p.identity, known = identity, identity
+		p.identity = identity
 		p.mu.Unlock()
 	}
-	if identity != known {
+	if !same {
 		err := psa.Errorf(psa.StatusProviderAbsent, "this is another device: it is %q, and the keys are on %q", identity, known).
 			WithHint("put the device back that has the keys")
 		p.setDown(err)
@@ -289,9 +290,6 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	p.setDown(nil)
 	return nil
 }
-
-// moreIdentity parts what an identity was from what it has grown by.
-const moreIdentity = "#"
 
 func capabilityLines(list []psa.Capability) string {
 	var text strings.Builder
@@ -349,7 +347,7 @@ func (p *Provider) settle(ctx context.Context) error {
 // learn reads the capabilities of a device that was away.
 func (p *Provider) learn(ctx context.Context) error {
 	p.mu.Lock()
-	fresh, impl, identity := p.fresh, p.impl, p.identity
+	fresh, impl := p.fresh, p.impl
 	p.mu.Unlock()
 	if fresh {
 		return nil
@@ -360,6 +358,9 @@ func (p *Provider) learn(ctx context.Context) error {
 	}
 	list = slices.Clone(list)
 	psa.SortCapabilities(list)
+	p.mu.Lock()
+	identity := p.identity
+	p.mu.Unlock()
 	if err := p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(list)); err != nil {
 		return err
 	}
@@ -451,7 +452,7 @@ func wipeLate(late psa.Result, _ error) { late.Wipe() }
 func (p *Provider) deviceID() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	id, _, _ := strings.Cut(p.identity, moreIdentity)
+	id, _, _ := strings.Cut(p.identity, "#")
 	return id
 }
 

@@ -223,12 +223,12 @@ func (p *narrowed) Adopt(ctx context.Context, a psa.Attributes, reference string
 }
 
 // DestroyObject is p's, StatusNotSupported where it has none.
-func (p *narrowed) DestroyObject(ctx context.Context, object string) error {
+func (p *narrowed) DestroyObject(ctx context.Context, object string, public []byte) error {
 	adopter, ok := p.Provider.(Adopter)
 	if !ok {
 		return errNoForeign()
 	}
-	return adopter.DestroyObject(ctx, object)
+	return adopter.DestroyObject(ctx, object, public)
 }
 
 func errNoWrapping() error {

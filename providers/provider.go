@@ -2,6 +2,8 @@ package providers
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -45,7 +47,7 @@ type Blob struct {
 type Provider interface {
 	Describe() Description
 	// Identity asks the device who it is (token serial, SRK name), which tells a replaced device; it is the
-	// liveness check too. It may grow: what was said before, with "#" and more behind it, is the same device still.
+	// liveness check too. Marks may follow, each behind a "#": SameDevice judges them.
 	Identity(ctx context.Context) (string, error)
 	// Capabilities lists what works on the device as it is now; each line that names generate works in full.
 	Capabilities(ctx context.Context) ([]psa.Capability, error)
@@ -57,6 +59,13 @@ type Provider interface {
 	// Destroy is idempotent: an absent handle is success.
 	Destroy(ctx context.Context, h Handle) error
 	Close() error
+}
+
+// SameDevice says whether a device that says now who it is, is the known one: marks that were put on it, behind "#", count
+// once there are some, and one of those that are known must still be there.
+func SameDevice(known, now string) bool {
+	k, n := strings.Split(known, "#"), strings.Split(now, "#")
+	return k[0] == n[0] && (len(k) == 1 || slices.ContainsFunc(k[1:], func(mark string) bool { return slices.Contains(n[1:], mark) }))
 }
 
 // Key is an open key. Begin refuses with StatusNotSupported whatever (operation, algorithm) the capabilities do not
@@ -116,8 +125,9 @@ type Adopter interface {
 	// under the attributes a; where a.Type is none, under those of Foreign. Nothing changes on the device. No such
 	// key is StatusDoesNotExist, more than one or one that does not fit a is StatusInvalidArgument.
 	Adopt(ctx context.Context, a psa.Attributes, reference string) (Foreign, Blob, error)
-	// DestroyObject destroys an adopted key; an absent one is success.
-	DestroyObject(ctx context.Context, object string) error
+	// DestroyObject destroys an adopted key, whose Blob.Public is given; an absent one is success, and so is another one
+	// that has taken its name, which stays. Where the device does not show which it is, it is StatusNotPermitted.
+	DestroyObject(ctx context.Context, object string, public []byte) error
 }
 
 // Wrapper is implemented by providers that encrypt a small secret, at most 64 bytes, so that their device alone opens it.

@@ -335,6 +335,7 @@ func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.
 		return err
 	}
 	defer k.Close()
+	k.(*key).checks = false
 	var signature []byte
 	for _, op := range []psa.Operation{psa.Sign, psa.Verify} {
 		alg, err := f.Attributes.Resolve(op, 0)
@@ -362,7 +363,7 @@ func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.
 }
 
 // DestroyObject destroys the one key of that name, with its public part; certificates stay.
-func (p *provider) DestroyObject(ctx context.Context, name string) error {
+func (p *provider) DestroyObject(ctx context.Context, name string, public []byte) error {
 	o, err := parseReference(name)
 	if err != nil {
 		return err
@@ -371,11 +372,16 @@ func (p *provider) DestroyObject(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if n := len(slices.DeleteFunc(all, func(f found) bool { return !o.fits(f) })); n != 1 {
-		if n == 0 {
-			return nil
-		}
-		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", n, o.reference()).WithHint("the token's own tools can tell them apart")
+	fitting := slices.DeleteFunc(slices.Clone(all), func(f found) bool { return !o.fits(f) })
+	switch len(fitting) {
+	case 0:
+		return nil
+	case 1:
+	default:
+		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).WithHint("the token's own tools can tell them apart")
+	}
+	if same, err := p.isStill(ctx, fitting[0], all, public); err != nil || !same {
+		return err
 	}
 	for _, o.class = range []uint64{p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY, p11.CKO_PUBLIC_KEY} {
 		if err := p.destroy(ctx, o); err != nil {
@@ -383,4 +389,30 @@ func (p *provider) DestroyObject(ctx context.Context, name string) error {
 		}
 	}
 	return nil
+}
+
+// isStill says whether what is found is the key with this public part; one without is not told from others.
+func (p *provider) isStill(ctx context.Context, f found, all []found, public []byte) (bool, error) {
+	if len(public) == 0 {
+		return true, nil
+	}
+	a, _ := f.kindOf()
+	pub := publicPart(a, f)
+	if pub == nil {
+		return false, psa.Errorf(psa.StatusNotPermitted, "the token does not show whether %s is still the key that was adopted", f.object.reference()).
+			WithHint("the token's own tools can destroy it; with allow_destroy = false rmdir forgets it here")
+	}
+	if der, err := publicDER(pub); err != nil || !bytes.Equal(der, public) {
+		return false, err
+	}
+	foreign := p.foreign(f, all)
+	if f.object.class != p11.CKO_PRIVATE_KEY || !foreign.Attributes.Can(psa.Sign) {
+		return true, nil
+	}
+	// the public part may be what another key left behind
+	err := p.proves(ctx, foreign, providers.Blob{Object: nameOf(f, all), Public: public})
+	if psa.StatusOf(err) == psa.StatusInvalidArgument {
+		return false, nil
+	}
+	return err == nil, err
 }

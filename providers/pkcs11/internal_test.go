@@ -4,15 +4,21 @@ import (
 	"bytes"
 	"encoding/hex"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
 
 	p11 "github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/pkcs11/pkcs11test"
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 func someRequest() *request {
@@ -334,4 +340,46 @@ func TestServeCallsThatWait(t *testing.T) {
 		}
 	}
 	<-ended
+}
+
+// TestHandleOfAnotherWorker: what a worker calls a session object is another object's number in the next one.
+func TestHandleOfAnotherWorker(t *testing.T) {
+	k := pkcs11test.SoftHSM(t, "handles")[0]
+	for _, id := range []string{"01", "02", "03", "04", "05", "06"} {
+		k.Generate("EC:prime256v1", id, "users")
+	}
+	env := map[string]any{}
+	for _, v := range k.Env {
+		name, value, _ := strings.Cut(v, "=")
+		env[name] = value
+	}
+	made, err := newProvider(t.Context(), providers.Config{Name: "token", StateDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Settings: map[string]any{"library_path": k.Library, "token_label": k.Label, "user_pin": k.PIN, "environment": env}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := made.(*provider)
+	defer p.Close()
+	kind, _ := kindOf(psa.KeyTypeAES, 256, nil)
+	m := making{a: psa.Attributes{Type: psa.KeyTypeAES, Bits: 256, Usage: usageAll}, kind: kind, id: []byte("self-test-sessio"), label: "parsecfs self-test"}
+	var a *response
+	for range 4 {
+		if a, err = p.ask(t.Context(), "self-test", m.generation()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := k.Objects()
+	w := p.token.process
+	w.kill()
+	<-w.ended
+	if _, err := p.list(t.Context()); err != nil { // the next worker knows all objects now
+		t.Fatal(err)
+	}
+	_, err = p.ask(t.Context(), "self-test", &request{method: methodForget, object: object{handle: a.object, of: a.of}})
+	if psa.StatusOf(err) != psa.StatusProviderAbsent {
+		t.Errorf("a handle of the worker before: %v", err)
+	}
+	if after := k.Objects(); len(after) != len(before) {
+		t.Errorf("there were %d objects, and are %d", len(before), len(after))
+	}
 }

@@ -26,7 +26,9 @@ type key struct {
 	attributes psa.Attributes
 	public     []byte // SubjectPublicKeyInfo, nil of a symmetric key
 	verifier   crypto.PublicKey
-	closed     atomic.Bool
+	// checks: each signature of an adopted key is verified, since others gave it its name; not where that is what is tried.
+	checks bool
+	closed atomic.Bool
 }
 
 // Open parses the blob. One that is not this key's is StatusDataCorrupt.
@@ -37,7 +39,7 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 	if !psa.Supports(possible, psa.Import, a.Type, a.Bits, a.Algorithm) {
 		return nil, errUnsupported("open", a, a.Algorithm)
 	}
-	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public)}
+	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public), checks: b.Object != ""}
 	var err error
 	if a.Type.IsAsymmetric() {
 		k.verifier, err = parsePublic(a, b.Public)
@@ -125,7 +127,7 @@ func (k *key) begin(op psa.Op) (psa.Run, error) {
 			return psa.RSAEncryptRun(op, pub)
 		}
 	}
-	u := &use{p: k.p, object: k.object, attributes: k.attributes, public: k.verifier, alg: op.Algorithm}
+	u := &use{p: k.p, object: k.object, attributes: k.attributes, public: k.verifier, alg: op.Algorithm, checks: k.checks}
 	run, err := u.begin(op)
 	if err != nil {
 		return nil, err
@@ -140,6 +142,7 @@ type use struct {
 	attributes psa.Attributes
 	public     crypto.PublicKey
 	alg        psa.Algorithm
+	checks     bool
 	label      []byte          // OAEP's
 	ctx        context.Context // of the Finish under way
 }
@@ -294,10 +297,35 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 	if want := u.signatureLength(); len(out) != want {
 		return nil, psa.Errorf(psa.StatusHardwareFailure, "a signature of %d bytes; it has %d", len(out), want)
 	}
+	if u.checks {
+		if err := u.proves(in, out); err != nil {
+			return nil, err
+		}
+	}
 	if u.alg.IsECDSA() {
 		return psa.ECDSARawToDER(out)
 	}
 	return out, nil
+}
+
+// proves checks a signature: the object of this name may be another key's by now, and many tokens do not show it.
+func (u *use) proves(in, signature []byte) error {
+	op := psa.Op{Operation: psa.VerifyHash, Algorithm: u.alg, Inputs: map[string][]byte{"signature": signature}}
+	if u.alg == psa.PureEdDSA {
+		op.Operation = psa.Verify
+	}
+	run, err := psa.VerifierRun(op, u.public)
+	if err != nil {
+		return err
+	}
+	if _, err := run.Write(in); err != nil {
+		run.Abort()
+		return err
+	}
+	if _, err = run.Finish(u.ctx); psa.StatusOf(err) == psa.StatusInvalidSignature {
+		return (&response{outcome: outcomeReplaced, what: "another key has the name of this one on the token"}).err("sign")
+	}
+	return err
 }
 
 func (u *use) signatureLength() int {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	p11 "github.com/miekg/pkcs11"
 )
@@ -30,7 +31,8 @@ func markerTemplate() []*p11.Attribute {
 var unknown = errorSet{p11.CKR_ATTRIBUTE_TYPE_INVALID: true, p11.CKR_ATTRIBUTE_VALUE_INVALID: true, p11.CKR_TEMPLATE_INCONSISTENT: true,
 	p11.CKR_FUNCTION_NOT_SUPPORTED: true}
 
-// findMarker gives the token's marker in hexadecimal, empty where it has none.
+// findMarker gives the token's markers in hexadecimal, with # between, empty where it has none. Two programs may have made
+// one at once; none is ever taken back, since somebody may know the token by it.
 func (m *module) findMarker() (marker string, err error) {
 	err = m.onHeld(func(s session) error {
 		var values []string
@@ -47,17 +49,17 @@ func (m *module) findMarker() (marker string, err error) {
 				values = append(values, hex.EncodeToString(list[0].value))
 			}
 		}
-		if len(values) > 0 {
-			marker = slices.Min(values)
-		}
+		slices.Sort(values)
+		marker = strings.Join(values, "#")
 		return err
 	})
 	return marker, err
 }
 
-// mark sees to it that the token has a marker. Two programs that make one at once both take theirs back, and leave it to
-// the next key.
+// mark sees to it that the token has a marker.
 func (m *module) mark() error {
+	m.markMu.Lock()
+	defer m.markMu.Unlock()
 	m.mu.Lock()
 	done := m.marker != "" || m.bare
 	m.mu.Unlock()
@@ -72,16 +74,12 @@ func (m *module) mark() error {
 	value := make([]byte, markerSize)
 	rand.Read(value)
 	err = m.with(func(s session) error {
-		o, err := m.ctx.CreateObject(s, append(markerTemplate(), p11.NewAttribute(p11.CKA_PRIVATE, false), p11.NewAttribute(p11.CKA_VALUE, value)))
-		if err != nil {
-			return failed("C_CreateObject", err)
-		}
-		if all, err := m.search(s, markerTemplate(), maxMarkers); err != nil || len(all) > 1 {
-			return failed("C_DestroyObject", m.ctx.DestroyObject(s, o))
-		}
-		marker = hex.EncodeToString(value)
-		return nil
+		_, err := m.ctx.CreateObject(s, append(markerTemplate(), p11.NewAttribute(p11.CKA_PRIVATE, false), p11.NewAttribute(p11.CKA_VALUE, value)))
+		return failed("C_CreateObject", err)
 	})
+	if err != nil && (is(err, ended) || is(err, removed) || !m.well()) {
+		return err // it says nothing of markers
+	}
 	if err != nil {
 		m.mu.Lock()
 		m.bare = true
@@ -89,7 +87,7 @@ func (m *module) mark() error {
 		fmt.Fprintf(os.Stderr, "the token takes no marker, and is told from others by its serial number and label alone: %v\n", err)
 		return nil
 	}
-	m.setMarker(marker)
+	m.setMarker(hex.EncodeToString(value))
 	return nil
 }
 

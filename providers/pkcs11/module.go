@@ -222,7 +222,7 @@ func (m *module) isSame(s session, handle p11.ObjectHandle, o *object) error {
 	if err != nil {
 		return err
 	}
-	seen := false
+	same := false
 	for _, h := range append([]p11.ObjectHandle{handle}, shown...) {
 		list, err := m.read(s, h, []uint64{p11.CKA_MODULUS, p11.CKA_EC_POINT})
 		if is(err, stale) {
@@ -232,15 +232,18 @@ func (m *module) isSame(s session, handle p11.ObjectHandle, o *object) error {
 			return err
 		}
 		for _, a := range list {
-			// the point may be wrapped in an OCTET STRING, and the modulus have zeros before it
-			if cut, ok := bytes.CutSuffix(a.value, o.unique); ok && len(cut) < 4 {
-				return nil
+			if len(a.value) == 0 {
+				continue
 			}
-			seen = seen || len(a.value) > 0
+			// the point may be wrapped in an OCTET STRING, and the modulus have zeros before it
+			if cut, ok := bytes.CutSuffix(a.value, o.unique); !ok || len(cut) >= 4 {
+				return &outcomeError{outcomeReplaced, "another key has the name of this one on the token"}
+			}
+			same = true
 		}
-	}
-	if seen {
-		return &outcomeError{outcomeReplaced, "another key has the name of this one on the token"}
+		if same && h == handle {
+			return nil // it shows it itself, and what lies beside it does not matter
+		}
 	}
 	return nil
 }

@@ -575,7 +575,7 @@ func TestAdoption(t *testing.T) {
 		t.Errorf("adopting changed the token:\n%v\n%v", before, after)
 	}
 	for range 2 {
-		if err := adopter.DestroyObject(t.Context(), "id=6b6579"); err != nil {
+		if err := adopter.DestroyObject(t.Context(), "id=6b6579", nil); err != nil {
 			t.Errorf("DestroyObject: %v", err)
 		}
 	}
@@ -583,7 +583,7 @@ func TestAdoption(t *testing.T) {
 	if after := token.Objects(); !slices.Equal(left, after) || len(left) != len(before)-2 {
 		t.Errorf("DestroyObject left\n%v; want\n%v", after, left)
 	}
-	wantStatus(t, "DestroyObject of two", adopter.DestroyObject(t.Context(), "object=twin"), psa.StatusInvalidArgument)
+	wantStatus(t, "DestroyObject of two", adopter.DestroyObject(t.Context(), "object=twin", nil), psa.StatusInvalidArgument)
 	if after := token.Objects(); !slices.Equal(left, after) {
 		t.Errorf("it left\n%v", after)
 	}
@@ -683,5 +683,70 @@ func TestModuleAwayWhileLearning(t *testing.T) {
 	}
 	if a := attributes(t, p256); err != nil || !psa.Supports(lines, psa.Sign, a.Type, a.Bits, a.Algorithm) {
 		t.Errorf("%d lines, without ECDSA, or %v", len(lines), err)
+	}
+}
+
+// TestPrivateReplaced: only the private part of an adopted key is another one, beside its old public part.
+func TestPrivateReplaced(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "replaced")[0]
+	token.Generate("EC:prime256v1", "01", "theirs")
+	p := use(t, settingsOf(token, nil))
+	adopter := p.(providers.Adopter)
+	f, blob, err := adopter.Adopt(t.Context(), psa.Attributes{}, "id=01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &made{attributes: f.Attributes, blob: blob}
+	m.open(t, p)
+	if err := m.sign(t.Context(), "theirs"); err != nil {
+		t.Fatal(err)
+	}
+	token.Tool("--delete-object", "--type", "privkey", "--id", "01")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "key.der")
+	if err := os.WriteFile(file, der, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	token.Tool("--write-object", file, "--type", "privkey", "--id", "01", "--label", "theirs", "--usage-sign")
+	before := token.Objects()
+	for range 2 {
+		wantStatus(t, "a key that was replaced", m.sign(t.Context(), "not theirs"), psa.StatusProviderAbsent)
+	}
+	if err := adopter.DestroyObject(t.Context(), f.Object, blob.Public); err != nil {
+		t.Error(err)
+	}
+	if after := token.Objects(); !slices.Equal(before, after) {
+		t.Errorf("another's key was destroyed:\n%v\n%v", before, after)
+	}
+}
+
+// TestSecondMarker: another program's marker beside ours makes no other token of it.
+func TestSecondMarker(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "marked")[0]
+	p := use(t, settingsOf(token, nil))
+	m := create(t, p, p256)
+	before, err := p.Identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "value")
+	if err := os.WriteFile(file, make([]byte, 16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	token.Tool("--write-object", file, "--type", "data", "--label", "parsecfs: tells this token from others", "--application-label", "parsecfs")
+	for _, p := range []providers.Provider{p, use(t, settingsOf(token, map[string]any{"sessions": int64(7)}))} {
+		if after, err := p.Identity(t.Context()); err != nil || after == before || !providers.SameDevice(before, after) {
+			t.Errorf("%s is %s now, %v", before, after, err)
+		}
+	}
+	if err := m.sign(t.Context(), "still here"); err != nil {
+		t.Error(err)
 	}
 }

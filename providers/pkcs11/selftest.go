@@ -291,7 +291,7 @@ func (t *tester) imports(k *testKey, a psa.Attributes, kind kind) {
 		if made == nil {
 			continue
 		}
-		k.ways.imported, k.object, k.public, k.known = true, object{handle: made.object}, public, known
+		k.ways.imported, k.object, k.public, k.known = true, object{handle: made.object, of: made.of}, public, known
 		if usage&psa.UsageExport != 0 && !quirksOf(t.token).keepsSecrets {
 			if read := t.ask(&request{method: methodRead, object: k.object, types: privateTypes(a.Type)}); read != nil {
 				out, err := exported(a, read.objects[0])
@@ -313,7 +313,7 @@ func (t *tester) generates(k *testKey, a psa.Attributes, kind kind) bool {
 	o := object{}
 	switch {
 	case made != nil:
-		o.handle = made.object
+		o.handle, o.of = made.object, made.of
 	case t.fatal != nil || k.ways.imported || !a.Type.IsAsymmetric():
 		return false
 	default: // a token without session objects

@@ -13,6 +13,7 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -365,6 +366,9 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 		if err := t.same(p); err != nil && r.method != methodIdentify {
 			return nil, err
 		}
+		if r.object.handle != 0 && r.object.of != p { // in another worker the number is another object's
+			return nil, psa.Errorf(psa.StatusProviderAbsent, "%s: the session object went with its worker", what)
+		}
 		if p.full(r) {
 			p.retire()
 			continue
@@ -388,6 +392,7 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 			p.retire() // a key with which something failed is in use for ever, to a tpm2-pkcs11 that goes on
 			continue
 		}
+		a.of = p
 		t.marked(p, a.token.marker)
 		if err := a.err(what); err != nil {
 			a.wipe()
@@ -404,21 +409,18 @@ func (t *token) marked(p *process, marker string) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !strings.Contains(p.identity, "#") {
-		p.identity += "#" + marker
-	}
+	base, _, _ := strings.Cut(p.identity, "#")
+	p.identity = base + "#" + marker
 }
 
 // same says whether this is the token that was there first.
 func (t *token) same(p *process) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.identity == "" || strings.HasPrefix(p.identity, t.identity+"#") { // it has been marked since
-		t.identity = p.identity
-	}
-	if p.identity != t.identity {
+	if t.identity != "" && !providers.SameDevice(t.identity, p.identity) {
 		return psa.Errorf(psa.StatusProviderAbsent, "this is another token: it is %q, and the keys are on %q", p.identity, t.identity).
 			WithHint("put the token back that has the keys")
 	}
+	t.identity = p.identity
 	return nil
 }

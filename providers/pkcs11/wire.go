@@ -61,6 +61,7 @@ type object struct {
 	id     []byte
 	label  string
 	unique []byte
+	of     *process // whose handle it is; stays here
 }
 
 // paramKind says what a mechanism's parameter is.
@@ -122,6 +123,7 @@ type response struct {
 	object     uint64
 	objects    [][]attribute
 	mechanisms []mechanismInfo
+	of         *process // who answered; stays here
 }
 
 // maxFrame bounds a request and a response in bytes.

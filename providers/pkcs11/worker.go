@@ -17,6 +17,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -141,9 +142,10 @@ type module struct {
 	open    bool
 	slot    uint
 	serial  string
-	marker  string // that the token had, empty: none yet
-	bare    bool   // the token refused one
-	login   bool   // somebody must be logged in for what is done here
+	markMu  sync.Mutex // before the others
+	marker  string     // that the token had, empty: none yet
+	bare    bool       // the token refused one
+	login   bool       // somebody must be logged in for what is done here
 	idle    []session
 	objects map[string]p11.ObjectHandle
 
@@ -294,7 +296,7 @@ func (m *module) well() bool {
 		return true
 	}
 	now, err := m.findMarker()
-	return err == nil && now == marker
+	return err == nil && providers.SameDevice("#"+marker, "#"+now)
 }
 
 func (m *module) do(r *request, a *response) error {

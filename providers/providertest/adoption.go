@@ -82,7 +82,7 @@ func (s *suite) adoption(t *testing.T) {
 		t.Errorf("the device had %d objects, and has %d", before, now)
 	}
 	for range 2 {
-		if err := adopter.DestroyObject(t.Context(), f.Object); err != nil {
+		if err := adopter.DestroyObject(t.Context(), f.Object, blob.Public); err != nil {
 			t.Errorf("DestroyObject: %v", err)
 		}
 	}

@@ -231,7 +231,7 @@ func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
 }
 
 // DestroyObject evicts the object from the TPM (TPM2_EvictControl); another one that lies there now stays.
-func (p *provider) DestroyObject(ctx context.Context, reference string) error {
+func (p *provider) DestroyObject(ctx context.Context, reference string, _ []byte) error {
 	handle, want, err := parseObject(reference)
 	if err != nil {
 		return err

@@ -159,7 +159,7 @@ func TestAdopt(t *testing.T) {
 	})
 	// others are used by nobody, and stay
 	for _, object := range []string{"handle=0x81000001", "handle=0x81000001,name=000b00", "handle=0x81000099,name=000b00"} {
-		err := p.DestroyObject(t.Context(), object)
+		err := p.DestroyObject(t.Context(), object, nil)
 		if want := object == "handle=0x81000001"; want != (psa.StatusOf(err) == psa.StatusInvalidArgument) || !want && err != nil {
 			t.Errorf("destroying %s: %v", object, err)
 		}
@@ -181,7 +181,7 @@ func TestAdopt(t *testing.T) {
 					t.Errorf("%s: %v", what, err)
 				}
 			})
-			if err := p.DestroyObject(t.Context(), k.f.Object); err != nil {
+			if err := p.DestroyObject(t.Context(), k.f.Object, nil); err != nil {
 				t.Errorf("%s: destroying: %v", what, err)
 			}
 		}
@@ -192,7 +192,7 @@ func TestAdopt(t *testing.T) {
 	}
 	for _, k := range keys {
 		for range 2 {
-			if err := p.DestroyObject(t.Context(), k.f.Object); err != nil {
+			if err := p.DestroyObject(t.Context(), k.f.Object, nil); err != nil {
 				t.Error(err)
 			}
 		}

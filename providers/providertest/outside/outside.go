@@ -133,7 +133,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	return f, providers.Blob{Public: r.Public, Object: f.Object}, err
 }
 
-func (p *provider) DestroyObject(ctx context.Context, object string) error {
+func (p *provider) DestroyObject(ctx context.Context, object string, _ []byte) error {
 	_, err := p.ask(ctx, request{Call: "destroy", Object: object})
 	return err
 }

@@ -153,6 +153,12 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 			return fileError(err, "cannot restore to %s", path)
 		}
 	}
+	if all, err := candidates(dir); err != nil {
+		return fileError(err, "cannot restore to %s", path)
+	} else if len(all) > 0 {
+		return psa.Errorf(psa.StatusAlreadyExists, "there is a wrapping key of a rewrap that was interrupted: %s", all[0].path).
+			WithHint("move it away together with the KIM that it belongs to, or restore into another --state-dir")
+	}
 	// Beside its final place, so that it gets there by a link.
 	aside, err := asideDir(filepath.Dir(path))
 	if err != nil {

@@ -92,6 +92,7 @@ type KIM struct {
 	still *semaphore.Weighted
 	// rewrapping is held by who changes the data key's row or the files of wrapping keys.
 	rewrapping sync.Mutex
+	inDoubt    bool // under rewrapping: whether the last rewrap is in the store is for the next Open to see
 
 	mu     sync.Mutex
 	jobs   map[int64]*job // what is under way, by the key's number

@@ -65,6 +65,9 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 		return psa.Errorf(psa.StatusBadState, "the data key is being rewrapped already").WithHint("try again")
 	}
 	defer k.rewrapping.Unlock()
+	if k.inDoubt {
+		return psa.Errorf(psa.StatusBadState, "whether the last rewrap is in the store is not known").WithHint("mount again, then try again")
+	}
 	// A backup has the row and the file of one wrapping.
 	if err := k.still.Acquire(ctx, 1); err != nil {
 		return psa.Errorf(psa.StatusTimeout, "a backup is being made: %w", err)
@@ -125,6 +128,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	}
 	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
 	if err := k.store.ReplaceDataKey(context.WithoutCancel(ctx), row.WrappingID, next); err != nil {
+		k.inDoubt = psa.StatusOf(err) != psa.StatusBadState
 		return err
 	}
 	k.o.Step(stepRewrapReplaced)

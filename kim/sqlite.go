@@ -143,6 +143,11 @@ func (s *sqliteStore) migrate(ctx context.Context) error {
 		return psa.Errorf(psa.StatusNotSupported, "the file system of %s cannot share memory, which the KIM needs", s.path).
 			WithHint("keep the KIM on a local disk (sqlite_db_path)")
 	}
+	// What a process that was killed wrote but did not sync must be on the disk before anybody acts on it.
+	var busy, frames, copied int64
+	if err := s.writer.QueryRowContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)").Scan(&busy, &frames, &copied); err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
 	for ; version < int64(schema); version++ {
 		step := fmt.Sprintf("BEGIN IMMEDIATE; %s; PRAGMA application_id = %d; PRAGMA user_version = %d; COMMIT",
 			migrations[version], applicationID, version+1)

@@ -46,6 +46,9 @@ func (v *view) rawIsWhole(n int) bool {
 // adopt takes a key of the device over; whoever names one there could use any, so it is for admins alone.
 func (v *view) adopt(reference string) func(context.Context) error {
 	return func(ctx context.Context) error {
+		if err := v.borrowed(); err != nil {
+			return err
+		}
 		if !v.t.Admin(v.uid) {
 			return psa.Errorf(psa.StatusNotPermitted, "keys on the device are taken over by root and admins").
 				WithHint("root can add you to admins in [authenticator]")

@@ -17,12 +17,31 @@ func nameStore(ctx context.Context, f *feed) error {
 	if f.into = (kim.Key{}); name == "" {
 		return nil
 	}
-	k, err := f.r.t.named(ctx, f.r.at.provider, name, importRow, 2)
+	k, err := f.judged(ctx, name, importRow, 2)
 	if err == nil && k.State != kim.Draft {
 		err = psa.Errorf(psa.StatusAlreadyExists, "%s is a key already", name).WithHint("mkdir makes a draft")
 	}
 	f.into = k
 	return err
+}
+
+// borrowed refuses to let somebody name a key with a file that somebody else opened: a setuid program can be made to write
+// what it does not mean, and to read what it does not want.
+func borrowed(opener, now uint32) error {
+	if opener == now {
+		return nil
+	}
+	return refuse(syscall.EACCES, "another user opened this file, and a key is named in it", "open it yourself")
+}
+
+func (v *view) borrowed() error { return borrowed(v.opener, v.uid) }
+
+// judged is Tree.named for the one whose request it is alone.
+func (f *feed) judged(ctx context.Context, name string, r *row, want uint16) (kim.Key, error) {
+	if err := borrowed(f.r.uid, caller(ctx).Uid); err != nil {
+		return kim.Key{}, err
+	}
+	return f.r.t.named(ctx, f.r.at.provider, name, r, want)
 }
 
 // named is the key that a caller named in bytes: refused as if it had opened the row's file there, which needs the rw

@@ -13,7 +13,7 @@ import (
 func nameSigner(ctx context.Context, f *feed) (err error) {
 	f.signer = kim.Key{}
 	if name := strings.TrimSuffix(string(f.named["signer"]), "\n"); name != "" {
-		f.signer, err = f.r.t.named(ctx, f.r.at.provider, name, signRow, 6)
+		f.signer, err = f.judged(ctx, name, signRow, 6)
 	}
 	return err
 }

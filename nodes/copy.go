@@ -23,6 +23,9 @@ func copyStage(v *view) stage {
 		if name == "" || !whole && !alone {
 			return 0, nil, nil
 		}
+		if err := v.borrowed(); err != nil {
+			return 0, nil, err
+		}
 		source, err := v.t.named(v.ctx, v.provider, name, exportRow, 6)
 		if !whole && psa.StatusOf(err) == psa.StatusDoesNotExist {
 			return 0, nil, nil // a name that goes on

@@ -62,7 +62,7 @@ func (s *sizes) set(c *channel, end int64) (tell bool) {
 		s.idle--
 	}
 	w.ends[c] = end
-	tell = !w.long
+	tell = !w.long || end > firstBeyond // O_APPEND writes from the long size on
 	w.long = true
 	return tell
 }

@@ -69,7 +69,7 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if err := n.t.admit(ctx, n.p, nil); err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &stagedHandle{n: n, flags: flags, text: b}, fuse.FOPEN_DIRECT_IO, 0
+	return &stagedHandle{n: n, flags: flags, opener: caller(ctx).Uid, text: b}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 var _ = (fs.NodeSetattrer)((*stagedFile)(nil))
@@ -91,9 +91,10 @@ func (n *stagedFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.Set
 
 // stagedHandle is one open staged file.
 type stagedHandle struct {
-	n     *stagedFile
-	flags uint32
-	text  snapshot
+	n      *stagedFile
+	flags  uint32
+	opener uint32
+	text   snapshot
 
 	mu     sync.Mutex
 	buf    []byte
@@ -174,6 +175,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	if err != nil {
 		return nil, gone(err)
 	}
+	v.opener = h.opener
 	s := h.n.row.stage(v)
 	if most := cmp.Or(s.most, stageMost); len(h.buf)+len(data) > most {
 		return nil, h.spoil(tooLarge(h.n.row.name, int64(most)))
@@ -602,7 +604,7 @@ func importStage(v *view) stage {
 				return 0, nil, err
 			}
 			// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
-			if m.Format == psa.FormatTSS2 && v.uid != 0 && v.uid != v.t.uid {
+			if m.Format == psa.FormatTSS2 && (v.borrowed() != nil || v.uid != 0 && v.uid != v.t.uid) {
 				m.Wipe()
 				return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
 			}

@@ -78,6 +78,7 @@ type view struct {
 	provider *kim.Provider
 	key      kim.Key
 	uid      uint32
+	opener   uint32 // of a staged file that is written, who opened it
 }
 
 // rootRows are the files of the mount's root, with number 0.

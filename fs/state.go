@@ -163,7 +163,7 @@ func forgetKey(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller
 	if err != nil {
 		return err
 	}
-	key, err := p.Lookup(ctx, in.Name)
+	key, err := p.Named(ctx, in.Name)
 	if err == nil {
 		err = k.Forget(ctx, key.Number)
 	}

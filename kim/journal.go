@@ -391,8 +391,18 @@ func (k *KIM) settled(p *Provider, row Key, err error) {
 	}
 }
 
-// Forget removes a draft, or a key that its device keeps: what it had here is gone, with its name and its sealed secret.
+// Forget removes a draft, or a key that its device keeps or that nobody knows the fate of: what it had here is gone, with
+// its name and its sealed secret. While something happens to it, it is StatusBadState.
 func (k *KIM) Forget(ctx context.Context, number int64) error {
+	j := &job{kind: destroying, done: make(chan struct{})}
+	if k.claim(number, j) != j {
+		return psa.Errorf(psa.StatusBadState, "the key is being made, destroyed or recovered").WithHint("try again")
+	}
+	defer func() {
+		k.disclaim(number)
+		close(j.done)
+		k.wg.Done()
+	}()
 	err := k.store.Forget(ctx, number)
 	if err == nil {
 		k.keys.destroyed(number)

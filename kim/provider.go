@@ -500,6 +500,11 @@ func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error)
 	return p.k.store.Keys(ctx, p.number, after, n)
 }
 
+// Named is Lookup that finds hidden ones too.
+func (p *Provider) Named(ctx context.Context, name string) (Key, error) {
+	return p.k.store.KeyByName(ctx, p.number, name)
+}
+
 // Lookup finds a key by its name: StatusDoesNotExist, or StatusBadState if it is hidden.
 func (p *Provider) Lookup(ctx context.Context, name string) (Key, error) {
 	return visible(p.k.store.KeyByName(ctx, p.number, name))

@@ -670,11 +670,11 @@ func (s *sqliteStore) Holder(ctx context.Context, device, object string, made pr
 
 func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
 	return s.write(ctx, "cannot forget a key", func(t *tx) error {
-		k, err := t.keyIn(number, Draft, Ready)
+		e, err := t.key(number)
 		if err != nil {
 			return err
 		}
-		return t.remove(k)
+		return t.remove(e.Key)
 	})
 }
 

@@ -200,7 +200,7 @@ type Store interface {
 	// Holder is the key whose object this is, adopted or made here (then it has this handle): StatusDoesNotExist if
 	// no row has it.
 	Holder(ctx context.Context, device, object string, made providers.Handle) (Key, error)
-	// Forget removes the row of a draft or of a key that is Ready, whatever its device still has.
+	// Forget removes the row of a key in whatever state, hidden or not, whatever its device still has.
 	Forget(ctx context.Context, number int64) error
 	// BeginDestroy turns Draft or Ready into Destroying. KeepForever is StatusNotPermitted.
 	BeginDestroy(ctx context.Context, number int64) (Key, error)

@@ -29,7 +29,7 @@ type token struct {
 	open context.Context // ends with the last user
 	end  context.CancelFunc
 
-	settled func() error // launch.settle, once
+	settled bool // launch.settle is done; of the one start under way
 
 	slots chan struct{} // of the calls under way
 
@@ -74,7 +74,6 @@ func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
 	if t == nil {
 		t = &token{launch: l, selector: s, log: log, key: key, slots: make(chan struct{}, l.width)}
 		t.open, t.end = context.WithCancel(context.Background())
-		t.settled = sync.OnceValue(t.launch.settle)
 		tokens[key] = t
 	}
 	t.users++
@@ -203,7 +202,11 @@ func (t *token) failed() {
 
 // begin starts a worker, has it find the token, and logs in.
 func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
-	err := t.settled()
+	var err error
+	if !t.settled {
+		err = t.launch.settle()
+		t.settled = err == nil
+	}
 	var p *process
 	if err == nil {
 		p, err = t.launch.start(t.log)

@@ -268,7 +268,11 @@ func readRequest(r io.Reader) (in request, err error) {
 		m, err := r.Read(b[n:])
 		n += m
 		if line, _, ok := bytes.Cut(b[:n], []byte("\n")); ok {
-			return in, json.Unmarshal(line, &in)
+			if err := json.Unmarshal(line, &in); err != nil {
+				psa.Wipe(in.Recovery)
+				return request{}, err
+			}
+			return in, nil
 		}
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF

@@ -63,9 +63,12 @@ func (m *module) find(r *request, a *response) error {
 	if m.marker, err = m.findMarker(); err != nil {
 		return err
 	}
-	a.token, err = m.token(t)
+	if a.token, err = m.token(t); err != nil {
+		return err
+	}
 	a.token.marker = m.marker
-	return err
+	m.alone.Store(quirksOf(a.token).alone)
+	return nil
 }
 
 func (m *module) token(t p11.TokenInfo) (tokenInfo, error) {
@@ -187,8 +190,24 @@ func (m *module) onObject(r *request, f func(session, p11.ObjectHandle) error) e
 		delete(m.objects, key)
 		m.mu.Unlock()
 	}
-	return m.with(func(s session) error {
-		found, err := m.search(s, r.object.template(), 2)
+	handle, err := m.one(&r.object)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	if len(m.objects) >= maxObjects {
+		clear(m.objects)
+	}
+	m.objects[key] = handle
+	m.mu.Unlock()
+	return m.with(func(s session) error { return f(s, handle) })
+}
+
+// one finds the one object that is named.
+func (m *module) one(o *object) (handle p11.ObjectHandle, err error) {
+	defer m.searching()()
+	err = m.with(func(s session) error {
+		found, err := m.search(s, o.template(), 2)
 		switch {
 		case err != nil:
 			return err
@@ -197,17 +216,10 @@ func (m *module) onObject(r *request, f func(session, p11.ObjectHandle) error) e
 		case len(found) > 1:
 			return &outcomeError{outcomeAmbiguous, "the token has several objects of that name"}
 		}
-		if err := m.isSame(s, found[0], &r.object); err != nil {
-			return err
-		}
-		m.mu.Lock()
-		if len(m.objects) >= maxObjects {
-			clear(m.objects)
-		}
-		m.objects[key] = found[0]
-		m.mu.Unlock()
-		return f(s, found[0])
+		handle = found[0]
+		return m.isSame(s, handle, o)
 	})
+	return handle, err
 }
 
 // isSame refuses an object that has the name of another one, where the token shows which it is: a private key on a curve
@@ -364,6 +376,7 @@ func (m *module) make(r *request, a *response) error {
 		a.object = uint64(private)
 		list, err := m.read(s, public, r.types)
 		if err != nil {
+			_, _ = m.ctx.DestroyObject(s, public), m.ctx.DestroyObject(s, private) // a Destroy of the ID would find them
 			return &failure{"C_GetAttributeValue", err, true}
 		}
 		a.objects = [][]attribute{list}
@@ -375,6 +388,7 @@ func (m *module) make(r *request, a *response) error {
 	if !onToken {
 		return m.onHeld(create)
 	}
+	defer m.changing()()
 	if err := m.mark(); err != nil {
 		return err
 	}

@@ -413,6 +413,45 @@ func TestModuleDiesWhileCreating(t *testing.T) {
 	}
 }
 
+// TestMakersBesideSearches: each signature by a new key searches the token first, while other keys are made and destroyed.
+func TestMakersBesideSearches(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "makers")[0]
+	p := use(t, settingsOf(token, nil))
+	create(t, p, p256) // with it the token is marked
+	before := token.Objects()
+	rounds := 25
+	if os.Getenv("PARSECFS_TEST_LONG") != "" {
+		rounds = 250
+	}
+	var makers sync.WaitGroup
+	for range 8 {
+		makers.Go(func() {
+			for range rounds {
+				var h providers.Handle
+				_, _ = rand.Read(h[:]) // never fails
+				m := &made{handle: h, attributes: attributes(t, p256)}
+				var err error
+				if m.blob, err = p.Create(t.Context(), h, m.attributes, nil); err != nil {
+					t.Errorf("Create: %v", err)
+					return
+				}
+				if m.key, err = p.Open(t.Context(), h, m.attributes, m.blob); err != nil {
+					t.Errorf("Open: %v", err)
+				} else if err := m.sign(t.Context(), "found"); err != nil {
+					t.Error(err)
+				}
+				if err := p.Destroy(t.Context(), h); err != nil {
+					t.Errorf("Destroy: %v", err)
+				}
+			}
+		})
+	}
+	makers.Wait()
+	if after := token.Objects(); !slices.Equal(before, after) {
+		t.Errorf("the token has other objects now:\n%v\n%v", before, after)
+	}
+}
+
 func TestHangingCall(t *testing.T) {
 	token := pkcs11test.SoftHSM(t, "hang")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, map[string]any{"sessions": int64(3)}))
@@ -653,17 +692,30 @@ func TestModuleDiesInLogin(t *testing.T) {
 	token := pkcs11test.SoftHSM(t, "login")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, nil))
 	token.Harm("C_Login crash-after")
+	refusedInTheEnd(t, p, "a module that dies in C_Login")
+	token.Harm("")
+	if _, err := use(t, settingsOf(&token.Token, map[string]any{"user_pin": "str:" + token.PIN, "sessions": int64(3)})).Identity(t.Context()); err != nil {
+		t.Errorf("another provider: %v", err)
+	}
+}
+
+// TestOddLogin: a module says of C_Login that it failed, and not that the PIN was wrong.
+func TestOddLogin(t *testing.T) {
+	token := pkcs11test.SoftHSM(t, "odd")[0].Sabotaged()
+	p := use(t, settingsOf(&token.Token, nil))
+	token.Harm("C_Login 6") // CKR_FUNCTION_FAILED
+	refusedInTheEnd(t, p, "a module that fails in C_Login")
+}
+
+func refusedInTheEnd(t *testing.T, p providers.Provider, what string) {
+	t.Helper()
 	var err error
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		if _, err = p.Identity(t.Context()); psa.StatusOf(err) == psa.StatusNotPermitted {
 			break
 		}
 	}
-	wantStatus(t, "a module that dies in C_Login", err, psa.StatusNotPermitted)
-	token.Harm("")
-	if _, err := use(t, settingsOf(&token.Token, map[string]any{"user_pin": "str:" + token.PIN, "sessions": int64(3)})).Identity(t.Context()); err != nil {
-		t.Errorf("another provider: %v", err)
-	}
+	wantStatus(t, what, err, psa.StatusNotPermitted)
 }
 
 func TestModuleAwayWhileLearning(t *testing.T) {

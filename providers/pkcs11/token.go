@@ -44,7 +44,7 @@ type token struct {
 
 	// of the one start under way
 	refused   [sha256.Size]byte // the last PIN that the token refused
-	loginDied int               // logins, one after the other, in which the module died or hung
+	oddLogins int               // one after the other, that failed otherwise
 
 	hardware atomic.Bool // as the module says of the slot, once it was asked
 
@@ -281,8 +281,8 @@ type pins struct {
 	refused refusals
 }
 
-// maxLoginsDied is fewer than the tries that tokens give.
-const maxLoginsDied = 2
+// maxOddLogins is fewer than the tries that tokens give.
+const maxOddLogins = 2
 
 // logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be
 // the last try.
@@ -316,27 +316,33 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 		e.Device = "C_Login: " + name(p11.CKR_PIN_INCORRECT)
 		return e
 	}
-	if t.loginDied >= maxLoginsDied {
-		return psa.Errorf(psa.StatusNotPermitted, "the module died %d times in C_Login, and may have counted wrong PINs", t.loginDied).
+	if t.oddLogins >= maxOddLogins {
+		return psa.Errorf(psa.StatusNotPermitted, "C_Login failed %d times, and the token may have counted wrong PINs", t.oddLogins).
 			WithHint("restart the program to have the PIN tried again")
 	}
 	a, err := p.do(ctx, &request{method: methodLogin, data: pin}, func() {})
 	if err != nil {
-		t.loginDied++
+		t.oddLogins++
 		return began("C_Login", err)
 	}
-	t.loginDied = 0
 	if a.outcome == outcomeOK {
+		t.oddLogins = 0
 		return nil
 	}
 	failure := a.err("logging in")
+	now, err := p.do(ctx, &request{method: methodIdentify}, func() {})
+	there := err == nil && now.outcome == outcomeOK
+	counted = there && now.token.flags&p11.CKF_USER_PIN_COUNT_LOW != 0
 	switch p11.Error(a.rv) {
 	case p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_LOCKED:
-		again, err := p.do(ctx, &request{method: methodIdentify}, func() {})
-		counted := err == nil && again.outcome == outcomeOK && again.token.flags&p11.CKF_USER_PIN_COUNT_LOW != 0
+		t.oddLogins = 0
 		t.refused = sum
 		if err := own.refused.add(token.serial, pin, counted); err != nil {
 			return psa.Errorf(psa.StatusNotPermitted, "%w; and it cannot be noted, so that the next start tries it again: %w", failure, err)
+		}
+	default:
+		if there { // some modules say so little of a wrong PIN
+			t.oddLogins++
 		}
 	}
 	return failure

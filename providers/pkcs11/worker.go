@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -102,8 +103,27 @@ func endWithStarter() {
 	}
 }
 
-// changes is read-locked by the calls that change the token.
+// changes is held by the calls that change the token: read-locked, or, where the token cannot do with others beside them,
+// locked, and read-locked by those that search it.
 var changes sync.RWMutex
+
+func (m *module) changing() (done func()) {
+	if m.alone.Load() {
+		changes.Lock()
+		return changes.Unlock
+	}
+	changes.RLock()
+	return changes.RUnlock
+}
+
+// searching is called before m.search, but where the caller changes the token.
+func (m *module) searching() (done func()) {
+	if m.alone.Load() {
+		changes.RLock()
+		return changes.RUnlock
+	}
+	return func() {}
+}
 
 // end ends this process once what changes the token is done, for closeTime at most: some tokens are left with half a key
 // otherwise, which nobody can name.
@@ -137,6 +157,8 @@ func closeOthers(first int) {
 type module struct {
 	ctx  *p11.Ctx
 	info p11.Info
+	// alone: its token's changes suffer no search beside them.
+	alone atomic.Bool
 
 	mu      sync.Mutex
 	open    bool
@@ -229,7 +251,7 @@ func (m *module) answer(r *request) *response {
 	}
 	if o, ok := errors.AsType[*outcomeError](err); ok {
 		a.outcome, a.what = o.outcome, o.what
-		if o.outcome == outcomeNotFound && !m.well() {
+		if o.outcome == outcomeNotFound && !m.stillWell() {
 			a.outcome = outcomeLost // a token that is away shows no objects
 		}
 		return a
@@ -248,9 +270,9 @@ func (m *module) answer(r *request) *response {
 		return a
 	}
 	switch {
-	case ended[rv], !begun && removed[rv], !begun && suspicious[rv] && !m.well():
+	case ended[rv], !begun && removed[rv], !begun && suspicious[rv] && !m.stillWell():
 		a.outcome = outcomeLost
-	case removed[rv], suspicious[rv] && !m.well():
+	case removed[rv], suspicious[rv] && !m.stillWell():
 		a.outcome = outcomeGone
 	}
 	return a
@@ -274,6 +296,11 @@ var (
 func is(err error, set errorSet) bool {
 	rv, ok := errors.AsType[p11.Error](err)
 	return ok && set[rv]
+}
+
+func (m *module) stillWell() bool {
+	defer m.searching()()
+	return m.well()
 }
 
 // well says whether the token is still there and, where that is needed, somebody logged in.
@@ -311,16 +338,14 @@ func (m *module) do(r *request, a *response) error {
 	case methodLogin:
 		return m.logIn(r)
 	case methodIdentify:
+		defer m.searching()()
 		return m.identify(a)
 	case methodMechanisms:
 		return m.mechanisms(a)
 	case methodCreate, methodGenerate:
-		changes.RLock()
-		defer changes.RUnlock()
 		return m.make(r, a)
 	case methodDestroy:
-		changes.RLock()
-		defer changes.RUnlock()
+		defer m.changing()()
 		return m.destroy(r)
 	case methodForget:
 		return m.onHeld(func(s session) error {
@@ -333,6 +358,7 @@ func (m *module) do(r *request, a *response) error {
 			return err
 		})
 	case methodList:
+		defer m.searching()()
 		return m.list(r, a)
 	case methodSign, methodEncrypt, methodDecrypt, methodDerive:
 		return m.onObject(r, func(s session, o p11.ObjectHandle) (err error) {

@@ -155,7 +155,7 @@ func (c *callerCache) find(tid uint32) program {
 		return p
 	}
 	now := time.Now()
-	s, ok, _ := readStat(tid)
+	s, ok, _ := readStat(tid, execLooks)
 	if !ok {
 		return program{}
 	}

@@ -3,9 +3,11 @@ package nodes
 import (
 	"bytes"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,18 +91,30 @@ type procStat struct {
 	start  uint64
 }
 
-// execWait is how long a process is waited for that does not say how it is: one in the middle of execve(2) says nothing
-// before its descriptors are closed, and so before we have answered its FLUSH.
-const execWait = 100 * time.Millisecond
+// A process in the middle of execve(2) does not say how it is before its descriptors are closed, and so before we have
+// answered its FLUSH. The kernel holds whoever asks back in an uninterruptible sleep (do_task_stat and exec_update_lock),
+// which tells it from one that gets no processor.
+const (
+	// execLook is how often such a thread is looked at.
+	execLook = 20 * time.Millisecond
+	// execLooks in a row that find it asleep are too many for an execve that does not wait for us.
+	execLooks = 2
+	// lineageLooks are for the ancestors of who opens a file: their FLUSH is answered meanwhile.
+	lineageLooks = 250
+)
 
-// readStat reads a process' fields; busy: it is in the middle of execve(2).
-func readStat(pid uint32) (s procStat, ok, busy bool) {
+// readStat reads a process' fields; busy: it is in the middle of execve(2), and was so the given number of looks long.
+func readStat(pid uint32, looks int) (s procStat, ok, busy bool) {
 	type answer struct {
 		s  procStat
 		ok bool
 	}
 	done := make(chan answer, 1)
+	var tid atomic.Int32
 	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		tid.Store(int32(unix.Gettid()))
 		b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/stat")
 		if err != nil {
 			b = nil
@@ -108,14 +122,33 @@ func readStat(pid uint32) (s procStat, ok, busy bool) {
 		s, ok := parseStat(b)
 		done <- answer{s, ok}
 	}()
-	timer := time.NewTimer(execWait)
+	timer := time.NewTimer(execLook)
 	defer timer.Stop()
-	select {
-	case a := <-done:
-		return a.s, a.ok, false
-	case <-timer.C:
-		return procStat{}, false, true
+	for asleep := 0; ; timer.Reset(execLook) {
+		select {
+		case a := <-done:
+			return a.s, a.ok, false
+		case <-timer.C:
+		}
+		if !uninterruptible(tid.Load()) {
+			asleep = 0
+		} else if asleep++; asleep >= looks {
+			return procStat{}, false, true
+		}
 	}
+}
+
+// uninterruptible says whether a thread of ours sleeps so; where the kernel does not tell, it does.
+func uninterruptible(tid int32) bool {
+	if tid == 0 {
+		return false // it has not begun
+	}
+	b, err := os.ReadFile("/proc/self/task/" + strconv.Itoa(int(tid)) + "/status")
+	if err != nil {
+		return true
+	}
+	_, state, _ := bytes.Cut(b, []byte("\nState:\t"))
+	return len(state) == 0 || state[0] == 'D'
 }
 
 // parseStat skips the command's name, which may hold anything, by its last parenthesis.
@@ -146,7 +179,7 @@ func lineageOf(tid uint32) *lineage {
 		if pid <= 1 {
 			break
 		}
-		s, ok, _ := readStat(pid)
+		s, ok, _ := readStat(pid, lineageLooks)
 		if !ok {
 			break
 		}
@@ -170,7 +203,7 @@ func statusField(b []byte, name string) uint64 {
 }
 
 func (p process) alive() bool {
-	s, ok, busy := readStat(p.pid)
+	s, ok, busy := readStat(p.pid, execLooks)
 	return busy || ok && s.state != 'Z' && s.state != 'X' && s.start == p.start
 }
 
@@ -178,7 +211,7 @@ func (p process) alive() bool {
 // closed in the middle of what it wrote. busy: they are closed by an execve(2), perhaps a child's while its parent writes.
 func killed(tid uint32) (killed, busy bool) {
 	const pfSignaled = 0x400
-	s, ok, busy := readStat(tid)
+	s, ok, busy := readStat(tid, execLooks)
 	return ok && s.flags&pfSignaled != 0, busy
 }
 

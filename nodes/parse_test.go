@@ -95,7 +95,7 @@ func FuzzProcStat(f *testing.F) {
 }
 
 func TestOwnStat(t *testing.T) {
-	s, ok, _ := readStat(uint32(os.Getpid()))
+	s, ok, _ := readStat(uint32(os.Getpid()), execLooks)
 	if !ok || s.parent != uint32(os.Getppid()) || s.start == 0 || s.start > now().tick {
 		t.Errorf("%+v, %v", s, ok)
 	}

@@ -173,6 +173,17 @@ func forgetKey(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller
 	return err
 }
 
+// RenameProvider gives a provider another name. No daemon may have the state, and the configuration may have either name.
+func RenameProvider(ctx context.Context, o StateOptions, from, to string) error {
+	if err := checkProviderName(to); err != nil {
+		return &Error{KindUsage, err, "parsecfs provider rename OLD NEW"}
+	}
+	if err := kim.RenameProvider(ctx, kim.Options{Dir: o.StateDir, Path: o.Config.SQLite}, from, to); err != nil {
+		return stateError(err)
+	}
+	return nil
+}
+
 // ForeignInfo is a key on a device, as keys adopt shows it.
 type ForeignInfo struct {
 	Provider string `json:"provider"`

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -205,6 +206,26 @@ func (k *KIM) checkProviders(ctx context.Context) error {
 		return k.store.SetDefaultProvider(ctx, k.byDefault.Number())
 	}
 	return nil
+}
+
+// RenameProvider gives a provider and its keys another name, in a state that no process has open (StatusBadState): it is
+// the same provider still, and the configuration must name it so. See Store.
+func RenameProvider(ctx context.Context, o Options, from, to string) (err error) {
+	o = o.withDefaults()
+	if _, err := os.Stat(o.Path); err != nil {
+		return fileError(err, "there is no KIM")
+	}
+	dir, err := LockDir(o.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Unlock()) }()
+	s, err := OpenSQLite(ctx, o.Path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return s.RenameProvider(ctx, from, to)
 }
 
 // Close ends what is under way, the providers and the store. What a provider does not finish is undone or finished by

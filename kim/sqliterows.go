@@ -224,6 +224,47 @@ func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identit
 	})
 }
 
+func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error {
+	return s.write(ctx, "cannot rename provider "+from, func(t *tx) error {
+		var number, other int64
+		var first, isDefault, keys bool
+		err := t.row("SELECT number, is_default FROM providers WHERE name = ?", []any{from}, &number, &first)
+		if errors.Is(err, sql.ErrNoRows) {
+			return psa.Errorf(psa.StatusDoesNotExist, "there is no provider %s", from)
+		}
+		if err != nil || from == to {
+			return err
+		}
+		err = t.row("SELECT number, is_default, EXISTS (SELECT 1 FROM keys WHERE provider = providers.number) FROM providers WHERE name = ?",
+			[]any{to}, &other, &isDefault, &keys)
+		switch {
+		case err == nil && keys:
+			return psa.Errorf(psa.StatusAlreadyExists, "there is a provider %s already, with keys of its own", to).
+				WithHint("give another name")
+		case err == nil: // the start after its name changed in the configuration made it
+			if _, err := t.exec("DELETE FROM providers WHERE number = ?", other); err != nil {
+				return err
+			}
+			if err := t.removeNumber(other); err != nil {
+				return err
+			}
+		case !errors.Is(err, sql.ErrNoRows):
+			return err
+		}
+		err = t.one("provider "+from, Change{Provider: number, Kind: ProviderChanged},
+			"UPDATE providers SET name = ?, is_default = ? WHERE number = ?", to, first || isDefault, number)
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec("UPDATE data_key SET kind = ? WHERE kind = ?", WrapProvider+to, WrapProvider+from); err != nil {
+			return err
+		}
+		old, now := "../providers/"+from+"/", "../providers/"+to+"/"
+		_, err = t.exec("UPDATE aliases SET target = ?1 || substr(target, length(?2) + 1) WHERE substr(target, 1, length(?2)) = ?2", now, old)
+		return err
+	})
+}
+
 func (s *sqliteStore) SetDefaultProvider(ctx context.Context, number int64) error {
 	return s.write(ctx, "cannot store the default provider", func(t *tx) error {
 		if _, err := t.exec("UPDATE providers SET is_default = 0 WHERE is_default <> 0"); err != nil {

@@ -84,7 +84,7 @@ func rootCommand(ready *readyPipe) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: cmd.CommandPath() + " --help"}
 	})
-	root.AddCommand(mountCommand(ready), unmountCommand(), checkConfigCommand(), keysCommand(), stateCommand(), versionCommand())
+	root.AddCommand(mountCommand(ready), unmountCommand(), checkConfigCommand(), keysCommand(), providerCommand(), stateCommand(), versionCommand())
 	return root
 }
 

@@ -185,6 +185,7 @@ func testProviders(t *testing.T, s *suite) {
 	s.ok(s.SetProviderSeen(ctx, tpm.Number, "serial 7", "a\nb\n"))
 	s.status(s.SetDefaultProvider(ctx, 999), psa.StatusDoesNotExist)
 	s.status(s.SetProviderSeen(ctx, 999, "", ""), psa.StatusDoesNotExist)
+	s.status(s.RenameProvider(ctx, "none", "other"), psa.StatusDoesNotExist)
 	_, err := s.EnsureProvider(ctx, "tpm", "Software2")
 	s.status(err, psa.StatusInvalidArgument)
 	s.start()
@@ -196,6 +197,22 @@ func testProviders(t *testing.T, s *suite) {
 	if len(all) != 2 || all[0].Name != "software" || !all[0].Default || all[1].Name != "tpm" || all[1].Default {
 		t.Fatalf("%+v", all)
 	}
+
+	s.draft(soft.Number, "key")
+	s.status(s.RenameProvider(ctx, "tpm", "software"), psa.StatusAlreadyExists)
+	alias, err := s.CreateAlias(ctx, kim.Alias{Name: "mine", Target: "../providers/software/keys/key"})
+	s.ok(err)
+	s.ok(s.RenameProvider(ctx, "software", "tpm")) // which has no keys, and goes
+	s.start()
+	all, err = s.Providers(ctx)
+	s.ok(err)
+	if len(all) != 1 || all[0].Name != "tpm" || all[0].Number != soft.Number || all[0].UUID != soft.UUID || !all[0].Default {
+		t.Fatalf("%+v; it was %+v", all, soft)
+	}
+	if alias, err = s.Alias(ctx, "mine"); err != nil || alias.Target != "../providers/tpm/keys/key" {
+		t.Fatalf("%+v, %v", alias, err)
+	}
+	s.ok(s.RenameProvider(ctx, "tpm", "tpm"))
 }
 
 func testLife(t *testing.T, s *suite) {

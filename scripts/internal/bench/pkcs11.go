@@ -13,12 +13,13 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// bareToken signs with a PKCS #11 module alone: sessions that are kept, and one key whose handle is known.
+// bareToken signs with a PKCS #11 module alone: sessions that are kept, and one key on the token, as parsecfs's is, whose
+// handle is known.
 type bareToken struct {
-	module *pkcs11.Ctx
-	slot   uint
-	login  pkcs11.SessionHandle
-	key    pkcs11.ObjectHandle
+	module      *pkcs11.Ctx
+	slot        uint
+	login       pkcs11.SessionHandle
+	public, key pkcs11.ObjectHandle
 }
 
 func openBareToken(library, label, pin string) (*bareToken, error) {
@@ -46,16 +47,16 @@ func openBareToken(library, label, pin string) (*bareToken, error) {
 			return nil, err
 		}
 		p256 := []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07}
-		_, b.key, err = b.module.GenerateKeyPair(b.login, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
-			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256), pkcs11.NewAttribute(pkcs11.CKA_VERIFY, true)},
-			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_SIGN, true), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true)})
+		b.public, b.key, err = b.module.GenerateKeyPair(b.login, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, p256), pkcs11.NewAttribute(pkcs11.CKA_VERIFY, true)},
+			[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_SIGN, true), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true)})
 		return b, err
 	}
 	return nil, fmt.Errorf("no token %q", label)
 }
 
 func (b *bareToken) close() error {
-	return errors.Join(b.module.CloseAllSessions(b.slot), b.module.Finalize())
+	return errors.Join(b.module.DestroyObject(b.login, b.key), b.module.DestroyObject(b.login, b.public), b.module.CloseAllSessions(b.slot), b.module.Finalize())
 }
 
 // worker has a session of its own.

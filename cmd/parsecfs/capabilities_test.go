@@ -59,9 +59,6 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 							c.Bits = sizes[len(sizes)-1]
 						}
 					}
-					if store.token && !long() && !c.Has(psa.Random) && !tokenTries(c) {
-						t.Skip("the long form tries it: to the token it is the same as another line")
-					}
 					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i)), wrapped: store.name == "tpm"}
 					if c.Has(psa.Random) {
 						l.random(filepath.Join(provider, "random"))
@@ -109,21 +106,6 @@ func (s store) generates(c psa.Capability) bool {
 		return c.Bits == 2048 && c.Algorithm == psa.RSAPKCS1v15Sign(psa.SHA256)
 	}
 	return c.Bits <= 2048 || c.Algorithm.Hash() == psa.SHA256
-}
-
-// tokenTries says whether the short form tries a token's line: one for each mechanism, type and size. What differs in a hash
-// alone, in what follows on an agreement, or in who has the public key, never reaches a token.
-func tokenTries(c psa.Capability) bool {
-	hash := c.Algorithm.Hash()
-	switch alg := c.Algorithm; {
-	case c.Type.IsPublicKey():
-		return c.Bits <= 2048 && (hash == psa.SHA256 || hash == psa.AlgNone)
-	case alg.IsKeyAgreement():
-		return alg == psa.ECDH || c.Bits == 256
-	case alg.IsECDSA(), alg.IsRSAPKCS1v15Sign(), alg.IsRSAPSS(), alg.IsRSAOAEP():
-		return c.Bits == 256 || c.Bits == 2048 || hash == psa.SHA384
-	}
-	return true
 }
 
 // TestWhatIsNotListedIsRefused: a template that capabilities does not name makes no key, and leaves the draft.

@@ -52,7 +52,7 @@ func main() {
 	}
 }
 
-// floor is a file that signs what is written to an open of it when that is read.
+// floor is a file that signs what is written to an open of it when that is read; without a key it gives as many bytes.
 type floor struct {
 	fs.Inode
 	key *ecdsa.PrivateKey
@@ -78,6 +78,9 @@ func (f *floor) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) s
 }
 
 func (f *floor) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	if f.key == nil { // the least that a file system can do
+		return &floorHandle{}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
+	}
 	return &floorHandle{key: f.key}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 
@@ -93,6 +96,10 @@ func (h *floorHandle) Read(context.Context, []byte, int64) (fuse.ReadResult, sys
 	defer h.mu.Unlock()
 	if h.msg == nil {
 		return fuse.ReadResultData(nil), 0
+	}
+	if h.key == nil {
+		h.msg = nil
+		return fuse.ReadResultData(make([]byte, answered)), 0
 	}
 	sum := sha256.Sum256(h.msg)
 	h.msg = nil
@@ -113,6 +120,7 @@ func serve(dir string) error {
 	server, err := fs.Mount(dir, root, &fs.Options{
 		EntryTimeout: &second, AttrTimeout: &second,
 		OnAdd: func(ctx context.Context) {
+			root.AddChild("empty", root.NewPersistentInode(ctx, &floor{}, fs.StableAttr{}), false)
 			root.AddChild("sign", root.NewPersistentInode(ctx, &floor{key: key}, fs.StableAttr{}), false)
 		},
 		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "floor", Name: "floor", Options: []string{"default_permissions"}},

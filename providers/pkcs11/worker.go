@@ -103,17 +103,24 @@ func endWithStarter() {
 	}
 }
 
+// ending: no change of the token begins any more.
+var ending atomic.Bool
+
 // changes is held by the calls that change the token: read-locked, or, where the token cannot do with others beside them,
 // locked, and read-locked by those that search it.
 var changes sync.RWMutex
 
 func (m *module) changing() (done func()) {
+	lock, done := changes.RLock, changes.RUnlock
 	if m.alone.Load() {
-		changes.Lock()
-		return changes.Unlock
+		lock, done = changes.Lock, changes.Unlock
 	}
-	changes.RLock()
-	return changes.RUnlock
+	lock()
+	if ending.Load() { // it waited for its turn, and nobody waits for it
+		done()
+		select {}
+	}
+	return done
 }
 
 // searching is called before m.search, but where the caller changes the token.
@@ -132,7 +139,8 @@ func end() {
 		time.Sleep(closeTime)
 		os.Exit(0)
 	}()
-	changes.Lock() // no other begins
+	ending.Store(true)
+	changes.Lock()
 	os.Exit(0)
 }
 

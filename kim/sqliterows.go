@@ -227,7 +227,7 @@ func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identit
 func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error {
 	return s.write(ctx, "cannot rename provider "+from, func(t *tx) error {
 		var number, other int64
-		var first, isDefault, keys bool
+		var first, isDefault, keys, wraps bool
 		err := t.row("SELECT number, is_default FROM providers WHERE name = ?", []any{from}, &number, &first)
 		if errors.Is(err, sql.ErrNoRows) {
 			return psa.Errorf(psa.StatusDoesNotExist, "there is no provider %s", from)
@@ -235,12 +235,15 @@ func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error
 		if err != nil || from == to {
 			return err
 		}
-		err = t.row("SELECT number, is_default, EXISTS (SELECT 1 FROM keys WHERE provider = providers.number) FROM providers WHERE name = ?",
-			[]any{to}, &other, &isDefault, &keys)
+		err = t.row("SELECT number, is_default, EXISTS (SELECT 1 FROM keys WHERE provider = providers.number), EXISTS (SELECT 1 FROM data_key WHERE kind = ?) FROM providers WHERE name = ?",
+			[]any{WrapProvider + to, to}, &other, &isDefault, &keys, &wraps)
 		switch {
 		case err == nil && keys:
 			return psa.Errorf(psa.StatusAlreadyExists, "there is a provider %s already, with keys of its own", to).
 				WithHint("give another name")
+		case err == nil && wraps:
+			return psa.Errorf(psa.StatusAlreadyExists, "there is a provider %s already, and it wraps the data key", to).
+				WithHint("give another name, or state rewrap first")
 		case err == nil: // the start after its name changed in the configuration made it
 			if _, err := t.exec("DELETE FROM providers WHERE number = ?", other); err != nil {
 				return err

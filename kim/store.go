@@ -166,7 +166,8 @@ type Store interface {
 	// SetProviderSeen stores what the device said when it was there.
 	SetProviderSeen(ctx context.Context, number int64, identity, capabilities string) error
 	// RenameProvider gives the provider, which stays the same one, another name, also where aliases and the data key's
-	// wrapping have it. A provider that has that name already and a key is StatusAlreadyExists; one without keys goes.
+	// wrapping have it. A provider that has that name already is StatusAlreadyExists where it has a key or wraps the
+	// data key, and goes otherwise.
 	RenameProvider(ctx context.Context, from, to string) error
 	// SetDefaultProvider makes it the one and only default.
 	SetDefaultProvider(ctx context.Context, number int64) error

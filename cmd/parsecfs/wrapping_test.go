@@ -317,6 +317,33 @@ func TestWrappedByTPM(t *testing.T) {
 	ownWorks()
 }
 
+// TestWrappedByRenamed: the provider that wraps the data key gets another name, and none takes its.
+func TestWrappedByRenamed(t *testing.T) {
+	s := newWrapStore(t)
+	s.mustRewrap("--recovery-key", filepath.Join(t.TempDir(), "recovery"), "tpm:chip")
+	if code := s.m.stop(); code != 0 {
+		t.Fatal(code)
+	}
+	rename := func(from, to string) (stderr string, code int) {
+		_, stderr, code = parsecfs(t, "provider", "rename", "--config", s.config, "--state-dir", s.m.StateDir, from, to)
+		return stderr, code
+	}
+	if stderr, code := rename("p", "chip"); code == 0 || !strings.Contains(stderr, "it wraps the data key") || !strings.Contains(stderr, "hint: ") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	if stderr, code := rename("chip", "soc"); code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	file := s.m.args[slices.Index(s.m.args, "--config")+1]
+	if err := os.WriteFile(file, []byte(strings.Replace(wrapConfig(s.chip, "wrapping = \"tpm:soc\"\n"), `"chip"`, `"soc"`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.m.restart()
+	s.until("ready")
+	s.check()
+	s.hasFile(false)
+}
+
 // TestWrappedBackup: a backup of a store that a TPM wraps holds no wrapping key, and opens elsewhere with the recovery key.
 func TestWrappedBackup(t *testing.T) {
 	s := newWrapStore(t)

@@ -943,6 +943,12 @@ func testDataKey(t *testing.T, s *suite) {
 	s.ok(s.ReplaceDataKey(ctx, first.WrappingID, second))
 	s.status(s.ReplaceDataKey(ctx, first.WrappingID, kim.WrappedKey{Kind: "file", WrappingID: [16]byte{4}, Wrapped: []byte("late")}), psa.StatusBadState)
 	check(second)
+	s.provider("p")
+	s.provider("q")
+	s.status(s.RenameProvider(ctx, "q", "p"), psa.StatusAlreadyExists)
+	s.ok(s.RenameProvider(ctx, "p", "q"))
+	second.Kind = "tpm:q"
+	check(second)
 	var won atomic.Int32
 	var both sync.WaitGroup
 	for i := range 8 {

@@ -109,6 +109,16 @@ func wantStatus(t *testing.T, what string, err error, want psa.Status) {
 	}
 }
 
+// inTheEnd tries until there is no error, for 20 seconds at most.
+func inTheEnd(try func() error) (err error) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if err = try(); err == nil {
+			break
+		}
+	}
+	return err
+}
+
 const p256 = "ecdsa-p256-sha256"
 
 func TestWrongPINIsTriedOnce(t *testing.T) {
@@ -344,12 +354,7 @@ func TestModuleDiesWhileSigning(t *testing.T) {
 		for m.sign(t.Context(), "until it dies") == nil {
 		}
 		token.Harm("")
-		var err error
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-			if err = m.sign(t.Context(), "until it is back"); err == nil {
-				break
-			}
-		}
+		err := inTheEnd(func() error { return m.sign(t.Context(), "until it is back") })
 		if err != nil {
 			t.Errorf("%s: it does not come back: %v", harm, err)
 		}
@@ -399,11 +404,7 @@ func TestModuleDiesWhileCreating(t *testing.T) {
 		wantStatus(t, c.harm, err, psa.StatusCommunicationFailure)
 		token.Harm("")
 		// What the KIM does with an unknown outcome, once the device answers.
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-			if err = p.Destroy(t.Context(), h); err == nil {
-				break
-			}
-		}
+		err = inTheEnd(func() error { return p.Destroy(t.Context(), h) })
 		if err != nil {
 			t.Errorf("%s: Destroy: %v", c.harm, err)
 		}
@@ -485,12 +486,7 @@ func TestHangingCall(t *testing.T) {
 	for range 3 {
 		<-ended
 	}
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		if err = m.sign(t.Context(), "with a new one"); err == nil {
-			break
-		}
-	}
+	err := inTheEnd(func() error { return m.sign(t.Context(), "with a new one") })
 	if err != nil {
 		t.Errorf("after all calls hung: %v", err)
 	}
@@ -709,13 +705,16 @@ func TestOddLogin(t *testing.T) {
 
 func refusedInTheEnd(t *testing.T, p providers.Provider, what string) {
 	t.Helper()
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		if _, err = p.Identity(t.Context()); psa.StatusOf(err) == psa.StatusNotPermitted {
-			break
+	err := inTheEnd(func() error {
+		_, err := p.Identity(t.Context())
+		if psa.StatusOf(err) != psa.StatusNotPermitted {
+			return fmt.Errorf("not refused yet, but %v", err)
 		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
 	}
-	wantStatus(t, what, err, psa.StatusNotPermitted)
 }
 
 func TestModuleAwayWhileLearning(t *testing.T) {
@@ -727,12 +726,10 @@ func TestModuleAwayWhileLearning(t *testing.T) {
 	}
 	token.Harm("")
 	var lines []psa.Capability
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		if lines, err = p.Capabilities(t.Context()); err == nil {
-			break
-		}
-	}
+	err := inTheEnd(func() (err error) {
+		lines, err = p.Capabilities(t.Context())
+		return err
+	})
 	if a := attributes(t, p256); err != nil || !psa.Supports(lines, psa.Sign, a.Type, a.Bits, a.Algorithm) {
 		t.Errorf("%d lines, without ECDSA, or %v", len(lines), err)
 	}

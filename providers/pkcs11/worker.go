@@ -277,10 +277,11 @@ func (m *module) answer(r *request) *response {
 	if r.method == methodOpen || r.method == methodLogin {
 		return a
 	}
+	away := removed[rv] || suspicious[rv] && !m.stillWell()
 	switch {
-	case ended[rv], !begun && removed[rv], !begun && suspicious[rv] && !m.stillWell():
+	case ended[rv], away && !begun:
 		a.outcome = outcomeLost
-	case removed[rv], suspicious[rv] && !m.stillWell():
+	case away:
 		a.outcome = outcomeGone
 	}
 	return a

@@ -12,34 +12,28 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+
 	"golang.org/x/sys/unix"
 )
 
-// isMounted says what the kernel's table says.
-func isMounted(t *testing.T, dir string) bool {
-	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(string(mounts), " "+dir+" fuse.parsecfs ")
-}
-
 // SIGTERM, SIGINT and a lost terminal unmount and end with 0.
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	for _, signal := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP} {
 		t.Run(unix.SignalName(signal), func(t *testing.T) {
-			m := mountParsecfs(t, mountOptions{})
-			if !isMounted(t, m.Dir) {
+			t.Parallel()
+			m := parsecfstest.Mount(t, parsecfstest.Options{})
+			if !parsecfstest.IsMounted(t, m.Dir) {
 				t.Fatal("said that it had mounted, but has not")
 			}
-			if err := m.cmd.Process.Signal(signal); err != nil {
+			if err := m.Process().Signal(signal); err != nil {
 				t.Fatal(err)
 			}
-			if code := m.wait(); code != 0 {
+			if code := m.Wait(); code != 0 {
 				t.Errorf("ended with %d", code)
 			}
-			if isMounted(t, m.Dir) {
+			if parsecfstest.IsMounted(t, m.Dir) {
 				t.Error("left its mount behind")
 			}
 		})
@@ -48,16 +42,17 @@ func TestSignals(t *testing.T) {
 
 // A file that is open when the daemon ends does not keep it: the mount is detached, and the file fails at once.
 func TestStopWhileOpen(t *testing.T) {
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	f, err := os.Open(filepath.Join(m.Dir, "version"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if code := m.stop(); code != 0 {
+	if code := m.Stop(); code != 0 {
 		t.Errorf("ended with %d", code)
 	}
-	if isMounted(t, m.Dir) {
+	if parsecfstest.IsMounted(t, m.Dir) {
 		t.Error("left its mount behind")
 	}
 	if _, err := unix.Pread(int(f.Fd()), make([]byte, 1), 0); !errors.Is(err, unix.ENOTCONN) {
@@ -67,6 +62,7 @@ func TestStopWhileOpen(t *testing.T) {
 
 // The service manager hears READY once the tree answers, and STOPPING when it ends.
 func TestServiceManager(t *testing.T) {
+	t.Parallel()
 	name := filepath.Join(t.TempDir(), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
@@ -82,11 +78,11 @@ func TestServiceManager(t *testing.T) {
 		}
 		return string(buf[:n])
 	}
-	m := mountParsecfs(t, mountOptions{Env: []string{"NOTIFY_SOCKET=" + name}})
+	m := parsecfstest.Mount(t, parsecfstest.Options{Env: []string{"NOTIFY_SOCKET=" + name}})
 	if got, want := heard(), "READY=1\nSTATUS=mounted on "+m.Dir; got != want {
 		t.Errorf("heard %q, want %q", got, want)
 	}
-	m.stop()
+	m.Stop()
 	if got := heard(); got != "STOPPING=1" {
 		t.Errorf("heard %q", got)
 	}
@@ -95,7 +91,8 @@ func TestServiceManager(t *testing.T) {
 // An abort through fusectl ends the daemon with an error, so that a service manager starts it again, and leaves no
 // dead mount.
 func TestAbort(t *testing.T) {
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	var st unix.Stat_t
 	if err := unix.Stat(m.Dir, &st); err != nil {
 		t.Fatal(err)
@@ -109,23 +106,24 @@ func TestAbort(t *testing.T) {
 	if err := os.WriteFile(file, []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if code := m.wait(); code != exitFUSE {
-		t.Errorf("ended with %d, want %d:\n%s", code, exitFUSE, m.log)
+	if code := m.Wait(); code != exitFUSE {
+		t.Errorf("ended with %d, want %d:\n%s", code, exitFUSE, m.Log())
 	}
-	if isMounted(t, m.Dir) {
+	if parsecfstest.IsMounted(t, m.Dir) {
 		t.Error("left its mount behind")
 	}
 }
 
 // killed and restarted, the daemon is back on the same mountpoint.
 func TestRestart(t *testing.T) {
-	m := mountParsecfs(t, mountOptions{})
-	m.kill()
+	t.Parallel()
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
+	m.Kill()
 	var st unix.Statfs_t
 	if err := unix.Statfs(m.Dir, &st); !errors.Is(err, unix.ENOTCONN) {
 		t.Errorf("a dead mount says %v", err)
 	}
-	m.restart()
+	m.Restart()
 	if _, err := os.Stat(filepath.Join(m.Dir, "version")); err != nil {
 		t.Error(err)
 	}
@@ -133,7 +131,7 @@ func TestRestart(t *testing.T) {
 
 // A kernel that limits requests gets no operation that takes longer. The limit here is one that disturbs no other test.
 func TestRequestTimeout(t *testing.T) {
-	requireFUSE(t)
+	parsecfstest.RequireFUSE(t)
 	const sysctl = "/proc/sys/fs/fuse/max_request_timeout"
 	before, err := os.ReadFile(sysctl)
 	if errors.Is(err, os.ErrNotExist) {
@@ -146,7 +144,7 @@ func TestRequestTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.WriteFile(sysctl, before, 0)
-	m := mountParsecfs(t, mountOptions{Config: `
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: `
 [core_settings]
 generate_timeout = "24h"
 [[key_manager]]
@@ -155,12 +153,12 @@ manager_type = "SQLite"
 [[provider]]
 provider_type = "Software"
 `})
-	m.stop()
+	m.Stop()
 	want := fmt.Sprintf("generate_timeout is limited to %v", 59999*time.Second)
-	if !strings.Contains(m.log.String(), want) {
-		t.Errorf("no %q in\n%s", want, m.log)
+	if !strings.Contains(m.Log(), want) {
+		t.Errorf("no %q in\n%s", want, m.Log())
 	}
-	if strings.Contains(m.log.String(), "operation_timeout") {
-		t.Errorf("operation_timeout is below the limit:\n%s", m.log)
+	if strings.Contains(m.Log(), "operation_timeout") {
+		t.Errorf("operation_timeout is below the limit:\n%s", m.Log())
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 )
 
 // readmeBlocks are the fenced blocks of the README, by language, with their mountpoint replaced.
@@ -26,8 +28,9 @@ func readmeBlocks(t *testing.T, mountpoint string) map[string]string {
 
 // TestTour runs the README's tour as it is written, and has OpenSSL verify what each language signed.
 func TestTour(t *testing.T) {
-	requireFUSE(t)
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	blocks := readmeBlocks(t, m.Dir)
 	dir := t.TempDir()
 	run := func(t *testing.T, name string, args ...string) {
@@ -63,11 +66,12 @@ func TestTour(t *testing.T) {
 
 // TestReadmeConfiguration: the configuration in the README is accepted without a word.
 func TestReadmeConfiguration(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "parsecfs.toml")
 	if err := os.WriteFile(file, []byte(readmeBlocks(t, "/mnt/parsec")["toml"]), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, stderr, code := parsecfs(t, "check-config", file); code != 0 || stderr != "" {
+	if _, stderr, code := parsecfstest.Run(t, "check-config", file); code != 0 || stderr != "" {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
 }

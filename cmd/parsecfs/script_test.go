@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
@@ -24,18 +26,19 @@ import (
 // and the conditions root; mountns: a mount namespace can be made whose mounts nobody else sees; and cgroup: the cgroup
 // hierarchy that systemd uses can be mounted.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			// Scripts start programs as other users.
-			for _, dir := range []string{filepath.Dir(env.WorkDir), env.WorkDir, filepath.Dir(filepath.Dir(parsecfsPath(t)))} {
+			for _, dir := range []string{filepath.Dir(env.WorkDir), env.WorkDir} {
 				if err := os.Chmod(dir, 0o755); err != nil {
 					return err
 				}
 			}
 			env.Setenv("HOME", env.WorkDir)
-			env.Setenv("PARSECFS", parsecfsPath(t))
+			env.Setenv("PARSECFS", parsecfstest.Path(t))
 			env.Defer(func() {
 				for _, pid := range daemons(env.WorkDir) {
 					unix.Kill(pid, unix.SIGTERM)

@@ -1,4 +1,4 @@
-package main
+package clients
 
 import (
 	"fmt"
@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/tests/stores"
 	"github.com/parsecfs/parsecfs/providers/providertest/outside"
 )
 
@@ -50,15 +52,16 @@ var clients = []client{
 // TestClients: whatever program signs, as root or not, it ends with a signature that OpenSSL verifies, or with a
 // non-zero exit. The operation takes 20 ms, so that signals arrive in it.
 func TestClients(t *testing.T) {
-	requireFUSE(t)
-	dir := openTempDir(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	dir := parsecfstest.TempDir(t)
 	for _, program := range []string{"bash", "dash", "busybox", "python3", "node", "gcc", "openssl"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Fatalf("%v: scripts/test installs it", err)
 		}
 	}
 	// Other users may not reach the checkout.
-	if err := os.CopyFS(dir, os.DirFS("testdata/clients")); err != nil {
+	if err := os.CopyFS(dir, os.DirFS("testdata")); err != nil {
 		t.Fatal(err)
 	}
 	for _, build := range [][]string{
@@ -69,11 +72,12 @@ func TestClients(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	slow := stores(t)[1]
-	if err := outside.SetFault(slow.dir, "finish delay 20ms"); err != nil {
+	slow := stores.Outside()
+	slow.Begin(t)
+	if err := outside.SetFault(slow.Dir, "finish delay 20ms"); err != nil {
 		t.Fatal(err)
 	}
-	m := mountParsecfs(t, mountOptions{Config: slow.config})
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: slow.Config})
 	answered, refused := 0, 0
 	for _, uid := range []uint32{0, 65534} {
 		key := filepath.Join(m.Dir, "providers/p/keys", fmt.Sprint("of-", uid))

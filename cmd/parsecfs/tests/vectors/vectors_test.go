@@ -1,4 +1,4 @@
-package main
+package vectors
 
 import (
 	"bytes"
@@ -17,17 +17,19 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // TestVectors runs testdata/vectors.txt through a mount: what deterministic algorithms must give, byte for byte.
 func TestVectors(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	text, err := os.ReadFile("testdata/vectors.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := mountParsecfs(t, mountOptions{})
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	provider := filepath.Join(m.Dir, "providers/software")
 	w := &wycheproof{t: t, keys: filepath.Join(provider, "keys")}
 	defer w.forget()
@@ -157,8 +159,9 @@ func readACVP(t *testing.T, prompt, expected string) (asked, wanted acvp) {
 // TestACVP runs NIST's vectors for ML-DSA and SLH-DSA through a mount: keys from their seeds, and signatures. A
 // signature of ours is randomised (FIPS 204, 3.4; FIPS 205, 9.2), so theirs are verified; Wycheproof has ML-DSA's.
 func TestACVP(t *testing.T) {
-	requireFUSE(t)
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	w := &wycheproof{t: t, keys: filepath.Join(m.Dir, "providers/software/keys")}
 	defer w.forget()
 	// of makes a key out of its bytes, private or public; false where no line of capabilities has that set.

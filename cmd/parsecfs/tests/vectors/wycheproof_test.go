@@ -1,4 +1,4 @@
-package main
+package vectors
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -84,14 +85,15 @@ type wycheproof struct {
 // TestWycheproof runs published vectors (https://github.com/C2SP/wycheproof, with NIST's and the RFCs' among them)
 // through a mount: signatures to verify, ciphers and MACs byte for byte in slots with their own nonces, agreements.
 func TestWycheproof(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	out, err := exec.Command("go", "mod", "download", "-json", "github.com/c2sp/wycheproof").Output()
 	var module struct{ Dir string }
 	if err := errors.Join(err, json.Unmarshal(out, &module)); err != nil {
 		t.Fatalf("the vectors' module: %v", err)
 	}
 	dir := filepath.Join(module.Dir, "testvectors_v1")
-	m := mountParsecfs(t, mountOptions{})
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	total, notHere := 0, 0
 	for _, pattern := range []string{
 		"ecdsa_secp*r1_sha*_test.json", "ecdsa_secp256k1_sha*_test.json", "ecdsa_brainpoolP*_sha*_test.json",
@@ -140,7 +142,7 @@ func TestWycheproof(t *testing.T) {
 
 // few are all the vectors of a group in the long form of the tests, and a quarter of them in the short one.
 func few(all []vector) (some []vector) {
-	if long() {
+	if parsecfstest.Long() {
 		return all
 	}
 	for i, v := range all {
@@ -182,10 +184,10 @@ func (w *wycheproof) use(template string, material []byte) error {
 	if !a.Type.IsAsymmetric() {
 		attributes += fmt.Sprintf("key_bits = %d\n", len(material)*8)
 	}
-	if err := writeOnce(filepath.Join(key, "attributes"), []byte(attributes)); err != nil {
+	if err := parsecfstest.WriteOnce(filepath.Join(key, "attributes"), []byte(attributes)); err != nil {
 		return errNotHere
 	}
-	err = writeOnce(filepath.Join(key, "import"), material)
+	err = parsecfstest.WriteOnce(filepath.Join(key, "import"), material)
 	if errors.Is(err, syscall.EOPNOTSUPP) {
 		return errNotHere
 	}
@@ -207,7 +209,7 @@ func (w *wycheproof) judge(v vector, out, want []byte, err error) {
 }
 
 func (w *wycheproof) ask(file string, parts ...[]byte) ([]byte, error) {
-	return ask(filepath.Join(w.key, file), parts...)
+	return parsecfstest.Ask(filepath.Join(w.key, file), parts...)
 }
 
 // slot is one use of a directory slot: inputs in, one output out.

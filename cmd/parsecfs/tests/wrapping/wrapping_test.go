@@ -1,4 +1,4 @@
-package main
+package wrapping
 
 import (
 	"errors"
@@ -11,6 +11,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/tests/stores"
+
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
@@ -21,72 +24,72 @@ import (
 
 // wrapConfig is a software provider, whose keys are sealed, beside a TPM.
 func wrapConfig(chip *tpmtest.Chip, core string) string {
-	return "[core_settings]\n" + core + kimTable + "[[provider]]\nname = \"p\"\nprovider_type = \"Software\"\n" +
+	return "[core_settings]\n" + core + stores.KIM + "[[provider]]\nname = \"p\"\nprovider_type = \"Software\"\n" +
 		fmt.Sprintf("[[provider]]\nname = \"chip\"\nprovider_type = \"Tpm\"\ntcti = %q\n", chip.TCTI())
 }
 
 // wrapStore is a mount with keys in software, whose store can be rewrapped.
 type wrapStore struct {
-	*keystore
+	*stores.Keystore
 	chip   *tpmtest.Chip
 	config string // a file
 }
 
 func newWrapStore(t *testing.T) *wrapStore {
 	t.Helper()
-	requireFUSE(t)
+	parsecfstest.RequireFUSE(t)
 	chip := tpmtest.Start(t)
-	m := mountParsecfs(t, mountOptions{Config: wrapConfig(chip, "")})
-	s := &wrapStore{keystore: &keystore{t: t, store: store{name: "software"}, keys: map[string][]byte{}, m: m}, chip: chip, config: filepath.Join(t.TempDir(), "config.toml")}
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: wrapConfig(chip, "")})
+	s := &wrapStore{Keystore: &stores.Keystore{T: t, Store: stores.Store{Name: "software"}, Keys: map[string][]byte{}, M: m}, chip: chip, config: filepath.Join(t.TempDir(), "config.toml")}
 	if err := os.WriteFile(s.config, []byte(wrapConfig(chip, "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"generated", "imported"} {
-		make := s.create
+		make := s.Create
 		if name == "imported" {
-			make = s.imported
+			make = s.Import
 		}
 		public, err := make(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.keys[name] = public
+		s.Keys[name] = public
 	}
 	return s
 }
 
 func (s *wrapStore) rewrap(args ...string) (stderr string, code int) {
-	s.t.Helper()
-	_, stderr, code = parsecfs(s.t, append([]string{"state", "rewrap", "--config", s.config, "--state-dir", s.m.StateDir}, args...)...)
+	s.T.Helper()
+	_, stderr, code = parsecfstest.Run(s.T, append([]string{"state", "rewrap", "--config", s.config, "--state-dir", s.M.StateDir}, args...)...)
 	return stderr, code
 }
 
 // killedAt is rewrap by a command that ends itself at a step, and whether it came there.
 func (s *wrapStore) killedAt(step string, args ...string) bool {
-	s.t.Helper()
-	cmd := exec.Command(parsecfsPath(s.t), append([]string{"state", "rewrap", "--config", s.config, "--state-dir", s.m.StateDir}, args...)...)
-	cmd.Env = append(os.Environ(), stepVariable+"="+step)
+	s.T.Helper()
+	cmd := exec.Command(parsecfstest.Path(s.T), append([]string{"state", "rewrap", "--config", s.config, "--state-dir", s.M.StateDir}, args...)...)
+	cmd.Env = append(os.Environ(), parsecfstest.StepVariable+"="+step)
 	out, err := cmd.CombinedOutput()
 	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if err != nil && !(ok && status.Signaled()) {
-		s.t.Fatalf("rewrap %v: %v: %s", args, err, out)
+		s.T.Fatalf("rewrap %v: %v: %s", args, err, out)
 	}
 	return err != nil
 }
 
 func (s *wrapStore) mustRewrap(args ...string) {
-	s.t.Helper()
+	s.T.Helper()
 	if stderr, code := s.rewrap(args...); code != 0 {
-		s.t.Fatalf("rewrap %v: exit %d: %s", args, code, stderr)
+		s.T.Fatalf("rewrap %v: exit %d: %s", args, code, stderr)
 	}
 }
 
 // files are the wrapping keys in the state directory.
 func (s *wrapStore) files() (names []string) {
-	s.t.Helper()
-	entries, err := os.ReadDir(s.m.StateDir)
+	s.T.Helper()
+	entries, err := os.ReadDir(s.M.StateDir)
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "wrapping.key") || strings.HasPrefix(e.Name(), ".aside") {
@@ -98,15 +101,16 @@ func (s *wrapStore) files() (names []string) {
 
 // hasFile says what must lie in the state directory.
 func (s *wrapStore) hasFile(want bool) {
-	s.t.Helper()
+	s.T.Helper()
 	if files := s.files(); want && !slices.Equal(files, []string{"wrapping.key"}) || !want && len(files) > 0 {
-		s.t.Errorf("wrapping keys %q, want one: %v", files, want)
+		s.T.Errorf("wrapping keys %q, want one: %v", files, want)
 	}
 }
 
 // TestKillWhileRewrapping ends whoever rewraps, the daemon or the command alone, at each step and in all directions: the
 // store opens after each, every key is as before, and the command, given again, does what it was to do.
 func TestKillWhileRewrapping(t *testing.T) {
+	t.Parallel()
 	s := newWrapStore(t)
 	recovery := func(n int) string { return s.config + fmt.Sprint(".recovery-", n) }
 	made := 0
@@ -143,15 +147,15 @@ func TestKillWhileRewrapping(t *testing.T) {
 				var killed bool
 				switch {
 				case mounted && step != fs.StepRecoveryWritten: // which is the command's own
-					s.m.restart(stepVariable + "=" + step)
-					s.until("ready")
+					s.M.Restart(parsecfstest.StepVariable + "=" + step)
+					s.Until("ready")
 					_, code := s.rewrap(args...)
 					killed = code != 0
 					if killed {
-						<-s.m.done
+						<-s.M.Done()
 					}
 				case !mounted:
-					if code := s.m.stop(); code != 0 {
+					if code := s.M.Stop(); code != 0 {
 						t.Fatal(code)
 					}
 					fallthrough
@@ -159,14 +163,14 @@ func TestKillWhileRewrapping(t *testing.T) {
 					killed = s.killedAt(step, args...)
 				}
 				seen[step] = seen[step] || killed
-				s.m.restart()
-				s.until("ready")
-				s.check()
+				s.M.Restart()
+				s.Until("ready")
+				s.Check()
 				if killed {
 					s.mustRewrap(args...)
 				}
 				s.hasFile(now == "file")
-				s.check() // and again after the next start
+				s.Check() // and again after the next start
 				if t.Failed() {
 					t.Fatalf("after %s", what)
 				}
@@ -197,26 +201,27 @@ func extend(t *testing.T, chip *tpmtest.Chip) {
 
 // sealed holds that no key works, and that status and last_error say why and what helps.
 func (s *wrapStore) sealed(why, hint string) {
-	s.t.Helper()
-	s.until("degraded: secrets in the KIM stay sealed: provider chip ")
-	if status := s.status(); !strings.Contains(status, why) {
-		s.t.Errorf("the status is %q, want %q", status, why)
+	s.T.Helper()
+	s.Until("degraded: secrets in the KIM stay sealed: provider chip ")
+	if status := s.Status(); !strings.Contains(status, why) {
+		s.T.Errorf("the status is %q, want %q", status, why)
 	}
-	for name, public := range s.keys {
-		if err := s.works(name, public); !errors.Is(err, syscall.ENODEV) {
-			s.t.Errorf("%s: %v", name, err)
+	for name, public := range s.Keys {
+		if err := s.Works(name, public); !errors.Is(err, syscall.ENODEV) {
+			s.T.Errorf("%s: %v", name, err)
 		}
-		if b, err := os.ReadFile(s.path(name, "last_error")); err != nil || !strings.Contains(string(b), hint) {
-			s.t.Errorf("last_error is %q, %v; want %q", b, err, hint)
+		if b, err := os.ReadFile(s.Path(name, "last_error")); err != nil || !strings.Contains(string(b), hint) {
+			s.T.Errorf("last_error is %q, %v; want %q", b, err, hint)
 		}
 	}
 }
 
 // TestWrappedByTPM: a store that a TPM wraps opens with that TPM alone, whenever it comes, and with the recovery key.
 func TestWrappedByTPM(t *testing.T) {
+	t.Parallel()
 	s := newWrapStore(t)
 	recovery := filepath.Join(t.TempDir(), "recovery")
-	old, err := os.ReadFile(filepath.Join(s.m.StateDir, "wrapping.key"))
+	old, err := os.ReadFile(filepath.Join(s.M.StateDir, "wrapping.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,20 +229,20 @@ func TestWrappedByTPM(t *testing.T) {
 		t.Errorf("without a recovery key: exit %d: %s", code, stderr)
 	}
 	s.hasFile(true)
-	for _, inside := range []string{s.m.StateDir, filepath.Join(s.m.StateDir, "..", "state")} {
+	for _, inside := range []string{s.M.StateDir, filepath.Join(s.M.StateDir, "..", "state")} {
 		if stderr, code := s.rewrap("--recovery-key", filepath.Join(inside, "recovery"), "tpm:chip"); code != 1 || !strings.Contains(stderr, "would lie in the state directory") {
 			t.Errorf("in the state directory: exit %d: %s", code, stderr)
 		}
 	}
 	// A key of the TPM's own, which is a sealed secret too.
 	const own = "../../chip/keys/own"
-	public, err := s.create(own)
+	public, err := s.Create(own)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ownWorks := func() {
 		t.Helper()
-		if err := s.works(own, public); err != nil {
+		if err := s.Works(own, public); err != nil {
 			t.Errorf("the TPM's own key: %v", err)
 		}
 	}
@@ -247,25 +252,25 @@ func TestWrappedByTPM(t *testing.T) {
 		t.Errorf("the recovery key: %v, %v", info, err)
 	}
 	s.hasFile(false)
-	s.allWork()
+	s.AllWork()
 
 	// The TPM goes: what is open stays open. It is away at the start: it opens when it comes.
 	s.chip.Kill()
-	s.allWork()
-	s.m.restart()
+	s.AllWork()
+	s.M.Restart()
 	s.sealed("the device does not answer", "state rewrap --recovery-key FILE file")
 	s.chip.Restart()
-	s.until("ready")
-	s.allWork()
+	s.Until("ready")
+	s.AllWork()
 	ownWorks()
-	if b, err := os.ReadFile(filepath.Join(s.m.Dir, "providers/chip/status")); err != nil || string(b) != "ready\n" {
+	if b, err := os.ReadFile(filepath.Join(s.M.Dir, "providers/chip/status")); err != nil || string(b) != "ready\n" {
 		t.Errorf("the TPM's status: %q, %v", b, err)
 	}
 
 	// Another TPM in its place.
-	s.m.kill()
+	s.M.Kill()
 	s.chip.Exchange()
-	s.m.restart()
+	s.M.Restart()
 	s.sealed("another device", "state rewrap --recovery-key FILE file")
 	if stderr, code := s.rewrap("file"); code != 1 || !strings.Contains(stderr, "stay sealed") || !strings.Contains(stderr, "hint: ") {
 		t.Errorf("without the TPM: exit %d: %s", code, stderr)
@@ -281,51 +286,52 @@ func TestWrappedByTPM(t *testing.T) {
 		t.Errorf("no recovery key: exit %d: %s", code, stderr)
 	}
 	s.mustRewrap("--recovery-key", recovery, "file")
-	s.allWork() // without a restart
+	s.AllWork() // without a restart
 	s.hasFile(true)
-	s.m.restart()
-	s.until("ready")
-	s.allWork()
+	s.M.Restart()
+	s.Until("ready")
+	s.AllWork()
 
 	// PCRs.
 	s.chip.Exchange()
-	s.m.restart()
-	s.until("ready")
+	s.M.Restart()
+	s.Until("ready")
 	s.mustRewrap("--pcrs", "16", "tpm:chip")
-	s.m.restart()
-	s.until("ready")
-	s.allWork()
-	s.m.kill()
+	s.M.Restart()
+	s.Until("ready")
+	s.AllWork()
+	s.M.Kill()
 	extend(t, s.chip)
-	s.m.restart()
+	s.M.Restart()
 	s.sealed("the PCRs [16] are not as they were", "state rewrap --recovery-key FILE tpm:chip")
 	s.mustRewrap("--recovery-key", recovery, "tpm:chip") // bound to the registers as they are now
-	s.allWork()
-	s.m.restart()
-	s.until("ready")
-	s.allWork()
-	s.m.kill()
+	s.AllWork()
+	s.M.Restart()
+	s.Until("ready")
+	s.AllWork()
+	s.M.Kill()
 	extend(t, s.chip)
-	s.m.restart()
+	s.M.Restart()
 	s.sealed("the PCRs [16] are not as they were", "state rewrap --recovery-key FILE tpm:chip")
 	s.mustRewrap("--recovery-key", recovery, "--pcrs", "", "tpm:chip")
-	s.m.kill()
+	s.M.Kill()
 	extend(t, s.chip)
-	s.m.restart()
-	s.until("ready")
-	s.allWork()
+	s.M.Restart()
+	s.Until("ready")
+	s.AllWork()
 	ownWorks()
 }
 
 // TestWrappedByRenamed: the provider that wraps the data key gets another name, and none takes its.
 func TestWrappedByRenamed(t *testing.T) {
+	t.Parallel()
 	s := newWrapStore(t)
 	s.mustRewrap("--recovery-key", filepath.Join(t.TempDir(), "recovery"), "tpm:chip")
-	if code := s.m.stop(); code != 0 {
+	if code := s.M.Stop(); code != 0 {
 		t.Fatal(code)
 	}
 	rename := func(from, to string) (stderr string, code int) {
-		_, stderr, code = parsecfs(t, "provider", "rename", "--config", s.config, "--state-dir", s.m.StateDir, from, to)
+		_, stderr, code = parsecfstest.Run(t, "provider", "rename", "--config", s.config, "--state-dir", s.M.StateDir, from, to)
 		return stderr, code
 	}
 	if stderr, code := rename("p", "chip"); code == 0 || !strings.Contains(stderr, "it wraps the data key") || !strings.Contains(stderr, "hint: ") {
@@ -334,42 +340,43 @@ func TestWrappedByRenamed(t *testing.T) {
 	if stderr, code := rename("chip", "soc"); code != 0 {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
-	file := s.m.args[slices.Index(s.m.args, "--config")+1]
+	file := s.M.ConfigFile
 	if err := os.WriteFile(file, []byte(strings.Replace(wrapConfig(s.chip, "wrapping = \"tpm:soc\"\n"), `"chip"`, `"soc"`, 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.m.restart()
-	s.until("ready")
-	s.check()
+	s.M.Restart()
+	s.Until("ready")
+	s.Check()
 	s.hasFile(false)
 }
 
 // TestWrappedBackup: a backup of a store that a TPM wraps holds no wrapping key, and opens elsewhere with the recovery key.
 func TestWrappedBackup(t *testing.T) {
+	t.Parallel()
 	s := newWrapStore(t)
 	recovery := filepath.Join(t.TempDir(), "recovery")
 	s.mustRewrap("--recovery-key", recovery, "tpm:chip")
 	// What a crash might leave, or somebody puts there: it is none of this store's.
-	if err := os.WriteFile(filepath.Join(s.m.StateDir, "wrapping.key"), []byte("mine"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.M.StateDir, "wrapping.key"), []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, keys := s.backup()
-	dir := filepath.Join(openTempDir(t), "restored")
-	if _, stderr, code := parsecfs(t, "state", "restore", "--state-dir", dir, file); code != 0 {
+	file, keys := s.Backup()
+	dir := filepath.Join(parsecfstest.TempDir(t), "restored")
+	if _, stderr, code := parsecfstest.Run(t, "state", "restore", "--state-dir", dir, file); code != 0 {
 		t.Fatalf("restore: %s", stderr)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "wrapping.key")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the backup had a wrapping key: %v", err)
 	}
-	config := kimTable + "[[provider]]\nname = \"p\"\nprovider_type = \"Software\"\n"
-	back := &wrapStore{keystore: &keystore{t: t, store: s.store, keys: keys, m: mountParsecfs(t, mountOptions{Config: config, StateDir: dir})}, config: s.config}
+	config := stores.KIM + "[[provider]]\nname = \"p\"\nprovider_type = \"Software\"\n"
+	back := &wrapStore{Keystore: &stores.Keystore{T: t, Store: s.Store, Keys: keys, M: parsecfstest.Mount(t, parsecfstest.Options{Config: config, StateDir: dir})}, config: s.config}
 	back.sealed("is not configured", "state rewrap --recovery-key FILE file")
 	back.mustRewrap("--recovery-key", recovery, "file")
-	back.check()
-	back.m.restart()
-	back.until("ready")
-	back.check()
-	if b, err := os.ReadFile(filepath.Join(s.m.StateDir, "wrapping.key")); err != nil || string(b) != "mine" {
+	back.Check()
+	back.M.Restart()
+	back.Until("ready")
+	back.Check()
+	if b, err := os.ReadFile(filepath.Join(s.M.StateDir, "wrapping.key")); err != nil || string(b) != "mine" {
 		t.Errorf("somebody's file is %q, %v", b, err)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package permissions
 
 import (
 	"bufio"
@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +37,7 @@ type signing struct {
 
 func startSigning(t *testing.T, uid int, file string) *signing {
 	t.Helper()
-	cmd := exec.Command("python3", "testdata/permissions/worker.py", fmt.Sprint(uid), file)
+	cmd := exec.Command("python3", "testdata/worker.py", fmt.Sprint(uid), file)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -107,8 +109,9 @@ func monotonic() int64 {
 
 // TestRevoke takes rights away, in each way there is, while 16 workers sign over descriptors that were open before.
 func TestRevoke(t *testing.T) {
-	requireFUSE(t)
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	keys := filepath.Join(m.Dir, "providers/software/keys")
 	key := filepath.Join(keys, "web")
 	sign := filepath.Join(key, "sign")

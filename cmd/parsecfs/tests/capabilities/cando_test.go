@@ -1,4 +1,4 @@
-package main
+package capabilities
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -82,17 +83,18 @@ func usages(a psa.Attributes) (list []psa.Usage) {
 // TestCanDoIsWhatHappens makes, or fails to make, a key of every type, size and algorithm of the contract with each usage
 // flag and with all of them, and compares that and the operations of the key with what can_do said.
 func TestCanDoIsWhatHappens(t *testing.T) {
-	requireFUSE(t)
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	provider := filepath.Join(m.Dir, "providers/software")
 	var all []*asked
 	for _, a := range contract() {
-		if a.Type.IsRSA() && a.Bits > 3072 && !long() {
+		if a.Type.IsRSA() && a.Bits > 3072 && !parsecfstest.Long() {
 			continue
 		}
 		// Each new RSA key takes its time: the short form imports those that differ in their algorithm alone.
 		// PSA_ALG_NONE is what a draft says that leaves it to the import.
-		imported := a.Algorithm != psa.AlgNone && a.Type.IsRSA() && (a.Bits > 2048 || a.Algorithm.Hash() != psa.SHA256 && a.Algorithm != psa.RSAPKCS1v15Crypt) && !long()
+		imported := a.Algorithm != psa.AlgNone && a.Type.IsRSA() && (a.Bits > 2048 || a.Algorithm.Hash() != psa.SHA256 && a.Algorithm != psa.RSAPKCS1v15Crypt) && !parsecfstest.Long()
 		for _, u := range usages(a) {
 			a.Usage = u
 			all = append(all, &asked{a: a, imported: imported})
@@ -110,7 +112,7 @@ func TestCanDoIsWhatHappens(t *testing.T) {
 			}
 			questions.WriteString(check + words + "use " + words)
 		}
-		b, err := ask(filepath.Join(provider, "can_do"), []byte(questions.String()))
+		b, err := parsecfstest.Ask(filepath.Join(provider, "can_do"), []byte(questions.String()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +153,7 @@ func TestCanDoIsWhatHappens(t *testing.T) {
 	}
 	tried := 0
 	for i, q := range all {
-		if q.make || long() || i%5 == 0 { // the short form tries all that works, and a fifth of what does not
+		if q.make || parsecfstest.Long() || i%5 == 0 { // the short form tries all that works, and a fifth of what does not
 			next <- q
 			tried++
 		}
@@ -170,11 +172,11 @@ func (q *asked) happens(t *testing.T, key string) (made, used bool) {
 	text := fmt.Sprintf("key_type = %q\nkey_bits = %d\npermitted_algorithm = %q\nusage = %q\n", q.a.Type, q.a.Bits, q.a.Algorithm, q.a.Usage)
 	var err error
 	if q.imported {
-		if err = writeOnce(filepath.Join(key, "attributes"), []byte(text)); err == nil {
-			err = writeOnce(filepath.Join(key, "import"), rsaKey(t, q.a))
+		if err = parsecfstest.WriteOnce(filepath.Join(key, "attributes"), []byte(text)); err == nil {
+			err = parsecfstest.WriteOnce(filepath.Join(key, "import"), rsaKey(t, q.a))
 		}
 	} else {
-		err = writeOnce(filepath.Join(key, "generate"), []byte(text))
+		err = parsecfstest.WriteOnce(filepath.Join(key, "generate"), []byte(text))
 	}
 	if (err == nil) != q.make {
 		t.Errorf("make %s %d %s %s: can_do says %v, and what happens is %v", q.a.Type, q.a.Bits, q.a.Algorithm, q.a.Usage, q.make, err)
@@ -274,7 +276,7 @@ func usable(t *testing.T, key string, a psa.Attributes) bool {
 				continue
 			}
 		}
-		answer, err := ask(filepath.Join(key, string(op)), request...)
+		answer, err := parsecfstest.Ask(filepath.Join(key, string(op)), request...)
 		switch {
 		case errors.Is(err, syscall.EBADMSG) && (op == psa.Verify || op == psa.VerifyHash || op == psa.VerifyMac || op == psa.Decrypt):
 		case err != nil || len(answer) == 0:
@@ -287,7 +289,7 @@ func usable(t *testing.T, key string, a psa.Attributes) bool {
 		if err := os.Mkdir(other, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		err := writeOnce(filepath.Join(other, "copy"), []byte(filepath.Base(key)+"\n"))
+		err := parsecfstest.WriteOnce(filepath.Join(other, "copy"), []byte(filepath.Base(key)+"\n"))
 		if e := os.Remove(other); e != nil {
 			t.Fatal(e)
 		}
@@ -300,8 +302,9 @@ func usable(t *testing.T, key string, a psa.Attributes) bool {
 
 // TestHashes compares hash/ with OpenSSL.
 func TestHashes(t *testing.T) {
-	requireFUSE(t)
-	m := mountParsecfs(t, mountOptions{})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	dir := filepath.Join(m.Dir, "providers/software/hash")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -314,7 +317,7 @@ func TestHashes(t *testing.T) {
 		}
 		tried++
 		message := strings.Repeat("a message ", 100_000)
-		got, err := ask(filepath.Join(dir, e.Name()), []byte(message))
+		got, err := parsecfstest.Ask(filepath.Join(dir, e.Name()), []byte(message))
 		if err != nil {
 			t.Errorf("%s: %v", e.Name(), err)
 			continue

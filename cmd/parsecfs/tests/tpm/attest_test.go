@@ -1,4 +1,4 @@
-package main
+package tpm
 
 import (
 	"bytes"
@@ -15,129 +15,22 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/tests/stores"
+
 	"github.com/google/go-tpm/tpm2"
-	"github.com/pelletier/go-toml/v2"
 
 	"github.com/parsecfs/parsecfs/providers/providertest"
-	"github.com/parsecfs/parsecfs/providers/psa"
 	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
 )
-
-// deviceInfo is what a verifier reads of a device.
-type deviceInfo struct {
-	Name              string            `toml:"name"`
-	EndorsementKey    string            `toml:"endorsement_key"`
-	AttestationKey    string            `toml:"attestation_key"`
-	AttestationPublic string            `toml:"attestation_key_public"`
-	PCRs              map[string]string `toml:"pcrs"`
-}
-
-func readInfo(t *testing.T, provider string) (info deviceInfo) {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(provider, "info"))
-	if err == nil {
-		err = toml.Unmarshal(b, &info)
-	}
-	if err != nil {
-		t.Fatalf("info: %v:\n%s", err, b)
-	}
-	return info
-}
-
-// attests is one use of a directory slot of attest below dir.
-func attests(dir string, inputs map[string]string, outputs ...string) (map[string][]byte, error) {
-	slot := filepath.Join(dir, "attest.d/slot")
-	if err := os.Mkdir(slot, 0o700); err != nil {
-		return nil, err
-	}
-	defer os.Remove(slot)
-	for name, text := range inputs {
-		if err := os.WriteFile(filepath.Join(slot, name), []byte(text), 0); err != nil {
-			return nil, err
-		}
-	}
-	out := map[string][]byte{}
-	for _, name := range outputs {
-		b, err := os.ReadFile(filepath.Join(slot, name))
-		if err != nil {
-			return nil, err
-		}
-		out[name] = b
-	}
-	return out, nil
-}
-
-// attest has the device certify the key, with its own attestation key and, where it signs, with itself.
-func (l *line) attest() {
-	l.t.Helper()
-	challenge := "a verifier's challenge"
-	out, err := attests(l.dir, map[string]string{"challenge": challenge}, "attestation", "signature", "public", "signer_public")
-	l.must(err)
-	_, err = providertest.CheckCertified(out, providertest.AttestationAlgorithm, []byte(challenge))
-	l.must(err)
-	plain := l.ask("attest", []byte(challenge))
-	n := len(out["attestation"])
-	l.openssl("dgst", "-sha256", "-verify", l.file("signer", out["signer_public"]), "-signature", l.file("signature", plain[n:]), l.file("attestation", plain[:n]))
-	if got, err := ask(l.path("attest"), make([]byte, psa.MaxChallenge+1)); !errors.Is(err, syscall.EFBIG) || len(got) > 0 {
-		l.t.Errorf("a long challenge: %x, %v", got, err)
-	}
-	if !l.Has(psa.Sign) {
-		_, err := attests(l.dir, map[string]string{"challenge": challenge, "signer": filepath.Base(l.dir)}, "signature")
-		if err == nil {
-			l.t.Error("a key that does not sign did so")
-		}
-		return
-	}
-	alg, err := l.Attributes().Resolve(psa.Sign, 0)
-	l.must(err)
-	out, err = attests(l.dir, map[string]string{"challenge": challenge, "signer": filepath.Base(l.dir) + "\n"}, "attestation", "signature", "public", "signer_public")
-	l.must(err)
-	_, err = providertest.CheckCertified(out, alg, []byte(challenge))
-	l.must(err)
-	l.opensslVerifies(out["attestation"], out["signature"])
-}
-
-// activates finds the secret of a credential for the key.
-func (l *line) activates() {
-	l.t.Helper()
-	out, err := attests(l.dir, map[string]string{"challenge": "x"}, "public")
-	l.must(err)
-	provider := &line{t: l.t, temp: l.temp, dir: filepath.Join(l.dir, "../..")}
-	secret := []byte("a verifier's secret")
-	credential := provider.with("make_credential", "credential", map[string][]byte{"public": out["public"], "secret": secret})
-	if got := l.ask("activate_credential", credential); !bytes.Equal(got, secret) {
-		l.t.Errorf("activated %q", got)
-	}
-	credential[len(credential)-300] ^= 1
-	if got, err := ask(l.path("activate_credential"), credential); !errors.Is(err, syscall.EBADMSG) || len(got) > 0 {
-		l.t.Errorf("activated what was tampered with: %q, %v", got, err)
-	}
-}
-
-// device tries what a device attests of itself.
-func (l *line) device(provider string) {
-	l.t.Helper()
-	info := readInfo(l.t, provider)
-	out, err := attests(provider, map[string]string{"challenge": "nonce", "pcrs": "0,16\n"}, "attestation", "signature", "signer_public")
-	l.must(err)
-	_, err = providertest.CheckAttestation(out, providertest.AttestationAlgorithm, []byte("nonce"))
-	l.must(err)
-	if string(out["signer_public"]) != info.AttestationKey || len(info.PCRs) != psa.MaxPCR+1 {
-		l.t.Errorf("info is %+v", info)
-	}
-	d := &line{t: l.t, temp: l.temp, dir: provider}
-	d.ask("attest", []byte("nonce"))
-	if got := d.ask("activate_credential", d.ask("make_credential", []byte("a secret"))); string(got) != "a secret" {
-		l.t.Errorf("activated %q", got)
-	}
-}
 
 // TestRemoteAttestation is the whole chain of a verifier, who has tpm2-tools and OpenSSL and no TPM: the endorsement key
 // vouches for the attestation key, and that one for a key and for the state of the platform.
 func TestRemoteAttestation(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip := tpmtest.Start(t)
-	m := mountParsecfs(t, mountOptions{Config: tpmConfig(chip) + "[[provider]]\nname = \"other\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"})
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: stores.TPMConfig(chip) + "[[provider]]\nname = \"other\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"})
 	provider, other := filepath.Join(m.Dir, "providers/p"), filepath.Join(m.Dir, "providers/other")
 	temp := t.TempDir()
 	file := func(name string) string { return filepath.Join(temp, name) }
@@ -158,7 +51,7 @@ func TestRemoteAttestation(t *testing.T) {
 		}
 		return out
 	}
-	info := readInfo(t, provider)
+	info := stores.ReadInfo(t, provider)
 	area, err := hex.DecodeString(info.AttestationPublic)
 	if err != nil {
 		t.Fatal(err)
@@ -182,14 +75,14 @@ func TestRemoteAttestation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := ask(filepath.Join(dir, "activate_credential"), credential)
+		got, err := parsecfstest.Ask(filepath.Join(dir, "activate_credential"), credential)
 		if err != nil || string(got) != "from a verifier, to this machine" {
 			t.Errorf("activated %q, %v", got, err)
 		}
-		if got, err := ask(filepath.Join(dir, "activate_credential"), credential[8:]); err != nil || len(got) != 32 {
+		if got, err := parsecfstest.Ask(filepath.Join(dir, "activate_credential"), credential[8:]); err != nil || len(got) != 32 {
 			t.Errorf("without tpm2-tools' header: %q, %v", got, err)
 		}
-		if got, err := ask(filepath.Join(dir, "activate_credential"), []byte("none")); !errors.Is(err, syscall.EINVAL) || len(got) > 0 {
+		if got, err := parsecfstest.Ask(filepath.Join(dir, "activate_credential"), []byte("none")); !errors.Is(err, syscall.EINVAL) || len(got) > 0 {
 			t.Errorf("of no credential came %q, %v", got, err)
 		}
 	}
@@ -200,10 +93,10 @@ func TestRemoteAttestation(t *testing.T) {
 	if err := os.Mkdir(key, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
+	if err := parsecfstest.WriteOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
 		t.Fatal(err)
 	}
-	out, err := attests(key, map[string]string{"challenge": "nonce"}, "attestation", "signature", "public", "signer_public")
+	out, err := stores.Attest(key, map[string]string{"challenge": "nonce"}, "attestation", "signature", "public", "signer_public")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +121,7 @@ func TestRemoteAttestation(t *testing.T) {
 	activated(key, sha256.Sum256(out["public"]))
 
 	// and for the platform
-	if out, err = attests(provider, map[string]string{"challenge": "nonce", "pcrs": "0,7,16"}, "attestation", "signature"); err != nil {
+	if out, err = stores.Attest(provider, map[string]string{"challenge": "nonce", "pcrs": "0,7,16"}, "attestation", "signature"); err != nil {
 		t.Fatal(err)
 	}
 	said, err := tpm2.Unmarshal[tpm2.TPMSAttest](out["attestation"])
@@ -255,7 +148,7 @@ func TestRemoteAttestation(t *testing.T) {
 	// who can do that says so, and nobody else has the files
 	questions := "attest\nactivate_credential\nmake_credential\nattest ecdsa-p256-sha256\nactivate_credential hmac-sha256\n"
 	for dir, want := range map[string]string{provider: "yes", other: "no: the provider's capabilities do not list"} {
-		b, err := ask(filepath.Join(dir, "can_do"), []byte(questions))
+		b, err := parsecfstest.Ask(filepath.Join(dir, "can_do"), []byte(questions))
 		answers := strings.Split(string(b), "\n")
 		if err != nil || len(answers) != 7 {
 			t.Fatalf("%q, %v", b, err)
@@ -266,10 +159,10 @@ func TestRemoteAttestation(t *testing.T) {
 			}
 		}
 	}
-	if b, err := ask(filepath.Join(provider, "can_do"), []byte("make_credential ecdsa-p256-sha256\n")); err != nil || !strings.HasPrefix(string(b), "no: ") {
+	if b, err := parsecfstest.Ask(filepath.Join(provider, "can_do"), []byte("make_credential ecdsa-p256-sha256\n")); err != nil || !strings.HasPrefix(string(b), "no: ") {
 		t.Errorf("can_do says %q, %v", b, err)
 	}
-	if err := errors.Join(os.Mkdir(filepath.Join(other, "keys/web"), 0o700), writeOnce(filepath.Join(other, "keys/web/generate"), []byte("ecdsa-p256-sha256\n"))); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(other, "keys/web"), 0o700), parsecfstest.WriteOnce(filepath.Join(other, "keys/web/generate"), []byte("ecdsa-p256-sha256\n"))); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"attest", "activate_credential", "make_credential", "attest.d", "keys/web/attest", "keys/web/activate_credential"} {
@@ -277,28 +170,28 @@ func TestRemoteAttestation(t *testing.T) {
 			t.Errorf("%s of software: %v", name, err)
 		}
 	}
-	if info := readInfo(t, other); info.EndorsementKey != "" || len(info.PCRs) > 0 {
+	if info := stores.ReadInfo(t, other); info.EndorsementKey != "" || len(info.PCRs) > 0 {
 		t.Errorf("software says %+v", info)
 	}
 
 	// all of it is the same after a restart of both
-	m.kill()
+	m.Kill()
 	chip.Kill()
 	chip.Restart()
-	m.restart()
-	(&keystore{t: t, m: m}).until("ready")
-	if again := readInfo(t, provider); again.AttestationPublic != info.AttestationPublic || again.EndorsementKey != info.EndorsementKey {
+	m.Restart()
+	(&stores.Keystore{T: t, M: m}).Until("ready")
+	if again := stores.ReadInfo(t, provider); again.AttestationPublic != info.AttestationPublic || again.EndorsementKey != info.EndorsementKey {
 		t.Error("the device has other keys now")
 	}
 	chip.Freeze() // one that answers nobody keeps nobody waiting for long
-	if without := readInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" {
+	if without := stores.ReadInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" {
 		t.Errorf("while the TPM hangs info says %+v", without)
 	}
 	chip.Thaw()
-	(&keystore{t: t, m: m}).until("ready")
+	(&stores.Keystore{T: t, M: m}).Until("ready")
 	chip.Kill()
-	(&keystore{t: t, m: m}).until("degraded")
-	if without := readInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" || len(without.PCRs) > 0 {
+	(&stores.Keystore{T: t, M: m}).Until("degraded")
+	if without := stores.ReadInfo(t, provider); without.Name != "p" || without.EndorsementKey != "" || len(without.PCRs) > 0 {
 		t.Errorf("without a TPM info says %+v", without)
 	}
 	chip.Restart()
@@ -307,9 +200,10 @@ func TestRemoteAttestation(t *testing.T) {
 // TestSignerIsChecked: who names a key that signs must be let in to its sign, which the audit trail tells, and what the
 // device says of itself is root's to ask for.
 func TestSignerIsChecked(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip := tpmtest.Start(t)
-	m := mountParsecfs(t, mountOptions{Config: tpmConfig(chip) + "[audit]\n"})
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: stores.TPMConfig(chip) + "[audit]\n"})
 	const alice, bob = 61301, 61302
 	sh := func(uid int, script string) (string, error) {
 		cmd := exec.Command("sh", "-c", script)
@@ -360,7 +254,7 @@ func TestSignerIsChecked(t *testing.T) {
 	// root hands it out
 	must(0, fmt.Sprintf("chown :%d attest && chmod g+rw attest", bob))
 	must(bob, "exec 3<>attest; printf nonce >&3; test $(cat <&3 | wc -c) -gt 100")
-	if code := m.stop(); code != 0 {
+	if code := m.Stop(); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
 	trail, err := os.ReadFile(filepath.Join(m.StateDir, "audit.log"))

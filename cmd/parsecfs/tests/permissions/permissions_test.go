@@ -1,4 +1,4 @@
-package main
+package permissions
 
 import (
 	"errors"
@@ -9,14 +9,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+
 	"golang.org/x/sys/unix"
 )
 
 // TestPermissionsAreThoseOfAFileSystem tells one story of chmod, chown, setfacl, umask, rename and rmdir on a tmpfs and
 // on parsecfs, as nine users, and compares what each may do after each step.
 func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
-	requireFUSE(t)
-	real := filepath.Join(openTempDir(t), "real")
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	real := filepath.Join(parsecfstest.TempDir(t), "real")
 	if err := os.Mkdir(real, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +31,7 @@ func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	m := mountParsecfs(t, mountOptions{})
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	keys, aliases := filepath.Join(m.Dir, "providers/software/keys"), filepath.Join(m.Dir, "keys")
 	realKeys, realAliases := filepath.Join(real, "keys"), filepath.Join(real, "aliases")
 	for dir, mode := range map[string]os.FileMode{realKeys: 0o777 | os.ModeSticky, realAliases: 0o755} {
@@ -38,8 +41,8 @@ func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 	}
 	compare(t, matrix(t, "real", realKeys, realAliases), matrix(t, "parsecfs", keys, aliases), 3900)
 	before := matrix(t, "show", keys, aliases)
-	m.kill()
-	m.restart()
+	m.Kill()
+	m.Restart()
 	if after := matrix(t, "show", keys, aliases); !slices.Equal(before, after) || len(before) < 20 {
 		t.Errorf("kill -9 and a restart changed rights from\n%s\nto\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
@@ -48,14 +51,15 @@ func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 // TestPermissionsUnderAnOrdinaryUser is the same story with a daemon that is not root's: open to others as
 // user_allow_other in fuse.conf permits, and without it, where the mount is its owner's alone.
 func TestPermissionsUnderAnOrdinaryUser(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	if os.Geteuid() != 0 {
 		t.Skip("becoming other users needs root")
 	}
 	if exec.Command("unshare", "-m", "--propagation", "private", "true").Run() != nil {
 		t.Skip("the root directory is no mount point, as in a bare chroot: no private mount namespace")
 	}
-	script, err := filepath.Abs("testdata/permissions/user.sh")
+	script, err := filepath.Abs("testdata/user.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +74,9 @@ func TestPermissionsUnderAnOrdinaryUser(t *testing.T) {
 			"extra EACCES EACCES", "named EACCES EACCES", "grouped EACCES EACCES", "stranger EACCES EACCES", "nsroot EACCES EACCES"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := openTempDir(t)
-			cmd := exec.Command("unshare", append([]string{"-m", "--propagation", "private", "sh", "-eu", script, parsecfsPath(t), c.uid, c.conf}, c.users...)...)
+			t.Parallel()
+			dir := parsecfstest.TempDir(t)
+			cmd := exec.Command("unshare", append([]string{"-m", "--propagation", "private", "sh", "-eu", script, parsecfstest.Path(t), c.uid, c.conf}, c.users...)...)
 			cmd.Dir = dir
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
@@ -134,7 +139,7 @@ func compare(t *testing.T, want, got []string, least int) {
 
 func matrix(t *testing.T, args ...string) []string {
 	t.Helper()
-	cmd := exec.Command("python3", append([]string{"testdata/permissions/matrix.py"}, args...)...)
+	cmd := exec.Command("python3", append([]string{"testdata/matrix.py"}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

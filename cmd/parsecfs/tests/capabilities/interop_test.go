@@ -1,4 +1,4 @@
-package main
+package capabilities
 
 import (
 	"bytes"
@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 
 	"golang.org/x/crypto/ssh"
 
@@ -59,7 +61,7 @@ func (l *line) evp(what string, key, nonce, additionalData, in []byte) []byte {
 	if l.Algorithm == psa.CBCPKCS7 {
 		padding = "1"
 	}
-	return l.run(in, "python3", "testdata/interop/evp.py", what, l.opensslCipher(), hex.EncodeToString(key), hex.EncodeToString(nonce),
+	return l.run(in, "python3", "testdata/evp.py", what, l.opensslCipher(), hex.EncodeToString(key), hex.EncodeToString(nonce),
 		hex.EncodeToString(additionalData), fmt.Sprint(l.Algorithm.TagLength()), padding)
 }
 
@@ -91,7 +93,7 @@ func (l *line) encryptsBothWays(key, message []byte) {
 	for _, at := range []int{0, n, len(sealed) - 1} {
 		changed := bytes.Clone(sealed)
 		changed[at] ^= 1
-		if plain, err := ask(l.path("decrypt"), changed); err == nil || len(plain) > 0 {
+		if plain, err := parsecfstest.Ask(l.path("decrypt"), changed); err == nil || len(plain) > 0 {
 			t.Errorf("decrypted what was tampered with: %q", plain)
 		}
 	}
@@ -145,7 +147,7 @@ func (l *line) mac(key, message []byte) {
 		l.t.Errorf("verify_mac said %q", answer)
 	}
 	mac[0] ^= 1
-	if answer, err := ask(l.path("verify_mac"), mac, message); err == nil || len(answer) > 0 {
+	if answer, err := parsecfstest.Ask(l.path("verify_mac"), mac, message); err == nil || len(answer) > 0 {
 		l.t.Errorf("verify_mac of another MAC said %q", answer)
 	}
 }
@@ -177,7 +179,7 @@ func (l *line) encrypts(message []byte) {
 		}
 	}
 	ours[len(ours)-1] ^= 1
-	if plain, err := ask(l.path("decrypt"), ours); err == nil && bytes.Equal(plain, message) {
+	if plain, err := parsecfstest.Ask(l.path("decrypt"), ours); err == nil && bytes.Equal(plain, message) {
 		l.t.Error("decrypted what was tampered with")
 	}
 }
@@ -198,7 +200,7 @@ func (l *line) agrees() {
 		want := l.run(nil, "openssl", "pkeyutl", "-derive", "-inkey", private, "-peerkey", l.public())
 		l.derives(peer, want)
 	}
-	if secret, err := ask(l.path("agree"), []byte("nobody")); err == nil || len(secret) > 0 {
+	if secret, err := parsecfstest.Ask(l.path("agree"), []byte("nobody")); err == nil || len(secret) > 0 {
 		l.t.Errorf("agreed with nobody on %x", secret)
 	}
 }
@@ -210,11 +212,11 @@ func (l *line) copies(key []byte) {
 	l.dir += "-copy"
 	defer func() { l.dir = source }()
 	l.must(os.Mkdir(l.dir, 0o755))
-	l.must(writeOnce(l.path("attributes"), fmt.Appendf(nil, "key_type = %q\nkey_bits = %d\npermitted_algorithm = %q\nusage = [\"PSA_KEY_USAGE_EXPORT\"]\n", l.Type, l.Bits, l.Algorithm)))
-	l.must(writeOnce(l.path("copy"), []byte(filepath.Base(source)+"\n")))
+	l.must(parsecfstest.WriteOnce(l.path("attributes"), fmt.Appendf(nil, "key_type = %q\nkey_bits = %d\npermitted_algorithm = %q\nusage = [\"PSA_KEY_USAGE_EXPORT\"]\n", l.Type, l.Bits, l.Algorithm)))
+	l.must(parsecfstest.WriteOnce(l.path("copy"), []byte(filepath.Base(source)+"\n")))
 	l.exported(key)
 	l.must(os.Mkdir(l.path("../again"), 0o755))
-	if err := writeOnce(l.path("../again/copy"), []byte(filepath.Base(l.dir)+"\n")); !errors.Is(err, os.ErrPermission) {
+	if err := parsecfstest.WriteOnce(l.path("../again/copy"), []byte(filepath.Base(l.dir)+"\n")); !errors.Is(err, os.ErrPermission) {
 		l.t.Errorf("a copy without the COPY flag was copied: %v", err)
 	}
 	l.must(os.Remove(l.path("../again")))
@@ -259,7 +261,7 @@ func (l *line) encapsulates(key []byte) {
 		l.t.Error("secret and ciphertext of a slot are not of one encapsulation")
 	}
 	l.must(os.Remove(dir))
-	if out, err := ask(l.path("encapsulate"), []byte("x")); err == nil || len(out) > 0 {
+	if out, err := parsecfstest.Ask(l.path("encapsulate"), []byte("x")); err == nil || len(out) > 0 {
 		l.t.Errorf("encapsulate took an input and gave %x", out)
 	}
 }
@@ -277,7 +279,7 @@ func (l *line) decapsulates() {
 	if got := l.ask("decapsulate", ciphertext); bytes.Equal(got, secret) {
 		l.t.Error("decapsulated what was tampered with")
 	}
-	if got, err := ask(l.path("decapsulate"), ciphertext[1:]); err == nil || len(got) > 0 {
+	if got, err := parsecfstest.Ask(l.path("decapsulate"), ciphertext[1:]); err == nil || len(got) > 0 {
 		l.t.Errorf("of a short ciphertext came %x", got)
 	}
 }
@@ -308,7 +310,7 @@ func (l *line) derives(peer, raw []byte) {
 	case policy == psa.HKDF(policy.Hash()):
 		compare("without salt and info", l.ask("agree", peer), openssl(policy, nil, nil, policy.HashLength()))
 	default:
-		if out, err := ask(l.path("agree"), peer); err == nil || len(out) > 0 {
+		if out, err := parsecfstest.Ask(l.path("agree"), peer); err == nil || len(out) > 0 {
 			l.t.Errorf("the TLS 1.2 PRF without a label gave %x", out)
 		}
 	}
@@ -423,7 +425,7 @@ func (l *line) requests() {
 		}
 	}
 	for _, bad := range []string{"", "\n", "CN", "CN=web\nexample.org", "CN=web\nIP:localhost", "XY=web", "CN="} {
-		if csr, err := ask(l.path("csr"), []byte(bad)); err == nil || len(csr) > 0 {
+		if csr, err := parsecfstest.Ask(l.path("csr"), []byte(bad)); err == nil || len(csr) > 0 {
 			l.t.Errorf("of %q came the request %q", bad, csr)
 		}
 	}

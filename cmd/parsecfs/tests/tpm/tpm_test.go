@@ -1,4 +1,4 @@
-package main
+package tpm
 
 import (
 	"errors"
@@ -13,125 +13,101 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/tests/stores"
 	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
 )
 
 // tpmStore is a mount on a TPM, with keys.
-func tpmStore(t *testing.T) (*tpmtest.Chip, *keystore) {
+func tpmStore(t *testing.T) (*tpmtest.Chip, *stores.Keystore) {
 	t.Helper()
 	chip := tpmtest.Start(t)
-	s := &keystore{t: t, store: store{name: "tpm"}, keys: map[string][]byte{}, m: mountParsecfs(t, mountOptions{Config: tpmConfig(chip)})}
-	for name, make := range map[string]func(string) ([]byte, error){"generated": s.create, "second": s.create, "third": s.create, "imported": s.imported} {
+	s := &stores.Keystore{T: t, Store: stores.Store{Name: "tpm"}, Keys: map[string][]byte{}, M: parsecfstest.Mount(t, parsecfstest.Options{Config: stores.TPMConfig(chip)})}
+	for name, make := range map[string]func(string) ([]byte, error){"generated": s.Create, "second": s.Create, "third": s.Create, "imported": s.Import} {
 		public, err := make(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.keys[name] = public
+		s.Keys[name] = public
 	}
 	return chip, s
-}
-
-func (s *keystore) status() string {
-	b, err := os.ReadFile(filepath.Join(s.m.Dir, "providers/p/status"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// until waits for the provider's status to begin so; reading it asks the device.
-func (s *keystore) until(status string) {
-	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !strings.HasPrefix(s.status(), status) {
-		if time.Now().After(deadline) {
-			s.t.Fatalf("the status is %q, not %q", s.status(), status)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-func (s *keystore) allWork() {
-	s.t.Helper()
-	for name, public := range s.keys {
-		if err := s.works(name, public); err != nil {
-			s.t.Errorf("%s: %v", name, err)
-		}
-	}
 }
 
 // TestTPMGoesAndComes: while the TPM is away its keys answer ENODEV or EIO at once; when it is back, after a reset, all
 // work without a restart, and with one.
 func TestTPMGoesAndComes(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip, s := tpmStore(t)
-	s.allWork()
+	s.AllWork()
 	for round := range 3 {
 		chip.Kill()
-		for name, public := range s.keys {
+		for name, public := range s.Keys {
 			since := time.Now()
-			if err := s.works(name, public); !errors.Is(err, syscall.ENODEV) && !errors.Is(err, syscall.EIO) {
+			if err := s.Works(name, public); !errors.Is(err, syscall.ENODEV) && !errors.Is(err, syscall.EIO) {
 				t.Errorf("without a TPM %s: %v", name, err)
 			}
 			if took := time.Since(since); took > 5*time.Second {
 				t.Errorf("it took %v to say that there is no TPM", took)
 			}
 		}
-		s.until("degraded: ")
-		if err := syscall.Rmdir(s.path("generated")); !errors.Is(err, syscall.ENODEV) {
+		s.Until("degraded: ")
+		if err := syscall.Rmdir(s.Path("generated")); !errors.Is(err, syscall.ENODEV) {
 			t.Errorf("rmdir without a TPM: %v", err)
 		}
-		if _, err := s.create("lost"); err == nil {
+		if _, err := s.Create("lost"); err == nil {
 			t.Error("a key was made without a TPM")
 		}
-		if err := syscall.Rmdir(s.path("lost")); err != nil {
+		if err := syscall.Rmdir(s.Path("lost")); err != nil {
 			t.Errorf("a draft: %v", err)
 		}
 		if round == 1 {
-			s.m.kill()
+			s.M.Kill()
 		}
 		chip.Restart()
 		if round == 1 {
-			s.m.restart()
+			s.M.Restart()
 		}
-		s.until("ready")
-		s.allWork()
+		s.Until("ready")
+		s.AllWork()
 	}
 }
 
 // TestTPMExchanged: another TPM in the place of the one that has the keys does nothing to them, and says so.
 func TestTPMExchanged(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip, s := tpmStore(t)
 	chip.Exchange()
-	s.until("degraded: ")
+	s.Until("degraded: ")
 	for range 2 {
-		if status := s.status(); !strings.Contains(status, "another device") {
+		if status := s.Status(); !strings.Contains(status, "another device") {
 			t.Errorf("the status is %q", status)
 		}
-		for name, public := range s.keys {
-			if err := s.works(name, public); !errors.Is(err, syscall.ENODEV) {
+		for name, public := range s.Keys {
+			if err := s.Works(name, public); !errors.Is(err, syscall.ENODEV) {
 				t.Errorf("%s: %v", name, err)
 			}
-			if b, err := os.ReadFile(s.path(name, "last_error")); err != nil || !strings.Contains(string(b), "ENODEV") {
+			if b, err := os.ReadFile(s.Path(name, "last_error")); err != nil || !strings.Contains(string(b), "ENODEV") {
 				t.Errorf("last_error of %s is %q, %v", name, b, err)
 			}
 		}
-		s.m.kill()
-		s.m.restart()
-		s.until("degraded: ")
+		s.M.Kill()
+		s.M.Restart()
+		s.Until("degraded: ")
 	}
 	chip.Exchange()
-	s.until("ready")
-	s.allWork()
+	s.Until("ready")
+	s.AllWork()
 }
 
 // TestTPMKilledWhileSigning ends the TPM under 16 workers, again and again.
 func TestTPMKilledWhileSigning(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip, s := tpmStore(t)
 	rounds := 20
-	if long() {
+	if parsecfstest.Long() {
 		rounds = 100
 	}
 	var signed, refused atomic.Int64
@@ -149,7 +125,7 @@ func TestTPMKilledWhileSigning(t *testing.T) {
 					default:
 					}
 					since := time.Now()
-					err := s.works(name, s.keys[name])
+					err := s.Works(name, s.Keys[name])
 					if took := time.Since(since); took > 5*time.Second {
 						t.Errorf("a request took %v", took)
 					}
@@ -171,8 +147,8 @@ func TestTPMKilledWhileSigning(t *testing.T) {
 		chip.Restart()
 		close(stop)
 		workers.Wait()
-		s.until("ready")
-		s.allWork()
+		s.Until("ready")
+		s.AllWork()
 	}
 	t.Logf("%d signatures, %d refusals", signed.Load(), refused.Load())
 }
@@ -192,7 +168,8 @@ func opensslOn(t *testing.T, chip *tpmtest.Chip, dir string, args ...string) {
 // TestTSS2 has OpenSSL sign with keys that were exported, with a passphrase and without, and takes one over that OpenSSL
 // made; both are used by both.
 func TestTSS2(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip := tpmtest.Start(t)
 	dir := t.TempDir()
 	write := func(name string, b []byte) {
@@ -204,7 +181,7 @@ func TestTSS2(t *testing.T) {
 	write("message", []byte("signed by somebody"))
 	opensslOn(t, chip, dir, "genpkey", "-algorithm", "EC", "-pkeyopt", "group:P-256", "-out", "theirs-ec.pem")
 	opensslOn(t, chip, dir, "genpkey", "-algorithm", "RSA", "-pkeyopt", "bits:2048", "-out", "theirs-rsa.pem")
-	m := mountParsecfs(t, mountOptions{Config: tpmConfig(chip)})
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: stores.TPMConfig(chip)})
 	keys := filepath.Join(m.Dir, "providers/p/keys")
 	draft := func(name, attributes string) string {
 		t.Helper()
@@ -213,7 +190,7 @@ func TestTSS2(t *testing.T) {
 			t.Fatal(err)
 		}
 		if attributes != "" {
-			if err := writeOnce(filepath.Join(key, "attributes"), []byte(attributes)); err != nil {
+			if err := parsecfstest.WriteOnce(filepath.Join(key, "attributes"), []byte(attributes)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -232,15 +209,15 @@ func TestTSS2(t *testing.T) {
 			t.Fatal(err)
 		}
 		key := draft("adopted-"+kind, fmt.Sprintf("template = %q\n", template))
-		if err := writeOnce(filepath.Join(key, "import"), theirs); err != nil {
+		if err := parsecfstest.WriteOnce(filepath.Join(key, "import"), theirs); err != nil {
 			t.Fatal(err)
 		}
 		for name, b := range map[string]string{"bare": "", "other": "template = \"ecdsa-p384-sha384\"\n", "otherwise": "template = \"ecdh-p521\"\n"} {
-			if err := writeOnce(filepath.Join(draft(name+kind, b), "import"), theirs); !errors.Is(err, syscall.EINVAL) {
+			if err := parsecfstest.WriteOnce(filepath.Join(draft(name+kind, b), "import"), theirs); !errors.Is(err, syscall.EINVAL) {
 				t.Errorf("import into %s: %v", name, err)
 			}
 		}
-		signature, err := ask(filepath.Join(key, "sign"), []byte("signed by somebody"))
+		signature, err := parsecfstest.Ask(filepath.Join(key, "sign"), []byte("signed by somebody"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -253,7 +230,7 @@ func TestTSS2(t *testing.T) {
 		verify("adopted-"+kind+".pub", "adopted-"+kind+".sig")
 		// ours
 		key = draft("ours-"+kind, "")
-		if err := writeOnce(filepath.Join(key, "generate"), fmt.Appendf(nil, "template = %q\nusage = \"PSA_KEY_USAGE_EXPORT|PSA_KEY_USAGE_SIGN_MESSAGE\"\n", template)); err != nil {
+		if err := parsecfstest.WriteOnce(filepath.Join(key, "generate"), fmt.Appendf(nil, "template = %q\nusage = \"PSA_KEY_USAGE_EXPORT|PSA_KEY_USAGE_SIGN_MESSAGE\"\n", template)); err != nil {
 			t.Fatal(err)
 		}
 		if public, err = os.ReadFile(filepath.Join(key, "public.pem")); err != nil {
@@ -261,14 +238,14 @@ func TestTSS2(t *testing.T) {
 		}
 		write("ours-"+kind+".pub", public)
 		for name, request := range map[string]string{"ours-" + kind: "tss2\n", "locked-" + kind: "tss2\nopen sesame\n"} {
-			b, err := ask(filepath.Join(key, "export"), []byte(request))
+			b, err := parsecfstest.Ask(filepath.Join(key, "export"), []byte(request))
 			if err != nil || !strings.HasPrefix(string(b), "-----BEGIN TSS2 PRIVATE KEY-----") {
 				t.Fatalf("export of %s: %q, %v", name, b, err)
 			}
 			write(name+".pem", b)
 		}
 		for _, request := range []string{"pkcs8\n", "pkcs8-der", "raw"} {
-			if b, err := ask(filepath.Join(key, "export"), []byte(request)); err == nil || len(b) > 0 {
+			if b, err := parsecfstest.Ask(filepath.Join(key, "export"), []byte(request)); err == nil || len(b) > 0 {
 				t.Errorf("export as %q gave %q", request, b)
 			}
 		}
@@ -277,7 +254,7 @@ func TestTSS2(t *testing.T) {
 			t.Errorf("export without the flag: %v", err)
 		}
 	}
-	if code := m.stop(); code != 0 {
+	if code := m.Stop(); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
 	for kind := range templates {
@@ -292,72 +269,74 @@ func TestTSS2(t *testing.T) {
 
 // TestPCRs: pcrs in attributes binds a key to the platform's state, where there is a TPM.
 func TestPCRs(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	_, s := tpmStore(t)
 	text := []byte("template = \"ecdsa-p256-sha256\"\npcrs = [16, 0, 7]\n")
-	if err := os.Mkdir(s.path("bound"), 0o700); err != nil {
+	if err := os.Mkdir(s.Path("bound"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeOnce(s.path("bound", "attributes"), []byte("pcrs = [24]\n")); !errors.Is(err, syscall.EINVAL) {
+	if err := parsecfstest.WriteOnce(s.Path("bound", "attributes"), []byte("pcrs = [24]\n")); !errors.Is(err, syscall.EINVAL) {
 		t.Errorf("register 24: %v", err)
 	}
-	if err := writeOnce(s.path("bound", "generate"), text); err != nil {
+	if err := parsecfstest.WriteOnce(s.Path("bound", "generate"), text); err != nil {
 		t.Fatal(err)
 	}
-	public, err := os.ReadFile(s.path("bound", "public.der"))
+	public, err := os.ReadFile(s.Path("bound", "public.der"))
 	if err == nil {
-		err = s.works("bound", public)
+		err = s.Works("bound", public)
 	}
 	if err != nil {
 		t.Error(err)
 	}
-	if b, err := os.ReadFile(s.path("bound", "attributes")); err != nil || !strings.Contains(string(b), "pcrs = [0, 7, 16]\n") || !strings.Contains(string(b), "template = 'ecdsa-p256-sha256'\n") {
+	if b, err := os.ReadFile(s.Path("bound", "attributes")); err != nil || !strings.Contains(string(b), "pcrs = [0, 7, 16]\n") || !strings.Contains(string(b), "template = 'ecdsa-p256-sha256'\n") {
 		t.Errorf("attributes are %s, %v", b, err)
 	}
-	if err := writeOnce(s.path("bound", "attributes"), []byte("pcrs = []\n")); !errors.Is(err, syscall.EACCES) {
+	if err := parsecfstest.WriteOnce(s.Path("bound", "attributes"), []byte("pcrs = []\n")); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("another policy: %v", err)
 	}
-	s.m.kill()
-	s.m.restart()
-	s.until("ready")
-	if err := s.works("bound", public); err != nil {
+	s.M.Kill()
+	s.M.Restart()
+	s.Until("ready")
+	if err := s.Works("bound", public); err != nil {
 		t.Error(err)
 	}
-	m := mountParsecfs(t, mountOptions{})
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	draft := filepath.Join(m.Dir, "providers/software/keys/k")
 	if err := os.Mkdir(draft, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeOnce(filepath.Join(draft, "generate"), text); !errors.Is(err, syscall.EOPNOTSUPP) {
+	if err := parsecfstest.WriteOnce(filepath.Join(draft, "generate"), text); !errors.Is(err, syscall.EOPNOTSUPP) {
 		t.Errorf("PCRs in software: %v", err)
 	}
 }
 
 // TestTPMHangs: a TPM that answers nobody costs its callers operation_timeout, and nobody else anything.
 func TestTPMHangs(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	chip := tpmtest.Start(t)
-	config := "[core_settings]\noperation_timeout = \"1s\"\n" + tpmConfig(chip) + "[[provider]]\nname = \"other\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"
-	s := &keystore{t: t, store: store{name: "tpm"}, keys: map[string][]byte{}, m: mountParsecfs(t, mountOptions{Config: config})}
-	public, err := s.create("key")
+	config := "[core_settings]\noperation_timeout = \"1s\"\n" + stores.TPMConfig(chip) + "[[provider]]\nname = \"other\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n"
+	s := &stores.Keystore{T: t, Store: stores.Store{Name: "tpm"}, Keys: map[string][]byte{}, M: parsecfstest.Mount(t, parsecfstest.Options{Config: config})}
+	public, err := s.Create("key")
 	if err != nil {
 		t.Fatal(err)
 	}
 	chip.Freeze()
 	for range 2 {
-		if err := s.works("key", public); !errors.Is(err, syscall.ETIMEDOUT) {
+		if err := s.Works("key", public); !errors.Is(err, syscall.ETIMEDOUT) {
 			t.Errorf("a TPM that hangs: %v", err)
 		}
 	}
-	if b, err := ask(filepath.Join(s.m.Dir, "providers/other/hash/sha256"), []byte("message")); err != nil || len(b) != 32 {
+	if b, err := parsecfstest.Ask(filepath.Join(s.M.Dir, "providers/other/hash/sha256"), []byte("message")); err != nil || len(b) != 32 {
 		t.Errorf("another provider: %x, %v", b, err)
 	}
-	if b, err := os.ReadFile(s.path("key", "public.der")); err != nil || string(b) != string(public) {
+	if b, err := os.ReadFile(s.Path("key", "public.der")); err != nil || string(b) != string(public) {
 		t.Errorf("the public key meanwhile: %v", err)
 	}
 	chip.Thaw()
-	s.until("ready")
-	if err := s.works("key", public); err != nil {
+	s.Until("ready")
+	if err := s.Works("key", public); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package capabilities
 
 import (
 	"bytes"
@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/tests/stores"
 	"github.com/parsecfs/parsecfs/providers/providertest"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -33,11 +35,13 @@ type line struct {
 
 // TestEveryLineOfCapabilities makes a key by every line and does all that the line names, with OpenSSL as the judge.
 func TestEveryLineOfCapabilities(t *testing.T) {
-	requireFUSE(t)
-	for _, store := range append(stores(t), tokens...) {
-		t.Run(store.name, func(t *testing.T) {
-			store.begin(t)
-			m := mountParsecfs(t, mountOptions{Config: store.config})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	for _, store := range append(stores.All(), stores.Tokens()...) {
+		t.Run(store.Name, func(t *testing.T) {
+			t.Parallel()
+			store.Begin(t)
+			m := parsecfstest.Mount(t, parsecfstest.Options{Config: store.Config})
 			provider := filepath.Join(m.Dir, "providers/p")
 			lines := listedBy(t, provider)
 			if lines[0] != psa.CapabilitiesHeader || len(lines) < 4 {
@@ -55,11 +59,11 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 					}
 					if sizes := c.Sizes(); c.Most != 0 {
 						c.Bits, c.Most = sizes[min(64, len(sizes)/2)], 0
-						if long() {
+						if parsecfstest.Long() {
 							c.Bits = sizes[len(sizes)-1]
 						}
 					}
-					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i)), wrapped: store.name == "tpm"}
+					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i)), wrapped: store.Name == "tpm"}
 					if c.Has(psa.Random) {
 						l.random(filepath.Join(provider, "random"))
 						return
@@ -68,7 +72,7 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 						l.device(provider)
 						return
 					}
-					if c.Has(psa.Generate) && (long() || !c.Type.IsRSA() || store.generates(c)) {
+					if c.Has(psa.Generate) && (parsecfstest.Long() || !c.Type.IsRSA() || generates(store, c)) {
 						l.generate()
 						l.operations(nil)
 						l.remove()
@@ -99,22 +103,15 @@ func listedBy(t *testing.T, provider string) []string {
 	}
 }
 
-// generates says whether the short form makes an RSA key by a line: larger ones take seconds each, and are made for one
-// hash of each scheme; a token that takes keys makes one alone.
-func (s store) generates(c psa.Capability) bool {
-	if s.token && c.Has(psa.Import) {
-		return c.Bits == 2048 && c.Algorithm == psa.RSAPKCS1v15Sign(psa.SHA256)
-	}
-	return c.Bits <= 2048 || c.Algorithm.Hash() == psa.SHA256
-}
-
 // TestWhatIsNotListedIsRefused: a template that capabilities does not name makes no key, and leaves the draft.
 func TestWhatIsNotListedIsRefused(t *testing.T) {
-	requireFUSE(t)
-	for _, store := range append(stores(t), tokens...) {
-		t.Run(store.name, func(t *testing.T) {
-			store.begin(t)
-			m := mountParsecfs(t, mountOptions{Config: store.config})
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	for _, store := range append(stores.All(), stores.Tokens()...) {
+		t.Run(store.Name, func(t *testing.T) {
+			t.Parallel()
+			store.Begin(t)
+			m := parsecfstest.Mount(t, parsecfstest.Options{Config: store.Config})
 			provider := filepath.Join(m.Dir, "providers/p")
 			listed := map[string]bool{}
 			for _, text := range listedBy(t, provider) {
@@ -141,7 +138,7 @@ func TestWhatIsNotListedIsRefused(t *testing.T) {
 					continue
 				}
 				refused++
-				if err := writeOnce(filepath.Join(draft, "generate"), []byte(template+"\n")); err == nil {
+				if err := parsecfstest.WriteOnce(filepath.Join(draft, "generate"), []byte(template+"\n")); err == nil {
 					t.Errorf("%q made a key", template)
 				}
 				if _, err := os.Stat(filepath.Join(draft, "generate")); err != nil {
@@ -151,10 +148,10 @@ func TestWhatIsNotListedIsRefused(t *testing.T) {
 			if refused < 25 {
 				t.Errorf("only %d templates are not listed", refused)
 			}
-			if store.objects != nil && len(store.objects()) > 0 {
-				t.Errorf("objects without a key: %v", store.objects())
+			if store.Objects != nil && len(store.Objects()) > 0 {
+				t.Errorf("objects without a key: %v", store.Objects())
 			}
-			if err := writeOnce(filepath.Join(draft, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
+			if err := parsecfstest.WriteOnce(filepath.Join(draft, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
 				t.Errorf("the draft does not become a key any more: %v", err)
 			}
 		})
@@ -188,7 +185,7 @@ func (l *line) random(path string) {
 func (l *line) generate() {
 	l.t.Helper()
 	l.must(os.Mkdir(l.dir, 0o755))
-	l.must(writeOnce(l.path("generate"), []byte(l.Template+"\n")))
+	l.must(parsecfstest.WriteOnce(l.path("generate"), []byte(l.Template+"\n")))
 }
 
 // imported brings in a key that OpenSSL made, and gives it.
@@ -207,8 +204,8 @@ func (l *line) imported() []byte {
 	if template := l.template(); template != "" {
 		attributes = fmt.Sprintf("template = %q\nkey_type = %q\nusage = [%s]\n", template, l.Type, quoted(usage.Names()))
 	}
-	l.must(writeOnce(l.path("attributes"), []byte(attributes)))
-	l.must(writeOnce(l.path("import"), key))
+	l.must(parsecfstest.WriteOnce(l.path("attributes"), []byte(attributes)))
+	l.must(parsecfstest.WriteOnce(l.path("import"), key))
 	return key
 }
 
@@ -291,26 +288,9 @@ func (l *line) openssl(args ...string) {
 	}
 }
 
-// ask is one transaction on one descriptor.
-func ask(path string, request ...[]byte) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	for _, part := range request {
-		if _, err := f.Write(part); err != nil {
-			return nil, err
-		}
-	}
-	var answer bytes.Buffer
-	_, err = answer.ReadFrom(f)
-	return answer.Bytes(), err
-}
-
 func (l *line) ask(file string, request ...[]byte) []byte {
 	l.t.Helper()
-	b, err := ask(l.path(file), request...)
+	b, err := parsecfstest.Ask(l.path(file), request...)
 	if err != nil {
 		l.t.Fatalf("%s: %v", file, err)
 	}
@@ -477,7 +457,7 @@ func (l *line) verifies(file string, message, request []byte) {
 	}
 	request = slices.Clone(request)
 	request[0] ^= 1
-	if answer, err := ask(l.path(file), signature, request); err == nil || len(answer) > 0 {
+	if answer, err := parsecfstest.Ask(l.path(file), signature, request); err == nil || len(answer) > 0 {
 		l.t.Errorf("%s of another message said %q", file, answer)
 	}
 }
@@ -542,4 +522,13 @@ func (l *line) exported(key []byte) {
 	if !bytes.Equal(spell(l.ask("export", []byte("pkcs8"))), spell(key)) {
 		l.t.Error("another key came out")
 	}
+}
+
+// generates says whether the short form makes an RSA key by a line: larger ones take seconds each, and are made for one
+// hash of each scheme; a token that takes keys makes one alone.
+func generates(s stores.Store, c psa.Capability) bool {
+	if s.Token && c.Has(psa.Import) {
+		return c.Bits == 2048 && c.Algorithm == psa.RSAPKCS1v15Sign(psa.SHA256)
+	}
+	return c.Bits <= 2048 || c.Algorithm.Hash() == psa.SHA256
 }

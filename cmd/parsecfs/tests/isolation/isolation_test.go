@@ -1,9 +1,8 @@
-package main
+package isolation
 
 import (
 	"crypto/ecdsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 )
 
 const (
@@ -23,18 +24,20 @@ const (
 // TestIsolation: many who sign with one key at once each get the signature of their own message, or in the drop box
 // none, and never another one. The daemon runs under the race detector where the tests do, and with one processor too.
 func TestIsolation(t *testing.T) {
-	requireFUSE(t)
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
 	for name, env := range map[string][]string{"all processors": nil, "one processor": {"GOMAXPROCS=1"}} {
 		t.Run(name, func(t *testing.T) {
-			m := mountParsecfs(t, mountOptions{Env: env})
+			t.Parallel()
+			m := parsecfstest.Mount(t, parsecfstest.Options{Env: env})
 			key := filepath.Join(m.Dir, "providers/software/keys/k")
 			if err := os.Mkdir(key, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := writeOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
+			if err := parsecfstest.WriteOnce(filepath.Join(key, "generate"), []byte("ecdsa-p256-sha256\n")); err != nil {
 				t.Fatal(err)
 			}
-			c := &crowd{public: readPublic(t, key), sign: filepath.Join(key, "sign")}
+			c := &crowd{public: parsecfstest.PublicKey[*ecdsa.PublicKey](t, key), sign: filepath.Join(key, "sign")}
 			// Whether refusals are promised not to come. Threads of one process are one user to the drop box, so it
 			// refuses what it cannot tell apart.
 			for _, mode := range []struct {
@@ -47,7 +50,7 @@ func TestIsolation(t *testing.T) {
 			} {
 				t.Run(mode.name+"/jobs", func(t *testing.T) {
 					out := t.TempDir()
-					c.run(t, exec.Command("bash", "-c", `. testdata/isolation/job.sh
+					c.run(t, exec.Command("bash", "-c", `. testdata/job.sh
 						for ((n = 0; n < `+fmt.Sprint(isolationJobs)+`; n++)); do job "$0" "$1" "$2" $n & done; wait`, mode.name, c.sign, out))
 					c.judge(t, out, isolationTimes, mode.jobs)
 				})
@@ -56,7 +59,7 @@ func TestIsolation(t *testing.T) {
 					var wg sync.WaitGroup
 					for n := range isolationJobs {
 						wg.Go(func() {
-							c.run(t, exec.Command("bash", "testdata/isolation/job.sh", mode.name, c.sign, out, fmt.Sprint(n)))
+							c.run(t, exec.Command("bash", "testdata/job.sh", mode.name, c.sign, out, fmt.Sprint(n)))
 						})
 					}
 					wg.Wait()
@@ -64,7 +67,7 @@ func TestIsolation(t *testing.T) {
 				})
 				t.Run(mode.name+"/threads", func(t *testing.T) {
 					out := t.TempDir()
-					c.run(t, exec.Command("python3", "testdata/isolation/threads.py", mode.name, c.sign, out))
+					c.run(t, exec.Command("python3", "testdata/threads.py", mode.name, c.sign, out))
 					c.judge(t, out, threadTimes, mode.threads)
 				})
 			}
@@ -77,19 +80,6 @@ func TestIsolation(t *testing.T) {
 type crowd struct {
 	public *ecdsa.PublicKey
 	sign   string
-}
-
-func readPublic(t *testing.T, key string) *ecdsa.PublicKey {
-	t.Helper()
-	der, err := os.ReadFile(filepath.Join(key, "public.der"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	public, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return public.(*ecdsa.PublicKey)
 }
 
 // run ends in success or not: what counts is what it left.

@@ -75,8 +75,17 @@ func conformance(t *testing.T, k *pkcs11test.Token) {
 	})
 }
 
-func TestConformanceOnSoftHSM(t *testing.T) { conformance(t, pkcs11test.SoftHSM(t, "conformance")[0]) }
+func TestConformanceOnSoftHSM(t *testing.T) {
+	t.Parallel()
+	conformance(t, pkcs11test.SoftHSM(t, "conformance")[0])
+}
 
-func TestConformanceOnNSS(t *testing.T) { conformance(t, pkcs11test.NSS(t)) }
+func TestConformanceOnNSS(t *testing.T) {
+	t.Parallel()
+	conformance(t, pkcs11test.NSS(t))
+}
 
-func TestConformanceOnTPM(t *testing.T) { conformance(t, pkcs11test.TPM2(t)) }
+func TestConformanceOnTPM(t *testing.T) {
+	t.Parallel()
+	conformance(t, pkcs11test.TPM2(t))
+}

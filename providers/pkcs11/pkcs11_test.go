@@ -122,6 +122,7 @@ func inTheEnd(try func() error) (err error) {
 const p256 = "ecdsa-p256-sha256"
 
 func TestWrongPINIsTriedOnce(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "pin")[0].Sabotaged()
 	file := filepath.Join(t.TempDir(), "pin")
 	write := func(pin string) {
@@ -172,6 +173,7 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 
 // A TPM counts wrong PINs, and takes none at all after the third.
 func TestWrongPINLocksNoTPM(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.TPM2(t)
 	p := use(t, settingsOf(token, map[string]any{"user_pin": "wrong"}))
 	for range 6 {
@@ -229,6 +231,7 @@ func TestPINFile(t *testing.T) {
 }
 
 func TestWhichToken(t *testing.T) {
+	t.Parallel()
 	tokens := pkcs11test.SoftHSM(t, "one", "two")
 	for _, c := range []struct {
 		settings map[string]any
@@ -259,6 +262,7 @@ func TestWhichToken(t *testing.T) {
 }
 
 func TestRemovedAndBack(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "removed")[0]
 	p := use(t, settingsOf(token, nil))
 	m := create(t, p, p256)
@@ -292,6 +296,7 @@ func TestRemovedAndBack(t *testing.T) {
 }
 
 func TestReinitialised(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "emptied")[0]
 	p := use(t, settingsOf(token, nil))
 	m := create(t, p, p256)
@@ -344,6 +349,7 @@ func workers(t *testing.T, keys ...*made) (stop func() (signed int64, failed map
 }
 
 func TestModuleDiesWhileSigning(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "crash")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, nil))
 	m, other := create(t, p, p256), create(t, p, p256)
@@ -374,6 +380,7 @@ func TestModuleDiesWhileSigning(t *testing.T) {
 }
 
 func TestModuleDiesWhileCreating(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "create")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, nil))
 	token.Generate("EC:prime256v1", "01", "somebody's")
@@ -416,6 +423,7 @@ func TestModuleDiesWhileCreating(t *testing.T) {
 
 // TestMakersBesideSearches: each signature by a new key searches the token first, while other keys are made and destroyed.
 func TestMakersBesideSearches(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "makers")[0]
 	p := use(t, settingsOf(token, nil))
 	create(t, p, p256) // with it the token is marked
@@ -454,6 +462,7 @@ func TestMakersBesideSearches(t *testing.T) {
 }
 
 func TestHangingCall(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "hang")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, map[string]any{"sessions": int64(3)}))
 	m := create(t, p, p256)
@@ -493,6 +502,7 @@ func TestHangingCall(t *testing.T) {
 }
 
 func TestTwoTokensOfOneModule(t *testing.T) {
+	t.Parallel()
 	tokens := pkcs11test.SoftHSM(t, "left", "right")
 	var all []providers.Provider
 	var keys []*made
@@ -531,6 +541,7 @@ func TestTwoTokensOfOneModule(t *testing.T) {
 }
 
 func TestAdoption(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "adopt")[0]
 	token.Generate("EC:prime256v1", "6b6579", "web")
 	token.Generate("EC:prime256v1", "01", "twin")
@@ -625,6 +636,7 @@ func TestAdoption(t *testing.T) {
 }
 
 func TestExportIsADecision(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "export")[0]
 	p := use(t, settingsOf(token, map[string]any{"allow_export": false}))
 	lines, err := p.Capabilities(t.Context())
@@ -644,6 +656,7 @@ func TestExportIsADecision(t *testing.T) {
 
 // TestReplaced: another program deletes an adopted key, and puts another one in its place. Nothing is signed with that.
 func TestReplaced(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "replaced")[0]
 	token.Generate("EC:prime256v1", "01", "theirs")
 	token.Generate("rsa:2048", "02", "theirs too")
@@ -685,6 +698,7 @@ func TestReplaced(t *testing.T) {
 }
 
 func TestModuleDiesInLogin(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "login")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, nil))
 	token.Harm("C_Login crash-after")
@@ -697,6 +711,7 @@ func TestModuleDiesInLogin(t *testing.T) {
 
 // TestOddLogin: a module says of C_Login that it failed, and not that the PIN was wrong.
 func TestOddLogin(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "odd")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, nil))
 	token.Harm("C_Login 6") // CKR_FUNCTION_FAILED
@@ -718,6 +733,7 @@ func refusedInTheEnd(t *testing.T, p providers.Provider, what string) {
 }
 
 func TestModuleAwayWhileLearning(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "learn")[0].Sabotaged()
 	p := use(t, settingsOf(&token.Token, nil))
 	token.Harm("C_Sign crash")
@@ -737,6 +753,7 @@ func TestModuleAwayWhileLearning(t *testing.T) {
 
 // TestPrivateReplaced: only the private part of an adopted key is another one, beside its old public part.
 func TestPrivateReplaced(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "replaced")[0]
 	token.Generate("EC:prime256v1", "01", "theirs")
 	p := use(t, settingsOf(token, nil))
@@ -778,6 +795,7 @@ func TestPrivateReplaced(t *testing.T) {
 
 // TestSecondMarker: another program's marker beside ours makes no other token of it.
 func TestSecondMarker(t *testing.T) {
+	t.Parallel()
 	token := pkcs11test.SoftHSM(t, "marked")[0]
 	p := use(t, settingsOf(token, nil))
 	m := create(t, p, p256)

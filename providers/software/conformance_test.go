@@ -11,6 +11,7 @@ import (
 )
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	providertest.Run(t, func(t *testing.T) providers.Provider {
 		p, err := software.Type.New(t.Context(), providers.Config{Name: "software", StateDir: t.TempDir()})
 		if err != nil {

@@ -250,6 +250,7 @@ func use(ctx context.Context, p providers.Provider, b providers.Blob, q question
 // TestStatusesArePSAs holds our statuses against those of PSA Crypto's reference implementation. What differs is listed,
 // with the reason.
 func TestStatusesArePSAs(t *testing.T) {
+	t.Parallel()
 	list := questions()
 	want := theirs(t, list)
 	p, cache := newProvider(t), map[string]*psa.Material{}

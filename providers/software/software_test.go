@@ -147,6 +147,7 @@ func read(t *testing.T, dir, name string) []byte {
 }
 
 func TestCapabilities(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	lines, err := p.Capabilities(t.Context())
 	if err != nil {
@@ -207,6 +208,7 @@ func TestCapabilities(t *testing.T) {
 
 // TestForeignPKCS8 imports PKCS#8 of the openssl command: the blob has the key and nothing that came beside it.
 func TestForeignPKCS8(t *testing.T) {
+	t.Parallel()
 	needOpenSSL(t)
 	p := newProvider(t)
 	a := template(t, "ecdsa-p256-sha256")
@@ -275,6 +277,7 @@ func koblitzKey(t *testing.T, scalar []byte) []byte {
 }
 
 func TestWrongMaterial(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	rsa2048, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -356,6 +359,7 @@ func TestWrongMaterial(t *testing.T) {
 }
 
 func TestAttributesRefused(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	for _, name := range []string{
 		"rsa-1536-pss-sha256", "rsa-2048-pss-sha512-256", "ecdsa-secp192k1-sha256",
@@ -378,6 +382,7 @@ func TestAttributesRefused(t *testing.T) {
 }
 
 func TestPublicKeyAlone(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	for _, name := range []string{"rsa-2048-pkcs1v15-any", "ecdsa-p384-sha384", "ed25519"} {
 		a := template(t, name)
@@ -408,6 +413,7 @@ func TestPublicKeyAlone(t *testing.T) {
 }
 
 func TestBeginRefuses(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	sig := map[string][]byte{"signature": make([]byte, 64)}
 	for _, c := range []struct {
@@ -452,6 +458,7 @@ func TestBeginRefuses(t *testing.T) {
 }
 
 func TestAEAD(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	a := template(t, "aes-256-gcm")
 	k, b := generated(t, p, a)
@@ -517,6 +524,7 @@ func TestAEAD(t *testing.T) {
 }
 
 func TestOpenRefusesOtherBlobs(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	a := template(t, "ecdsa-p256-sha256")
 	mine, other := create(t, p, a, nil), create(t, p, a, nil)
@@ -545,6 +553,7 @@ func TestOpenRefusesOtherBlobs(t *testing.T) {
 
 // TestClose: runs that have begun stay valid, and no more begin.
 func TestClose(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	for _, name := range []string{"rsa-2048-pss-sha256", "ecdsa-p256-sha256", "ed25519", "aes-256-gcm"} {
 		a := template(t, name)
@@ -608,6 +617,7 @@ func TestClose(t *testing.T) {
 }
 
 func TestAtOnce(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	for _, name := range []string{"rsa-2048-pkcs1v15-sha256", "ecdsa-p256-sha256", "ed25519"} {
 		a := template(t, name)
@@ -639,6 +649,7 @@ func TestAtOnce(t *testing.T) {
 }
 
 func TestEndedContext(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t)
 	a := template(t, "ed25519")
 	k, b := generated(t, p, a)
@@ -662,6 +673,7 @@ func TestEndedContext(t *testing.T) {
 }
 
 func TestProvider(t *testing.T) {
+	t.Parallel()
 	registry := providers.Registry{software.Type}
 	for _, name := range []string{"Software", "MbedCrypto"} {
 		if _, ok := registry.Lookup(name); !ok {

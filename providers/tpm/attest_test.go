@@ -60,6 +60,7 @@ func attestOp(k providers.Key) psa.Op {
 // TestAttestAndPCRs: a key that is bound to registers is certified whatever they are; it signs for others as it would
 // sign, and activates nothing.
 func TestAttestAndPCRs(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	p := newProvider(t, chip)
 	defer p.Close()
@@ -110,6 +111,7 @@ func TestAttestAndPCRs(t *testing.T) {
 // TestEndorsementAuth: attestation needs the endorsement hierarchy's authorization, and nothing else does; what is wrong
 // leaves nothing behind in a TPM with three slots and three sessions.
 func TestEndorsementAuth(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	l := raw(t, chip)
 	if _, err := (tpm2.HierarchyChangeAuth{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
@@ -156,6 +158,7 @@ func TestEndorsementAuth(t *testing.T) {
 
 // TestActivateOnCurve: a credential for the endorsement key on P-256 is opened too, and one for another TPM's is none.
 func TestActivateOnCurve(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	p := newProvider(t, chip).(*provider)
 	defer p.Close()
@@ -212,6 +215,7 @@ func TestActivateOnCurve(t *testing.T) {
 
 // TestAttestAfterClear: TPM2_Clear changes neither the endorsement key nor the attestation key.
 func TestAttestAfterClear(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	p := newProvider(t, chip).(*provider)
 	defer p.Close()
@@ -240,6 +244,7 @@ func TestAttestAfterClear(t *testing.T) {
 
 // TestAttestSmall: what a TPM with two slots has no room for is refused, and it goes on.
 func TestAttestSmall(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t, tpmtest.Start(t)).(*provider)
 	defer p.Close()
 	a, b := boundKey(t, p, "ecdsa-p256-sha256", 0), boundKey(t, p, "ecdsa-p256-sha256", 0)
@@ -262,6 +267,7 @@ func TestAttestSmall(t *testing.T) {
 
 // TestCertifyRefused: a signer that is closed, that does not sign or that is another TPM's, and other operations.
 func TestCertifyRefused(t *testing.T) {
+	t.Parallel()
 	p, other := newProvider(t, tpmtest.Start(t)), newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	defer other.Close()

@@ -11,6 +11,7 @@ import (
 )
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	providertest.Run(t, func(t *testing.T) providers.Provider { return newProvider(t, chip) }, providertest.Options{
 		KeysInBlob: true, Wrapped: true,

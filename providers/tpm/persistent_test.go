@@ -49,6 +49,7 @@ func at(list []providers.Foreign, handle string) (providers.Foreign, bool) {
 
 // TestAdopt takes over keys that tpm2-tools made persistent, and uses, restarts and destroys them.
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	const kept = " -a noda|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|"
 	const signs = kept + "sign"
@@ -204,6 +205,7 @@ func TestAdopt(t *testing.T) {
 
 // TestAdoptLocksNothing: keys that the TPM guards against guessing are tried while that does no harm.
 func TestAdoptLocksNothing(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	tools(t, chip, append(append([]string{toolsParent}, persist("0x81000001", "-G ecc")...), persist("0x81000002", "-G ecc -p secret")...)...)
 	p := newProvider(t, chip)

@@ -24,6 +24,7 @@ import (
 )
 
 func TestParseTCTI(t *testing.T) {
+	t.Parallel()
 	for s, want := range map[string]tcti{
 		"device": {kind: "device"}, "device:/dev/tpm0": {kind: "device", path: "/dev/tpm0"},
 		"swtpm":                          {kind: "swtpm", host: "localhost", port: "2321"},
@@ -88,6 +89,7 @@ func FuzzOpen(f *testing.F) {
 }
 
 func TestAuthHasNoZero(t *testing.T) {
+	t.Parallel()
 	for range 1000 {
 		auth, err := newAuth()
 		if err != nil || len(auth) != authSize || bytes.IndexByte(auth, 0) >= 0 {
@@ -140,6 +142,7 @@ func newKey(t *testing.T, p providers.Provider, template string) (psa.Attributes
 // TestNullHierarchyForgets shows why keys are not there: after a reset its primary is another, and a child does not load
 // (TCG TPM 2.0, part 1, 14.5).
 func TestNullHierarchyForgets(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	primary := func(l *link, hierarchy tpm2.TPMHandle) *tpm2.CreatePrimaryResponse {
 		t.Helper()
@@ -187,6 +190,7 @@ func TestNullHierarchyForgets(t *testing.T) {
 
 // TestCleared: after TPM2_Clear the TPM is another one, and the keys say so.
 func TestCleared(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	p := newProvider(t, chip)
 	a, blob, k := newKey(t, p, "ecdsa-p256-sha256")
@@ -231,6 +235,7 @@ func TestCleared(t *testing.T) {
 
 // TestManyKeys uses more keys in turn than the TPM has slots, and forgets none.
 func TestManyKeys(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	for i := range 8 {
@@ -260,6 +265,7 @@ func TestManyKeys(t *testing.T) {
 
 // TestWrongOwner: a wrong authorization is refused with a hint, and locks nothing.
 func TestWrongOwner(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	l := raw(t, chip)
 	if _, err := (tpm2.HierarchyChangeAuth{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
@@ -309,6 +315,7 @@ func FuzzParseKeyfile(f *testing.F) {
 
 // TestWiped looks at the memory itself after Close, Finish and Abort.
 func TestWiped(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	a, _, opened := newKey(t, p, "ecdsa-p256-sha256")
@@ -346,6 +353,7 @@ func TestWiped(t *testing.T) {
 
 // TestPCRs: a key that is bound to PCRs works while they are as they were, and says why not when they are not.
 func TestPCRs(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	const debug = 16 // the register that anybody may extend and reset
 	change := func(reset bool) {
@@ -509,6 +517,7 @@ func simulator(t *testing.T, chip *tpmtest.Chip) string {
 
 // TestTransports signs over each way to a TPM that there is without a chip.
 func TestTransports(t *testing.T) {
+	t.Parallel()
 	for name, where := range map[string]string{"socket": tpmtest.Start(t).TCTI(), "TCP": tpmtest.StartTCP(t).TCTI(), "simulator": simulator(t, tpmtest.Start(t))} {
 		p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": where}})
 		if err != nil {
@@ -540,6 +549,7 @@ func TestTransports(t *testing.T) {
 
 // TestSmallTPM uses keys in a TPM with fewer slots than the specification asks for.
 func TestSmallTPM(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	if _, err := p.Identity(t.Context()); err != nil {
@@ -581,6 +591,7 @@ func (g *garbled) Send(command []byte) ([]byte, error) {
 
 // TestGarbled: a response that was tampered with is no signature, and the next one is.
 func TestGarbled(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	a, _, k := newKey(t, p, "ecdsa-p256-sha256")

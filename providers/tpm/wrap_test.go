@@ -26,6 +26,7 @@ func wrapping(t *testing.T, chip *tpmtest.Chip) (providers.Wrapper, func()) {
 
 // TestWrap: what is wrapped is opened by the same TPM, after resets too, and by no other; PCRs bind it.
 func TestWrap(t *testing.T) {
+	t.Parallel()
 	chip := tpmtest.Start(t)
 	const debug = 16 // the register that anybody may extend and reset
 	secret := []byte("forty-eight bytes, a data key and what names it!")
@@ -107,6 +108,7 @@ func TestWrap(t *testing.T) {
 
 // TestUnwrapBesideKeys: keys that are in use stay usable, on a TPM with few slots too.
 func TestUnwrapBesideKeys(t *testing.T) {
+	t.Parallel()
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	w := p.(providers.Wrapper)

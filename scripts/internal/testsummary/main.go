@@ -1,14 +1,18 @@
-// Testsummary reads what go test -json prints, and shows what a person wants of it: failing tests in full, each
-// package's closing line, the skipped tests with their reasons, and the count. It exits 1 if anything failed.
+// Testsummary reads what go test -json prints, from the files that its arguments name, at the same time, and shows what a
+// person wants of it: failing tests in full, each package's closing line, the skipped tests with their reasons, and the
+// count. It exits 1 if anything failed.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 )
 
 // event is one line of go test -json (go doc test2json, go help buildjson).
@@ -21,95 +25,134 @@ type event struct {
 	FailedBuild string
 }
 
-type test struct{ pkg, name string }
+// test is one of a run, or a package of it where it has no name.
+type test struct{ run, pkg, name string }
 
 // maxOutput bounds what is kept of one test's output: its end says why it failed.
 const maxOutput = 1 << 20
 
 func main() {
-	ok, err := summarise(os.Stdin, os.Stdout)
-	if err != nil {
+	var sum summary
+	var runs sync.WaitGroup
+	failed := make([]error, len(os.Args))
+	for i, name := range os.Args[1:] {
+		runs.Go(func() { failed[i] = sum.readFile(name) })
+	}
+	runs.Wait()
+	ok := sum.finish()
+	if err := errors.Join(failed...); err != nil {
 		fmt.Fprintln(os.Stderr, "testsummary:", err)
-		os.Exit(1)
+		ok = false
 	}
 	if !ok {
 		os.Exit(1)
 	}
 }
 
-func summarise(r io.Reader, w io.Writer) (ok bool, err error) {
-	output := map[test]string{}
-	builds := map[string]string{}
-	var skips, failures []string
-	passed, failed, skipped, broken := 0, 0, 0, 0
+// summary is what several runs have said.
+type summary struct {
+	mu              sync.Mutex
+	output          map[test]string
+	builds          map[test]string // by what was built
+	skips, failures []string
+
+	passed, failed, skipped, broken int
+}
+
+func (s *summary) readFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return s.read(filepath.Base(name), f)
+}
+
+// read reads one run to its end.
+func (s *summary) read(run string, r io.Reader) error {
 	in := bufio.NewReader(r)
 	for {
-		line, readErr := in.ReadBytes('\n')
-		if readErr != nil && readErr != io.EOF {
-			return false, readErr
+		line, err := in.ReadBytes('\n')
+		if len(line) > 0 {
+			s.line(run, line)
 		}
-		var e event
-		if json.Unmarshal(line, &e) != nil {
-			// go itself speaks: a module that cannot be had, a pattern that matches nothing.
-			w.Write(line)
-			line = nil
+		if err == io.EOF {
+			return nil
 		}
-		t := test{e.Package, e.Test}
-		switch e.Action {
-		case "build-output":
-			builds[e.ImportPath] += e.Output
-		case "output":
-			if e.Test == "" && closing(e.Output) {
-				fmt.Fprint(w, e.Output)
-				break
-			}
-			kept := output[t] + e.Output
-			output[t] = kept[max(0, len(kept)-maxOutput):]
-		case "pass":
-			if e.Test != "" {
-				passed++
-			}
-			delete(output, t)
-		case "skip":
-			if e.Test != "" {
-				skipped++
-				skips = append(skips, e.Package+" "+e.Test+": "+reason(output[t]))
-			}
-			delete(output, t)
-		case "fail":
-			if e.Test != "" {
-				failed++
-				failures = append(failures, e.Package+" "+e.Test)
-			} else {
-				broken++
-			}
-			fmt.Fprint(w, builds[e.FailedBuild], output[t])
-			delete(builds, e.FailedBuild)
-			delete(output, t)
+		if err != nil {
+			return err
 		}
-		if readErr == io.EOF {
+	}
+}
+
+func (s *summary) line(run string, line []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.output == nil {
+		s.output, s.builds = map[test]string{}, map[test]string{}
+	}
+	var e event
+	if json.Unmarshal(line, &e) != nil {
+		// go itself speaks: a module that cannot be had, a pattern that matches nothing.
+		os.Stdout.Write(line)
+		return
+	}
+	t, built := test{run, e.Package, e.Test}, test{run, e.FailedBuild, ""}
+	switch e.Action {
+	case "build-output":
+		s.builds[test{run, e.ImportPath, ""}] += e.Output
+	case "output":
+		if e.Test == "" && closing(e.Output) {
+			fmt.Printf("%s: %s", run, e.Output)
 			break
 		}
+		kept := s.output[t] + e.Output
+		s.output[t] = kept[max(0, len(kept)-maxOutput):]
+	case "pass":
+		if e.Test != "" {
+			s.passed++
+		}
+		delete(s.output, t)
+	case "skip":
+		if e.Test != "" {
+			s.skipped++
+			s.skips = append(s.skips, e.Package+" "+e.Test+": "+reason(s.output[t]))
+		}
+		delete(s.output, t)
+	case "fail":
+		if e.Test != "" {
+			s.failed++
+			s.failures = append(s.failures, e.Package+" "+e.Test)
+		} else {
+			s.broken++
+		}
+		fmt.Print(s.builds[built], s.output[t])
+		delete(s.builds, built)
+		delete(s.output, t)
 	}
+}
+
+// finish says what there is to say when all runs have ended, and whether all is well.
+func (s *summary) finish() bool {
 	// A package that ended in the middle of a test said why in that test's output.
-	for t, out := range output {
+	for t, out := range s.output {
 		if t.Test() {
-			fmt.Fprintf(w, "unfinished: %s %s\n%s", t.pkg, t.name, out)
-			broken++
+			fmt.Printf("unfinished: %s %s\n%s", t.pkg, t.name, out)
+			s.broken++
 		}
 	}
-	for _, s := range skips {
-		fmt.Fprintln(w, "skipped:", s)
+	for _, skip := range s.skips {
+		fmt.Println("skipped:", skip)
 	}
-	for _, f := range failures {
-		fmt.Fprintln(w, "failed:", f)
+	for _, failure := range s.failures {
+		fmt.Println("failed:", failure)
 	}
-	if passed == 0 && failed == 0 {
-		fmt.Fprintln(w, "no test ran")
-		broken++
+	if s.passed == 0 && s.failed == 0 {
+		fmt.Println("no test ran")
+		s.broken++
 	}
-	fmt.Fprintf(w, "%d passed, %d failed, %d skipped\n", passed, failed, skipped)
-	return failed == 0 && broken == 0, nil
+	fmt.Printf("%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
+	return s.failed == 0 && s.broken == 0
 }
 
 func (t test) Test() bool { return t.name != "" }

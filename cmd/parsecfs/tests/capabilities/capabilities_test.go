@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,17 +27,25 @@ import (
 // line is one line of a mounted capabilities file, to be held to what it says.
 type line struct {
 	psa.Capability
-	t    *testing.T
-	dir  string // the key's directory
-	temp string
+	t         *testing.T
+	dir       string // the key's directory
+	temp      string // of the line's own
+	materials *materials
 
 	wrapped bool // it is exported in the device's own wrapping alone
+}
+
+// materials are keys that OpenSSL made, one of each type and size for all stores.
+type materials struct {
+	dir  string
+	made sync.Map // of *sync.Once, by the key's file
 }
 
 // TestEveryLineOfCapabilities makes a key by every line and does all that the line names, with OpenSSL as the judge.
 func TestEveryLineOfCapabilities(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
+	materials := &materials{dir: t.TempDir()}
 	for _, store := range append(stores.All(), stores.Tokens()...) {
 		t.Run(store.Name, func(t *testing.T) {
 			t.Parallel()
@@ -50,9 +59,11 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 			if !slices.IsSorted(lines[1:]) {
 				t.Error("the lines are not sorted")
 			}
-			temp := t.TempDir()
 			for i, text := range lines[1:] {
 				t.Run(strings.ReplaceAll(strings.ReplaceAll(text, "\t", " "), "/", "-"), func(t *testing.T) {
+					if store.Name == "software" { // the others have a device, which does one after the other
+						t.Parallel()
+					}
 					c, err := psa.ParseCapability(text)
 					if err != nil {
 						t.Fatal(err)
@@ -63,7 +74,7 @@ func TestEveryLineOfCapabilities(t *testing.T) {
 							c.Bits = sizes[len(sizes)-1]
 						}
 					}
-					l := &line{Capability: c, t: t, temp: temp, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i)), wrapped: store.Name == "tpm"}
+					l := &line{Capability: c, t: t, temp: t.TempDir(), materials: materials, dir: filepath.Join(provider, "keys", fmt.Sprint("line-", i)), wrapped: store.Name == "tpm"}
 					if c.Has(psa.Random) {
 						l.random(filepath.Join(provider, "random"))
 						return
@@ -224,39 +235,46 @@ func quoted(words []string) string {
 	return strings.Join(words, ", ")
 }
 
-// material is a key of the line's type, made once by openssl.
+// keyFile is the line's private or secret key as OpenSSL made it; the public one stands beside it.
+func (l *line) keyFile() string {
+	return filepath.Join(l.materials.dir, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
+}
+
+// material is a key of the line's type, made once.
 func (l *line) material() []byte {
 	l.t.Helper()
-	file := filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
-	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
-		switch {
-		case l.Type.IsRSA():
-			l.openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", fmt.Sprint("rsa_keygen_bits:", l.Bits), "-out", file)
-		case l.Type.Family() == psa.TwistedEdwards || l.Type.Family() == psa.Montgomery:
-			l.openssl("genpkey", "-algorithm", l.edwardsOrMontgomery(), "-out", file)
-		case l.postQuantum():
-			private, public, err := providertest.RawPair(l.Type, l.Bits)
-			l.must(err)
-			for name, k := range map[string]psa.RawKey{file: private, file + ".pub": public} {
-				der, err := k.Marshal()
-				l.must(err)
-				l.must(os.WriteFile(name, der, 0o600))
-			}
-		case l.Type.IsECC():
-			l.openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:"+l.curve(), "-out", file)
-		default:
-			l.openssl("rand", "-out", file, fmt.Sprint(l.Bits/8))
-		}
-	}
+	file := l.keyFile()
+	once, _ := l.materials.made.LoadOrStore(file, new(sync.Once))
+	once.(*sync.Once).Do(func() { l.makeMaterial(file) })
 	if l.Type.IsPublicKey() {
-		if !l.postQuantum() {
-			l.openssl("pkey", "-in", file, "-pubout", "-out", file+".pub")
-		}
 		file += ".pub"
 	}
-	b, err := os.ReadFile(file)
-	l.must(err)
-	return b
+	return l.read(file)
+}
+
+func (l *line) makeMaterial(file string) {
+	l.t.Helper()
+	switch {
+	case l.Type.IsRSA():
+		l.openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", fmt.Sprint("rsa_keygen_bits:", l.Bits), "-out", file)
+	case l.Type.Family() == psa.TwistedEdwards || l.Type.Family() == psa.Montgomery:
+		l.openssl("genpkey", "-algorithm", l.edwardsOrMontgomery(), "-out", file)
+	case l.postQuantum():
+		private, public, err := providertest.RawPair(l.Type, l.Bits)
+		l.must(err)
+		for name, k := range map[string]psa.RawKey{file: private, file + ".pub": public} {
+			der, err := k.Marshal()
+			l.must(err)
+			l.must(os.WriteFile(name, der, 0o600))
+		}
+		return
+	case l.Type.IsECC():
+		l.openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:"+l.curve(), "-out", file)
+	default:
+		l.openssl("rand", "-out", file, fmt.Sprint(l.Bits/8))
+		return
+	}
+	l.openssl("pkey", "-in", file, "-pubout", "-out", file+".pub")
 }
 
 // curve is OpenSSL's name of a curve for ECDSA.
@@ -464,7 +482,7 @@ func (l *line) verifies(file string, message, request []byte) {
 
 func (l *line) opensslSigns(message []byte) []byte {
 	l.t.Helper()
-	key := filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
+	key := l.keyFile()
 	if l.postQuantum() {
 		private, err := psa.ParseRawKey(l.read(key))
 		l.must(err)

@@ -166,7 +166,7 @@ func (l *line) encrypts(message []byte) {
 	l.t.Helper()
 	ours := l.ask("encrypt", message)
 	if l.Type.IsPublicKey() {
-		private := filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits))
+		private := l.keyFile()
 		if plain := l.run(ours, "openssl", append([]string{"pkeyutl", "-decrypt", "-inkey", private}, l.rsaPadding()...)...); !bytes.Equal(plain, message) {
 			l.t.Errorf("OpenSSL decrypted %q", plain)
 		}
@@ -215,11 +215,12 @@ func (l *line) copies(key []byte) {
 	l.must(parsecfstest.WriteOnce(l.path("attributes"), fmt.Appendf(nil, "key_type = %q\nkey_bits = %d\npermitted_algorithm = %q\nusage = [\"PSA_KEY_USAGE_EXPORT\"]\n", l.Type, l.Bits, l.Algorithm)))
 	l.must(parsecfstest.WriteOnce(l.path("copy"), []byte(filepath.Base(source)+"\n")))
 	l.exported(key)
-	l.must(os.Mkdir(l.path("../again"), 0o755))
-	if err := parsecfstest.WriteOnce(l.path("../again/copy"), []byte(filepath.Base(l.dir)+"\n")); !errors.Is(err, os.ErrPermission) {
+	again := l.dir + "-again"
+	l.must(os.Mkdir(again, 0o755))
+	if err := parsecfstest.WriteOnce(filepath.Join(again, "copy"), []byte(filepath.Base(l.dir)+"\n")); !errors.Is(err, os.ErrPermission) {
 		l.t.Errorf("a copy without the COPY flag was copied: %v", err)
 	}
-	l.must(os.Remove(l.path("../again")))
+	l.must(os.Remove(again))
 	l.remove()
 }
 
@@ -234,7 +235,7 @@ func (l *line) encapsulates(key []byte) {
 			l.t.Errorf("decapsulated %x of its own %x", got, secret)
 		}
 	default: // the public key of material's
-		key = l.read(filepath.Join(l.temp, fmt.Sprintf("%x-%d.key", uint16(l.Type.KeyPair()), l.Bits)))
+		key = l.read(l.keyFile())
 	}
 	decapsulated := func(ciphertext []byte) []byte {
 		private, err := psa.ParseRawKey(key)

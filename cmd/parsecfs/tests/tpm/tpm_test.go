@@ -322,11 +322,21 @@ func TestTPMHangs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chip.Freeze()
-	for range 2 {
-		if err := s.Works("key", public); !errors.Is(err, syscall.ETIMEDOUT) {
-			t.Errorf("a TPM that hangs: %v", err)
+	// The daemon looks at its device when it has just come: where that is cut off, the keys are away before anybody waited.
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		chip.Freeze()
+		first, second := s.Works("key", public), s.Works("key", public)
+		if errors.Is(first, syscall.ETIMEDOUT) && errors.Is(second, syscall.ENODEV) && time.Now().Before(deadline) {
+			chip.Thaw()
+			s.Until("ready")
+			continue
 		}
+		for _, err := range []error{first, second} {
+			if !errors.Is(err, syscall.ETIMEDOUT) {
+				t.Errorf("a TPM that hangs: %v", err)
+			}
+		}
+		break
 	}
 	if b, err := parsecfstest.Ask(filepath.Join(s.M.Dir, "providers/other/hash/sha256"), []byte("message")); err != nil || len(b) != 32 {
 		t.Errorf("another provider: %x, %v", b, err)

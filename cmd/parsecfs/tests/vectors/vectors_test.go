@@ -31,7 +31,7 @@ func TestVectors(t *testing.T) {
 	}
 	m := parsecfstest.Mount(t, parsecfstest.Options{})
 	provider := filepath.Join(m.Dir, "providers/software")
-	w := &wycheproof{t: t, keys: filepath.Join(provider, "keys")}
+	w := &wycheproof{t: t, keys: filepath.Join(provider, "keys"), name: "k"}
 	defer w.forget()
 	tried := 0
 	for line := range strings.Lines(string(text)) {
@@ -162,7 +162,7 @@ func TestACVP(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
 	m := parsecfstest.Mount(t, parsecfstest.Options{})
-	w := &wycheproof{t: t, keys: filepath.Join(m.Dir, "providers/software/keys")}
+	w := &wycheproof{t: t, keys: filepath.Join(m.Dir, "providers/software/keys"), name: "k"}
 	defer w.forget()
 	// of makes a key out of its bytes, private or public; false where no line of capabilities has that set.
 	of := func(set string, public bool, b []byte) bool {

@@ -40,7 +40,7 @@ func TestKillAtEachStep(t *testing.T) {
 			}
 			backup, held := s.Backup()
 			for i, step := range kim.Steps {
-				s.M.Restart(parsecfstest.StepVariable + "=" + step)
+				s.Restart(parsecfstest.StepVariable + "=" + step)
 				name := fmt.Sprintf("key-%d", i)
 				var uncertain []string
 				operation, _, _ := strings.Cut(step, ":")
@@ -66,7 +66,7 @@ func TestKillAtEachStep(t *testing.T) {
 						t.Errorf("%s: the daemon lived on", step)
 					}
 					<-s.M.Done()
-					s.M.Restart()
+					s.Restart()
 					// what was interrupted is dropped: the draft is as it was, or it is the key
 					if _, err := os.Stat(s.Path(name, "public.der")); err != nil {
 						if err := parsecfstest.WriteOnce(s.Path(name, "import"), []byte(reference+"\n")); err != nil {
@@ -88,13 +88,13 @@ func TestKillAtEachStep(t *testing.T) {
 					}
 					s.M.Kill()
 				case "rename", "destroy":
-					s.M.Restart()
+					s.Restart()
 					public, err := s.Create(name)
 					if err != nil {
 						t.Fatal(err)
 					}
 					s.Keys[name] = public
-					s.M.Restart(parsecfstest.StepVariable + "=" + step)
+					s.Restart(parsecfstest.StepVariable + "=" + step)
 					uncertain = []string{name, name + "-new"}
 					if operation == "rename" {
 						err = os.Rename(s.Path(name), s.Path(name+"-new"))
@@ -108,7 +108,7 @@ func TestKillAtEachStep(t *testing.T) {
 					t.Fatalf("a step of an unknown operation: %q", step)
 				}
 				<-s.M.Done()
-				s.M.Restart()
+				s.Restart()
 				if operation == "rename" {
 					_, old := os.Stat(s.Path(name))
 					_, now := os.Stat(s.Path(name + "-new"))
@@ -166,7 +166,7 @@ func TestKillAtRandomMoments(t *testing.T) {
 				time.Sleep(time.Duration(random.IntN(150)) * time.Millisecond) // the random moment itself
 				s.M.Kill()
 				writers.Wait()
-				s.M.Restart()
+				s.Restart()
 				s.Check(uncertain...)
 				// what is uncertain is settled now: go on from what is there
 				for _, name := range uncertain {

@@ -204,22 +204,33 @@ func (s *Keystore) Restored(file string, keys map[string][]byte) {
 	}
 }
 
+// Restart is kill -9 and a start, and waits for the device.
+func (s *Keystore) Restart(env ...string) {
+	s.T.Helper()
+	s.M.Restart(env...)
+	s.Until("ready")
+}
+
 // Status is the provider's, which asks its device.
 func (s *Keystore) Status() string {
-	b, err := os.ReadFile(filepath.Join(s.M.Dir, "providers/p/status"))
+	b, err := os.ReadFile(filepath.Join(s.M.Dir, "providers", cmp.Or(s.Provider, "p"), "status"))
 	if err != nil {
 		s.T.Fatal(err)
 	}
 	return strings.TrimSpace(string(b))
 }
 
-// Until waits for the provider's status to begin so; reading it asks the device.
-func (s *Keystore) Until(status string) {
+// Until waits for the provider's status to begin so, and to have these words; reading it asks the device.
+func (s *Keystore) Until(status string, words ...string) {
 	s.T.Helper()
 	deadline := time.Now().Add(20 * time.Second)
-	for !strings.HasPrefix(s.Status(), status) {
+	for {
+		now := s.Status()
+		if strings.HasPrefix(now, status) && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(now, w) }) {
+			return
+		}
 		if time.Now().After(deadline) {
-			s.T.Fatalf("the status is %q, not %q", s.Status(), status)
+			s.T.Fatalf("the status is %q, not %q with %q", now, status, words)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -148,11 +150,12 @@ func leftovers() (left []string) {
 			unix.Unmount(f[1], unix.MNT_DETACH)
 		}
 	}
+	deadline := time.Now().Add(10 * time.Second)
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range procs {
 		cmdline, _ := os.ReadFile(p + "/cmdline")
 		environ, _ := os.ReadFile(p + "/environ")
-		if bytes.Contains(append(environ, cmdline...), []byte(root)) {
+		if bytes.Contains(append(environ, cmdline...), []byte(root)) && !ends(filepath.Base(p), deadline) {
 			left = append(left, "process: "+filepath.Base(p)+": "+string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 		}
 	}
@@ -165,4 +168,23 @@ func leftovers() (left []string) {
 		left = append(left, "file: "+filepath.Join(root, f.Name()))
 	}
 	return left
+}
+
+// ends waits for a process that was told to end, as a daemon is whose mount has gone.
+func ends(process string, deadline time.Time) bool {
+	pid, err := strconv.Atoi(process)
+	if err != nil {
+		return false
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err == unix.ESRCH
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(0, time.Until(deadline).Milliseconds())))
+		if err != unix.EINTR {
+			return err == nil && n == 1
+		}
+	}
 }

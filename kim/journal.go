@@ -145,7 +145,7 @@ func (k *KIM) providerOf(key Key) (*Provider, providers.Provider, error) {
 	}
 	impl, err := p.instance()
 	if err != nil {
-		return nil, nil, p.away()
+		return nil, nil, err
 	}
 	return p, impl, nil
 }

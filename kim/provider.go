@@ -1,6 +1,7 @@
 package kim
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -140,14 +141,20 @@ func (p *Provider) Capabilities() []psa.Capability {
 	return p.capabilities
 }
 
-// instance is the open provider.
+// instance is the open provider, or why there is none: never neither, however often it comes and goes meanwhile.
 func (p *Provider) instance() (providers.Provider, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.impl == nil {
-		return nil, p.down
+		return nil, p.absent(cmp.Or(p.down, error(errNotSeen)))
 	}
 	return p.impl, nil
+}
+
+// absent is the error of whatever needs the device, and why it is away.
+func (p *Provider) absent(why error) error {
+	return psa.Errorf(psa.StatusProviderAbsent, "provider %s: %w", p.Name(), why).
+		WithHint("the provider's status file says how it is; its keys are kept, and work again when it is back")
 }
 
 // trouble is why the provider is degraded, nil if it is not.
@@ -164,8 +171,7 @@ func (p *Provider) away() error {
 	if err == nil || err == errNotSeen {
 		return nil
 	}
-	return psa.Errorf(psa.StatusProviderAbsent, "provider %s: %w", p.Name(), err).
-		WithHint("the provider's status file says how it is; its keys are kept, and work again when it is back")
+	return p.absent(err)
 }
 
 // Status is "ready", "ready; N stuck calls", or "degraded: <why>", and in a second line what to do about it, if anybody
@@ -374,7 +380,7 @@ func (p *Provider) learn(ctx context.Context) error {
 func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	impl, err := p.instance()
 	if err != nil {
-		return p.away()
+		return err
 	}
 	source, ok := impl.(providers.Random)
 	if !ok {
@@ -385,23 +391,32 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	}
 	// Its own buffer: a late answer must not reach into the caller's.
 	got, err := call(ctx, p, uid, p.k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
-		got := make([]byte, len(b))
+		got := make([]byte, len(b)+randomSpare)
 		return got, source.Random(ctx, got)
 	}, func(late []byte, _ error) { psa.Wipe(late) })
+	defer psa.Wipe(got)
 	if err != nil {
 		return err
 	}
+	if bytes.Contains(got, make([]byte, randomSpare)) {
+		return psa.Errorf(psa.StatusInsufficientEntropy, "provider %s left random bytes out", p.Name()).
+			WithHint("do not use what it gave before; its device or library is broken")
+	}
 	copy(b, got)
-	psa.Wipe(got)
 	return nil
 }
+
+// randomSpare is how many bytes a generator is asked for beyond what is needed. A good one gives as many zeros in a row
+// once in 2^128, so these are bytes that it left out. One that ends up to so many bytes early takes from the spare alone,
+// and one that ends earlier leaves that many zeros.
+const randomSpare = 16
 
 // Begin begins an operation without a key for uid: a hash, or what the device itself attests. A provider that does not do
 // it is StatusNotSupported.
 func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error) {
 	impl, err := p.instance()
 	if err != nil {
-		return nil, p.away()
+		return nil, err
 	}
 	var begin func(context.Context, psa.Op) (psa.Run, error)
 	if op.Operation == psa.Hash {
@@ -474,7 +489,7 @@ func (p *Provider) Foreign(ctx context.Context, uid uint32) ([]Foreign, error) {
 	}
 	impl, err := p.instance()
 	if err != nil {
-		return nil, p.away()
+		return nil, err
 	}
 	adopter, ok := impl.(providers.Adopter)
 	if !ok {

@@ -236,7 +236,7 @@ func (k *KIM) wrapBy(ctx context.Context, name string, key []byte, next *Wrapped
 func (p *Provider) wrapper() (providers.Wrapper, error) {
 	impl, err := p.instance()
 	if err != nil {
-		return nil, p.away()
+		return nil, err
 	}
 	w, ok := impl.(providers.Wrapper)
 	if !ok {

@@ -137,12 +137,18 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 			if tree != nil {
 				tree.Destroyed(by, in.Command, p, key.Number, key.Name, err)
 			}
-		case in.Command == commandChown && (owner == *in.Owner || key.UID == *in.Owner):
+		case in.Command == commandChown:
+			// They may have files of keys that are others'.
 			err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID)
+			if psa.StatusOf(err) == psa.StatusDoesNotExist {
+				return nil
+			}
 			if tree != nil {
 				tree.Chowned(by, p, key.Number, err)
 			}
-			owner = in.UID
+			if owner == *in.Owner {
+				owner = in.UID
+			}
 		default:
 			return nil
 		}

@@ -334,7 +334,7 @@ func (k *KIM) Certificate(ctx context.Context, number int64) ([]byte, error) {
 	return k.store.Certificate(ctx, number)
 }
 
-// SetOwner gives what belongs to the user from of a key and its files to uid and gid, quota included.
+// SetOwner gives what belongs to the user from of a key and its files to uid and gid, quota included; see Store.
 func (k *KIM) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
 	return k.store.SetOwner(ctx, number, from, uid, gid)
 }
@@ -353,8 +353,18 @@ func (k *KIM) Inode(ctx context.Context, ino uint64) (Inode, bool, error) {
 	return k.store.Inode(ctx, ino)
 }
 
-// SetInode replaces all that is stored of an inode.
-func (k *KIM) SetInode(ctx context.Context, i Inode) error { return k.store.SetInode(ctx, i) }
+// SetInode replaces all that is stored of an inode. An owner that is nobody (CheckOwner) is StatusInvalidArgument.
+func (k *KIM) SetInode(ctx context.Context, i Inode) error {
+	for _, id := range []*uint32{i.UID, i.GID} {
+		if id == nil {
+			continue
+		}
+		if err := CheckOwner(*id, *id); err != nil {
+			return err
+		}
+	}
+	return k.store.SetInode(ctx, i)
+}
 
 // Xattr is the value of a label (user.*) of an inode; StatusDoesNotExist if it has none.
 func (k *KIM) Xattr(ctx context.Context, ino uint64, name string) ([]byte, error) {

@@ -1,9 +1,11 @@
 package kim
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -512,6 +514,9 @@ func (t *tx) free(provider int64, name string) error {
 }
 
 func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err error) {
+	if err := CheckOwner(d.UID, d.GID); err != nil {
+		return Key{}, err
+	}
 	err = s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
 		var n int
 		err := t.row("SELECT 1 FROM providers WHERE number = ?", []any{d.Provider}, &n)
@@ -659,6 +664,9 @@ func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, se
 		if err != nil {
 			return err
 		}
+		if k, err = t.toDirectoryOwner(k); err != nil {
+			return err
+		}
 		return t.update(k, "state = 'ready', public = ?, secret = ?, "+noBefore, blobArg(public), blobArg(sealed))
 	})
 }
@@ -690,6 +698,9 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 		if err := t.row("SELECT name"+holder, []any{a.Device, a.Object, a.Made[:]}, &name); err == nil {
 			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, name)
 		} else if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if k, err = t.toDirectoryOwner(k); err != nil {
 			return err
 		}
 		return t.update(k, `state = 'ready', origin = ?, handle = ?, template = ?, type = ?, bits = ?, algorithm = ?, usage = ?, pcrs = ?,
@@ -807,20 +818,56 @@ func (s *sqliteStore) Exchange(ctx context.Context, number, other int64) error {
 	})
 }
 
-func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
-	return s.write(ctx, "cannot give a key away", func(t *tx) error {
-		k, err := t.keyIn(number, Draft, Creating, Ready)
-		if err != nil || from == uid {
-			return err
-		}
-		_, err = t.exec("UPDATE inodes SET uid = ?, gid = ? WHERE ino BETWEEN ? AND ? AND uid = ?",
-			int64(uid), int64(gid), number*256, number*256+255, int64(from))
+// toDirectoryOwner gives what is about to come into being with a key to whoever owns its directory, the quota with it.
+// What the draft had already keeps its owners.
+func (t *tx) toDirectoryOwner(k Key) (Key, error) {
+	uid, gid, err := t.directoryOwner(k)
+	if err != nil {
+		return k, err
+	}
+	attributes, lastError := firstIno(k)+int64(KeptFiles[0]), firstIno(k)+int64(KeptFiles[1])
+	// Nobody had any of the other files, so that what is stored of their owners holds no more.
+	_, err = t.exec("UPDATE inodes SET uid = NULL, gid = NULL WHERE ino BETWEEN ? AND ? AND ino NOT IN (?, ?)",
+		firstIno(k)+1, lastIno(k), attributes, lastError)
+	if err != nil || uid == k.UID && gid == k.GID {
+		return k, err
+	}
+	for _, ino := range []int64{attributes, lastError} {
+		_, err := t.exec(`INSERT INTO inodes(ino, uid, gid) VALUES (?, ?, ?)
+			ON CONFLICT(ino) DO UPDATE SET uid = coalesce(uid, excluded.uid), gid = coalesce(gid, excluded.gid)`,
+			ino, int64(k.UID), int64(k.GID))
 		if err != nil {
-			return err
+			return k, err
 		}
-		if k.UID != from {
-			return t.update(k, "uid = uid")
-		}
+	}
+	return k, t.setCreator(&k, uid, gid)
+}
+
+func firstIno(k Key) int64 { return k.Number * 256 }
+func lastIno(k Key) int64  { return k.Number*256 + 255 }
+
+// directoryOwner is who owns a key's directory now.
+func (t *tx) directoryOwner(k Key) (uid, gid uint32, err error) {
+	var u, g int64
+	err = t.row("SELECT coalesce(uid, ?), coalesce(gid, ?) FROM inodes WHERE ino = ?", []any{int64(k.UID), int64(k.GID), firstIno(k)}, &u, &g)
+	if errors.Is(err, sql.ErrNoRows) {
+		return k.UID, k.GID, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	uid, gid = uint32(u), uint32(g)
+	if int64(uid) != u || int64(gid) != g {
+		return 0, 0, psa.Errorf(psa.StatusDataCorrupt, "the row of inode %d in the KIM is damaged: uid or gid", firstIno(k))
+	}
+	return uid, gid, nil
+}
+
+// setCreator makes uid and gid the default owner of a key's files, and counts it in that user's quota.
+func (t *tx) setCreator(k *Key, uid, gid uint32) error {
+	from := k.UID
+	k.UID, k.GID = uid, gid
+	if from != uid {
 		for _, count := range []struct {
 			query string
 			uid   uint32
@@ -833,8 +880,86 @@ func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid
 				return err
 			}
 		}
-		return t.update(k, "uid = ?, gid = ?", int64(uid), int64(gid))
+	}
+	return t.update(*k, "uid = ?, gid = ?", int64(uid), int64(gid))
+}
+
+func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
+	if err := CheckOwner(uid, gid); err != nil {
+		return err
+	}
+	return s.write(ctx, "cannot give a key away", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil || from == uid {
+			return err
+		}
+		theirs := "ino BETWEEN ? AND ? AND uid = ?"
+		if k.UID == from {
+			theirs = "ino BETWEEN ? AND ? AND (uid = ? OR uid IS NULL)"
+		}
+		var n int
+		args := []any{firstIno(k), lastIno(k), int64(from)}
+		if err := t.row("SELECT count(*) FROM inodes WHERE "+theirs, args, &n); err != nil {
+			return err
+		}
+		if n == 0 && k.UID != from {
+			return psa.Errorf(psa.StatusDoesNotExist, "user %d has nothing of key %s", from, k.Name)
+		}
+		if err := t.removeUser(theirs, k, from); err != nil {
+			return err
+		}
+		// A group that is stored without an owner goes as well, so that all files that were theirs have the new one.
+		_, err = t.exec("UPDATE inodes SET uid = ?, gid = ? WHERE "+theirs, append([]any{int64(uid), int64(gid)}, args...)...)
+		if err != nil {
+			return err
+		}
+		if k.UID != from {
+			return t.update(k, "uid = uid")
+		}
+		return t.setCreator(&k, uid, gid)
 	})
+}
+
+// removeUser takes a user out of the ACLs of those inodes of a key.
+func (t *tx) removeUser(theirs string, k Key, uid uint32) error {
+	for ino := firstIno(k) - 1; ; {
+		var access, inherited []byte
+		err := t.row("SELECT ino, acl, default_acl FROM inodes WHERE "+theirs+" AND coalesce(acl, default_acl) IS NOT NULL ORDER BY ino LIMIT 1",
+			[]any{ino + 1, lastIno(k), int64(uid)}, &ino, &access, &inherited)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		_, err = t.exec("UPDATE inodes SET acl = ?, default_acl = ? WHERE ino = ?",
+			blobArg(withoutUser(access, uid)), blobArg(withoutUser(inherited, uid)), ino)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// withoutUser is a POSIX ACL, as xattr(7) has it, without the entries that name the user. The mask stays: it lets no more
+// through than before.
+func withoutUser(list []byte, uid uint32) []byte {
+	const (
+		head, size = 4, 8
+		user       = 0x02 // ACL_USER
+	)
+	if len(list) < head {
+		return list
+	}
+	out := bytes.Clone(list[:head])
+	for rest := list[head:]; len(rest) > 0; rest = rest[size:] {
+		if len(rest) < size {
+			return list // damaged: whoever reads it says so
+		}
+		if binary.LittleEndian.Uint16(rest) != user || binary.LittleEndian.Uint32(rest[4:]) != uid {
+			out = append(out, rest[:size]...)
+		}
+	}
+	return out
 }
 
 func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow bool) error {
@@ -1083,6 +1208,9 @@ func (t *tx) alias(name string) (Alias, bool, error) {
 func aliasChange(number int64) Change { return Change{Ino: uint64(number) * 256, Kind: AliasChanged} }
 
 func (s *sqliteStore) CreateAlias(ctx context.Context, a Alias) (Alias, error) {
+	if err := CheckOwner(a.UID, a.GID); err != nil {
+		return Alias{}, err
+	}
 	err := s.write(ctx, "cannot make link "+a.Name, func(t *tx) error {
 		_, found, err := t.alias(a.Name)
 		if err != nil {

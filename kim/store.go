@@ -2,6 +2,7 @@ package kim
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/parsecfs/parsecfs/providers"
@@ -31,7 +32,7 @@ type Key struct {
 	Attributes  psa.Attributes // of a draft: what is set so far
 	Template    string
 	Origin      string // see below; empty in a draft
-	UID, GID    uint32 // its creator, the default owner of its files
+	UID, GID    uint32 // the default owner of its files, in whose quota it counts: see Store
 	Created     time.Time
 	Changed     time.Time
 	Public      []byte   // SubjectPublicKeyInfo in DER
@@ -61,6 +62,18 @@ type Adoption struct {
 	Made       providers.Handle // the handle that the object has if it was made here, else zero
 	Public     []byte
 	Sealed     []byte
+}
+
+// KeptFiles are the numbers of the files, beside its directory (0), that a draft has and a key has still: attributes and
+// last_error. The others of a draft go when it becomes a key, and the others of a key come into being with it.
+var KeptFiles = [2]uint64{1, 7}
+
+// CheckOwner refuses what is nobody: chown(2) means "unchanged" by it, so that no file can belong to it.
+func CheckOwner(uid, gid uint32) error {
+	if uid == math.MaxUint32 || gid == math.MaxUint32 {
+		return psa.Errorf(psa.StatusInvalidArgument, "%d is no user's and no group's number", uint32(math.MaxUint32))
+	}
+	return nil
 }
 
 // Entry is a row of the journal: a key in Creating or Destroying.
@@ -156,7 +169,12 @@ const MaxPage = 4096
 // those are its caller's. Errors are psa.Errors: StatusDoesNotExist for a number or name that is not there,
 // StatusBadState for a row in another state than the method needs or that is hidden, StatusInsufficientStorage for a
 // full disk, StatusStorageFailure for any other trouble with it, StatusDataCorrupt for a row that cannot be
-// understood (which stops that row alone).
+// understood (which stops that row alone), StatusInvalidArgument for an owner that is nobody (CheckOwner).
+//
+// A draft belongs to its maker, and counts in the maker's quota, also where its directory was given to somebody else.
+// When it becomes a key, in the transaction that makes it ready, it becomes the key of whoever owns its directory then:
+// their default files, their quota. Nothing is refused over the quota there, since only root gives directories away; the
+// next draft is. Files that the draft had already (KeptFiles) keep their owners.
 type Store interface {
 	// Providers lists all that were ever started, sorted by name.
 	Providers(ctx context.Context) ([]ProviderRow, error)
@@ -182,7 +200,7 @@ type Store interface {
 	Secret(ctx context.Context, number int64) ([]byte, error)
 	// Count counts keys and drafts of all providers, hidden ones too.
 	Count(ctx context.Context) (int64, error)
-	// CountOf counts those of one creator, which the quota is about.
+	// CountOf counts those of one user (Key.UID), which the quota is about.
 	CountOf(ctx context.Context, uid uint32) (int64, error)
 
 	// InsertDraft makes a draft. A name that is taken is StatusAlreadyExists, by a hidden key StatusBadState; one more
@@ -194,11 +212,11 @@ type Store interface {
 	RemoveDraft(ctx context.Context, number int64) error
 	// BeginCreate turns a draft into Creating, with what the key is to become. The handle must never have been used.
 	BeginCreate(ctx context.Context, number int64, h providers.Handle, template string, a psa.Attributes, origin string) (Key, error)
-	// FinishCreate turns Creating into Ready, and shows the key if it was hidden.
+	// FinishCreate turns Creating into Ready, for its directory's owner, and shows the key if it was hidden.
 	FinishCreate(ctx context.Context, number int64, public, sealed []byte) error
 	// AbortCreate turns Creating into the draft that it was before, and shows it if it was hidden.
 	AbortCreate(ctx context.Context, number int64) error
-	// Adopt turns a draft into Ready, with allow_destroy = false: the device has the key already, so there is nothing to
+	// Adopt turns a draft into Ready, for its directory's owner and with allow_destroy = false: the device has the key already, so there is nothing to
 	// journal. An object that any row has is StatusAlreadyExists.
 	Adopt(ctx context.Context, number int64, a Adoption) error
 	// Holder is the key whose object this is, adopted or made here (then it has this handle): StatusDoesNotExist if
@@ -229,7 +247,8 @@ type Store interface {
 	SetCertificate(ctx context.Context, number int64, chain []byte) error
 	// Certificate is what SetCertificate kept, nil for nothing.
 	Certificate(ctx context.Context, number int64) ([]byte, error)
-	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included.
+	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included, and takes from
+	// out of the ACLs of these inodes. What belongs to others stays as it is; where nothing is from's it is StatusDoesNotExist.
 	SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error
 
 	// Inode is what is stored of an inode; false: nothing, all is default.

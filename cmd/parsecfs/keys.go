@@ -71,7 +71,7 @@ func showKeys(out io.Writer) func(fs.KeyInfo) error {
 func keysChownCommand() *cobra.Command {
 	var to uint32
 	var toGroup uint32
-	return ownedCommand("chown --owner USER NEW-USER", "Give a user's keys and their files to another user, and list them; ACL entries stay",
+	return ownedCommand("chown --owner USER NEW-USER", "Give a user's keys, and their files of others' keys, to another user, and list them",
 		positional(cobra.ExactArgs(1)),
 		func(args []string) (err error) {
 			to, toGroup, err = userID(args[0])

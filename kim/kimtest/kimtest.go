@@ -4,6 +4,7 @@ package kimtest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -43,6 +44,8 @@ func Run(t *testing.T, open Opener) {
 		{"OneName", testOneName},
 		{"Quota", testQuota},
 		{"Owner", testOwner},
+		{"HandedOver", testHandedOver},
+		{"NobodyOwns", testNobodyOwns},
 		{"Numbers", testNumbers},
 		{"Pages", testPages},
 		{"Inodes", testInodes},
@@ -1234,4 +1237,174 @@ func testOwner(t *testing.T, s *suite) {
 		t.Fatalf("%+v, %v", i, err)
 	}
 	s.status(s.SetOwner(ctx, k.Number+1000, 5, 7, 7), psa.StatusDoesNotExist)
+	s.status(s.SetOwner(ctx, k.Number, 8, 9, 9), psa.StatusDoesNotExist)
+
+	// Nothing of the old owner is left: no group of files that were theirs by default, and no entry in an ACL of theirs.
+	acl := func(users ...uint32) []byte {
+		b := []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255}
+		for _, uid := range users {
+			b = binary.LittleEndian.AppendUint32(append(b, 2, 0, 6, 0), uid)
+		}
+		return append(b, 4, 0, 0, 0, 255, 255, 255, 255, 16, 0, 6, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255)
+	}
+	k, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: "www", UID: 1, GID: 1, Inodes: []kim.Inode{
+		{Ino: 0, ACL: acl(1, 3), DefaultACL: acl(1)},
+		{Ino: 16, GID: owner(8), ACL: acl(1, 3)},
+		{Ino: 17, UID: owner(1), ACL: acl(3)},
+		{Ino: 18, UID: owner(2), GID: owner(2), ACL: acl(1, 2)}}})
+	s.ok(err)
+	s.ready(k, "public", "")
+	// The draft had none of the last two files.
+	s.give(k, 17, 1, 1)
+	s.give(k, 18, 2, 2)
+	s.ok(s.SetOwner(ctx, k.Number, 1, 5, 6))
+	s.belongs(k, 5, 6, 0, 1, 16, 17, 20)
+	s.belongs(k, 2, 2, 18)
+	for ino, want := range map[uint64][2][]byte{0: {acl(3), acl()}, 16: {acl(3)}, 17: {acl(3)}, 18: {acl(1, 2)}} {
+		if i, _, _ := s.file(k, ino); !bytes.Equal(i.ACL, want[0]) || !bytes.Equal(i.DefaultACL, want[1]) {
+			t.Errorf("file %d has the ACLs %x and %x", ino, i.ACL, i.DefaultACL)
+		}
+	}
+}
+
+// file is one inode of a key, with the owners that count for it.
+func (s *suite) file(k kim.Key, number uint64) (i kim.Inode, uid, gid uint32) {
+	s.t.Helper()
+	i, _, err := s.Inode(ctx, uint64(k.Number)*256+number)
+	s.ok(err)
+	k = s.key(k.Number)
+	uid, gid = k.UID, k.GID
+	if i.UID != nil {
+		uid = *i.UID
+	}
+	if i.GID != nil {
+		gid = *i.GID
+	}
+	return i, uid, gid
+}
+
+// give is chown(2) of one inode of a key.
+func (s *suite) give(k kim.Key, number uint64, uid, gid uint32) {
+	s.t.Helper()
+	i, _, err := s.Inode(ctx, uint64(k.Number)*256+number)
+	s.ok(err)
+	i.Ino, i.UID, i.GID = uint64(k.Number)*256+number, &uid, &gid
+	s.ok(s.SetInode(ctx, i))
+}
+
+func (s *suite) belongs(k kim.Key, uid, gid uint32, files ...uint64) {
+	s.t.Helper()
+	for _, n := range files {
+		if _, u, g := s.file(k, n); u != uid || g != gid {
+			s.t.Errorf("file %d of %s belongs to %d:%d, not to %d:%d", n, k.Name, u, g, uid, gid)
+		}
+	}
+}
+
+func (s *suite) counts(want map[uint32]int64) {
+	s.t.Helper()
+	for uid, n := range want {
+		if got, err := s.CountOf(ctx, uid); err != nil || got != n {
+			s.t.Errorf("user %d has %d keys, not %d: %v", uid, got, n, err)
+		}
+	}
+}
+
+// testHandedOver: what comes into being with a key belongs to its directory's owner at that moment, whoever made the draft.
+func testHandedOver(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	const maker, owner = 2003, 2002
+	mode := uint32(0o600)
+	draft := func(name string) kim.Key {
+		t.Helper()
+		k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: name, UID: maker, GID: maker, Quota: 100,
+			Inodes: []kim.Inode{{Ino: 26, Mode: &mode}}})
+		s.ok(err)
+		return k
+	}
+	made := []uint64{2, 5, 16, 26, 255} // of files that come into being with a key
+	ways := map[string]func(k kim.Key){
+		"generated": func(k kim.Key) { s.ready(k, "public", "sealed") },
+		"adopted": func(k kim.Key) {
+			s.ok(s.Adopt(ctx, k.Number, kim.Adoption{Handle: newHandle(), Template: "ed25519", Attributes: ed25519, Device: "token", Object: k.Name}))
+		},
+		"at the second try": func(k kim.Key) {
+			_, err := s.BeginCreate(ctx, k.Number, newHandle(), "ed25519", ed25519, kim.Generated)
+			s.ok(err)
+			s.start()
+			s.ok(s.AbortCreate(ctx, k.Number))
+			s.belongs(k, maker, maker, made...) // it is still the maker's draft
+			s.belongs(k, owner, owner, 0)
+			s.ready(k, "public", "sealed")
+		},
+	}
+	n := int64(0)
+	for way, make := range ways {
+		k := draft(way)
+		s.give(k, 0, owner, owner)
+		s.give(k, 3, 2001, 2001)
+		s.counts(map[uint32]int64{maker: 1, owner: n})
+		make(k)
+		n++
+		s.belongs(k, owner, owner, append(made, 0)...)
+		s.belongs(k, maker, maker, kim.KeptFiles[:]...)
+		if i, _, _ := s.file(k, 26); i.Mode == nil || *i.Mode != mode {
+			t.Errorf("%s: a mode is gone: %+v", way, i)
+		}
+		s.counts(map[uint32]int64{maker: 0, owner: n})
+		s.start()
+		s.belongs(k, owner, owner, append(made, 0)...)
+		s.counts(map[uint32]int64{maker: 0, owner: n})
+	}
+
+	// Given away while it is being made, and a file of the draft's too; what was the owner's alone stays.
+	late := draft("late")
+	_, err := s.BeginCreate(ctx, late.Number, newHandle(), "ed25519", ed25519, kim.Imported)
+	s.ok(err)
+	s.give(late, 0, owner, 77)
+	s.give(late, 1, 2001, 2001)
+	s.ok(s.FinishCreate(ctx, late.Number, []byte("public"), nil))
+	s.belongs(late, owner, 77, append(made, 0)...)
+	s.belongs(late, 2001, 2001, 1)
+	s.belongs(late, maker, maker, 7)
+
+	// Only its group was given away.
+	group := draft("group")
+	_, err = s.BeginCreate(ctx, group.Number, newHandle(), "ed25519", ed25519, kim.Imported)
+	s.ok(err)
+	s.give(group, 0, maker, 77)
+	s.ok(s.FinishCreate(ctx, group.Number, []byte("public"), nil))
+	s.belongs(group, maker, 77, append(made, 0)...)
+	s.belongs(group, maker, maker, kim.KeptFiles[:]...)
+
+	// A ready key that is given away stays its maker's but for the directory, as chown(2) says.
+	own := draft("own")
+	s.ready(own, "public", "sealed")
+	s.give(own, 0, owner, owner)
+	s.belongs(own, maker, maker, made...)
+	s.counts(map[uint32]int64{maker: 2, owner: n + 1})
+
+	// The owner of a handed over draft may make no more than their own quota, and its maker again as many.
+	_, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: "more", UID: owner, Quota: int(n) + 1})
+	s.status(err, psa.StatusQuota)
+	s.destroy(late.Number)
+	s.counts(map[uint32]int64{maker: 2, owner: n})
+}
+
+// testNobodyOwns: -1, which chown(2) means "unchanged" by, owns nothing.
+func testNobodyOwns(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	k := s.draft(p, "web")
+	nobody, somebody := ^uint32(0), uint32(5)
+	for _, o := range [][2]uint32{{nobody, nobody}, {nobody, somebody}, {somebody, nobody}} {
+		s.status(s.SetOwner(ctx, k.Number, 1000, o[0], o[1]), psa.StatusInvalidArgument)
+		_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: "other", UID: o[0], GID: o[1]})
+		s.status(err, psa.StatusInvalidArgument)
+		_, err = s.CreateAlias(ctx, kim.Alias{Name: "link", Target: "../x", UID: o[0], GID: o[1]})
+		s.status(err, psa.StatusInvalidArgument)
+	}
+	s.belongs(k, 1000, 100, 0, 16)
+	s.counts(map[uint32]int64{1000: 1, nobody: 0})
 }

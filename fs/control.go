@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -121,31 +120,39 @@ func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*co
 	return c, nil
 }
 
-// setAdmins says who else is served. Without admins the socket's mode keeps others away; with them it is judged by who
-// asks, and the way to the socket is open: what else lies in the state directory is 0600.
+// searchable lets others come to the socket, and no further: the names in the state directory stay its owner's.
+const searchable = 0o011
+
+// setAdmins says who else is served. Without admins the socket's mode keeps others away, and nobody else searches the
+// state directory; with them it is judged by who asks, and the way to the socket is open: what else lies there is 0600.
 func (c *control) setAdmins(admins []uint32) error {
 	c.admins.Store(&admins)
-	mode := os.FileMode(0o600)
+	dir := filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())))
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	socket, before := os.FileMode(0o600), info.Mode().Perm()
+	mode := before &^ searchableAlone(before)
 	if len(admins) > 0 {
-		mode = 0o666
-		info, err := os.Stat(c.stateDir)
-		if err == nil {
-			err = os.Chmod(c.stateDir, info.Mode().Perm()|0o011)
-		}
-		if err != nil {
+		socket, mode = 0o666, before|searchable
+	}
+	if mode != before {
+		if err := os.Chmod(dir, mode); err != nil {
 			return err
 		}
 	}
-	return os.Chmod(filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())), controlName), mode)
+	return os.Chmod(filepath.Join(dir, controlName), socket)
 }
 
-// notAdmins are the commands that are for root and the daemon's user alone: a backup holds the whole state, a
-// rewrap is about its key, and what is forgotten may be lost.
-var notAdmins = []string{commandBackup, commandRewrap, commandForget}
-
-// serves says whether a user may ask for a command.
-func (c *control) serves(uid uint32, command string) bool {
-	return uid == 0 || uid == uint32(os.Geteuid()) || !slices.Contains(notAdmins, command) && slices.Contains(*c.admins.Load(), uid)
+// searchableAlone are the bits of a directory's mode that setAdmins gives: who may read it too was let in by somebody else.
+func searchableAlone(mode os.FileMode) (bits os.FileMode) {
+	for _, shift := range []int{0, 3} {
+		if mode>>shift&0o7 == 0o1 {
+			bits |= 0o1 << shift
+		}
+	}
+	return bits
 }
 
 // close ends every connection and waits for it.
@@ -202,23 +209,21 @@ func (c *control) serve(conn *net.UnixConn) {
 		}
 		return out.Encode(r)
 	}
-	if err != nil || !c.serves(by.Uid, commandPing) {
+	may := authorityOf(by.Uid, *c.admins.Load())
+	if err != nil || may == stranger {
 		c.refused(by, "connect", err)
 		send(response{End: true, Error: errNotServed.Error(), Hint: notServedHint})
 		return
 	}
 	in, err := readRequest(conn)
-	if err == nil && in.Owner == nil && (in.Command == commandChown || in.Command == commandDestroy) {
-		err = fmt.Errorf("%s without an owner", in.Command)
-	}
 	if err != nil {
 		send(response{End: true, Error: "control socket: " + err.Error()})
 		return
 	}
 	defer psa.Wipe(in.Recovery)
-	if !c.serves(by.Uid, in.Command) {
-		c.refused(by, in.Command, nil)
-		send(response{End: true, Error: in.Command + " is for root and the daemon's user alone"})
+	if err := may.permits(in); err != nil {
+		c.refused(by, in.Command, err)
+		send(response{End: true, Error: err.Error(), Hint: psa.HintOf(err)})
 		return
 	}
 	switch in.Command {
@@ -226,7 +231,7 @@ func (c *control) serve(conn *net.UnixConn) {
 	case commandKeys:
 		err = listKeys(c.ctx, c.kim, in.Provider, in.Owner, func(k KeyInfo) error { return send(response{Key: &k}) })
 	case commandChown, commandDestroy:
-		err = changeKeys(c.ctx, c.kim, c.tree.Load(), by, in, func(k KeyInfo, err error) error {
+		err = changeKeys(c.ctx, c.kim, c.tree.Load(), by, may, in, func(k KeyInfo, err error) error {
 			r := response{Key: &k}
 			if err != nil {
 				r.Error, r.Hint = err.Error(), psa.HintOf(err)

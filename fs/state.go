@@ -121,11 +121,18 @@ func change(ctx context.Context, o StateOptions, in request, each func(KeyInfo, 
 				return each(*r.Key, &Error{KindOther, errors.New(r.Error), r.Hint})
 			})
 		},
-		func(k *kim.KIM) error { return changeKeys(ctx, k, nil, fuse.Caller{}, in, each) })
+		func(k *kim.KIM) error {
+			may, err := ownAuthority(in)
+			if err != nil {
+				return err
+			}
+			return changeKeys(ctx, k, nil, fuse.Caller{}, may, in, each)
+		})
 }
 
-// changeKeys does what the request asks for with each key that it is about; tree is nil where nothing is mounted.
-func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller, in request, each func(KeyInfo, error) error) error {
+// changeKeys does what the request asks for, which may permits, with each key that it is about; tree is nil where nothing
+// is mounted.
+func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller, may authority, in request, each func(KeyInfo, error) error) error {
 	return eachKey(ctx, k, "", func(p *kim.Provider, key kim.Key) error {
 		owner, err := k.Owner(ctx, key)
 		if err != nil {
@@ -137,6 +144,11 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 			if tree != nil {
 				tree.Destroyed(by, in.Command, p, key.Number, key.Name, err)
 			}
+		case in.Command == commandChown && may.changes(owner) != nil:
+			if key.UID != *in.Owner {
+				return nil
+			}
+			err = may.changes(owner)
 		case in.Command == commandChown:
 			// They may have files of keys that are others'.
 			err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID)

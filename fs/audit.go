@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -52,7 +55,7 @@ func openTrail(stateDir string, c Audit, log *slog.Logger) (*trail, error) {
 	t := &trail{path: filepath.Join(stateDir, auditName), bytes: c.MaxBytes, keep: c.Keep, stop: c.Stop, log: log,
 		queue: make(chan nodes.AuditEvent, auditQueue), ending: make(chan struct{})}
 	if err := t.open(); err != nil {
-		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), "make room there, or take [audit] out of the configuration"}
+		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), cmp.Or(psa.HintOf(err), "make room there, or take [audit] out of the configuration")}
 	}
 	t.done.Go(t.write)
 	return t, nil
@@ -165,8 +168,31 @@ func (t *trail) flush(lines *bytes.Buffer) error {
 	return nil
 }
 
+// OpenLog opens a file to append to, 0600 where it is a new one. What lies there must be our own user's: through a link
+// others could have us write elsewhere, and a pipe or their file would give them what is written.
+func OpenLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) { // a link, or a pipe or socket
+		return nil, psa.Errorf(psa.StatusNotPermitted, "%s is no regular file", path).WithHint("move it away")
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		f.Close()
+		return nil, psa.Errorf(psa.StatusNotPermitted, "%s is no file that user %d alone may write (owner %d, mode %06o)",
+			path, os.Geteuid(), st.Uid, st.Mode).WithHint("move it away")
+	}
+	return f, nil
+}
+
 func (t *trail) open() error {
-	f, err := os.OpenFile(t.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := OpenLog(t.path)
 	if err != nil {
 		return err
 	}

@@ -130,7 +130,7 @@ provider_type = "Software"
 func LoadConfig(file string, types providers.Registry) (c *Config, warnings []*Problem, err error) {
 	data, err := readConfig(file)
 	if err != nil {
-		hint := ""
+		hint := psa.HintOf(err)
 		if errors.Is(err, os.ErrNotExist) {
 			hint = "without --config parsecfs uses one software provider and keeps everything in the state directory"
 		}
@@ -139,8 +139,9 @@ func LoadConfig(file string, types providers.Registry) (c *Config, warnings []*P
 	return ParseConfig(file, data, types)
 }
 
+// readConfig reads a file that says what is to be done, and so is nobody's to change but root's and our own user's.
 func readConfig(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	f, err := providers.OpenTrusted(file, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -480,7 +481,10 @@ func (p *configParser) keyManagers(v value) {
 					p.wrong(v, `"SQLite"`)
 				}
 			}},
-			{name: "sqlite_db_path", set: func(v value) { p.absolute(v, &p.config.SQLite) }},
+			{name: "sqlite_db_path", set: func(v value) {
+				p.absolute(v, &p.config.SQLite)
+				p.trusted(v, "sqlite_db_path", filepath.Dir(p.config.SQLite), p.config.SQLite)
+			}},
 			{name: "store_path", instead: "it belongs to Parsec's OnDisk manager: sqlite_db_path says where the SQLite file lies"},
 		})
 	}
@@ -562,7 +566,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 			}
 			var err error
 			if r.Capabilities, err = readCapabilities(file); err != nil {
-				p.problemHint(v.path, "provider: "+err.Error(), "it is a part of what the provider's own capabilities file says")
+				p.problemHint(v.path, "provider: "+err.Error(), cmp.Or(psa.HintOf(err), "it is a part of what the provider's own capabilities file says"))
 			}
 		}},
 		{name: "owner", set: func(v value) { p.owner(v, &r.UID) }},
@@ -585,6 +589,9 @@ func (p *configParser) provider(v value) (Provider, bool) {
 				return
 			}
 			r.Settings[own.Name] = v.raw
+			if own.Files != nil {
+				p.trusted(v, own.Name, own.Files(v.raw)...)
+			}
 		}})
 	}
 	p.table(v, settings)
@@ -771,6 +778,20 @@ func (p *configParser) absolute(v value, to *string) {
 		return
 	}
 	*to = filepath.Clean(s)
+}
+
+// trusted reports files that the setting names and that others could change. One that is missing may come yet, and is
+// judged again when it is used.
+func (p *configParser) trusted(v value, name string, files ...string) {
+	for _, file := range files {
+		if file == "" {
+			continue
+		}
+		if err := providers.CheckTrusted(file); psa.StatusOf(err) == psa.StatusNotPermitted {
+			p.problemHint(v.path, fmt.Sprintf("%s: %v", name, err), psa.HintOf(err))
+			return
+		}
+	}
 }
 
 func (p *configParser) number(v value, to *int64, least, most int64, unit string) {

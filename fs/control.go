@@ -23,6 +23,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes"
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -337,6 +338,12 @@ var errNoDaemon = errors.New("no daemon serves this state directory")
 type client struct{ conn *net.UnixConn }
 
 func dial(stateDir string) (*client, error) {
+	// Whoever owns the directory has the socket, and would be told a recovery key. Others than root come to admins' daemons.
+	if os.Geteuid() == 0 {
+		if err := providers.CheckTrusted(stateDir); psa.StatusOf(err) == psa.StatusNotPermitted {
+			return nil, &Error{KindState, fmt.Errorf("the state directory %s: %w", stateDir, err), psa.HintOf(err)}
+		}
+	}
 	dir, name, err := openStateDir(stateDir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errNoDaemon

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -27,19 +28,11 @@ const (
 type Lock struct{ f *os.File }
 
 // LockDir makes the state directory where it is missing (0700) and takes it for this process. If another one has it
-// the error names that one's pid (StatusBadState). A directory in which others may write is StatusNotPermitted: they
-// could replace the wrapping key.
+// the error names that one's pid (StatusBadState). A directory that others own or may write in, or come by on the way to
+// it, is StatusNotPermitted: they could replace the wrapping key.
 func LockDir(dir string) (*Lock, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fileError(err, "cannot make the state directory %s", dir)
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return nil, fileError(err, "cannot read the state directory %s", dir)
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return nil, psa.Errorf(psa.StatusNotPermitted, "others than its owner may write in the state directory %s (mode %04o)",
-			dir, info.Mode().Perm()).WithHint("chmod 0700 " + dir)
+	if err := providers.MakeTrustedDir(dir); err != nil {
+		return nil, notTrusted(err, "the state directory %s", dir)
 	}
 	l, err := lock(filepath.Join(dir, lockFile), "the state directory "+dir)
 	if err != nil {
@@ -126,6 +119,15 @@ func asideDir(dir string) (string, error) {
 		return "", err
 	}
 	return aside, os.Chmod(aside, 0o700)
+}
+
+// notTrusted is the error of a file or directory that others could change, with its hint, or that cannot be had.
+func notTrusted(err error, format string, args ...any) error {
+	hint := psa.HintOf(err)
+	if hint == "" {
+		return fileError(err, format, args...)
+	}
+	return psa.Errorf(psa.StatusNotPermitted, format+": %w", append(args, err)...).WithHint(hint)
 }
 
 // place links a file that is complete and synced to its final name, never over another, and makes that durable.

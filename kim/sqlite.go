@@ -15,6 +15,7 @@ import (
 
 	"github.com/mattn/go-sqlite3"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -50,6 +51,13 @@ func OpenSQLite(ctx context.Context, path string) (Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fileError(err, "cannot open the KIM")
+	}
+	// The names beside it matter as much as the file.
+	if err := providers.CheckTrusted(filepath.Dir(path)); err != nil {
+		return nil, notTrusted(err, "the KIM %s", path)
+	}
+	if err := providers.CheckTrusted(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, notTrusted(err, "the KIM %s", path)
 	}
 	l, err := lock(path+".lock", "the KIM "+path)
 	if err != nil {

@@ -13,6 +13,9 @@ type Setting struct {
 	Help string
 	// Check parses the value as TOML gives it (string, int64, bool, ...) and says what is allowed if it is wrong.
 	Check func(v any) error
+	// Files are the files that a value names and that decide what the program does: they must be trusted (CheckTrusted).
+	// It gets a value that Check found right; nil: the setting names none.
+	Files func(v any) []string
 }
 
 // Config is what a new instance gets.

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/fs"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // readyVariable names the descriptor on which a daemon in the background says that it is ready, or why not.
@@ -27,12 +29,12 @@ const maxFailureBytes = 64 << 10
 // background starts this command line again in a session of its own, where the descriptor in readyVariable stands for
 // --background, and returns once it has mounted; otherwise with what it said.
 func background(stateDir, dir string, stderr io.Writer) error {
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
-		return &fs.Error{Kind: fs.KindState, Err: err}
+	if err := providers.MakeTrustedDir(stateDir); err != nil {
+		return &fs.Error{Kind: fs.KindState, Err: fmt.Errorf("the state directory %s: %w", stateDir, err), Hint: psa.HintOf(err)}
 	}
-	log, err := os.OpenFile(filepath.Join(stateDir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := fs.OpenLog(filepath.Join(stateDir, logName))
 	if err != nil {
-		return &fs.Error{Kind: fs.KindState, Err: err}
+		return &fs.Error{Kind: fs.KindState, Err: err, Hint: psa.HintOf(err)}
 	}
 	defer log.Close()
 	r, w, err := os.Pipe()

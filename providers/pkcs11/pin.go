@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -86,14 +87,15 @@ func (s pinSource) read() ([]byte, error) {
 	return bytes.Clone(s.value), nil
 }
 
-// readPIN reads a file that nobody else may read or change; one newline at its end is not the PIN's.
+// readPIN reads a file that is trusted and that nobody else may read; one newline at its end is not the PIN's.
 func readPIN(path string, forbidden fs.FileMode) ([]byte, error) {
 	fail := func(format string, args ...any) ([]byte, error) {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "the PIN: %w", fmt.Errorf(format, args...))
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := providers.OpenTrusted(path, os.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
-		return fail("%w", err)
+		_, wrapped := fail("%w", err)
+		return nil, psa.Errorf(psa.StatusOf(wrapped), "%w", wrapped).WithHint(psa.HintOf(err))
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -102,13 +104,6 @@ func readPIN(path string, forbidden fs.FileMode) ([]byte, error) {
 	}
 	if !info.Mode().IsRegular() {
 		return fail("%s is no regular file", path)
-	}
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
-		return fail("%s: %w", path, err)
-	}
-	if stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-		return fail("%s belongs to user %d, who could change it", path, stat.Uid)
 	}
 	if info.Mode().Perm()&forbidden != 0 {
 		_, err := fail("others may read or change %s", path)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -20,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -107,6 +109,10 @@ type socket struct {
 
 // start runs this program again as a worker.
 func (l launch) start(log *slog.Logger) (*process, error) {
+	// Looked at each time: the module's code runs as our own user. One that is missing is the worker's to tell.
+	if err := providers.CheckTrusted(l.library); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	lock, err := l.locked()
 	if err != nil {
 		return nil, err

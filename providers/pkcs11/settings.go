@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -41,7 +42,7 @@ func path(v any) error {
 }
 
 var settings = []providers.Setting{
-	{Name: "library_path", Help: "the PKCS #11 module, an absolute path", Check: path},
+	{Name: "library_path", Help: "the PKCS #11 module, an absolute path", Check: path, Files: func(v any) []string { return []string{v.(string)} }},
 	{Name: "serial_number", Help: "the token's serial number", Check: text},
 	{Name: "token_label", Help: "the token's label", Check: text},
 	{Name: "slot_number", Help: "the slot that the token is in when the program starts; serial_number and token_label are better", Check: func(v any) error {
@@ -57,6 +58,9 @@ var settings = []providers.Setting{
 		}
 		_, err := parseTokenURI(s)
 		return err
+	}, Files: func(v any) []string {
+		values, _ := parseTokenURI(v.(string)) // it is right
+		return []string{values["module-path"], pinFile(values["pin-source"])}
 	}},
 	{Name: "user_pin", Help: "the PIN, as text, str:TEXT or hex:BYTES; pin_source keeps it out of the configuration", Check: func(v any) error {
 		_, err := parsePIN(v)
@@ -69,13 +73,13 @@ var settings = []providers.Setting{
 		}
 		_, err := parsePINSource(s)
 		return err
-	}},
+	}, Files: func(v any) []string { return []string{pinFile(v.(string))} }},
 	{Name: "software_public_operations", Help: "what needs no secret is done in software; false means the same here", Check: boolean},
 	{Name: "allow_export", Help: "whether keys can be made that can be exported (default true)", Check: boolean},
 	{Name: "environment", Help: "a table of environment variables for the module, such as SOFTHSM2_CONF", Check: func(v any) error {
 		_, err := parseEnvironment(v)
 		return err
-	}},
+	}, Files: environmentFiles},
 	{Name: "init_args", Help: "what C_Initialize gets as its reserved argument, which NSS wants", Check: text},
 	{Name: "sessions", Help: fmt.Sprintf("how many calls the token does at once, 1 to %d (default %d)", maxSessions, defaultSessions), Check: func(v any) error {
 		if n, ok := v.(int64); !ok || n < 1 || n > maxSessions {
@@ -113,6 +117,32 @@ func parseTokenURI(s string) (map[string]string, error) {
 		return nil, fmt.Errorf("pin-value: a PIN has 1 to %d bytes", maxPIN)
 	}
 	return values, nil
+}
+
+// pinFile is the file that pin_source names, "" if it names none.
+func pinFile(source string) string {
+	s, err := parsePINSource(source)
+	if err != nil {
+		return "" // none is given
+	}
+	return s.file
+}
+
+// environmentFiles are the files and directories that the values name, or list: configurations, directories of tokens,
+// libraries. Devices are left out, since their driver decides.
+func environmentFiles(v any) (files []string) {
+	for _, value := range v.(map[string]any) {
+		for path := range strings.SplitSeq(value.(string), ":") {
+			if !filepath.IsAbs(path) {
+				continue
+			}
+			if info, err := os.Stat(path); err == nil && (info.Mode().IsRegular() || info.IsDir()) {
+				files = append(files, path)
+			}
+		}
+	}
+	slices.Sort(files)
+	return files
 }
 
 func parseEnvironment(v any) (env []string, err error) {

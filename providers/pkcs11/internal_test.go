@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -381,5 +382,32 @@ func TestHandleOfAnotherWorker(t *testing.T) {
 	}
 	if after := k.Objects(); len(after) != len(before) {
 		t.Errorf("there were %d objects, and are %d", len(before), len(after))
+	}
+}
+
+// TestModuleOfAnother: a module that somebody else owns or may write is not run, whenever it became so.
+func TestModuleOfAnother(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes files of other users")
+	}
+	library := filepath.Join(t.TempDir(), "module.so")
+	if err := os.WriteFile(library, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := launch{library: library, lock: filepath.Join(t.TempDir(), "lock"), width: 1}
+	for name, spoil := range map[string]func() error{
+		"owner": func() error { return os.Chown(library, 61001, 61001) },
+		"mode":  func() error { return errors.Join(os.Chown(library, 0, 0), os.Chmod(library, 0o666)) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := l.start(slog.New(slog.DiscardHandler)); psa.StatusOf(err) != psa.StatusNotPermitted || psa.HintOf(err) == "" {
+			t.Errorf("%s: %v", name, err)
+			if p != nil {
+				p.kill()
+			}
+		}
 	}
 }

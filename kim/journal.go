@@ -266,6 +266,10 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	if err != nil {
 		return err
 	}
+	if err := k.boundNonce(row, j.source); err != nil {
+		k.settled(p, row, k.store.AbortCreate(context.Background(), number))
+		return err
+	}
 	k.o.Step(steps.creating)
 	blob, err := call(k.ctx, p, uid, k.o.GenerateTimeout, func(ctx context.Context) (providers.Blob, error) {
 		if j.source != 0 {
@@ -303,6 +307,18 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	k.o.Step(steps.ready)
 	return nil
+}
+
+// boundNonce keeps a copy from a right that its source does not give: nonces of the caller's choice.
+func (k *KIM) boundNonce(row Key, source int64) error {
+	if source == 0 {
+		return nil
+	}
+	from, err := k.Key(context.Background(), source)
+	if err != nil || from.CallerNonce {
+		return err
+	}
+	return k.store.BindNonce(context.Background(), row.Number)
 }
 
 func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h providers.Handle, j *job) (providers.Blob, error) {

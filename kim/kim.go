@@ -324,6 +324,12 @@ func (k *KIM) SetUnits(ctx context.Context, number int64, units []string) error 
 	return k.store.SetUnits(ctx, number, units)
 }
 
+// SetCallerNonce stores whether encryption with the key takes a nonce of the caller's choice: whoever chooses nonces can
+// decrypt. A copy of a key that takes none is StatusNotPermitted.
+func (k *KIM) SetCallerNonce(ctx context.Context, number int64, allow bool) error {
+	return k.store.SetCallerNonce(ctx, number, allow)
+}
+
 // SetCertificate keeps a chain in PEM beside a key; an empty one removes it.
 func (k *KIM) SetCertificate(ctx context.Context, number int64, chain []byte) error {
 	return k.store.SetCertificate(ctx, number, chain)

@@ -131,6 +131,7 @@ func makeStore(t *testing.T, dir string) {
 		k.Rename(ctx, forever.Number, "forever"),
 		k.SetAllowDestroy(ctx, forever.Number, false),
 		k.SetUnits(ctx, forever.Number, units),
+		k.SetCallerNonce(ctx, aes.Number, true), // since schema 5
 		k.SetCertificate(ctx, forever.Number, []byte(chain)),
 		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
 		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage, PCRs: pcrs}),
@@ -213,6 +214,12 @@ func TestOldStores(t *testing.T) {
 				t.Errorf("units %q, %v", key.Units, err)
 			} else if got, err := k.Certificate(ctx, key.Number); err != nil || filepath.Base(from) != "1" && string(got) != chain {
 				t.Errorf("the certificate is %q, %v", got, err)
+			}
+			for _, name := range []string{"aes", "ec"} {
+				want := name == "aes" && filepath.Base(from) >= "5"
+				if key, err := k.Default().Lookup(ctx, name); err != nil || key.CallerNonce != want {
+					t.Errorf("%s: caller_nonce is %v, %v", name, key.CallerNonce, err)
+				}
 			}
 			if key, err := k.Default().Lookup(ctx, "draft"); err != nil || (key.Attributes.PCRs == pcrs) != (filepath.Base(from) >= "3") {
 				t.Errorf("the draft's PCRs are %v, %v", key.Attributes.PCRs.List(), err)

@@ -197,6 +197,10 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (R
 	if err != nil {
 		return nil, err
 	}
+	if err := k.permitsNonce(ctx, e, op); err != nil {
+		k.keys.release(e)
+		return nil, err
+	}
 	run, err := k.begin(ctx, e, op)
 	if err != nil {
 		k.keys.release(e)
@@ -229,6 +233,21 @@ func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, 
 func (k *KIM) hold(ctx context.Context, number int64) (*openKey, error) {
 	// Others may wait for the same opening.
 	return k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
+}
+
+// permitsNonce refuses a nonce of the caller's choice to encrypt with, unless the key takes such: under a nonce that was
+// used before, the right to encrypt is the right to decrypt.
+func (k *KIM) permitsNonce(ctx context.Context, e *openKey, op psa.Op) error {
+	if op.Operation != psa.Encrypt || len(op.Inputs["nonce"]) == 0 || e.row.Attributes.Type.IsAsymmetric() {
+		return nil
+	}
+	// The row as it is now: that of an open key is as old as its opening.
+	row, err := k.Key(ctx, e.number)
+	if err != nil || row.CallerNonce {
+		return err
+	}
+	return psa.Errorf(psa.StatusNotPermitted, "a nonce of the caller's choice: who chooses nonces can decrypt, and this key permits none").
+		WithHint("leave nonce empty and read it back from there; or the key's owner can write caller_nonce = true into attributes")
 }
 
 func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {

@@ -134,4 +134,8 @@ CREATE TABLE recovery_key (
 -- The registers of a TPM that the wrapping is bound to, and the wrapping key file that it took the place of.
 ALTER TABLE data_key ADD COLUMN pcrs INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE data_key ADD COLUMN before_id BLOB;
+`, `
+-- Whether encryption takes a nonce of the caller's choice; a copy of a key that takes none is bound to that.
+ALTER TABLE keys ADD COLUMN caller_nonce INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN nonce_bound INTEGER NOT NULL DEFAULT 0;
 `}

@@ -296,11 +296,12 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 // Keys.
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
-	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object`
+	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object,
+	caller_nonce, nonce_bound`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(24)
+	f, dest := newFields(26)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
@@ -327,6 +328,9 @@ func scanKey(scan func(...any) error) (Entry, error) {
 	k.Units = strings.Fields(f.text("units"))
 	k.Attributes.PCRs = psa.PCRs(f.uint32("pcrs"))
 	k.Object = f.text("object")
+	asked := f.bool("caller_nonce") // of a draft before it became a copy, perhaps
+	k.NonceBound = f.bool("nonce_bound")
+	k.CallerNonce = asked && !k.NonceBound
 
 	at := k.State // what the row must have the fields of
 	switch k.State {
@@ -678,7 +682,7 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 			return err
 		}
 		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
-			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), `+noBefore)
+			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), nonce_bound = 0, `+noBefore)
 	})
 }
 
@@ -1013,6 +1017,30 @@ func (s *sqliteStore) SetUnits(ctx context.Context, number int64, units []string
 			return psa.Errorf(psa.StatusInvalidArgument, "the name of a unit holds white space")
 		}
 		return t.update(k, "units = ?", text)
+	})
+}
+
+func (s *sqliteStore) SetCallerNonce(ctx context.Context, number int64, allow bool) error {
+	return s.write(ctx, "cannot store caller_nonce", func(t *tx) error {
+		k, err := t.keyIn(number, Draft, Creating, Ready)
+		if err != nil {
+			return err
+		}
+		if allow && k.NonceBound {
+			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy of a key whose nonces nobody chooses", k.Name).
+				WithHint("set caller_nonce = true for the key that is copied, before the copy is made")
+		}
+		return t.update(k, "caller_nonce = ?", allow)
+	})
+}
+
+func (s *sqliteStore) BindNonce(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot bind a copy", func(t *tx) error {
+		k, err := t.keyIn(number, Creating)
+		if err != nil {
+			return err
+		}
+		return t.update(k, "nonce_bound = 1")
 	})
 }
 

@@ -40,6 +40,8 @@ type Key struct {
 	KeepForever bool     // allow_destroy = false
 	Units       []string // systemd units that may use the key; empty: any
 	Object      string   // the device's name of an adopted key, else empty
+	CallerNonce bool     // encryption takes a nonce of the caller's choice
+	NonceBound  bool     // a copy of a key without CallerNonce, which it never gets
 	// Damage is set where the row cannot be understood (StatusDataCorrupt): then only Number, Provider and Name hold.
 	Damage error
 }
@@ -243,6 +245,11 @@ type Store interface {
 	SetAllowDestroy(ctx context.Context, number int64, allow bool) error
 	// SetUnits stores the systemd units that may use the key; names hold no white space.
 	SetUnits(ctx context.Context, number int64, units []string) error
+	// SetCallerNonce stores whether encryption with the key takes a nonce of the caller's choice. True for a copy that
+	// BindNonce bound is StatusNotPermitted.
+	SetCallerNonce(ctx context.Context, number int64, allow bool) error
+	// BindNonce binds a key in Creating to nonces that the provider makes, for ever once it is Ready.
+	BindNonce(ctx context.Context, number int64) error
 	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it.
 	SetCertificate(ctx context.Context, number int64, chain []byte) error
 	// Certificate is what SetCertificate kept, nil for nothing.

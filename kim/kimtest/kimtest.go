@@ -315,6 +315,14 @@ func testLife(t *testing.T, s *suite) {
 	if got := s.key(k.Number).Units; !slices.Equal(got, []string{"web.service", "worker@.service"}) {
 		t.Fatalf("units %q", got)
 	}
+	if s.key(k.Number).CallerNonce {
+		t.Fatal("a nonce of the caller's choice by default")
+	}
+	s.ok(s.SetCallerNonce(ctx, k.Number, true))
+	if got := s.key(k.Number); !got.CallerNonce || got.NonceBound {
+		t.Fatalf("%+v", got)
+	}
+	s.status(s.BindNonce(ctx, k.Number), psa.StatusBadState)
 	s.ok(s.SetCertificate(ctx, k.Number, []byte("a chain")))
 	s.ok(s.SetCertificate(ctx, k.Number, []byte("another chain")))
 	chain, err := s.Certificate(ctx, k.Number)
@@ -430,7 +438,7 @@ func testModel(t *testing.T, s *suite) {
 		for name, w := range want {
 			got, err := s.KeyByName(ctx, p, name)
 			s.ok(err)
-			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.Object != w.Object || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.ID != w.ID {
+			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.Object != w.Object || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.CallerNonce != (w.CallerNonce && !w.NonceBound) || got.NonceBound != w.NonceBound || got.ID != w.ID {
 				t.Fatalf("%+v, want %+v", got, w.Key)
 			}
 			if w.State == kim.Creating || w.State == kim.Destroying {
@@ -450,7 +458,7 @@ func testModel(t *testing.T, s *suite) {
 		var want psa.Status
 		var err error
 		var what string
-		switch r.IntN(19) {
+		switch r.IntN(21) {
 		case 0, 1, 2:
 			what = "InsertDraft"
 			name := nameOf()
@@ -485,7 +493,7 @@ func testModel(t *testing.T, s *suite) {
 			what = "AbortCreate"
 			want = needJournal(k, kim.Creating)
 			if err = s.AbortCreate(ctx, n); err == nil {
-				k.State, k.Template, k.Attributes = kim.Draft, k.beforeTemplate, k.beforeAttrs
+				k.State, k.Template, k.Attributes, k.NonceBound = kim.Draft, k.beforeTemplate, k.beforeAttrs, false
 				k.Hidden, k.Origin, k.Handle = false, "", providers.Handle{}
 			}
 		case 9:
@@ -571,6 +579,22 @@ func testModel(t *testing.T, s *suite) {
 			}
 			if err = s.Forget(ctx, n); err == nil {
 				delete(rows, n)
+			}
+		case 19:
+			what = "SetCallerNonce"
+			allow := r.IntN(3) > 0
+			want = need(k, kim.Draft, kim.Creating, kim.Ready)
+			if want == psa.StatusSuccess && allow && k.NonceBound {
+				want = psa.StatusNotPermitted
+			}
+			if err = s.SetCallerNonce(ctx, n, allow); err == nil {
+				k.CallerNonce = allow
+			}
+		case 20:
+			what = "BindNonce"
+			want = need(k, kim.Creating)
+			if err = s.BindNonce(ctx, n); err == nil {
+				k.NonceBound = true
 			}
 		}
 		if psa.StatusOf(err) != want {

@@ -31,7 +31,7 @@ func borrowed(opener, now uint32) error {
 	if opener == now {
 		return nil
 	}
-	return refuse(syscall.EACCES, "another user opened this file, and a key is named in it", "open it yourself")
+	return refuse(syscall.EACCES, "another user opened this file, and what is written into it counts as the writer's own", "open it yourself")
 }
 
 func (v *view) borrowed() error { return borrowed(v.opener, v.uid) }

@@ -354,6 +354,7 @@ type attributesInput struct {
 	Usage        any       `toml:"usage"`
 	PCRs         *[]int    `toml:"pcrs"`
 	AllowDestroy *bool     `toml:"allow_destroy"`
+	CallerNonce  *bool     `toml:"caller_nonce"`
 	Units        *[]string `toml:"units"`
 
 	Name         any `toml:"name"`
@@ -378,7 +379,7 @@ func parseAttributes(b []byte) (attributesInput, error) {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		return x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", first(unknown.Errors[0].Position()), strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy and units")
+			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce and units")
 	}
 	var wrong *toml.DecodeError
 	if errors.As(err, &wrong) {
@@ -479,6 +480,9 @@ func (v *view) setAttributes(ctx context.Context, x attributesInput) error {
 		return gone(err)
 	}
 	a, err := x.over(k.Attributes)
+	if err == nil {
+		err = v.mayDecide(ctx, k, x)
+	}
 	if err != nil {
 		return err
 	}
@@ -493,35 +497,69 @@ func (v *view) setAttributes(ctx context.Context, x attributesInput) error {
 	return v.setOwners(ctx, k, x)
 }
 
-// setOwners changes what is its owner's to decide as long as a key lives.
+// decides says whether x changes what is a key's owner's to decide as long as the key lives.
+func (x attributesInput) decides(k kim.Key) bool {
+	return x.AllowDestroy != nil && *x.AllowDestroy == k.KeepForever ||
+		x.CallerNonce != nil && *x.CallerNonce != k.CallerNonce ||
+		x.Units != nil && !slices.Equal(*x.Units, k.Units)
+}
+
+// mayDecide refuses what is its owner's to decide to everybody else who may write here, before anything changes.
+func (v *view) mayDecide(ctx context.Context, k kim.Key, x attributesInput) error {
+	if !x.decides(k) {
+		return nil
+	}
+	if err := validUnits(x.Units); err != nil {
+		return err
+	}
+	owner, err := v.t.kim.Owner(ctx, k)
+	if err != nil {
+		return err
+	}
+	if v.uid != owner && v.uid != 0 {
+		return refuse(syscall.EPERM, "allow_destroy, caller_nonce and units are the key's owner's to set", "")
+	}
+	return v.borrowed()
+}
+
+func validUnits(units *[]string) error {
+	if units == nil {
+		return nil
+	}
+	if len(*units) > UnitsMost {
+		return psa.Errorf(psa.StatusInvalidArgument, "units: at most %d", UnitsMost)
+	}
+	for _, unit := range *units {
+		if err := ValidUnit(unit); err != nil {
+			return psa.Errorf(psa.StatusInvalidArgument, "units: %w", err)
+		}
+	}
+	return nil
+}
+
+// setOwners changes what is its owner's to decide, which mayDecide allowed.
 func (v *view) setOwners(ctx context.Context, k kim.Key, x attributesInput) error {
 	if x.AllowDestroy != nil && *x.AllowDestroy == k.KeepForever {
 		if err := v.t.kim.SetAllowDestroy(ctx, k.Number, *x.AllowDestroy); err != nil {
 			return err
 		}
 	}
+	if x.CallerNonce != nil && *x.CallerNonce != k.CallerNonce {
+		if err := v.t.kim.SetCallerNonce(ctx, k.Number, *x.CallerNonce); err != nil {
+			return err
+		}
+		if !*x.CallerNonce {
+			v.t.revocations.note(inoOf(k.Number, 0))
+		}
+	}
 	if x.Units == nil || slices.Equal(*x.Units, k.Units) {
 		return nil
 	}
-	if len(*x.Units) > UnitsMost {
-		return psa.Errorf(psa.StatusInvalidArgument, "units: at most %d", UnitsMost)
+	if err := v.t.kim.SetUnits(ctx, k.Number, *x.Units); err != nil {
+		return err
 	}
-	for _, unit := range *x.Units {
-		if err := ValidUnit(unit); err != nil {
-			return psa.Errorf(psa.StatusInvalidArgument, "units: %w", err)
-		}
-	}
-	owner, err := v.t.kim.Owner(ctx, k)
-	if err == nil && v.uid != owner && v.uid != 0 {
-		err = refuse(syscall.EPERM, "units are the key's owner's to set", "")
-	}
-	if err == nil {
-		err = v.t.kim.SetUnits(ctx, k.Number, *x.Units)
-	}
-	if err == nil {
-		v.t.revocations.note(inoOf(k.Number, 0))
-	}
-	return err
+	v.t.revocations.note(inoOf(k.Number, 0))
+	return nil
 }
 
 func generateStage(v *view) stage {
@@ -530,6 +568,9 @@ func generateStage(v *view) stage {
 			k, err := v.t.kim.Key(ctx, v.key.Number)
 			if err != nil {
 				return gone(err)
+			}
+			if err := v.mayDecide(ctx, k, x); err != nil {
+				return err
 			}
 			if err := v.setOwners(ctx, k, x); err != nil {
 				return err

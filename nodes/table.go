@@ -166,7 +166,7 @@ var exportRow = &row{number: 26, name: "export", kind: transaction, mode: 0600, 
 
 // keyRows are the files of a key.
 var keyRows = []*row{
-	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage, help: "TOML: what the key is; a draft's can be written"},
+	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage, help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce and units by its owner always"},
 	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities, help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, stage: generateStage, help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
 	importRow,
@@ -208,7 +208,7 @@ var keyRows = []*row{
 	{number: 24, name: "encrypt", kind: transaction, mode: 0600, open: 0666, op: psa.Encrypt,
 		inputs:  []input{{name: "nonce", slotOnly: true}, {name: "additional_data", slotOnly: true}, {name: "plaintext"}},
 		outputs: []output{{name: "nonce"}, {name: "ciphertext"}},
-		help:    "plaintext in, nonce (where the algorithm has one) || ciphertext || tag out"},
+		help:    "plaintext in, nonce (where the algorithm has one) || ciphertext || tag out; a slot's nonce is the provider's, or the caller's where attributes have caller_nonce = true"},
 	{number: 25, name: "decrypt", kind: transaction, mode: 0600, op: psa.Decrypt,
 		inputs:  []input{{name: "nonce", lead: true, required: true}, {name: "additional_data", slotOnly: true}, {name: "ciphertext"}},
 		outputs: []output{{name: "plaintext"}},

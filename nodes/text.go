@@ -186,6 +186,7 @@ type attributesText struct {
 	UUID         string            `toml:"uuid"`
 	Created      time.Time         `toml:"created"`
 	AllowDestroy bool              `toml:"allow_destroy"`
+	CallerNonce  bool              `toml:"caller_nonce"`
 	Units        []string          `toml:"units,omitempty"`
 	Fingerprints *fingerprintsText `toml:"fingerprints,omitempty"`
 }
@@ -200,7 +201,7 @@ func (v *view) attributes() ([]byte, error) {
 	k := v.key
 	x := attributesText{
 		Name: k.Name, State: string(k.State), Template: k.Template, Origin: k.Origin, Object: k.Object, Provider: v.provider.Name(), UUID: uuid(k.ID),
-		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, Units: k.Units, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(), PCRs: k.Attributes.PCRs.List(),
+		Created: k.Created.UTC(), AllowDestroy: !k.KeepForever, CallerNonce: k.CallerNonce, Units: k.Units, Bits: k.Attributes.Bits, Usage: k.Attributes.Usage.Names(), PCRs: k.Attributes.PCRs.List(),
 	}
 	if k.State == kim.Creating || k.State == kim.Destroying {
 		x.State = string(kim.Draft)

@@ -104,6 +104,7 @@ func (l *line) encryptsBothWays(key, message []byte) {
 func (l *line) slot(key, message []byte) {
 	l.t.Helper()
 	nonce, additionalData := []byte("fedcba98765432100123456789abcdef")[:l.Algorithm.NonceLength()], []byte("a header")
+	l.must(os.WriteFile(l.path("attributes"), []byte("caller_nonce = true\n"), 0))
 	sealed := l.with("encrypt", "ciphertext", map[string][]byte{"nonce": nonce, "additional_data": additionalData, "plaintext": message})
 	if key != nil {
 		if theirs := l.evp("encrypt", key, nonce, additionalData, message); !bytes.Equal(sealed, theirs) {

@@ -186,7 +186,7 @@ func (w *wycheproof) use(template string, material []byte) error {
 		w.t.Fatal(err)
 	}
 	w.key = key
-	attributes := fmt.Sprintf("template = %q\n", template)
+	attributes := fmt.Sprintf("template = %q\ncaller_nonce = true\n", template)
 	if !a.Type.IsAsymmetric() {
 		attributes += fmt.Sprintf("key_bits = %d\n", len(material)*8)
 	}

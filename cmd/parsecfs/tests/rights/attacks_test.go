@@ -61,7 +61,7 @@ func (c *cell) repeatsNonce() {
 		o := c.thief.slot(c.path("encrypt"), inputs, "nonce", "ciphertext")
 		got := o.Named["ciphertext"]
 		switch {
-		case bytes.HasPrefix(got, plaintext):
+		case bytes.HasPrefix(got, plaintext[:16]): // CFB needs a request for each block
 			c.errorf("%s decrypted", what)
 		case bytes.HasPrefix(got, body):
 			c.errorf("%s confirmed a guess", what)

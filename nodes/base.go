@@ -29,6 +29,21 @@ type stat struct {
 	changed  time.Time
 	links    uint32
 	acl      acl // of nodes whose ACL follows another one's
+	// settable are the bits that chmod can give. Without any, mode, owner, ACL and labels cannot be changed, and fixed
+	// says why: what a new kind of node does not say cannot be changed.
+	settable uint32
+	fixed    string
+	// fleeting and fleetingName: attributes, or the name, change with what happens elsewhere, which the kernel does not
+	// see: it asks each time
+	fleeting, fleetingName bool
+}
+
+// changeable refuses what is fixed.
+func (s stat) changeable() error {
+	if s.settable == 0 {
+		return refuse(syscall.EPERM, s.fixed, "")
+	}
+	return nil
 }
 
 // node is what each type of this package adds to base.
@@ -37,6 +52,7 @@ type node interface {
 	stat(ctx context.Context) (stat, error)
 	place() place
 	number() uint64
+	attr(ctx context.Context, out *fuse.Attr) (stat, error)
 }
 
 // place says where a node stands, for messages.
@@ -85,10 +101,10 @@ func (t *Tree) base(ino uint64) base { return base{t: t, ino: ino} }
 func (b *base) number() uint64 { return b.ino }
 
 // attr fills out with stat and the KIM's changes for this inode.
-func (b *base) attr(ctx context.Context, out *fuse.Attr) error {
+func (b *base) attr(ctx context.Context, out *fuse.Attr) (stat, error) {
 	p, err := b.permissions(ctx)
 	if err != nil {
-		return err
+		return stat{}, err
 	}
 	s := p.stat
 	out.Ino, out.Mode, out.Size, out.Nlink = b.ino, s.kind|p.mode, s.size, max(s.links, 1)
@@ -97,7 +113,7 @@ func (b *base) attr(ctx context.Context, out *fuse.Attr) error {
 	out.Blocks = (s.size + 511) / 512
 	out.SetTimes(&s.changed, &s.changed, &s.changed)
 	out.SetTimes(p.stored.Atime, p.stored.Mtime, p.stored.Ctime)
-	return nil
+	return s, nil
 }
 
 var _ = (fs.NodeGetattrer)((*base)(nil))
@@ -105,7 +121,11 @@ var _ = (fs.NodeGetattrer)((*base)(nil))
 // Getattr is safe because it says nothing secret: sizes of public texts only. The kernel hands it any open handle of
 // the inode, so the handle is never asked.
 func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	return errnoOf(b.attr(ctx, &out.Attr))
+	s, err := b.attr(ctx, &out.Attr)
+	if s.fleeting {
+		out.SetTimeout(fleeting)
+	}
+	return errnoOf(err)
 }
 
 var _ = (fs.NodeStatfser)((*base)(nil))
@@ -183,23 +203,15 @@ func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryO
 
 // entry gives the kernel a child: the inode that it already knows under this number, or n.
 func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	b := n.(interface {
-		attr(context.Context, *fuse.Attr) error
-	})
-	if err := b.attr(ctx, &out.Attr); err != nil {
+	s, err := n.attr(ctx, &out.Attr)
+	if err != nil {
 		return nil, errnoOf(err)
 	}
-	switch n := n.(type) {
-	case *stagedFile:
+	if s.fleeting {
 		out.SetAttrTimeout(fleeting)
-		if n.row.present != nil {
-			out.SetEntryTimeout(fleeting) // a draft's files go when it is a key
-		}
-	case *slotsDir: // its rights are another file's, whose changes the kernel does not see here
-		out.SetAttrTimeout(fleeting)
+	}
+	if s.fleetingName {
 		out.SetEntryTimeout(fleeting)
-	case *slotPart:
-		out.SetAttrTimeout(fleeting)
 	}
 	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
 }

@@ -15,316 +15,306 @@ import (
 // pageSize is how many names a listing asks the KIM for at once.
 const pageSize = 512
 
-// rootDir is the mount's root.
-type rootDir struct{ base }
+// What chmod can give. Files are never executed, and a key's directory is written in by nobody but its owner; w for
+// others there would say what is not so.
+const (
+	fileBits = 0666
+	dirBits  = 01777
+	keyBits  = 0755
+)
 
-func (n *rootDir) place() place { return place{t: n.t} }
-
-func (n *rootDir) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: n.t.uid, gid: n.t.gid, changed: n.t.started, links: 4}, nil
-}
-
-func (n *rootDir) view(ctx context.Context) *view {
-	return &view{ctx: ctx, t: n.t, uid: caller(ctx).Uid}
-}
-
-var _ = (fs.NodeLookuper)((*rootDir)(nil))
-
-// Lookup is safe because names come from the table.
-func (n *rootDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	r := find(rootRows, name)
-	if r == nil || !r.shown(n.view(ctx)) {
-		return nil, syscall.ENOENT
-	}
-	if r.kind == link {
-		return n.t.entry(ctx, &n.Inode, n.t.symlink(inoOf(0, r.number), place{t: n.t, file: r.name}, linkTo{target: n.t.options.AuditPath, uid: n.t.uid, gid: n.t.gid, changed: n.t.started}), out)
-	}
-	switch r.number {
-	case rowAliases:
-		return n.t.entry(ctx, &n.Inode, n.t.aliases(), out)
-	case rowProviders:
-		return n.t.entry(ctx, &n.Inode, n.t.providers(), out)
-	}
-	return n.t.entry(ctx, &n.Inode, n.t.file(r, 0, nil, 0), out)
-}
-
-var _ = (fs.NodeReaddirer)((*rootDir)(nil))
-
-// Readdir is safe because names come from the table.
-func (n *rootDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	return fs.NewListDirStream(listRows(rootRows, n.view(ctx), 0)), 0
-}
-
-// listRows gives the entries of the rows that are shown, with slot directories beside their operations.
-func listRows(rows []*row, v *view, number int64) []fuse.DirEntry {
-	var list []fuse.DirEntry
-	for _, r := range rows {
-		if !r.shown(v) {
-			continue
-		}
-		mode := uint32(syscall.S_IFREG)
-		switch r.kind {
-		case directory:
-			mode = syscall.S_IFDIR
-		case link:
-			mode = syscall.S_IFLNK
-		}
-		list = append(list, fuse.DirEntry{Name: r.name, Mode: mode, Ino: inoOf(number, r.number)})
-		if r.kind == transaction {
-			list = append(list, fuse.DirEntry{Name: r.name + slotsSuffix, Mode: syscall.S_IFDIR, Ino: inoOf(number, r.number+slotsNumber)})
-		}
-	}
-	return list
-}
-
-func inoOf(number int64, row uint64) uint64 { return uint64(number)*inoPerNumber + row }
-
-// providersDir is providers/.
-type providersDir struct{ base }
-
-func (t *Tree) providers() *providersDir {
-	n := &providersDir{base: t.base(inoOf(0, rowProviders))}
-	n.self = n
-	return n
-}
-
-func (n *providersDir) place() place { return place{t: n.t, file: "providers"} }
-
-func (n *providersDir) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: n.t.uid, gid: n.t.gid, changed: n.t.started,
-		links: uint32(2 + len(n.t.kim.Providers()))}, nil
-}
-
-const defaultName = "default"
-
-var _ = (fs.NodeLookuper)((*providersDir)(nil))
-
-// Lookup is safe because it shows configured providers only.
-func (n *providersDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	if name == defaultName {
-		if p := n.t.kim.Default(); p != nil {
-			return n.t.entry(ctx, &n.Inode, n.t.symlink(inoOf(0, rowDefault), place{t: n.t, file: "providers/default"}, linkTo{target: p.Name(), uid: n.t.uid, gid: n.t.gid, changed: n.t.started}), out)
-		}
-		return nil, syscall.ENOENT
-	}
-	p := n.t.kim.Provider(name)
-	if p == nil {
-		return nil, syscall.ENOENT
-	}
-	return n.t.entry(ctx, &n.Inode, n.t.provider(p), out)
-}
-
-var _ = (fs.NodeReaddirer)((*providersDir)(nil))
-
-// Readdir is safe because it shows configured providers only.
-func (n *providersDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
-	var list []fuse.DirEntry
-	if n.t.kim.Default() != nil {
-		list = append(list, fuse.DirEntry{Name: defaultName, Mode: syscall.S_IFLNK, Ino: inoOf(0, rowDefault)})
-	}
-	for _, p := range n.t.kim.Providers() {
-		list = append(list, fuse.DirEntry{Name: p.Name(), Mode: syscall.S_IFDIR, Ino: inoOf(p.Number(), 0)})
-	}
-	return fs.NewListDirStream(list), 0
-}
-
-// providerDir is providers/<name>/.
-type providerDir struct {
+// rowsDir is a directory over the rows of a table: the root, a provider, its hash/, a key.
+type rowsDir struct {
 	base
-	p *kim.Provider
+	at   place
+	rows []*row
+	of   func(v *view) stat
 }
 
-func (t *Tree) provider(p *kim.Provider) *providerDir {
-	n := &providerDir{base: t.base(inoOf(p.Number(), 0)), p: p}
+func (t *Tree) rowsDir(row uint64, at place, rows []*row, of func(v *view) stat) *rowsDir {
+	n := &rowsDir{base: t.base(inoOf(ownerOf(at.provider, at.key), row)), at: at, rows: rows, of: of}
 	n.self = n
 	return n
 }
 
-func (n *providerDir) place() place { return place{t: n.t, provider: n.p} }
-
-func (n *providerDir) stat(context.Context) (stat, error) {
-	c := n.p.Config()
-	return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: n.p.Started(), links: 4}, nil
+func (t *Tree) top() *rowsDir {
+	return t.rowsDir(rootIno, place{t: t}, t.tables.root, func(*view) stat { return t.dir(4) })
 }
 
-func (n *providerDir) view(ctx context.Context) *view {
-	return &view{ctx: ctx, t: n.t, provider: n.p, uid: caller(ctx).Uid}
+// dir is a directory that belongs to the daemon.
+func (t *Tree) dir(links int) stat {
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits}
 }
 
-var _ = (fs.NodeLookuper)((*providerDir)(nil))
+// provider is providers/<name>/.
+func (t *Tree) provider(p *kim.Provider) *rowsDir {
+	return t.rowsDir(0, place{t: t, provider: p}, t.tables.provider, func(*view) stat {
+		c := p.Config()
+		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 4,
+			fixed: "owner, group and mode of a provider's directory are in the configuration"}
+	})
+}
 
-// Lookup is safe because names come from the table.
-func (n *providerDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	switch r := find(providerRows, name); {
-	case r == nil || !r.shown(n.view(ctx)):
-	case r.number == rowKeys:
-		return n.t.entry(ctx, &n.Inode, n.t.keys(n.p), out)
-	case r.number == rowHash:
-		return n.t.entry(ctx, &n.Inode, n.t.hashes(n.p), out)
+// hashDir is providers/<name>/hash/.
+func (v *view) hashDir(r *row) node {
+	return v.t.rowsDir(r.number, place{t: v.t, provider: v.provider, file: r.name}, v.t.tables.hash, func(v *view) stat {
+		return stat{kind: syscall.S_IFDIR, mode: r.mode, uid: v.t.uid, gid: v.t.gid, changed: v.provider.Started(), links: 2,
+			fixed: "hash/ is open to whoever comes into its provider's directory"}
+	})
+}
+
+func (t *Tree) key(p *kim.Provider, number int64) *rowsDir {
+	return t.rowsDir(0, place{t: t, provider: p, key: number}, t.tables.key, func(v *view) stat {
+		return stat{kind: syscall.S_IFDIR, mode: 0755, uid: v.key.UID, gid: v.key.GID, changed: v.key.Changed, links: 2, settable: keyBits}
+	})
+}
+
+func (n *rowsDir) place() place { return n.at }
+
+func (n *rowsDir) stat(ctx context.Context) (stat, error) {
+	v, err := n.at.view(ctx)
+	if err != nil {
+		return stat{}, err
 	}
-	return n.t.child(ctx, &n.Inode, providerRows, name, n.view(ctx), out)
+	return n.of(v), nil
 }
 
-// child looks up a file of a table, or the slots of one; v has the provider and the key, if there is one.
-func (t *Tree) child(ctx context.Context, parent *fs.Inode, rows []*row, name string, v *view, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	number := ownerOf(v.provider, v.key.Number)
-	if r := find(rows, name); r != nil && r.shown(v) {
-		return t.entry(ctx, parent, t.file(r, number, v.provider, v.key.Number), out)
+var _ = (fs.NodeLookuper)((*rowsDir)(nil))
+
+// Lookup is safe because names come from the table, and only those that the provider and a key's policy allow.
+func (n *rowsDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	v, err := n.at.view(ctx)
+	if err != nil {
+		return nil, errnoOf(err)
 	}
-	if s := slotsRow(rows, name); s != nil && s.shown(v) {
-		d := &slotsDir{base: t.base(inoOf(number, s.number+slotsNumber)), row: s, p: v.provider, key: v.key.Number}
-		d.self = d
-		return t.entry(ctx, parent, d, out)
+	if r := find(n.rows, name); r != nil && r.shown(v) {
+		return n.t.entry(ctx, &n.Inode, v.node(r), out)
+	}
+	if r := slotsRow(n.rows, name); r != nil && r.shown(v) {
+		return n.t.entry(ctx, &n.Inode, v.slots(r), out)
 	}
 	return nil, syscall.ENOENT
 }
 
-// hashDir is providers/<name>/hash/.
-type hashDir struct {
-	base
-	p *kim.Provider
+// node makes the node of a row.
+func (v *view) node(r *row) node {
+	if r.node != nil {
+		return r.node(v, r)
+	}
+	return v.t.file(r, v.provider, v.key.Number)
 }
 
-func (t *Tree) hashes(p *kim.Provider) *hashDir {
-	n := &hashDir{base: t.base(inoOf(p.Number(), rowHash)), p: p}
+// slots makes the directory of an operation's slots.
+func (v *view) slots(r *row) node {
+	n := &slotsDir{base: v.t.base(inoOf(ownerOf(v.provider, v.key.Number), r.number+slotsNumber)), row: r, p: v.provider, key: v.key.Number}
 	n.self = n
 	return n
 }
 
-func (n *hashDir) place() place { return place{t: n.t, provider: n.p, file: "hash"} }
+var _ = (fs.NodeReaddirer)((*rowsDir)(nil))
 
-func (n *hashDir) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFDIR, mode: 0555, uid: n.t.uid, gid: n.t.gid, changed: n.p.Started(), links: 2}, nil
+// Readdir is safe because names come from the table. Slot directories stand beside their operations.
+func (n *rowsDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	v, err := n.at.view(ctx)
+	if err != nil {
+		return nil, errnoOf(err)
+	}
+	var list []fuse.DirEntry
+	add := func(name string, kind uint32, row uint64) {
+		list = append(list, fuse.DirEntry{Name: name, Mode: kind, Ino: inoOf(ownerOf(v.provider, v.key.Number), row)})
+	}
+	for _, r := range n.rows {
+		if !r.shown(v) {
+			continue
+		}
+		add(r.name, r.kind.bits(), r.number)
+		if r.kind == transaction {
+			add(r.name+slotsSuffix, syscall.S_IFDIR, r.number+slotsNumber)
+		}
+	}
+	return fs.NewListDirStream(list), 0
 }
 
-func (n *hashDir) view(ctx context.Context) *view {
-	return &view{ctx: ctx, t: n.t, provider: n.p, uid: caller(ctx).Uid}
+// view is what the rows of a place are judged and rendered from, for whoever asks.
+func (p place) view(ctx context.Context) (*view, error) {
+	v := &view{ctx: calm(ctx), t: p.t, provider: p.provider, uid: caller(ctx).Uid}
+	if p.key == 0 {
+		return v, nil
+	}
+	k, err := p.t.kim.Key(v.ctx, p.key)
+	v.key = k
+	return v, err
 }
 
-var _ = (fs.NodeLookuper)((*hashDir)(nil))
+func inoOf(number int64, row uint64) uint64 { return uint64(number)*inoPerNumber + row }
 
-// Lookup is safe because names come from the table, and a hash has no secret.
-func (n *hashDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return n.t.child(ctx, &n.Inode, hashRows, name, n.view(ctx), out)
+// ownerOf is the number that the inodes of a key's files have, of a provider's where key is 0, and of the root's
+// without either.
+func ownerOf(p *kim.Provider, key int64) int64 {
+	switch {
+	case key != 0:
+		return key
+	case p != nil:
+		return p.Number()
+	}
+	return 0
 }
 
-var _ = (fs.NodeReaddirer)((*hashDir)(nil))
-
-// Readdir is safe because names come from the table.
-func (n *hashDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	return fs.NewListDirStream(listRows(hashRows, n.view(ctx), n.p.Number())), 0
+// namesDir is a directory over names that come and go: keys, aliases, providers.
+type namesDir struct {
+	base
+	at   place
+	of   func() stat
+	find func(ctx context.Context, name string) (node, syscall.Errno)
+	list func() fs.DirStream
 }
 
-var _ = (fs.NodeReaddirer)((*providerDir)(nil))
+func (n *namesDir) place() place { return n.at }
 
-// Readdir is safe because names come from the table.
-func (n *providerDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	return fs.NewListDirStream(listRows(providerRows, n.view(ctx), n.p.Number())), 0
+func (n *namesDir) child(name string) place {
+	at := n.at
+	at.file += "/" + oneLine(name)
+	return at
+}
+
+func (n *namesDir) stat(context.Context) (stat, error) { return n.of(), nil }
+
+var _ = (fs.NodeLookuper)((*namesDir)(nil))
+
+// Lookup is safe because it shows a name to whoever may search the directory, as POSIX does.
+func (n *namesDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	found, errno := n.find(ctx, name)
+	if errno != 0 {
+		return nil, errno
+	}
+	return n.t.entry(ctx, &n.Inode, found, out)
+}
+
+var _ = (fs.NodeReaddirer)((*namesDir)(nil))
+
+// Readdir is safe because it shows names to whoever may read the directory.
+func (n *namesDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) { return n.list(), 0 }
+
+const defaultName = "default"
+
+// providersDir is providers/, which shows the configured ones.
+func (v *view) providersDir(r *row) node {
+	t := v.t
+	n := &namesDir{base: t.base(inoOf(0, r.number)), at: place{t: t, file: r.name}}
+	n.self = n
+	n.of = func() stat { return t.dir(2 + len(t.kim.Providers())) }
+	n.find = func(_ context.Context, name string) (node, syscall.Errno) {
+		if p := t.kim.Default(); p != nil && name == defaultName {
+			return t.link(rowDefault, r.name+"/"+defaultName, p.Name()), 0
+		}
+		if p := t.kim.Provider(name); p != nil {
+			return t.provider(p), 0
+		}
+		return nil, syscall.ENOENT
+	}
+	n.list = func() fs.DirStream {
+		var list []fuse.DirEntry
+		if t.kim.Default() != nil {
+			list = append(list, fuse.DirEntry{Name: defaultName, Mode: syscall.S_IFLNK, Ino: inoOf(0, rowDefault)})
+		}
+		for _, p := range t.kim.Providers() {
+			list = append(list, fuse.DirEntry{Name: p.Name(), Mode: syscall.S_IFDIR, Ino: inoOf(p.Number(), 0)})
+		}
+		return fs.NewListDirStream(list)
+	}
+	return n
 }
 
 // keysDir is providers/<name>/keys/.
-type keysDir struct {
-	base
-	p *kim.Provider
-}
+type keysDir struct{ namesDir }
 
 func (t *Tree) keys(p *kim.Provider) *keysDir {
-	n := &keysDir{base: t.base(inoOf(p.Number(), rowKeys)), p: p}
+	n := &keysDir{namesDir{base: t.base(inoOf(p.Number(), rowKeys)), at: place{t: t, provider: p, file: "keys"}}}
 	n.self = n
+	n.of = func() stat {
+		c := p.Config()
+		return stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
+	}
+	// a key whose fate is unknown is EBUSY
+	n.find = func(ctx context.Context, name string) (node, syscall.Errno) {
+		if ValidName(name) != nil {
+			return nil, syscall.ENOENT
+		}
+		k, err := p.Lookup(calm(ctx), name)
+		switch {
+		case psa.StatusOf(err) == psa.StatusDoesNotExist:
+			return nil, syscall.ENOENT
+		case err != nil:
+			return nil, t.fail(ctx, n.child(name), "lookup", err)
+		}
+		return t.key(p, k.Number), 0
+	}
+	n.list = func() fs.DirStream {
+		return &pages{next: func(after string) ([]fuse.DirEntry, string, error) {
+			// the listing outlives the call that opened it, so it has no context of that call
+			list, err := p.List(context.Background(), after, pageSize)
+			var e []fuse.DirEntry
+			for _, k := range list {
+				e = append(e, fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)})
+				after = k.Name
+			}
+			return e, after, err
+		}}
+	}
 	return n
 }
 
-func (n *keysDir) place() place { return place{t: n.t, provider: n.p, file: "keys"} }
-
-func (n *keysDir) stat(context.Context) (stat, error) {
-	c := n.p.Config()
-	return stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: n.p.Started(), links: 2}, nil
-}
-
-var _ = (fs.NodeLookuper)((*keysDir)(nil))
-
-// Lookup is safe because it shows a name to whoever may search the directory, as POSIX does. A key whose fate is
-// unknown is EBUSY.
-func (n *keysDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	if ValidName(name) != nil {
-		return nil, syscall.ENOENT
-	}
-	k, err := n.p.Lookup(calm(ctx), name)
-	if err != nil {
-		if psa.StatusOf(err) == psa.StatusDoesNotExist {
-			return nil, syscall.ENOENT
-		}
-		return nil, n.t.fail(ctx, n.child(name), "lookup", err)
-	}
-	return n.t.entry(ctx, &n.Inode, n.t.key(n.p, k.Number), out)
-}
-
-func (n *keysDir) child(name string) place {
-	return place{t: n.t, provider: n.p, file: "keys/" + oneLine(name)}
-}
-
-var _ = (fs.NodeReaddirer)((*keysDir)(nil))
-
-// Readdir is safe because it shows names to whoever may read the directory; it holds one page of them.
-func (n *keysDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	return &pages{next: func(after string) ([]fuse.DirEntry, string, error) {
-		// the listing outlives the call that opened it, so it has no context of that call
-		list, err := n.p.List(context.Background(), after, pageSize)
-		var e []fuse.DirEntry
-		for _, k := range list {
-			e = append(e, fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)})
-			after = k.Name
-		}
-		return e, after, err
-	}}, 0
-}
+func (v *view) keysDir(*row) node { return v.t.keys(v.provider) }
 
 var _ = (fs.NodeMkdirer)((*keysDir)(nil))
 
 // Mkdir is safe because the draft belongs to its caller, and nobody else may write in it: w is masked off for group
 // and other. mode holds the umask too (Tree.Wrap).
 func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	at, p, begun := n.child(name), n.at.provider, time.Now()
 	if err := ValidName(name); err != nil {
-		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
+		return nil, n.t.fail(ctx, at, "mkdir", err)
 	}
-	begun := time.Now()
 	own, err := n.permissions(ctx)
-	if err == nil {
-		err = n.t.admit(ctx, n.p, nil)
-	}
-	if err == nil {
-		err = n.t.auditing.ready()
-	}
 	if err != nil {
-		return nil, n.t.fail(ctx, n.child(name), "mkdir", err)
+		return nil, n.t.fail(ctx, at, "mkdir", err)
+	}
+	if err := n.t.admitAudited(ctx, p); err != nil {
+		return nil, n.t.fail(ctx, at, "mkdir", err)
 	}
 	c := caller(ctx)
 	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
-	k, err := n.p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, bits, files...)
+	k, err := p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, bits, files...)
 	if err != nil {
-		return nil, n.t.audited(ctx, n.child(name), "mkdir", begun, err)
+		return nil, n.t.audited(ctx, at, "mkdir", begun, err)
 	}
-	n.t.audit(c, place{t: n.t, provider: n.p, key: k.Number}, "mkdir", begun, nil)
-	return n.t.entry(ctx, &n.Inode, n.t.key(n.p, k.Number), out)
+	n.t.audit(c, place{t: n.t, provider: p, key: k.Number}, "mkdir", begun, nil)
+	return n.t.entry(ctx, &n.Inode, n.t.key(p, k.Number), out)
+}
+
+// admitAudited is admit for what the audit trail must be able to take.
+func (t *Tree) admitAudited(ctx context.Context, p *kim.Provider) error {
+	if err := t.admit(ctx, p, nil); err != nil {
+		return err
+	}
+	return t.auditing.ready()
 }
 
 var _ = (fs.NodeRmdirer)((*keysDir)(nil))
 
 // Rmdir destroys the key; it is safe because the kernel judged the sticky directory, and the KIM journals.
 func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
-	k, err := n.p.Lookup(calm(ctx), name)
+	p := n.at.provider
+	k, err := p.Lookup(calm(ctx), name)
 	if err != nil {
 		return n.t.fail(ctx, n.child(name), "rmdir", err)
 	}
-	at := place{t: n.t, provider: n.p, key: k.Number}
+	at := place{t: n.t, provider: p, key: k.Number}
 	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
 		return n.t.fail(ctx, at, "rmdir", refuse(syscall.EPERM, "allow_destroy is false for this key", "its owner can write allow_destroy = true into attributes"))
 	}
 	begun, uid := time.Now(), caller(ctx).Uid
-	if err = n.t.admit(ctx, n.p, nil); err == nil {
-		err = n.t.auditing.ready()
-	}
-	if err != nil {
+	if err := n.t.admitAudited(ctx, p); err != nil {
 		return n.t.fail(ctx, at, "rmdir", err)
 	}
 	err = n.t.perform(ctx, at, func(ctx context.Context) error {
@@ -356,89 +346,44 @@ var _ = (fs.NodeRenamer)((*keysDir)(nil))
 
 // Rename is safe because it never replaces a key and never leaves its provider.
 func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
-	at := n.child(name)
+	at, next, p := n.child(name), n.child(newName), n.at.provider
 	to, ok := parent.(*keysDir)
 	switch {
-	case !ok || to.p != n.p:
+	case !ok || to.at.provider != p:
 		return n.t.fail(ctx, at, "rename", refuse(syscall.EPERM, "a key cannot leave its provider", "make a new key there"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}
 	if err := ValidName(newName); err != nil {
-		return n.t.fail(ctx, n.child(newName), "rename", err)
+		return n.t.fail(ctx, next, "rename", err)
 	}
 	begun := time.Now()
-	k, err := n.p.Lookup(calm(ctx), name)
-	if err == nil {
-		err = n.t.admit(ctx, n.p, nil)
-	}
-	if err == nil {
-		err = n.t.auditing.ready()
-	}
+	k, err := p.Lookup(calm(ctx), name)
 	if err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
-	if flags&renameExchange != 0 {
-		var other kim.Key
-		if other, err = n.p.Lookup(calm(ctx), newName); err == nil {
-			err = n.t.kim.Exchange(calm(ctx), k.Number, other.Number)
-		}
-	} else {
-		err = n.t.kim.Rename(calm(ctx), k.Number, newName)
+	if err := n.t.admitAudited(ctx, p); err != nil {
+		return n.t.fail(ctx, at, "rename", err)
 	}
-	n.t.audit(caller(ctx), place{t: n.t, provider: n.p, key: k.Number, file: at.file + " to " + n.child(newName).file}, "rename", begun, err)
+	err = n.move(ctx, k.Number, newName, flags&renameExchange != 0)
+	n.t.audit(caller(ctx), place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
 	return n.t.remember(ctx, at, "rename", err)
 }
 
-// keyDir is a key.
-type keyDir struct {
-	base
-	p   *kim.Provider
-	key int64
-}
-
-func (t *Tree) key(p *kim.Provider, number int64) *keyDir {
-	n := &keyDir{base: t.base(inoOf(number, 0)), p: p, key: number}
-	n.self = n
-	return n
-}
-
-func (n *keyDir) place() place { return place{t: n.t, provider: n.p, key: n.key} }
-
-func (n *keyDir) stat(ctx context.Context) (stat, error) {
-	k, err := n.t.kim.Key(calm(ctx), n.key)
-	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: k.UID, gid: k.GID, changed: k.Changed, links: 2}, err
-}
-
-func (n *keyDir) view(ctx context.Context) (*view, error) {
-	k, err := n.t.kim.Key(calm(ctx), n.key)
-	return &view{ctx: ctx, t: n.t, provider: n.p, key: k, uid: caller(ctx).Uid}, err
-}
-
-var _ = (fs.NodeLookuper)((*keyDir)(nil))
-
-// Lookup is safe because names come from the table, and only those that the key's policy and provider allow.
-func (n *keyDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	v, err := n.view(ctx)
-	if err != nil {
-		return nil, errnoOf(err)
+// move gives a key another name, or the name of another key that gets its own.
+func (n *keysDir) move(ctx context.Context, key int64, name string, exchange bool) error {
+	if !exchange {
+		return n.t.kim.Rename(calm(ctx), key, name)
 	}
-	return n.t.child(ctx, &n.Inode, keyRows, name, v, out)
-}
-
-var _ = (fs.NodeReaddirer)((*keyDir)(nil))
-
-// Readdir is safe because names come from the table.
-func (n *keyDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	v, err := n.view(ctx)
+	other, err := n.at.provider.Lookup(calm(ctx), name)
 	if err != nil {
-		return nil, errnoOf(err)
+		return err
 	}
-	return fs.NewListDirStream(listRows(keyRows, v, n.key)), 0
+	return n.t.kim.Exchange(calm(ctx), key, other.Number)
 }
 
-// file makes the node of a row: number is that of the inode's owner, key 0 outside keys.
-func (t *Tree) file(r *row, number int64, p *kim.Provider, key int64) tableNode {
+// file makes the node of a row that is a file; key is 0 outside keys.
+func (t *Tree) file(r *row, p *kim.Provider, key int64) tableNode {
 	var n tableNode
 	var f *fileNode
 	switch r.kind {
@@ -455,7 +400,7 @@ func (t *Tree) file(r *row, number int64, p *kim.Provider, key int64) tableNode 
 		x := &textFile{}
 		n, f = x, &x.fileNode
 	}
-	f.t, f.ino, f.self = t, inoOf(number, r.number), n
+	f.t, f.ino, f.self = t, inoOf(ownerOf(p, key), r.number), n
 	f.row, f.p, f.key = r, p, key
 	return n
 }
@@ -478,22 +423,14 @@ type fileNode struct {
 
 func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.path()} }
 
-func (n *fileNode) view(ctx context.Context) (*view, error) {
-	v := &view{ctx: calm(ctx), t: n.t, provider: n.p, uid: caller(ctx).Uid}
-	if n.key == 0 {
-		return v, nil
-	}
-	k, err := n.t.kim.Key(calm(ctx), n.key)
-	v.key = k
-	return v, err
-}
+func (n *fileNode) view(ctx context.Context) (*view, error) { return n.place().view(ctx) }
 
 func (n *fileNode) stat(ctx context.Context) (stat, error) {
 	v, err := n.view(ctx)
 	if err != nil {
 		return stat{}, err
 	}
-	s := stat{kind: syscall.S_IFREG, mode: n.row.modeFor(v), uid: n.t.uid, gid: n.t.gid, changed: n.t.started}
+	s := stat{kind: syscall.S_IFREG, mode: n.row.modeFor(v), uid: n.t.uid, gid: n.t.gid, changed: n.t.started, settable: fileBits}
 	if n.key != 0 {
 		s.uid, s.gid, s.changed = v.key.UID, v.key.GID, v.key.Changed
 	}
@@ -555,7 +492,7 @@ type linkTo struct {
 	changed  time.Time
 }
 
-// symlink is a symbolic link of the tree. What it says never changes: the kernel keeps it.
+// symlinkNode is a symbolic link of the tree. What it says never changes: the kernel keeps it.
 type symlinkNode struct {
 	base
 	at place
@@ -568,10 +505,16 @@ func (t *Tree) symlink(ino uint64, at place, to linkTo) *symlinkNode {
 	return n
 }
 
+// link is a symbolic link of the daemon's own.
+func (t *Tree) link(row uint64, file, target string) *symlinkNode {
+	return t.symlink(inoOf(0, row), place{t: t, file: file}, linkTo{target: target, uid: t.uid, gid: t.gid, changed: t.started})
+}
+
 func (n *symlinkNode) place() place { return n.at }
 
 func (n *symlinkNode) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: n.to.uid, gid: n.to.gid, size: uint64(len(n.to.target)), changed: n.to.changed}, nil
+	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: n.to.uid, gid: n.to.gid, size: uint64(len(n.to.target)), changed: n.to.changed,
+		settable: fileBits}, nil
 }
 
 var _ = (fs.NodeReadlinker)((*symlinkNode)(nil))

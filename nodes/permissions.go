@@ -66,40 +66,6 @@ func storedACL(b []byte, none acl) (acl, error) {
 
 func (p permissions) rights() rights { return rightsOf(p.uid, p.gid, p.mode, p.acl) }
 
-// fixed says why a node's mode, owner and ACL cannot be changed here, "" if they can.
-func (b *base) fixed() string {
-	switch b.self.(type) {
-	case *slotsDir:
-		return "the mode of a directory of slots follows its operation's own file"
-	case *slotFile, *slotDir, *slotPart:
-		return "a slot is its creator's alone"
-	case *hashDir:
-		return "hash/ is open to whoever comes into its provider's directory"
-	case *providerDir:
-		return "owner, group and mode of a provider's directory are in the configuration"
-	}
-	return ""
-}
-
-// settable are the bits that chmod can give: files are never executed and a key's directory is written in by nobody
-// but its owner; w for others there would say what is not so.
-func (b *base) settable(kind uint32) uint32 {
-	switch b.self.(type) {
-	case *keyDir:
-		return 0755
-	}
-	if kind == syscall.S_IFDIR {
-		return 01777
-	}
-	return 0666
-}
-
-// masked takes from an ACL's classes what chmod could not give either; the mask keeps it from the other entries.
-func (b *base) masked(a acl, kind uint32) acl {
-	bits, _ := a.mode()
-	return a.chmod(bits & b.settable(kind))
-}
-
 var _ = (fs.NodeSetattrer)((*base)(nil))
 
 // Setattr is safe because the kernel lets owners and root through only (setattr_prepare), and whoever loses a right
@@ -122,19 +88,23 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 		setAtime, setMtime = false, false
 	}
 	owner := setMode || setUID || setGID
-	if why := b.fixed(); why != "" {
-		if owner {
-			return b.t.fail(ctx, b.self.place(), "setattr", refuse(syscall.EPERM, why, ""))
-		}
-		return errnoOf(b.attr(ctx, &out.Attr)) // touch on a slot: it has no times worth keeping
-	}
 	if !owner && !setAtime && !setMtime {
-		return errnoOf(b.attr(ctx, &out.Attr))
+		return b.Getattr(ctx, nil, out)
 	}
-	begun := time.Now()
-	err := b.update(ctx, func(p permissions, i *kim.Inode) error {
+	begun, at := time.Now(), b.self.place()
+	s, err := b.self.stat(ctx)
+	if err != nil {
+		return b.t.audited(ctx, at, "setattr", begun, err)
+	}
+	if err := s.changeable(); err != nil {
+		if owner {
+			return b.t.fail(ctx, at, "setattr", err)
+		}
+		return b.Getattr(ctx, nil, out) // touch on a slot: it has no times worth keeping
+	}
+	err = b.update(ctx, func(p permissions, i *kim.Inode) error {
 		if setMode {
-			mode &= b.settable(p.stat.kind)
+			mode &= p.stat.settable
 			i.Mode = &mode
 			i.ACL = p.acl.chmod(mode).marshal()
 		}
@@ -152,10 +122,11 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 		}
 		return nil
 	})
-	if err == nil {
-		err = b.attr(ctx, &out.Attr)
+	if err != nil {
+		return b.t.audited(ctx, at, "setattr", begun, err)
 	}
-	return b.t.audited(ctx, b.self.place(), "setattr", begun, err)
+	b.t.audit(caller(ctx), at, "setattr", begun, nil)
+	return b.Getattr(ctx, nil, out)
 }
 
 // update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.
@@ -192,12 +163,16 @@ const userLabel = "user."
 
 // label refuses what is no label of the owner's; ctx tells the caller.
 func (b *base) label(ctx context.Context, name string) error {
-	if !strings.HasPrefix(name, userLabel) || len(name) == len(userLabel) || b.fixed() != "" {
-		return refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are kept here", "")
+	other := refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are kept here", "")
+	if !strings.HasPrefix(name, userLabel) || len(name) == len(userLabel) {
+		return other
 	}
 	p, err := b.permissions(ctx)
 	if err != nil {
 		return err
+	}
+	if p.stat.settable == 0 {
+		return other
 	}
 	if uid := caller(ctx).Uid; uid != p.uid && uid != 0 {
 		return refuse(syscall.EPERM, "labels are the owner's to set", "")
@@ -236,12 +211,16 @@ func (b *base) xattr(ctx context.Context, name string) ([]byte, error) {
 			return p.inherits.marshal(), err
 		}
 		return p.acl.marshal(), err
-	case strings.HasPrefix(name, userLabel) && b.fixed() == "":
-		value, err := b.t.kim.Xattr(calm(ctx), b.ino, name)
-		if err == nil && value == nil {
-			value = []byte{}
+	case strings.HasPrefix(name, userLabel):
+		s, err := b.self.stat(ctx)
+		if err != nil || s.settable == 0 {
+			return nil, err
 		}
-		return value, err
+		value, err := b.t.kim.Xattr(calm(ctx), b.ino, name)
+		if err != nil {
+			return nil, err
+		}
+		return append([]byte{}, value...), nil // an empty label is not none
 	}
 	return nil, nil
 }
@@ -250,16 +229,15 @@ var _ = (fs.NodeListxattrer)((*base)(nil))
 
 // Listxattr is safe as Getxattr is.
 func (b *base) Listxattr(ctx context.Context, dest []byte) (uint32, syscall.Errno) {
-	var names []string
-	if b.fixed() == "" {
-		var err error
-		if names, err = b.t.kim.Xattrs(calm(ctx), b.ino); err != nil {
-			return 0, errnoOf(err)
-		}
-	}
 	p, err := b.permissions(ctx)
 	if err != nil {
 		return 0, errnoOf(err)
+	}
+	var names []string
+	if p.stat.settable != 0 {
+		if names, err = b.t.kim.Xattrs(calm(ctx), b.ino); err != nil {
+			return 0, errnoOf(err)
+		}
 	}
 	if p.acl != nil {
 		names = append(names, accessACL)
@@ -279,24 +257,26 @@ var _ = (fs.NodeSetxattrer)((*base)(nil))
 // Setxattr is safe because the kernel lets only owners and root change an ACL, labels are judged here, and an ACL and
 // its mode are always stored together: an ACL that is out of step would grant what ls does not show.
 func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags uint32) syscall.Errno {
-	var err error
-	switch name {
-	case accessACL, defaultACL:
+	if name == accessACL || name == defaultACL {
 		return b.t.audited(ctx, b.self.place(), "setxattr "+name, time.Now(), b.setACL(ctx, name, value))
-	default:
-		if err = b.label(ctx, name); err == nil {
-			err = b.t.kim.SetXattr(calm(ctx), b.ino, name, value, int(flags&3))
-			if psa.StatusOf(err) == psa.StatusDoesNotExist {
-				err = refuse(syscall.ENODATA, "there is no such label", "")
-			}
-		}
+	}
+	if err := b.label(ctx, name); err != nil {
+		return b.t.fail(ctx, b.self.place(), "setxattr", err)
+	}
+	err := b.t.kim.SetXattr(calm(ctx), b.ino, name, value, int(flags&3))
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		err = refuse(syscall.ENODATA, "there is no such label", "")
 	}
 	return b.t.fail(ctx, b.self.place(), "setxattr", err)
 }
 
 func (b *base) setACL(ctx context.Context, name string, value []byte) error {
-	if why := b.fixed(); why != "" {
-		return refuse(syscall.EPERM, why, "")
+	s, err := b.self.stat(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.changeable(); err != nil {
+		return err
 	}
 	a, err := parseACL(value)
 	if err != nil {
@@ -311,7 +291,9 @@ func (b *base) setACL(ctx context.Context, name string, value []byte) error {
 		case a == nil:
 			i.ACL = nil
 		default:
-			a = b.masked(a, p.stat.kind)
+			// nothing that chmod could not give either; the mask keeps it from the other entries
+			bits, _ := a.mode()
+			a = a.chmod(bits & p.stat.settable)
 			bits, more := a.mode()
 			mode := p.mode&^0777 | bits
 			i.Mode, i.ACL = &mode, nil
@@ -330,17 +312,15 @@ var _ = (fs.NodeRemovexattrer)((*base)(nil))
 
 // Removexattr is safe as Setxattr is. Without its ACL a file keeps its mode, whose group bits were the mask.
 func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
-	var err error
-	switch name {
-	case accessACL, defaultACL:
+	if name == accessACL || name == defaultACL {
 		return b.t.audited(ctx, b.self.place(), "removexattr "+name, time.Now(), b.setACL(ctx, name, noACL))
-	default:
-		if err = b.label(ctx, name); err == nil {
-			err = b.t.kim.RemoveXattr(calm(ctx), b.ino, name)
-			if psa.StatusOf(err) == psa.StatusDoesNotExist {
-				return syscall.ENODATA
-			}
-		}
+	}
+	if err := b.label(ctx, name); err != nil {
+		return b.t.fail(ctx, b.self.place(), "removexattr", err)
+	}
+	err := b.t.kim.RemoveXattr(calm(ctx), b.ino, name)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return syscall.ENODATA
 	}
 	return b.t.fail(ctx, b.self.place(), "removexattr", err)
 }
@@ -349,11 +329,9 @@ func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
 // key's own directory. The umask counts only where there is no default ACL, as everywhere.
 func newborn(parent acl, mode, umask uint32) (dirMode uint32, files []kim.Inode) {
 	if parent == nil {
-		return mode &^ umask & 0755, nil
+		return mode &^ umask & keyBits, nil
 	}
-	dir := &keyDir{}
-	dir.self = dir
-	a, bits := parent.inherit(mode & 0777 & dir.settable(syscall.S_IFDIR))
+	a, bits := parent.inherit(mode & keyBits)
 	files = append(files, kim.Inode{Mode: &bits, ACL: a.marshal(), DefaultACL: parent.marshal()})
 	for _, r := range keyRows {
 		a, m := parent.inherit(r.mode)

@@ -99,14 +99,6 @@ type access struct {
 	ended error
 }
 
-// ownerOf is the number that the inodes of a key's files have, or of a provider's where key is 0.
-func ownerOf(p *kim.Provider, key int64) int64 {
-	if key != 0 {
-		return key
-	}
-	return p.Number()
-}
-
 // keyOf is the key under a number that is open, none under 0.
 func (t *Tree) keyOf(ctx context.Context, number int64) (k kim.Key, err error) {
 	if number != 0 {
@@ -134,7 +126,7 @@ func (a *access) inodes() []uint64 {
 
 // accessTo notes by which right a transaction is opened; flags are open(2)'s.
 func (t *Tree) accessTo(r *row, p *kim.Provider, key int64, flags uint32) *access {
-	a := &access{n: t.file(r, ownerOf(p, key), p, key).file(), want: 6}
+	a := &access{n: t.file(r, p, key).file(), want: 6}
 	switch flags & syscall.O_ACCMODE {
 	case syscall.O_RDONLY:
 		a.want = 4
@@ -207,8 +199,8 @@ func (t *Tree) Chowned(by fuse.Caller, p *kim.Provider, key int64, err error) {
 		}
 	}
 	for _, dir := range keys.Children() {
-		d, ok := dir.Operations().(*keyDir)
-		if !ok || d.key != key {
+		d, ok := dir.Operations().(*rowsDir)
+		if !ok || d.at.key != key {
 			continue
 		}
 		_ = dir.NotifyContent(attributesOnly, 0)

@@ -18,6 +18,9 @@ const slotsSuffix = ".d"
 // slotTime is how long a slot stays after its last close.
 const slotTime = 120 * time.Second
 
+// slotFixed is why nobody else uses or changes a slot.
+const slotFixed = "a slot is its creator's alone"
+
 // slotsRow finds the operation of rows whose slots live under name.
 func slotsRow(rows []*row, name string) *row {
 	if len(name) <= len(slotsSuffix) || name[len(name)-len(slotsSuffix):] != slotsSuffix {
@@ -183,7 +186,7 @@ func (s *slot) access() *access { return s.t.accessTo(s.row, s.at.provider, s.at
 // mine refuses everybody but the slot's creator, root included: the kernel lets root in everywhere.
 func (s *slot) mine(ctx context.Context) error {
 	if caller(ctx).Uid != s.uid {
-		return refuse(syscall.EACCES, "a slot is its creator's alone", "make one of your own")
+		return refuse(syscall.EACCES, slotFixed, "make one of your own")
 	}
 	k, err := s.t.keyOf(ctx, s.at.key)
 	if err != nil {
@@ -206,7 +209,7 @@ func (n *slotsDir) place() place {
 
 // stat follows the operation's own file: who may read and write X may make slots in X.d, and nobody may list them.
 func (n *slotsDir) stat(ctx context.Context) (stat, error) {
-	p, err := n.t.file(n.row, ownerOf(n.p, n.key), n.p, n.key).(*operationFile).permissions(ctx)
+	p, err := n.t.file(n.row, n.p, n.key).(*operationFile).permissions(ctx)
 	if err != nil {
 		return stat{}, err
 	}
@@ -215,15 +218,9 @@ func (n *slotsDir) stat(ctx context.Context) (stat, error) {
 	if p.stored.Ctime != nil {
 		changed = *p.stored.Ctime
 	}
-	return stat{kind: syscall.S_IFDIR, mode: syscall.S_ISVTX | mode, uid: p.uid, gid: p.gid, acl: a, changed: changed, links: 2}, nil
-}
-
-var _ = (fs.NodeGetattrer)((*slotsDir)(nil))
-
-// Getattr is safe as the others' is; the rights are asked for each time, because they are another file's.
-func (n *slotsDir) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.SetTimeout(fleeting)
-	return n.base.Getattr(ctx, f, out)
+	// the rights are asked for each time, because they are another file's
+	return stat{kind: syscall.S_IFDIR, mode: syscall.S_ISVTX | mode, uid: p.uid, gid: p.gid, acl: a, changed: changed, links: 2,
+		fixed: "the mode of a directory of slots follows its operation's own file", fleeting: true, fleetingName: true}, nil
 }
 
 func (n *slotsDir) node(s *slot) node {
@@ -347,7 +344,8 @@ type slotFile struct {
 func (n *slotFile) place() place { return n.slot.at }
 
 func (n *slotFile) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFREG, mode: 0600, uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made, size: n.t.sizes.size(n.ino)}, nil
+	return stat{kind: syscall.S_IFREG, mode: 0600, uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made, size: n.t.sizes.size(n.ino),
+		fixed: slotFixed}, nil
 }
 
 var _ = (fs.NodeOpener)((*slotFile)(nil))
@@ -398,7 +396,7 @@ type slotDir struct {
 func (n *slotDir) place() place { return n.slot.at }
 
 func (n *slotDir) stat(context.Context) (stat, error) {
-	return stat{kind: syscall.S_IFDIR, mode: 0700, uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made, links: 2}, nil
+	return stat{kind: syscall.S_IFDIR, mode: 0700, uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made, links: 2, fixed: slotFixed}, nil
 }
 
 // part is a file of a directory slot.
@@ -477,19 +475,13 @@ func (n *slotPart) place() place {
 }
 
 func (n *slotPart) stat(context.Context) (stat, error) {
-	s := stat{kind: syscall.S_IFREG, mode: n.part.mode(), uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made}
+	// an output's size follows its inputs, which the kernel does not see here
+	s := stat{kind: syscall.S_IFREG, mode: n.part.mode(), uid: n.slot.uid, gid: n.slot.gid, changed: n.slot.made,
+		fixed: slotFixed, fleeting: true}
 	if n.part.out && n.slot.shared.asked() {
 		s.size = uint64(sizeFor(0))
 	}
 	return s, nil
-}
-
-var _ = (fs.NodeGetattrer)((*slotPart)(nil))
-
-// Getattr is safe as the others' is; an output's size follows its inputs, which the kernel does not see here.
-func (n *slotPart) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.SetTimeout(fleeting)
-	return n.base.Getattr(ctx, f, out)
 }
 
 var _ = (fs.NodeOpener)((*slotPart)(nil))

@@ -336,12 +336,11 @@ func (h *stagedHandle) Release(context.Context) syscall.Errno {
 // rmdir may hold until we answer; a daemon that is killed in between never lets go of /dev/fuse, and all hang.
 const fleeting = time.Nanosecond
 
-var _ = (fs.NodeGetattrer)((*stagedFile)(nil))
-
-// Getattr is safe as the others' is; the size is true whenever it is asked.
-func (n *stagedFile) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.SetTimeout(fleeting)
-	return n.base.Getattr(ctx, f, out)
+// stat is true whenever it is asked, the size too; and a draft's files go when it is a key.
+func (n *stagedFile) stat(ctx context.Context) (stat, error) {
+	s, err := n.fileNode.stat(ctx)
+	s.fleeting, s.fleetingName = true, n.row.present != nil
+	return s, err
 }
 
 // attributesInput is what may be written into attributes and, as TOML, into generate. Fields that only tell are

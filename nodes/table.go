@@ -3,6 +3,7 @@ package nodes
 import (
 	"context"
 	"slices"
+	"syscall"
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -19,6 +20,17 @@ const (
 	directory
 	link
 )
+
+// bits are the file type of a kind in a mode (inode(7)).
+func (k kind) bits() uint32 {
+	switch k {
+	case directory:
+		return syscall.S_IFDIR
+	case link:
+		return syscall.S_IFLNK
+	}
+	return syscall.S_IFREG
+}
 
 // input is one named input of an operation.
 type input struct {
@@ -50,6 +62,8 @@ type row struct {
 	mode    uint32 // permission bits
 	open    uint32 // mode for public keys, where it differs
 	present func(v *view) bool
+	// of directories and links: makes the node
+	node func(v *view, r *row) node
 	// of texts
 	text   func(v *view) ([]byte, error)
 	unsize bool // size 0, as in /proc: what it says depends on who reads
@@ -71,6 +85,10 @@ type row struct {
 // slotsNumber is added to a transaction's row number for its directory of slots.
 const slotsNumber = 128
 
+// tables are all rows, by whose they are. A tree has them: a row makes nodes that show other tables, or its own again,
+// and Go begins no variable with itself.
+type tables struct{ root, provider, hash, key []*row }
+
 // view is what a row is judged and rendered from.
 type view struct {
 	ctx      context.Context
@@ -86,16 +104,16 @@ var rootRows = []*row{
 	{number: 2, name: "README", kind: text, mode: 0444, text: (*view).readme, help: "this text"},
 	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
 	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, help: "your own last 32 failures, newest first: time, pid, path, operation, errno, PSA status, words, hint"},
-	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, help: "the audit trail, root's, where the configuration has one"},
-	{number: rowAliases, name: "keys", kind: directory, mode: 0755, help: "aliases: symbolic links to keys of any provider"},
-	{number: rowProviders, name: "providers", kind: directory, mode: 0755, help: "one directory for each provider; default links to the one to use"},
+	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, node: (*view).trail,
+		help: "the audit trail, root's, where the configuration has one"},
+	{number: 5, name: "keys", kind: directory, mode: 0755, node: (*view).aliasesDir,
+		help: "aliases: symbolic links to keys of any provider"},
+	{number: 6, name: "providers", kind: directory, mode: 0755, node: (*view).providersDir,
+		help: "one directory for each provider; default links to the one to use"},
 }
 
-const (
-	rowAliases   = 5
-	rowProviders = 6
-	rowDefault   = 7 // providers/default
-)
+// rowDefault is providers/default, which no row of the root is.
+const rowDefault = 7
 
 // providerRows are the files of a provider.
 var providerRows = []*row{
@@ -117,14 +135,14 @@ var providerRows = []*row{
 		inputs: []input{{name: "public", slotOnly: true}, {name: "endorsement_key", slotOnly: true}, {name: "secret", required: true, whole: psa.MaxCredentialSecret}}, outputs: []output{{name: "credential"}},
 		help: "for a verifier: a secret in, a credential for this attestation key out; for others in a slot with public and endorsement_key"},
 	{number: 8, name: "capabilities.json", kind: text, mode: 0444, text: (*view).capabilitiesJSON, help: "the same in the syntax of PSA's driver descriptions"},
-	{number: rowHash, name: "hash", kind: directory, mode: 0555, present: hasHashes, help: "hash/sha256 and so on: message in, digest out"},
-	{number: rowKeys, name: "keys", kind: directory, mode: 01777, help: "the keys: mkdir makes a draft, rmdir destroys"},
+	{number: 7, name: "hash", kind: directory, mode: 0555, present: hasHashes, node: (*view).hashDir,
+		help: "hash/sha256 and so on: message in, digest out"},
+	{number: rowKeys, name: "keys", kind: directory, mode: 01777, node: (*view).keysDir,
+		help: "the keys: mkdir makes a draft, rmdir destroys"},
 }
 
-const (
-	rowKeys = 5
-	rowHash = 7
-)
+// rowKeys is a provider's keys/, whose inode is known without its row too.
+const rowKeys = 5
 
 // hashRows are the files of hash/: their numbers are the hash's in PSA's encoding behind the provider's own.
 var hashRows = newHashRows()
@@ -280,6 +298,8 @@ func (r *row) many() bool { return len(r.inputs) > 1 || len(r.outputs) > 1 }
 
 // bare says whether the operation takes no input: to read is to ask.
 func (r *row) bare() bool { return len(r.inputs) == 0 }
+
+func (v *view) trail(r *row) node { return v.t.link(r.number, r.name, v.t.options.AuditPath) }
 
 func hasTrail(v *view) bool   { return v.t.options.AuditPath != "" }
 func draft(v *view) bool      { return v.key.State == kim.Draft }

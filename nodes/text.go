@@ -47,10 +47,10 @@ func (n *textFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint3
 
 func (n *fileNode) render(ctx context.Context) ([]byte, error) {
 	v, err := n.view(ctx)
-	if err == nil {
-		err = n.present(v)
+	if err != nil {
+		return nil, err
 	}
-	if err != nil || n.row.text == nil {
+	if err := n.present(v); err != nil || n.row.text == nil {
 		return nil, err
 	}
 	return n.row.text(v)
@@ -357,11 +357,7 @@ func (n *randomFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", refuse(syscall.EACCES, "this file is read only", ""))
 	}
-	err := n.t.admit(ctx, n.p, nil)
-	if err == nil {
-		err = n.t.auditing.ready()
-	}
-	if err != nil {
+	if err := n.t.admitAudited(ctx, n.p); err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
 	n.t.audit(caller(ctx), n.place(), string(psa.Random), time.Now(), nil)

@@ -57,7 +57,8 @@ type Tree struct {
 	log      *slog.Logger
 	started  time.Time
 	uid, gid uint32 // the daemon's, who owns what nobody else does
-	root     *rootDir
+	root     *rowsDir
+	tables   tables
 	readme   []byte
 
 	auditing *auditing
@@ -93,6 +94,7 @@ func New(o Options) *Tree {
 	t := &Tree{
 		kim: o.KIM, options: o, log: o.Log, started: time.Now(),
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(), workers: newWorkers(),
+		tables: tables{root: rootRows, provider: providerRows, hash: hashRows, key: keyRows},
 	}
 	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
 	t.boxes.t, t.slots.t = t, t
@@ -101,8 +103,7 @@ func New(o Options) *Tree {
 	}
 	t.SetUnitRules(o.Units)
 	t.SetAdmins(o.Admins)
-	t.root = &rootDir{base: t.base(rootIno)}
-	t.root.self = t.root
+	t.root = t.top()
 	return t
 }
 

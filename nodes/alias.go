@@ -22,7 +22,7 @@ func (v *view) aliasesDir(r *row) node {
 	t := v.t
 	n := &aliasesDir{namesDir{base: t.base(inoOf(0, r.number)), at: place{t: t, file: r.name}}}
 	n.self = n
-	n.of = func() stat { return t.dir(2) }
+	n.says = func() stat { return t.dir(2) }
 	n.find = func(ctx context.Context, name string) (node, syscall.Errno) {
 		a, err := t.kim.Alias(calm(ctx), name)
 		if err != nil {
@@ -31,15 +31,9 @@ func (v *view) aliasesDir(r *row) node {
 		return n.link(a), 0
 	}
 	n.list = func() fs.DirStream {
-		return &pages{next: func(after string) ([]fuse.DirEntry, string, error) {
-			list, err := t.kim.Aliases(context.Background(), after, pageSize)
-			var e []fuse.DirEntry
-			for _, a := range list {
-				e = append(e, fuse.DirEntry{Name: a.Name, Mode: syscall.S_IFLNK, Ino: inoOf(a.Number, 0)})
-				after = a.Name
-			}
-			return e, after, err
-		}}
+		return listing(t.kim.Aliases, func(a kim.Alias) fuse.DirEntry {
+			return fuse.DirEntry{Name: a.Name, Mode: syscall.S_IFLNK, Ino: inoOf(a.Number, 0)}
+		})
 	}
 	return n
 }

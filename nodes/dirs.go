@@ -28,15 +28,16 @@ type rowsDir struct {
 	base
 	at   place
 	rows []*row
-	of   func(v *view) stat
+	says func(v *view) stat
 }
 
-func (t *Tree) rowsDir(row uint64, at place, rows []*row, of func(v *view) stat) *rowsDir {
-	n := &rowsDir{base: t.base(inoOf(ownerOf(at.provider, at.key), row)), at: at, rows: rows, of: of}
+func (t *Tree) rowsDir(row uint64, at place, rows []*row, says func(v *view) stat) *rowsDir {
+	n := &rowsDir{base: t.base(inoOf(ownerOf(at.provider, at.key), row)), at: at, rows: rows, says: says}
 	n.self = n
 	return n
 }
 
+// top is the mount's root.
 func (t *Tree) top() *rowsDir {
 	return t.rowsDir(rootIno, place{t: t}, t.tables.root, func(*view) stat { return t.dir(4) })
 }
@@ -55,7 +56,7 @@ func (t *Tree) provider(p *kim.Provider) *rowsDir {
 	})
 }
 
-// hashDir is providers/<name>/hash/.
+// hashDir is providers/<name>/hash/, where nothing is secret.
 func (v *view) hashDir(r *row) node {
 	return v.t.rowsDir(r.number, place{t: v.t, provider: v.provider, file: r.name}, v.t.tables.hash, func(v *view) stat {
 		return stat{kind: syscall.S_IFDIR, mode: r.mode, uid: v.t.uid, gid: v.t.gid, changed: v.provider.Started(), links: 2,
@@ -63,6 +64,7 @@ func (v *view) hashDir(r *row) node {
 	})
 }
 
+// key is a key's own directory.
 func (t *Tree) key(p *kim.Provider, number int64) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p, key: number}, t.tables.key, func(v *view) stat {
 		return stat{kind: syscall.S_IFDIR, mode: 0755, uid: v.key.UID, gid: v.key.GID, changed: v.key.Changed, links: 2, settable: keyBits}
@@ -76,7 +78,7 @@ func (n *rowsDir) stat(ctx context.Context) (stat, error) {
 	if err != nil {
 		return stat{}, err
 	}
-	return n.of(v), nil
+	return n.says(v), nil
 }
 
 var _ = (fs.NodeLookuper)((*rowsDir)(nil))
@@ -164,7 +166,7 @@ func ownerOf(p *kim.Provider, key int64) int64 {
 type namesDir struct {
 	base
 	at   place
-	of   func() stat
+	says func() stat
 	find func(ctx context.Context, name string) (node, syscall.Errno)
 	list func() fs.DirStream
 }
@@ -177,7 +179,7 @@ func (n *namesDir) child(name string) place {
 	return at
 }
 
-func (n *namesDir) stat(context.Context) (stat, error) { return n.of(), nil }
+func (n *namesDir) stat(context.Context) (stat, error) { return n.says(), nil }
 
 var _ = (fs.NodeLookuper)((*namesDir)(nil))
 
@@ -202,7 +204,7 @@ func (v *view) providersDir(r *row) node {
 	t := v.t
 	n := &namesDir{base: t.base(inoOf(0, r.number)), at: place{t: t, file: r.name}}
 	n.self = n
-	n.of = func() stat { return t.dir(2 + len(t.kim.Providers())) }
+	n.says = func() stat { return t.dir(2 + len(t.kim.Providers())) }
 	n.find = func(_ context.Context, name string) (node, syscall.Errno) {
 		if p := t.kim.Default(); p != nil && name == defaultName {
 			return t.link(rowDefault, r.name+"/"+defaultName, p.Name()), 0
@@ -231,7 +233,7 @@ type keysDir struct{ namesDir }
 func (t *Tree) keys(p *kim.Provider) *keysDir {
 	n := &keysDir{namesDir{base: t.base(inoOf(p.Number(), rowKeys)), at: place{t: t, provider: p, file: "keys"}}}
 	n.self = n
-	n.of = func() stat {
+	n.says = func() stat {
 		c := p.Config()
 		return stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
 	}
@@ -250,16 +252,9 @@ func (t *Tree) keys(p *kim.Provider) *keysDir {
 		return t.key(p, k.Number), 0
 	}
 	n.list = func() fs.DirStream {
-		return &pages{next: func(after string) ([]fuse.DirEntry, string, error) {
-			// the listing outlives the call that opened it, so it has no context of that call
-			list, err := p.List(context.Background(), after, pageSize)
-			var e []fuse.DirEntry
-			for _, k := range list {
-				e = append(e, fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)})
-				after = k.Name
-			}
-			return e, after, err
-		}}
+		return listing(p.List, func(k kim.Key) fuse.DirEntry {
+			return fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)}
+		})
 	}
 	return n
 }
@@ -454,17 +449,28 @@ func (n *fileNode) present(v *view) error {
 
 // pages is a listing that holds one page at a time.
 type pages struct {
-	next  func(after string) ([]fuse.DirEntry, string, error)
+	next  func(after string) ([]fuse.DirEntry, error)
 	list  []fuse.DirEntry
 	after string
 	err   error
 	ended bool
 }
 
+// listing lists what the KIM has in pages. It outlives the call that opened it, so it has no context of that call.
+func listing[T any](page func(ctx context.Context, after string, most int) ([]T, error), entry func(T) fuse.DirEntry) *pages {
+	return &pages{next: func(after string) (list []fuse.DirEntry, err error) {
+		found, err := page(context.Background(), after, pageSize)
+		for _, x := range found {
+			list = append(list, entry(x))
+		}
+		return list, err
+	}}
+}
+
 // HasNext fetches the next page where the last one is used up.
 func (p *pages) HasNext() bool {
 	if len(p.list) == 0 && !p.ended {
-		p.list, p.after, p.err = p.next(p.after)
+		p.list, p.err = p.next(p.after)
 		p.ended = p.err != nil || len(p.list) == 0
 	}
 	return len(p.list) > 0 || p.err != nil
@@ -478,7 +484,7 @@ func (p *pages) Next() (fuse.DirEntry, syscall.Errno) {
 		return fuse.DirEntry{}, e
 	}
 	e := p.list[0]
-	p.list = p.list[1:]
+	p.list, p.after = p.list[1:], e.Name
 	return e, 0
 }
 

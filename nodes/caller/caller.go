@@ -20,7 +20,8 @@ type Caller struct{ UID, GID, TID uint32 }
 
 // Procs answers questions about callers.
 type Procs struct {
-	looks    looks
+	callers  looks // at who calls
+	others   looks // at ancestors, and at who called before
 	execs    execs
 	births   births
 	programs programs

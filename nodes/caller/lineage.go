@@ -134,15 +134,15 @@ func (p *Procs) lineage(c Caller, births bool) *Lineage {
 		return &Lineage{}
 	}
 	l := &Lineage{Threads: int(s.threads)}
-	h, err := p.open(c.UID, s.tgid)
+	h, err := p.open(&p.callers, c.UID, s.tgid)
 	if err != nil {
 		return &Lineage{}
 	}
-	until := time.Now().Add(birthsTime)
+	at, until := &p.callers, time.Now().Add(birthsTime)
 	for {
 		l.Chain = append(l.Chain, h.Process)
 		if births && time.Now().Before(until) {
-			start, known := p.birth(c.UID, h)
+			start, known := p.birth(at, c.UID, h)
 			if births = known; known {
 				l.Births = append(l.Births, start)
 			}
@@ -155,6 +155,7 @@ func (p *Procs) lineage(c Caller, births bool) *Lineage {
 		if up == nil {
 			return l
 		}
+		at = &p.others
 		if h = up; len(l.Chain) == ancestorsMost {
 			h.close()
 			return &Lineage{}
@@ -178,9 +179,9 @@ func (h *held) close() {
 var errUnknown = errors.New("it does not say how it is")
 
 // open finds a process for a request of uid.
-func (p *Procs) open(uid, pid uint32) (*held, error) {
+func (p *Procs) open(at *looks, uid, pid uint32) (*held, error) {
 	if !p.pidfs {
-		s, k := p.stat(uid, pid)
+		s, k := p.stat(at, uid, pid)
 		switch k {
 		case absent:
 			return nil, syscall.ESRCH
@@ -221,7 +222,7 @@ func (h *held) ended() bool {
 // parentOf is the number of h's parent now; 0 is none that is seen from here.
 func (p *Procs) parentOf(uid uint32, h *held) (uint32, error) {
 	if h.fd < 0 {
-		again, err := p.open(uid, h.PID)
+		again, err := p.open(&p.others, uid, h.PID)
 		if err != nil {
 			return 0, err
 		}
@@ -261,7 +262,7 @@ func (p *Procs) parent(uid uint32, h *held) (*held, error) {
 		if pid <= 1 {
 			return nil, nil
 		}
-		up, openErr := p.open(uid, pid)
+		up, openErr := p.open(&p.others, uid, pid)
 		if openErr != nil && !missing(openErr) {
 			return nil, openErr
 		}
@@ -278,14 +279,14 @@ func (p *Procs) parent(uid uint32, h *held) (*held, error) {
 }
 
 // birth is when a process began.
-func (p *Procs) birth(uid uint32, h *held) (uint64, bool) {
+func (p *Procs) birth(at *looks, uid uint32, h *held) (uint64, bool) {
 	if h.fd < 0 {
 		return h.ID, true
 	}
 	if start, known := p.births.find(h.ID); known {
 		return start, true
 	}
-	s, k := p.stat(uid, h.PID)
+	s, k := p.stat(at, uid, h.PID)
 	if k != present || h.ended() {
 		return 0, false // or what was read is of another process under its number
 	}
@@ -331,10 +332,10 @@ func (b *births) put(id, start uint64) {
 // Alive says whether a process has not exited; where that cannot be told it has not.
 func (p *Procs) Alive(c Caller, q Process) bool {
 	if !p.pidfs {
-		s, k := p.stat(c.UID, q.PID)
+		s, k := p.stat(&p.others, c.UID, q.PID)
 		return k == unknown || k == present && s.state != 'Z' && s.state != 'X' && s.start == q.ID
 	}
-	h, err := p.open(c.UID, q.PID)
+	h, err := p.open(&p.others, c.UID, q.PID)
 	if err != nil {
 		return !missing(err)
 	}
@@ -355,6 +356,6 @@ func (p *Procs) Killed(c Caller) (killed, busy bool) {
 	if !st.exits() {
 		return false, st.execs()
 	}
-	s, k := p.stat(c.UID, c.TID)
+	s, k := p.stat(&p.callers, c.UID, c.TID)
 	return k == present && s.flags&pfSignaled != 0, k == unknown
 }

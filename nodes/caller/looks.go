@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of the looks that can hang. Each has a thread of its own, which is counted until it really ends.
+// Bounds of the looks that can hang. Each has a thread of its own, which is counted until it really ends. Callers have places
+// apart from their ancestors': who waits for our answer cannot be in execve(2), so that these places stay free whatever
+// somebody's ancestors do.
 const (
-	looksEach = 4  // of one user's requests
-	looksMost = 32 // over all
+	looksEach = 2  // of one user's requests
+	looksMost = 16 // over all
 	// waitersEach is how many of one user's requests wait for one of these places.
 	waitersEach = 1024
 	// patience is how long a request waits for a process that says nothing, or is in the middle of execve(2).

@@ -40,7 +40,7 @@ func (p *Procs) Program(c Caller) Program {
 	}
 	one := Program{PID: s.tgid}
 	if !s.execs() { // what it becomes is not there yet
-		one.Exe = p.exe(c.UID, c.TID)
+		one.Exe = p.exe(c)
 	}
 	if unit, err := readUnit(c.TID); err == nil {
 		one.Unit = unit

@@ -39,12 +39,12 @@ const (
 )
 
 // look runs read for a request of uid, once the process is not in the middle of execve(2); read may go on after an unknown.
-func (p *Procs) look(uid, pid uint32, read func() bool) knowledge {
+func (p *Procs) look(at *looks, uid, pid uint32, read func() bool) knowledge {
 	if k := p.execs.over(pid); k != present {
 		return k
 	}
 	var found bool
-	if !p.looks.see(uid, pid, func() { found = read() }) {
+	if !at.see(uid, pid, func() { found = read() }) {
 		return unknown
 	}
 	if !found {
@@ -53,9 +53,9 @@ func (p *Procs) look(uid, pid uint32, read func() bool) knowledge {
 	return present
 }
 
-func (p *Procs) stat(uid, pid uint32) (stat, knowledge) {
+func (p *Procs) stat(at *looks, uid, pid uint32) (stat, knowledge) {
 	s := new(stat)
-	k := p.look(uid, pid, func() (ok bool) {
+	k := p.look(at, uid, pid, func() (ok bool) {
 		err := readText(procPath(pid, "stat"), func(b []byte) error {
 			*s, ok = parseStat(b)
 			return nil
@@ -68,12 +68,12 @@ func (p *Procs) stat(uid, pid uint32) (stat, knowledge) {
 	return *s, k
 }
 
-// exe is the program that a process or thread runs.
-func (p *Procs) exe(uid, pid uint32) string {
+// exe is the program that the caller runs.
+func (p *Procs) exe(c Caller) string {
 	exe := new(string)
-	k := p.look(uid, pid, func() bool {
+	k := p.look(&p.callers, c.UID, c.TID, func() bool {
 		var err error
-		*exe, err = os.Readlink(procPath(pid, "exe"))
+		*exe, err = os.Readlink(procPath(c.TID, "exe"))
 		return err == nil
 	})
 	if k != present {

@@ -130,7 +130,7 @@ func (p *Procs) Writer(c Caller) *Lineage { return p.lineage(c, false) }
 
 func (p *Procs) lineage(c Caller, births bool) *Lineage {
 	s, err := c.status(false)
-	if err != nil {
+	if err != nil || s.execs() { // who opens a file runs a program
 		return &Lineage{}
 	}
 	l := &Lineage{Threads: int(s.threads)}
@@ -349,9 +349,12 @@ const pfSignaled = 0x400
 // the middle of what it wrote. busy: they are closed by an execve(2), perhaps a child's while its parent writes, or why
 // they are closed cannot be told now. Only a thread that exits, which cannot be in execve(2), is looked at.
 func (p *Procs) Killed(c Caller) (killed, busy bool) {
+	if c.TID == 0 {
+		return false, false // nobody can ask this of it, and its files are closed like others'
+	}
 	st, err := readStatus(c.TID, false)
 	if err != nil {
-		return false, false // it cannot be seen from here: one that could waits for us
+		return false, true // it waits for us, and so is there
 	}
 	if !st.exits() {
 		return false, st.execs()

@@ -38,10 +38,13 @@ const (
 	present
 )
 
-// look runs read for a request of uid, once the process is not in the middle of execve(2); read may go on after an unknown.
+// look runs read for a request of uid, once the process is not in the middle of execve(2): a caller was not when its status was
+// read. read may go on after an unknown.
 func (p *Procs) look(at *looks, uid, pid uint32, read func() bool) knowledge {
-	if k := p.execs.over(pid); k != present {
-		return k
+	if at == &p.others {
+		if k := p.execs.over(pid); k != present {
+			return k
+		}
 	}
 	var found bool
 	if !at.see(uid, pid, func() { found = read() }) {

@@ -25,7 +25,7 @@ type status struct {
 // execs says whether the thread is in the middle of execve(2), after its old program is gone and before the new one is there.
 func (s *status) execs() bool { return s.memory && s.code == 0 }
 
-// gone says whether the thread closes its files at its end.
+// exits says whether the thread closes its files at its end.
 func (s *status) exits() bool { return !s.memory }
 
 // procPath is a file of a process or thread.

@@ -20,12 +20,14 @@ const (
 	looksMost = 16 // over all
 	// waitersEach is how many of one user's requests wait for one of these places.
 	waitersEach = 1024
-	// patience is how long a request waits for a process that says nothing, or is in the middle of execve(2).
-	patience = time.Second
-	// pollTime is how often a thread that looks is looked at.
+	// patience is how long a request waits for a place and its look.
+	patience = 5 * time.Second
+	// pollTime is how often one sees whether a process is still in the middle of execve(2), or lets a thread hang.
 	pollTime = 20 * time.Millisecond
-	// pollsHung in a row that find it asleep are too many for an execve(2) that does not wait for somebody.
+	// pollsHung in a row are too many for an execve(2) that does not wait for somebody: nobody else waits then.
 	pollsHung = 2
+	// pollsMost in a row end also the first one's wait: it may be for us, who answer a FLUSH meanwhile.
+	pollsMost = 50
 )
 
 // looks are the looks under way. One process is looked at by one thread at a time, and one that lets a thread hang is looked
@@ -73,7 +75,7 @@ func (t *looks) begin(uid, pid uint32, until <-chan time.Time) *look {
 			t.mu.Unlock()
 			select {
 			case <-l.hung:
-				return nil // also where it is back by now: the next one who asks will be told
+				return nil
 			default:
 			}
 			select {
@@ -221,8 +223,13 @@ func (t *looks) see(uid, pid uint32, read func()) (known bool) {
 		}
 		if !uninterruptible(tid.Load()) {
 			asleep = 0
-		} else if asleep++; asleep == pollsHung {
+			continue
+		}
+		if asleep++; asleep == pollsHung {
 			t.hang(l)
+		}
+		if asleep == pollsMost {
+			return false
 		}
 	}
 }
@@ -254,7 +261,6 @@ const slowMost = 1024
 // once that it does.
 func (e *execs) over(pid uint32) knowledge {
 	mine := false
-	until := time.Now().Add(patience)
 	for polls := 0; ; polls++ {
 		s, err := readStatus(pid, false)
 		if err != nil || !s.execs() {
@@ -280,7 +286,7 @@ func (e *execs) over(pid uint32) knowledge {
 				return unknown
 			}
 		}
-		if time.Now().After(until) {
+		if polls == pollsMost {
 			return unknown
 		}
 		time.Sleep(pollTime)

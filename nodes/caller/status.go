@@ -129,7 +129,10 @@ func parseStatus(b []byte, groups bool) (s status, err error) {
 	for len(b) > 0 && err == nil {
 		var line []byte
 		line, b, _ = bytes.Cut(b, []byte("\n"))
-		name, value, _ := bytes.Cut(line, []byte(":"))
+		name, value, found := bytes.Cut(line, []byte(":"))
+		if !found {
+			continue
+		}
 		value = bytes.TrimSpace(value)
 		switch string(name) {
 		case "Tgid":

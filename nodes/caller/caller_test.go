@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // kernels are Procs as they are on this kernel, and as on older ones.
@@ -230,6 +231,34 @@ func TestZombie(t *testing.T) {
 	for p, self := range all {
 		if p.Alive(c, self) {
 			t.Errorf("pidfs %t: %v is alive", p.pidfs, self)
+		}
+	}
+}
+
+// TestWithoutFirstThread: a process whose first thread has exited lives on, and has a lineage.
+func TestWithoutFirstThread(t *testing.T) {
+	t.Parallel()
+	c := own(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := start(t, "env", leaderless+"=1", exe)
+	pid := uint32(one.Process.Pid)
+	for {
+		s, k := New().stat(&looks{}, c.UID, pid)
+		if k != present {
+			t.Fatal("it is gone")
+		}
+		if s.state == 'Z' {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for kernel, p := range kernels() {
+		l := p.Lineage(Caller{c.UID, c.GID, one.pid(0)})
+		if self, ok := l.Self(); !ok || self.PID != pid || !p.Alive(c, self) || l.Threads < 2 || len(l.Births) != len(l.Chain) || l.Chain[1].PID != uint32(os.Getpid()) {
+			t.Errorf("%s: %+v", kernel, l)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -141,9 +142,26 @@ func (s *server) next(how string) Caller {
 	return a.by
 }
 
-// TestMain is also the program that is held in execve(2): it begins a child, says both pids, and once it is told so becomes
-// another program with a descriptor of a file that answers no FLUSH.
+const leaderless = "PARSECFS_CALLER_TEST_LEADERLESS"
+
+func init() {
+	if os.Getenv(leaderless) != "" {
+		runtime.LockOSThread() // so that TestMain runs on the first thread
+	}
+}
+
+// TestMain is also two programs. One is held in execve(2): it begins a child, says both pids, and once it is told so becomes
+// another program with a descriptor of a file that answers no FLUSH. The other goes on without its first thread.
 func TestMain(m *testing.M) {
+	if os.Getenv(leaderless) != "" {
+		go func() {
+			runtime.LockOSThread()
+			fmt.Println(unix.Gettid())
+			_, _ = os.Stdin.Read(make([]byte, 1))
+			os.Exit(0)
+		}()
+		_, _, _ = syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0)
+	}
 	file := os.Getenv("PARSECFS_CALLER_TEST_EXEC")
 	if file == "" {
 		os.Exit(m.Run())
@@ -253,6 +271,7 @@ func TestHeldInExec(t *testing.T) {
 	}
 	before := Now()
 	h, innocent := s.holder(2001), s.holder(2002)
+	old := &Procs{}
 	known := p.Lineage(Caller{2001, 2001, h.below}) // its births are remembered
 	fresh := New()
 	s.hold(h)
@@ -278,6 +297,9 @@ func TestHeldInExec(t *testing.T) {
 			}
 			if i, err := fresh.Identity(Caller{2001, 2001, h.pid}); err != nil || i.UID != 2001 {
 				t.Errorf("who is in execve(2) is %+v, %v", i, err)
+			}
+			if l := old.Lineage(below); len(l.Chain) != 0 {
+				t.Errorf("without pidfs the lineage is not wholly known, and is %+v", l)
 			}
 			if w := fresh.Writer(below); len(w.Chain) != len(known.Chain) {
 				t.Errorf("as a writer %+v", w)

@@ -333,7 +333,7 @@ func (b *births) put(id, start uint64) {
 func (p *Procs) Alive(c Caller, q Process) bool {
 	if !p.pidfs {
 		s, k := p.stat(&p.others, c.UID, q.PID)
-		return k == unknown || k == present && s.state != 'Z' && s.state != 'X' && s.start == q.ID
+		return k == unknown || k == present && !s.ended() && s.start == q.ID
 	}
 	h, err := p.open(&p.others, c.UID, q.PID)
 	if err != nil {

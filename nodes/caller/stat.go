@@ -8,10 +8,11 @@ import (
 
 // stat are fields of /proc/<pid>/stat (proc_pid_stat(5)).
 type stat struct {
-	state  byte
-	parent uint32
-	flags  uint64
-	start  uint64 // in ticks since boot
+	state   byte
+	parent  uint32
+	flags   uint64
+	threads uint64
+	start   uint64 // in ticks since boot
 }
 
 // parseStat skips the command's name, which may hold anything, by its last parenthesis.
@@ -22,12 +23,16 @@ func parseStat(b []byte) (stat, bool) {
 	}
 	parent, err1 := strconv.ParseUint(string(f[1]), 10, 32)
 	flags, err2 := strconv.ParseUint(string(f[6]), 10, 64)
-	start, err3 := strconv.ParseUint(string(f[19]), 10, 64)
-	if err1 != nil || err2 != nil || err3 != nil {
+	threads, err3 := strconv.ParseUint(string(f[17]), 10, 64)
+	start, err4 := strconv.ParseUint(string(f[19]), 10, 64)
+	if err1 != nil || err2 != nil || err3 != nil || err4 != nil {
 		return stat{}, false
 	}
-	return stat{state: f[0][0], parent: uint32(parent), flags: flags, start: start}, true
+	return stat{state: f[0][0], parent: uint32(parent), flags: flags, threads: threads, start: start}, true
 }
+
+// ended says whether all threads of the process have exited: the first one may leave before the others.
+func (s *stat) ended() bool { return s.state == 'X' || s.state == 'Z' && s.threads <= 1 }
 
 // knowledge is what a look brought.
 type knowledge int

@@ -158,7 +158,7 @@ func TestLineageOfShells(t *testing.T) {
 	c := own(t)
 	// a shell, a subshell of it, and cat, which is the last of the three to begin
 	before := Now()
-	shell := start(t, "sh", "-c", `(sh -c 'echo $1 $PPID $$; exec cat' x $$; :) 2> /dev/null; :`)
+	shell := start(t, "sh", "-c", `(sh -c 'echo $1 $PPID $$; read x' x $$; :) 2> /dev/null; :`)
 	chain := []uint32{shell.pid(2), shell.pid(1), shell.pid(0), uint32(os.Getpid())}
 	cat := Caller{c.UID, c.GID, shell.pid(2)}
 	after := Now()
@@ -268,7 +268,7 @@ func TestDeepLineage(t *testing.T) {
 	t.Parallel()
 	c := own(t)
 	mine := len(New().Lineage(c).Chain)
-	deep := start(t, "sh", "-c", `f() { if [ "$1" = 0 ]; then sh -c 'echo $PPID; exec cat'; else (f $(($1 - 1)); :); fi; :; }; f `+strconv.Itoa(ancestorsMost-mine-1))
+	deep := start(t, "sh", "-c", `f() { if [ "$1" = 0 ]; then sh -c 'echo $PPID; read x'; else (f $(($1 - 1)); :); fi; :; }; f `+strconv.Itoa(ancestorsMost-mine-1))
 	at := deep.pid(0)
 	for kernel, p := range kernels() {
 		if l := p.Lineage(Caller{c.UID, c.GID, at}); len(l.Chain) != ancestorsMost {

@@ -81,13 +81,17 @@ func (o *opened) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadRes
 	return fuse.ReadResultData(nil), o.wait(ctx, "read", ctx.Done())
 }
 
-// wait tells the test of a request, once it was interrupted where interrupted is not nil, and holds it.
+// wait tells the test of a request, and where interrupted is not nil also when it was interrupted, and holds it.
 func (o *opened) wait(ctx context.Context, how string, interrupted <-chan struct{}) syscall.Errno {
 	if o.s.lets.Load() {
 		return 0
 	}
 	c, _ := fuse.FromContext(ctx)
 	if interrupted != nil {
+		select {
+		case o.s.asked <- asked{Caller{c.Uid, c.Gid, c.Pid}, "begun"}:
+		case <-o.s.free:
+		}
 		select {
 		case <-interrupted:
 		case <-o.s.free:
@@ -115,7 +119,11 @@ func serve(t *testing.T) *server {
 	}
 	s := &server{t: t, dir: dir, asked: make(chan asked), free: make(chan struct{})}
 	s.release = sync.OnceFunc(func() { close(s.free) })
-	m, err := fs.Mount(dir, &served{s: s}, &fs.Options{MountOptions: fuse.MountOptions{AllowOther: true, FsName: "parsecfs-caller", Name: "test"}})
+	// go-fuse opens a file of the mount for a moment, which no child that another test begins now may inherit
+	syscall.ForkLock.RLock()
+	m, err := fs.Mount(dir, &served{s: s}, &fs.Options{MountOptions: fuse.MountOptions{
+		AllowOther: true, FsName: "parsecfs-caller", Name: "test", DirectMountStrict: true}})
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		_ = os.Remove(dir)
 		t.Fatal(err)
@@ -498,18 +506,10 @@ func TestDying(t *testing.T) {
 			_ = cat.Process.Kill()
 			_ = cat.Wait()
 		})
-		interrupt := func() {
-			for {
-				if b, _ := os.ReadFile(procPath(uint32(cat.Process.Pid), "syscall")); strings.HasPrefix(string(b), "0 ") {
-					break // it is in its read(2), or close to it
-				}
-				time.Sleep(time.Millisecond)
-			}
-			if err := cat.Process.Signal(signal); err != nil {
-				t.Fatal(err)
-			}
+		s.next("begun")
+		if err := cat.Process.Signal(signal); err != nil {
+			t.Fatal(err)
 		}
-		interrupt()
 		by := s.next("read")
 		if got := New().Dying(by.TID); got != dying {
 			t.Errorf("%v: dying %t", signal, got)

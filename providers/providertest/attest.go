@@ -27,7 +27,7 @@ func CheckAttestation(out map[string][]byte, alg psa.Algorithm, challenge []byte
 	if block == nil || len(rest) > 0 {
 		return nil, fmt.Errorf("the signer's public key is %q", out["signer_public"])
 	}
-	pub, err := parsePublic(block.Bytes)
+	pub, err := psa.ReadPublicKey(block.Bytes)
 	if err != nil {
 		return nil, err
 	}

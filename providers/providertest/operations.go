@@ -255,7 +255,7 @@ func (m *made) privately(ctx context.Context, k providers.Key, message []byte) (
 func (m *made) checks(ctx context.Context, k providers.Key, message []byte, out map[string][]byte) error {
 	op := m.private()
 	if op.Operation == psa.Sign {
-		pub, err := parsePublic(m.blob.Public)
+		pub, err := psa.ReadPublicKey(m.blob.Public)
 		if err != nil {
 			return err
 		}
@@ -404,7 +404,7 @@ func (m *made) publicKey(t *testing.T) crypto.PublicKey {
 		}
 		return nil
 	}
-	pub, err := parsePublic(m.key.Public())
+	pub, err := psa.ReadPublicKey(m.key.Public())
 	if err != nil {
 		t.Error(err)
 		return nil

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"testing"
@@ -133,18 +132,6 @@ func makeRaw(t psa.KeyType, bits int) (*known, error) {
 	}
 	k.Data, err = raw.Marshal()
 	return k, err
-}
-
-// parsePublic reads a SubjectPublicKeyInfo: a key of the standard library, or a psa.RawKey.
-func parsePublic(der []byte) (crypto.PublicKey, error) {
-	pub, err := x509.ParsePKIXPublicKey(der)
-	if err == nil {
-		return pub, nil
-	}
-	if raw, e := psa.ParseRawKey(der); e == nil {
-		return raw, nil
-	}
-	return nil, err
 }
 
 // RawVerify judges a signature as RawPair's implementation does.

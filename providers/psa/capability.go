@@ -1,6 +1,7 @@
 package psa
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 	"strconv"
@@ -47,6 +48,16 @@ func (c Capability) String() string {
 	return strings.Join(columns, "\t")
 }
 
+// CapabilitiesText is a whole capabilities file.
+func CapabilitiesText(lines []Capability) []byte {
+	var b bytes.Buffer
+	b.WriteString(CapabilitiesHeader + "\n")
+	for _, c := range lines {
+		b.WriteString(c.String() + "\n")
+	}
+	return b.Bytes()
+}
+
 func joinOperations(ops []Operation, separator string) string {
 	words := make([]string, len(ops))
 	for i, op := range ops {
@@ -74,6 +85,36 @@ func (a Attributes) Dispatches(lines []Capability, op Op) bool {
 	}
 	permitted := !alg.IsWildcard() && (alg == policy || alg.WithHash(AnyHash) == policy || policy == ECDH && alg.Raw() == policy)
 	return permitted && Supports(lines, op.Operation, a.Type, a.Bits, alg)
+}
+
+// Serves says whether the policy's usage and a line allow op with a key. Without any lines the policy alone decides.
+func (a Attributes) Serves(lines []Capability, op Operation) bool {
+	if need := op.Usage(); a.Usage.Extend()&need != need {
+		return false
+	}
+	if op == CSR {
+		return a.RequestsCertificates() && a.Serves(lines, Sign)
+	}
+	return len(lines) == 0 || Supports(lines, op, a.Type, a.Bits, a.Algorithm)
+}
+
+// Capabilities are the lines for this kind of key, with those operations that its policy allows.
+func (a Attributes) Capabilities(lines []Capability) (served []Capability) {
+	for _, c := range WithCSR(lines) {
+		if !c.Covers(a.Type, a.Bits, a.Algorithm) {
+			continue
+		}
+		c.Operations = slices.DeleteFunc(slices.Clone(c.Operations), func(op Operation) bool {
+			return op == Generate || op == Import || op != ExportPublic && !a.Serves(lines, op)
+		})
+		if len(c.Operations) == 0 {
+			continue
+		}
+		c.Template, c.Bits, c.Most = a.Template(), a.Bits, 0
+		served = append(served, c)
+	}
+	// a size to generate lies in the range of those to import
+	return slices.CompactFunc(served, func(a, b Capability) bool { return a.String() == b.String() })
 }
 
 // Sizes lists the line's sizes in bits.

@@ -80,3 +80,31 @@ func FuzzParseCapability(f *testing.F) {
 		}
 	})
 }
+
+func TestCapabilitiesOfAKey(t *testing.T) {
+	var lines []Capability
+	for _, text := range []string{
+		"ecdsa-p256-sha256\tPSA_KEY_TYPE_ECC_KEY_PAIR(PSA_ECC_FAMILY_SECP_R1)\t256\tPSA_ALG_ECDSA(PSA_ALG_SHA_256)\tgenerate,import,export_public,export,sign,sign_hash,verify",
+		"aes-256-gcm\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\tgenerate,encrypt,decrypt",
+	} {
+		c, err := ParseCapability(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, c)
+	}
+	a := template(t, "ecdsa-p256-sha256")
+	a.Usage &^= UsageVerifyMessage | UsageVerifyHash
+	have := a.Capabilities(lines)
+	if len(have) != 1 || joinOperations(have[0].Operations, ",") != "export_public,sign,sign_hash,csr" {
+		t.Errorf("%v", have)
+	}
+	for op, want := range map[Operation]bool{Sign: true, CSR: true, Verify: false, Export: false, Encrypt: false} {
+		if a.Serves(lines, op) != want {
+			t.Errorf("%s is served: %t", op, !want)
+		}
+	}
+	if !a.Serves(nil, Sign) || a.Serves(nil, Export) {
+		t.Error("without any lines the policy does not decide")
+	}
+}

@@ -129,7 +129,7 @@ func DeriveRun(op Op, secret []byte) (Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newWholeRun(op, MaxDerived, func(in []byte) (map[string][]byte, error) {
+	return newWholeRun(MaxDerived, func(in []byte) (map[string][]byte, error) {
 		d.info = bytes.Clone(in)
 		return d.derive(secret)
 	}), nil
@@ -174,4 +174,17 @@ func (r *derivedRun) Finish(ctx context.Context) (Result, error) {
 	defer Wipe(secret)
 	out, err := r.d.derive(secret)
 	return Result{Outputs: out}, err
+}
+
+// Stores says whether an agreement's secret can become a key of these attributes: a raw one has structure, and PSA
+// lets it become a key for a derivation or a MAC alone (psa_key_agreement).
+func (a Attributes) Stores(alg Algorithm) error {
+	raw := a.Type == KeyTypeHMAC || a.Type == KeyTypeDerive || a.Type == KeyTypeRawData
+	switch {
+	case a.Type == KeyTypeNone || a.Type.IsAsymmetric() || a.Bits == 0:
+		return Errorf(StatusInvalidArgument, "the draft must be of a symmetric type and size").WithHint("write a template into its attributes, such as aes-256-gcm")
+	case alg == ECDH && !raw:
+		return Errorf(StatusInvalidArgument, "a raw secret cannot become a %s key", a.Type).WithHint("write a key derivation into kdf, such as hkdf-sha256")
+	}
+	return a.Validate()
 }

@@ -115,6 +115,27 @@ func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 	return end, m, a, nil
 }
 
+// ScanRest judges what follows a whole key, or text in place of one: white space, and PEM blocks that are no key. A block
+// may have begun and go on: left is how many bytes it has. Anything else is StatusInvalidArgument.
+func ScanRest(b []byte) (left int, err error) {
+	for {
+		b = bytes.TrimLeft(b, " \t\r\n")
+		block, after := pem.Decode(b)
+		if block == nil {
+			break
+		}
+		if strings.Contains(block.Type, "KEY") {
+			Wipe(block.Bytes)
+			return 0, Errorf(StatusInvalidArgument, "a second key follows the first")
+		}
+		b = after
+	}
+	if n := min(len(b), len(pemBegin)); string(b[:n]) != pemBegin[:n] {
+		return 0, Errorf(StatusInvalidArgument, "something follows what was complete already")
+	}
+	return len(b), nil
+}
+
 const tss2Label = "TSS2 PRIVATE KEY"
 
 // wrapped is a key that a TPM alone can read: the draft says what it is.

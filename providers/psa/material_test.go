@@ -324,3 +324,17 @@ func FuzzScanMaterial(f *testing.F) {
 		}
 	})
 }
+
+func TestScanRest(t *testing.T) {
+	block := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+	for rest, want := range map[string]int{
+		"": 0, " \r\n\t": 0, block: 0, "\n" + block + block: 0,
+		"-": 1, "-----BEGIN CERT": 15, block + "--": 2,
+		"x": -1, "-x": -1, string(keyFile(t, "p256.pkcs8")): -1, block + string(keyFile(t, "ed25519.spki")): -1, "----- BEGIN": -1,
+	} {
+		left, err := ScanRest([]byte(rest))
+		if want < 0 && StatusOf(err) != StatusInvalidArgument || want >= 0 && (err != nil || left != want) {
+			t.Errorf("%q: %d are left (%v), want %d", rest, left, err, want)
+		}
+	}
+}

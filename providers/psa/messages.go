@@ -24,7 +24,7 @@ func (r *wholeRun) Finish(ctx context.Context) (Result, error) {
 	return Result{Outputs: out}, nil
 }
 
-func newWholeRun(op Op, limit int64, do func(in []byte) (map[string][]byte, error)) Run {
+func newWholeRun(limit int64, do func(in []byte) (map[string][]byte, error)) Run {
 	return WholeRun(limit, func(_ context.Context, in []byte) (map[string][]byte, error) { return do(in) })
 }
 
@@ -38,7 +38,7 @@ func MessageSignRun(op Op, sign func(message []byte) ([]byte, error)) (Run, erro
 	if op.Operation != Sign {
 		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
 	}
-	return newWholeRun(op, op.limit(), func(in []byte) (map[string][]byte, error) {
+	return newWholeRun(op.limit(), func(in []byte) (map[string][]byte, error) {
 		signature, err := sign(in)
 		return map[string][]byte{"signature": signature}, err
 	}), nil
@@ -54,7 +54,7 @@ func MessageVerifyRun(op Op, verify func(message, signature []byte) bool) (Run, 
 	case len(signature) == 0:
 		return nil, Errorf(StatusInsufficientData, "the signature is missing")
 	}
-	return newWholeRun(op, op.limit(), func(in []byte) (map[string][]byte, error) {
+	return newWholeRun(op.limit(), func(in []byte) (map[string][]byte, error) {
 		if !verify(in, signature) {
 			return nil, Errorf(StatusInvalidSignature, "the signature is not valid for this key and input")
 		}
@@ -69,7 +69,7 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 	if op.Operation != Agree || op.Algorithm != ECDH || kind == nil {
 		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
 	}
-	return newWholeRun(op, MaxPeer, func(in []byte) (map[string][]byte, error) {
+	return newWholeRun(MaxPeer, func(in []byte) (map[string][]byte, error) {
 		peer := in
 		switch block, _ := pem.Decode(in); {
 		case len(in) == 0:
@@ -98,7 +98,7 @@ func EncapsulateRun(op Op, encapsulate func() (ciphertext, secret []byte, err er
 	if op.Operation != Encapsulate {
 		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
 	}
-	return newWholeRun(op, 1, func(in []byte) (map[string][]byte, error) {
+	return newWholeRun(1, func(in []byte) (map[string][]byte, error) {
 		if len(in) > 0 {
 			return nil, Errorf(StatusInvalidArgument, "encapsulate takes no input")
 		}
@@ -112,7 +112,7 @@ func DecapsulateRun(op Op, size int, decapsulate func(ciphertext []byte) ([]byte
 	if op.Operation != Decapsulate {
 		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
 	}
-	return newWholeRun(op, int64(size)+1, func(in []byte) (map[string][]byte, error) {
+	return newWholeRun(int64(size)+1, func(in []byte) (map[string][]byte, error) {
 		if len(in) != size {
 			return nil, Errorf(StatusInvalidArgument, "%d bytes; a ciphertext of this kind has %d", len(in), size)
 		}

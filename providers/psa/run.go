@@ -35,3 +35,10 @@ func (r Result) Wipe() {
 		Wipe(b)
 	}
 }
+
+// Streams says whether a Run of the operation keeps nothing of its main input, whatever its length: where it is hashed, or
+// a MAC is made of it.
+func (o Op) Streams() bool {
+	a := o.Algorithm
+	return a.IsMAC() || o.Operation == Hash || a.IsHashAndSign() && (o.Operation == Sign || o.Operation == Verify)
+}

@@ -44,11 +44,65 @@ func ECDSADERToRaw(der []byte, bits int) ([]byte, error) {
 	return raw, nil
 }
 
-// SplitSignature finds the signature at the beginning of what was written to a verify file: signature, then message
+// DERSignature brings a signature of PSA's (ECDSA: r||s) into the form of OpenSSL and X.509.
+func (a Attributes) DERSignature(b []byte) ([]byte, error) {
+	if !a.Algorithm.IsECDSA() {
+		return b, nil
+	}
+	return ECDSARawToDER(b)
+}
+
+// CutSignature finds the signature that b begins with, of ECDSA in DER or as r||s: it has n bytes, and value is itself in
+// PSA's encoding. alone: it is all of b. With more, b is too short to say; err is for the end of the input.
+func CutSignature(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
+	if alone && !a.Algorithm.IsECDSA() {
+		return len(b), b, false, nil
+	}
+	n, value, ok, more := splitSignature(b, a)
+	if alone && (!ok || more || n != len(b)) {
+		return 0, nil, false, Errorf(StatusInvalidSignature, "this is no signature of this kind of key")
+	}
+	if !ok || more {
+		return 0, nil, more, errNoSignature
+	}
+	return n, value, false, nil
+}
+
+var errNoSignature = Errorf(StatusInvalidSignature, "the input does not begin with a signature of this kind of key").WithHint("write the signature, then the message")
+
+// CutRawSignature is CutSignature of one in PSA's encoding.
+func CutRawSignature(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
+	return cutFixed(a.SignatureLength(), b, alone, errNoSignature)
+}
+
+// CutMAC finds the MAC that b begins with, as CutSignature a signature.
+func CutMAC(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
+	n = a.SignatureLength()
+	return cutFixed(n, b, alone, Errorf(StatusInvalidSignature, "the input is shorter than a MAC of %d bytes", n).WithHint("write the MAC, then the message"))
+}
+
+// CutNonce finds the nonce that b begins with, as CutSignature a signature.
+func CutNonce(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
+	n = a.Algorithm.NonceLength()
+	return cutFixed(n, b, alone, Errorf(StatusInvalidArgument, "the input is shorter than a nonce of %d bytes", n).WithHint("write nonce || ciphertext || tag"))
+}
+
+// cutFixed cuts off n bytes. What stands alone is for the provider to judge.
+func cutFixed(n int, b []byte, alone bool, short error) (int, []byte, bool, error) {
+	switch {
+	case alone:
+		return len(b), b, false, nil
+	case len(b) < n:
+		return 0, nil, true, short
+	}
+	return n, b[:n], false, nil
+}
+
+// splitSignature finds the signature at the beginning of what was written to a verify file: signature, then message
 // or digest (section 6). For ECDSA it is the strict DER, or else 2*n bytes r||s; for the others the key's fixed size.
 // With ok the signature has n bytes, and raw is a copy of it in PSA's encoding. With more it takes more bytes to
 // say; at the end of the input that means that it does not split.
-func SplitSignature(prefix []byte, a Attributes) (n int, raw []byte, ok bool, more bool) {
+func splitSignature(prefix []byte, a Attributes) (n int, raw []byte, ok bool, more bool) {
 	size := a.SignatureLength()
 	if size == 0 || !a.Algorithm.IsSign() {
 		return 0, nil, false, false

@@ -20,7 +20,7 @@ func der(t testing.TB, r, s *big.Int) []byte {
 	return b
 }
 
-func TestSplitSignature(t *testing.T) {
+func TestSignature(t *testing.T) {
 	message := []byte("0\x45\x02 a message")
 	top := new(big.Int).Lsh(big.NewInt(1), 521)
 	top.Sub(top, big.NewInt(1))
@@ -38,11 +38,11 @@ func TestSplitSignature(t *testing.T) {
 				for _, m := range [][]byte{nil, message} {
 					in := append(bytes.Clone(written), m...)
 					for n := range len(written) {
-						if _, _, ok, more := SplitSignature(in[:n], a); ok || !more {
+						if _, _, ok, more := splitSignature(in[:n], a); ok || !more {
 							t.Fatalf("%s: decided after %d of %d bytes", name, n, len(written))
 						}
 					}
-					n, raw, ok, more := SplitSignature(in, a)
+					n, raw, ok, more := splitSignature(in, a)
 					if !ok || more || n != len(written) || !bytes.Equal(raw, want) {
 						t.Errorf("%s: %x split at %d, %t, %t, %x", name, in, n, ok, more, raw)
 					}
@@ -53,15 +53,15 @@ func TestSplitSignature(t *testing.T) {
 	for name, size := range map[string]int{"rsa-2048-pss-any": 256, "ed25519": 64} {
 		a := template(t, name)
 		in := append(bytes.Repeat([]byte{0x30}, size), message...)
-		n, raw, ok, more := SplitSignature(in, a)
+		n, raw, ok, more := splitSignature(in, a)
 		if n != size || !bytes.Equal(raw, in[:size]) || !ok || more {
 			t.Errorf("%s split at %d, %t, %t", name, n, ok, more)
 		}
-		if _, _, ok, more := SplitSignature(in[:size-1], a); ok || !more {
+		if _, _, ok, more := splitSignature(in[:size-1], a); ok || !more {
 			t.Errorf("%s decided too early", name)
 		}
 	}
-	if _, _, ok, more := SplitSignature(message, template(t, "aes-256-gcm")); ok || more {
+	if _, _, ok, more := splitSignature(message, template(t, "aes-256-gcm")); ok || more {
 		t.Error("a key that signs nothing splits")
 	}
 }
@@ -83,7 +83,7 @@ func TestSplitNearlyDER(t *testing.T) {
 		"r longer than its SEQUENCE": pad(0x30, 0x06, 0x02, 0x20),
 		"an OCTET STRING":            pad(0x30, 0x06, 0x04, 0x01, 0x01, 0x02, 0x01, 0x01),
 	} {
-		n, raw, ok, more := SplitSignature(in, a)
+		n, raw, ok, more := splitSignature(in, a)
 		if n != 64 || !ok || more || !bytes.Equal(raw, in[:64]) {
 			t.Errorf("%s: split at %d, %t, %t", name, n, ok, more)
 		}
@@ -123,7 +123,7 @@ func TestSignatureEncodings(t *testing.T) {
 	checkError(t, err, StatusInvalidSignature, "does not fit a curve of 256 bits")
 }
 
-func FuzzSplitSignature(f *testing.F) {
+func FuzzSignature(f *testing.F) {
 	f.Add(der(f, big.NewInt(1), big.NewInt(0x80)), uint8(0))
 	f.Add(append(der(f, big.NewInt(1), big.NewInt(2)), "message"...), uint8(1))
 	f.Add(bytes.Repeat([]byte{0x30}, 300), uint8(2))
@@ -134,7 +134,7 @@ func FuzzSplitSignature(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, which uint8) {
 		a := keys[int(which)%len(keys)]
-		n, raw, ok, more := SplitSignature(b, a)
+		n, raw, ok, more := splitSignature(b, a)
 		if ok && more || !ok && (n != 0 || raw != nil) || more && len(b) > 300 {
 			t.Fatalf("split at %d, %t, %t of %d", n, ok, more, len(b))
 		}
@@ -145,7 +145,7 @@ func FuzzSplitSignature(f *testing.F) {
 			t.Fatalf("split at %d of %d, a signature of %d bytes", n, len(b), len(raw))
 		}
 		// the message behind it plays no part, and less is not enough
-		n2, raw2, ok, _ := SplitSignature(b[:n], a)
+		n2, raw2, ok, _ := splitSignature(b[:n], a)
 		if !ok || n2 != n || !bytes.Equal(raw, raw2) {
 			t.Fatalf("alone it splits at %d, not %d", n2, n)
 		}

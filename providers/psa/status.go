@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Status is a psa_status_t, with PSA's numbers; those below -1000 are this program's own, beyond PSA.
@@ -159,6 +160,23 @@ func first(err error, field func(*Error) string) string {
 		}
 		err = e.Err
 	}
+}
+
+// maxLine bounds what OneLine gives, in bytes.
+const maxLine = 512
+
+// OneLine keeps the words of a device or of a user from breaking the line they stand in.
+func OneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > maxLine {
+		s = strings.ToValidUTF8(s[:maxLine], "") + "..."
+	}
+	return s
 }
 
 // OutcomeUnknown says whether the operation that failed with err may yet have happened, or may yet happen, on the

@@ -12,7 +12,6 @@ import (
 	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/x509"
-	"math"
 	"sync"
 
 	"github.com/jacobsa/crypto/cmac"
@@ -156,7 +155,7 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
 	}
-	if err := checkPublic(a, publicOf(private)); err != nil {
+	if err := a.Describes(publicOf(private)); err != nil {
 		wipe(private)
 		return nil, err
 	}
@@ -180,38 +179,7 @@ func parsePublic(a psa.Attributes, der []byte) (crypto.PublicKey, error) {
 		}
 		return foreignPublic(a, point)
 	}
-	pub, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a public key that cannot be read: %w", err)
-	}
-	return pub, checkPublic(a, pub)
-}
-
-// checkPublic says whether pub is the public part of a key of the attributes' type and size.
-func checkPublic(a psa.Attributes, pub crypto.PublicKey) error {
-	var t psa.KeyType
-	var bits int
-	switch pub := pub.(type) {
-	case *rsa.PublicKey:
-		t, bits = psa.KeyTypeRSAPublicKey, pub.N.BitLen()
-		// crypto/rsa would find out at the first use only.
-		if pub.N.Bit(0) == 0 || pub.E < 3 || pub.E > math.MaxInt32 || pub.E&1 == 0 {
-			return psa.Errorf(psa.StatusInvalidArgument, "an RSA key whose modulus is even or whose exponent is %d", pub.E)
-		}
-	case *ecdsa.PublicKey:
-		t, bits = psa.ECCPublicKey(psa.SECPR1), pub.Curve.Params().BitSize
-	case ed25519.PublicKey:
-		t, bits = psa.ECCPublicKey(psa.TwistedEdwards), 255
-	case *ecdh.PublicKey:
-		t, bits = psa.ECCPublicKey(psa.Montgomery), 255
-	default:
-		return psa.Errorf(psa.StatusInvalidArgument, "a %T; the attributes say %s", pub, a.Type)
-	}
-	if t != a.Type.PublicKey() || bits != a.Bits {
-		return psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", t, bits, a.Type, a.Bits).
-			WithHint("give the template of the key's own type and size, or none")
-	}
-	return nil
+	return a.PublicKey(der)
 }
 
 func (k *key) Attributes() psa.Attributes { return k.attributes }

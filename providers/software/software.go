@@ -219,10 +219,7 @@ func publicDER(a psa.Attributes, pub crypto.PublicKey) (der []byte, err error) {
 		_, der, err = rawParts(a, nil, foreignPoint(a, pub.(*ecdsa.PublicKey)))
 		return der, err
 	}
-	if der, err = x509.MarshalPKIXPublicKey(pub); err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the public key cannot be written: %w", err)
-	}
-	return der, nil
+	return psa.MarshalPublicKey(pub)
 }
 
 // wipe overwrites an Ed25519 or secp256k1 key. The other kinds have copies inside the standard library that nobody can

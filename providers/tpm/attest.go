@@ -136,7 +136,7 @@ func (s signer) outputs(said []byte, signature *tpm2.TPMTSignature) (map[string]
 }
 
 func publicPEM(key crypto.PublicKey) (string, error) {
-	der, err := publicDER(key)
+	der, err := psa.MarshalPublicKey(key)
 	if err != nil {
 		return "", err
 	}

@@ -50,7 +50,7 @@ func (k *key) parse(b providers.Blob) (err error) {
 		if len(b.Secret) != 0 {
 			return psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", k.attributes.Type)
 		}
-		k.verifier, err = parsePublic(k.attributes, b.Public)
+		k.verifier, err = k.attributes.PublicKey(b.Public)
 		return err
 	}
 	if k.stored, err = parseStored(b.Secret); err != nil {

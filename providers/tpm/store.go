@@ -122,7 +122,7 @@ func publicOf(a psa.Attributes, area *tpm2.TPMTPublic) (crypto.PublicKey, []byte
 	if err != nil || key == nil {
 		return nil, nil, err
 	}
-	der, err := publicDER(key)
+	der, err := psa.MarshalPublicKey(key)
 	return key, der, err
 }
 
@@ -241,31 +241,4 @@ func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensi
 func errOther(a psa.Attributes) error {
 	return psa.Errorf(psa.StatusInvalidArgument, "the key is no %s of %d bits", a.Type, a.Bits).
 		WithHint("give the template of the key's own type and size, or none")
-}
-
-// parsePublic reads a public key alone, which software serves.
-func parsePublic(a psa.Attributes, der []byte) (crypto.PublicKey, error) {
-	pub, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a public key that cannot be read: %w", err)
-	}
-	switch k := pub.(type) {
-	case *rsa.PublicKey:
-		if a.Type.IsRSA() && k.N.BitLen() == a.Bits && k.N.Bit(0) == 1 && k.E&1 == 1 && k.E >= 3 {
-			return pub, nil
-		}
-	case *ecdsa.PublicKey:
-		if a.Type.Family() == psa.SECPR1 && k.Curve == curves[a.Bits] {
-			return pub, nil
-		}
-	}
-	return nil, errOther(a)
-}
-
-func publicDER(pub crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the public key cannot be written: %w", err)
-	}
-	return der, nil
 }

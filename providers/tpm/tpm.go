@@ -161,11 +161,11 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 		if m.Format != psa.FormatSPKI {
 			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", m.Format, a.Type, psa.FormatSPKI)
 		}
-		pub, err := parsePublic(a, m.Data)
+		pub, err := a.PublicKey(m.Data)
 		if err != nil {
 			return providers.Blob{}, err
 		}
-		der, err := publicDER(pub)
+		der, err := psa.MarshalPublicKey(pub)
 		return providers.Blob{Public: der}, err
 	}
 	s := &stored{}

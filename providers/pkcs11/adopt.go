@@ -208,7 +208,7 @@ func curveNamed(params []byte) (psa.KeyType, int) {
 // publicPart is the public key, from its own object or the private one; nil where neither has it.
 func publicPart(a psa.Attributes, f found) crypto.PublicKey {
 	for _, list := range [][]attribute{f.public, f.attributes} {
-		if pub, err := publicOf(a.Type, a.Bits, list); err == nil && pub != nil && fits(a, pub) == nil {
+		if pub, err := publicOf(a.Type, a.Bits, list); err == nil && pub != nil && a.Describes(pub) == nil {
 			return pub
 		}
 	}
@@ -315,7 +315,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		if pub == nil {
 			return none(psa.Errorf(psa.StatusInvalidArgument, "the token does not have the public part of %s", o.reference()))
 		}
-		if blob.Public, err = publicDER(pub); err != nil {
+		if blob.Public, err = psa.MarshalPublicKey(pub); err != nil {
 			return none(err)
 		}
 	}
@@ -402,7 +402,7 @@ func (p *provider) isStill(ctx context.Context, f found, all []found, public []b
 		return false, psa.Errorf(psa.StatusNotPermitted, "the token does not show whether %s is still the key that was adopted", f.object.reference()).
 			WithHint("the token's own tools can destroy it; with allow_destroy = false rmdir forgets it here")
 	}
-	if der, err := publicDER(pub); err != nil || !bytes.Equal(der, public) {
+	if der, err := psa.MarshalPublicKey(pub); err != nil || !bytes.Equal(der, public) {
 		return false, err
 	}
 	foreign := p.foreign(f, all)

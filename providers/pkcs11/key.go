@@ -42,7 +42,7 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public), checks: b.Object != ""}
 	var err error
 	if a.Type.IsAsymmetric() {
-		k.verifier, err = parsePublic(a, b.Public)
+		k.verifier, err = a.PublicKey(b.Public)
 	} else if len(b.Public) != 0 {
 		err = psa.Errorf(psa.StatusInvalidArgument, "a %s key with a public key", a.Type)
 	}

@@ -202,7 +202,7 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 	if err != nil {
 		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
 	}
-	if err := fits(m.a, key); err != nil {
+	if err := m.a.Describes(key); err != nil {
 		return nil, nil, err
 	}
 	private, public := m.base(p11.CKO_PRIVATE_KEY, false), m.public(false)
@@ -256,39 +256,6 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 func octets(b []byte) []byte {
 	der, _ := asn1.Marshal(b) // fails for no bytes
 	return der
-}
-
-// fits says whether a key of the standard library, private or public, is of the attributes' type and size.
-func fits(a psa.Attributes, key any) error {
-	found, err := psa.AttributesOf(key)
-	if err != nil {
-		return psa.Errorf(psa.StatusInvalidArgument, "%w", err)
-	}
-	if found.Type.KeyPair() != a.Type.KeyPair() || found.Bits != a.Bits {
-		return psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", found.Type, found.Bits, a.Type, a.Bits).
-			WithHint("give the template of the key's own type and size, or none")
-	}
-	if k, ok := key.(*rsa.PublicKey); ok && (k.N.Bit(0) == 0 || k.E&1 == 0 || k.E < 3) {
-		return psa.Errorf(psa.StatusInvalidArgument, "an RSA key whose modulus is even or whose exponent is %d", k.E)
-	}
-	return nil
-}
-
-// parsePublic reads a SubjectPublicKeyInfo that must hold a key of the attributes' type and size.
-func parsePublic(a psa.Attributes, der []byte) (crypto.PublicKey, error) {
-	pub, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a public key that cannot be read: %w", err)
-	}
-	return pub, fits(a, pub)
-}
-
-func publicDER(pub crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the public key cannot be written: %w", err)
-	}
-	return der, nil
 }
 
 // publicOf reads a public key from what a token says of it; nil without an error where it does not say enough. The

@@ -274,22 +274,37 @@ func (o *object) template() []*p11.Attribute {
 // maxFound bounds the objects that a token lists.
 const maxFound = 1 << 16
 
+// searchTries bounds how often a search that the module lost is begun anew.
+const searchTries = 3
+
+// lostSearch is what tpm2-pkcs11 says now and then, while other sessions search too, of a search that it has begun.
+var lostSearch = errorSet{p11.CKR_OPERATION_NOT_INITIALIZED: true}
+
 // search finds at most n objects.
 func (m *module) search(s session, template []*p11.Attribute, n int) (found []p11.ObjectHandle, err error) {
+	for range searchTries {
+		if found, err = m.searchOnce(s, template, n); !is(err, lostSearch) {
+			break
+		}
+	}
+	return found, failed("C_FindObjects", err)
+}
+
+func (m *module) searchOnce(s session, template []*p11.Attribute, n int) (found []p11.ObjectHandle, err error) {
 	if err := m.ctx.FindObjectsInit(s, template); err != nil {
-		return nil, failed("C_FindObjectsInit", err)
+		return nil, err
 	}
 	for len(found) < n {
 		some, _, err := m.ctx.FindObjects(s, min(n-len(found), 256))
 		if err != nil {
-			return nil, failed("C_FindObjects", err)
+			return nil, err
 		}
 		if len(some) == 0 {
 			break
 		}
 		found = append(found, some...)
 	}
-	return found, failed("C_FindObjectsFinal", m.ctx.FindObjectsFinal(s))
+	return found, m.ctx.FindObjectsFinal(s)
 }
 
 // read gives attributes of an object, each asked for by itself where one of them is missing.

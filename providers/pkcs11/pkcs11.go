@@ -115,11 +115,11 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		if material.Format != psa.FormatSPKI {
 			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", material.Format, a.Type, psa.FormatSPKI)
 		}
-		pub, err := parsePublic(a, material.Data)
+		pub, err := a.PublicKey(material.Data)
 		if err != nil {
 			return providers.Blob{}, err
 		}
-		der, err := publicDER(pub)
+		der, err := psa.MarshalPublicKey(pub)
 		return providers.Blob{Public: der}, err
 	}
 	if a.Usage&psa.UsageExport != 0 && !p.allowExport {
@@ -144,14 +144,14 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 			err = psa.Errorf(psa.StatusHardwareFailure, "the token made a key without its public part")
 		}
 		if err == nil {
-			err = fits(a, generated)
+			err = a.Describes(generated)
 		}
 		if err != nil {
 			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the new key: %w", err) // the journal has it destroyed
 		}
 		pub = generated
 	}
-	der, err := publicDER(pub)
+	der, err := psa.MarshalPublicKey(pub)
 	return providers.Blob{Public: der}, err
 }
 

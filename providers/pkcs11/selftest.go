@@ -343,7 +343,7 @@ func (t *tester) generates(k *testKey, a psa.Attributes, kind kind) bool {
 	if !k.ways.imported {
 		k.object, k.public = o, public
 	}
-	return fits(a, public) == nil
+	return a.Describes(public) == nil
 }
 
 var rsaTestKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, rsaBits[0]) })

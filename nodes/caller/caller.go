@@ -23,6 +23,7 @@ type Procs struct {
 	callers  looks // at who calls
 	others   looks // at ancestors, and at who called before
 	execs    execs
+	turns    turns
 	births   births
 	programs programs
 	pidfs    bool // a pidfd's inode number names a process for ever (Linux 6.9)
@@ -49,13 +50,13 @@ var (
 	errOther  = errors.New("its thread has other ids now than its request")
 )
 
-// status reads the caller's thread, which must still be who sent the request. Most callers are blocked in a call to us and
+// of reads the status of the caller's thread, which must still be who sent the request. Most callers are blocked in a call to us and
 // cannot change, but an io_uring request outlives its thread, and a worker acts under ids that are not its own.
-func (c Caller) status(groups bool) (status, error) {
+func (p *Procs) of(c Caller, groups bool) (status, error) {
 	if c.TID == 0 {
 		return status{}, errUnseen
 	}
-	s, err := readStatus(c.TID, groups)
+	s, err := p.status(c.UID, c.TID, groups)
 	if err != nil {
 		return status{}, err
 	}

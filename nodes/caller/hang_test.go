@@ -511,11 +511,11 @@ func TestDying(t *testing.T) {
 			t.Fatal(err)
 		}
 		by := s.next("read")
-		if got := New().Dying(by.TID); got != dying {
+		if got := New().Dying(by); got != dying {
 			t.Errorf("%v: dying %t", signal, got)
 		}
 	}
-	if !New().Dying(0) {
+	if !New().Dying(Caller{}) {
 		t.Error("a thread that cannot be seen is waited for")
 	}
 }

@@ -15,7 +15,7 @@ type Identity struct {
 
 // Identity reads who the caller is now. One that is not who its request says is an error, as is one that cannot be read.
 func (p *Procs) Identity(c Caller) (Identity, error) {
-	s, err := c.status(true)
+	s, err := p.of(c, true)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -25,6 +25,8 @@ func (p *Procs) Identity(c Caller) (Identity, error) {
 const (
 	capDACOverride   = 1 << 1
 	capDACReadSearch = 1 << 2
+	capChown         = 1 << 0
+	capFowner        = 1 << 3
 )
 
 // Overrides says whether CAP_DAC_OVERRIDE holds for an inode of this owner and group.
@@ -36,6 +38,11 @@ func (i Identity) Overrides(uid, gid uint32) bool {
 // group.
 func (i Identity) Reads(uid, gid uint32) bool {
 	return i.caps&capDACReadSearch != 0 && i.maps(uid, gid)
+}
+
+// Owns says whether the thread may change an inode of this owner and group as its owner does.
+func (i Identity) Owns(uid, gid uint32) bool {
+	return i.UID == uid || i.caps&(capChown|capFowner) != 0 && i.maps(uid, gid)
 }
 
 // maps says whether the thread's user namespace has both ids: its capabilities hold there alone (capable_wrt_inode_uidgid).

@@ -129,7 +129,7 @@ func (p *Procs) Lineage(c Caller) *Lineage { return p.lineage(c, true) }
 func (p *Procs) Writer(c Caller) *Lineage { return p.lineage(c, false) }
 
 func (p *Procs) lineage(c Caller, births bool) *Lineage {
-	s, err := c.status(false)
+	s, err := p.of(c, false)
 	if err != nil || s.execs() { // who opens a file runs a program
 		return &Lineage{}
 	}
@@ -241,7 +241,7 @@ func (p *Procs) parentOf(uid uint32, h *held) (uint32, error) {
 		}
 		return info.Ppid, nil
 	}
-	s, err := readStatus(h.PID, false)
+	s, err := p.status(uid, h.PID, false)
 	if err != nil {
 		return 0, err
 	}
@@ -352,7 +352,7 @@ func (p *Procs) Killed(c Caller) (killed, busy bool) {
 	if c.TID == 0 {
 		return false, false // nobody can ask this of it, and its files are closed like others'
 	}
-	st, err := readStatus(c.TID, false)
+	st, err := p.status(c.UID, c.TID, false)
 	if err != nil {
 		return false, true // it waits for us, and so is there
 	}

@@ -259,10 +259,11 @@ const slowMost = 1024
 
 // over waits until a process is not in the middle of execve(2). One request waits for one that stays there; the others learn at
 // once that it does.
-func (e *execs) over(pid uint32) knowledge {
+func (p *Procs) over(uid, pid uint32) knowledge {
+	e := &p.execs
 	mine := false
 	for polls := 0; ; polls++ {
-		s, err := readStatus(pid, false)
+		s, err := p.status(uid, pid, false)
 		if err != nil || !s.execs() {
 			e.mu.Lock()
 			delete(e.slow, pid)

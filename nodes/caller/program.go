@@ -34,7 +34,7 @@ func (p *Procs) Program(c Caller) Program {
 		return known
 	}
 	at := time.Now()
-	s, err := c.status(false)
+	s, err := p.of(c, false)
 	if err != nil {
 		return Program{}
 	}

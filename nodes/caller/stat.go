@@ -47,7 +47,7 @@ const (
 // read. read may go on after an unknown.
 func (p *Procs) look(at *looks, uid, pid uint32, read func() bool) knowledge {
 	if at == &p.others {
-		if k := p.execs.over(pid); k != present {
+		if k := p.over(uid, pid); k != present {
 			return k
 		}
 	}

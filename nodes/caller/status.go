@@ -84,6 +84,12 @@ func open(path string) (int, error) {
 	}
 }
 
+// status reads a thread's status for a request of uid, in turn.
+func (p *Procs) status(uid, tid uint32, groups bool) (status, error) {
+	defer p.turns.take(uid)()
+	return readStatus(tid, groups)
+}
+
 // readStatus reads a thread's status, with its groups where they are asked for.
 func readStatus(tid uint32, groups bool) (s status, err error) {
 	err = readText(procPath(tid, "status"), func(b []byte) error {
@@ -204,8 +210,8 @@ const harmless = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGCONT-1) | 1<<(syscall.S
 // dying says whether a pending signal will end the thread: pending, and neither blocked, caught nor ignored.
 func (s *status) dying() bool { return s.pending&^(s.kept|harmless) != 0 }
 
-// Dying says whether a pending signal will end the thread tid, or has.
-func (p *Procs) Dying(tid uint32) bool {
-	s, err := readStatus(tid, false)
+// Dying says whether a pending signal will end the caller's thread, or has.
+func (p *Procs) Dying(c Caller) bool {
+	s, err := p.status(c.UID, c.TID, false)
 	return err != nil || s.dying()
 }

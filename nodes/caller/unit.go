@@ -42,7 +42,7 @@ func (p *Procs) Unit(c Caller) (string, error) {
 		return "", err
 	}
 	// read after the unit, so that it is the caller's
-	if _, err := c.status(false); err != nil {
+	if _, err := p.of(c, false); err != nil {
 		return "", err
 	}
 	if unit == "" {

@@ -1,0 +1,256 @@
+package transaction
+
+import (
+	"context"
+	"sync"
+
+	"github.com/parsecfs/parsecfs/nodes/caller"
+)
+
+// Cursor keeps writers in line: the first WRITE sets the base and each next one must follow it.
+type Cursor struct {
+	set  bool
+	next int64
+}
+
+// Follows says whether a WRITE at off continues the stream. appends: O_APPEND ignores offsets, since the kernel takes them
+// from a size that it made up.
+func (c *Cursor) Follows(off int64, appends bool) bool { return appends || !c.set || off == c.next }
+
+// Advance is behind a WRITE of n bytes at off.
+func (c *Cursor) Advance(off int64, n int) {
+	if !c.set {
+		c.set, c.next = true, off
+	}
+	c.next += int64(n)
+}
+
+// inputCursor is the cursor of one input; nil is the plain file's stream.
+type inputCursor struct {
+	in *Input
+	Cursor
+}
+
+// Channel is where requests follow each other, one at a time.
+type Channel struct {
+	m      *Machine
+	spec   *Spec
+	make   Make
+	uid    uint32
+	parted bool
+	// Waiting is told where a request of the plain file stands that waits for its reader, and when it has gone; nil for
+	// directory slots.
+	waiting Waiting
+	ino     uint64
+
+	mu      sync.Mutex
+	req     *request // nil: nothing was begun
+	cursors []inputCursor
+	sealed  error // why no more WRITEs are taken
+}
+
+// Waiting is told of requests that wait for their readers, by the inode that was written.
+type Waiting interface {
+	// At notes that the next WRITE is to be at end; tell: the kernel must be told of a size.
+	At(ino uint64, c *Channel, end int64) (tell bool)
+	Gone(ino uint64, c *Channel)
+}
+
+// File is what a channel is opened for.
+type File struct {
+	Ino     uint64
+	Spec    *Spec
+	Make    func(uid uint32) Make
+	Waiting Waiting
+}
+
+func (m *Machine) channel(f File, uid uint32, parted bool) *Channel {
+	c := &Channel{m: m, spec: f.Spec, make: f.Make(uid), uid: uid, parted: parted, ino: f.Ino}
+	if !parted {
+		c.waiting = f.Waiting
+	}
+	return c
+}
+
+func (c *Channel) begin() *request {
+	c.req = &request{m: c.m, spec: c.spec, make: c.make, uid: c.uid, parted: c.parted, begun: c.spec.bare(), finished: make(chan struct{})}
+	return c.req
+}
+
+// current is the request that a change of an input belongs to. In the plain file one whose answer was handed out is over;
+// in a slot one that was answered at all, so that no old input slips into a new request.
+func (c *Channel) current() (*request, error) {
+	if c.req == nil {
+		return c.begin(), nil
+	}
+	switch phase, handed, poisoned := c.req.state(); {
+	case phase == computing, phase == answered && !handed && !c.parted:
+		return nil, errBusy
+	case phase == answered && !poisoned:
+		c.reset()
+		return c.begin(), nil
+	}
+	return c.req, nil
+}
+
+// reset ends the request without a successor.
+func (c *Channel) reset() {
+	if c.req != nil {
+		c.req.drop()
+		if c.waiting != nil {
+			c.waiting.Gone(c.ino, c)
+		}
+	}
+	c.req, c.cursors = nil, c.cursors[:0]
+}
+
+// write takes one WRITE for an input; nil is the plain file's stream.
+func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) (tell bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sealed != nil {
+		return false, c.sealed
+	}
+	r, err := c.current()
+	if err != nil {
+		return false, err
+	}
+	at := c.cursor(in)
+	if _, _, poisoned := r.state(); !poisoned && !at.Follows(off, appends) {
+		r.fault(ErrHole)
+		return false, ErrHole
+	}
+	if err := r.write(ctx, in, p); err != nil {
+		return false, err
+	}
+	at.Advance(off, len(p))
+	return c.waiting != nil && c.waiting.At(c.ino, c, off+int64(len(p))), nil
+}
+
+func (c *Channel) cursor(in *Input) *Cursor {
+	for i := range c.cursors {
+		if c.cursors[i].in == in {
+			return &c.cursors[i].Cursor
+		}
+	}
+	c.cursors = append(c.cursors, inputCursor{in: in})
+	return &c.cursors[len(c.cursors)-1].Cursor
+}
+
+// empty empties one input of a directory slot; a request that cannot go on begins anew.
+func (c *Channel) empty(in *Input) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, err := c.current()
+	if err != nil {
+		return err
+	}
+	if _, _, poisoned := r.state(); poisoned {
+		c.reset()
+		return nil
+	}
+	*c.cursor(in) = Cursor{}
+	r.clear(in)
+	return nil
+}
+
+// truncate begins anew: with an empty request where an open handle asks for it, else with none.
+func (c *Channel) truncate(empty bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sealed != nil {
+		return c.sealed
+	}
+	if c.req != nil {
+		if phase, _, _ := c.req.state(); phase == computing {
+			return errBusy
+		}
+	}
+	c.reset()
+	if empty {
+		c.begin().empty()
+		if c.waiting != nil {
+			c.waiting.At(c.ino, c, 0)
+		}
+	}
+	return nil
+}
+
+// pending is the request that a READ asks for, nil where there is none.
+func (c *Channel) pending() *request {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.req == nil && c.spec.bare() {
+		c.begin()
+	}
+	return c.req
+}
+
+// asked says whether a READ would find something to answer.
+func (c *Channel) asked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.spec.bare() || c.req != nil
+}
+
+// fault poisons the request under way.
+func (c *Channel) fault(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.req != nil {
+		c.req.fault(err)
+	}
+}
+
+// seal refuses further WRITEs with why, and says whether anything was written.
+func (c *Channel) seal(why error) (begun bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sealed = why
+	return c.req != nil
+}
+
+func (c *Channel) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reset()
+}
+
+// replies brings READ offsets to offsets in the answer: the first READ sets the base, because a client that shares one
+// position writes and reads on from there, and offset 0 sets it again.
+type replies struct {
+	req  *request
+	base int64
+	next int64 // where the last READ ended, if the answer goes on there
+}
+
+func (p *replies) read(r *request, part string, dest []byte, off int64) (int, error) {
+	if p.req != r && p.next != 0 && off == p.next {
+		// the rest is gone, and the beginning of another answer must not follow this one's
+		p.next = 0
+		return 0, errDropped
+	}
+	if p.req != r || off == 0 {
+		p.req, p.base = r, off
+	}
+	if off < p.base {
+		return 0, errBefore
+	}
+	n, more, err := r.copyOut(dest, part, off-p.base)
+	if p.next = 0; more {
+		p.next = off + int64(n)
+	}
+	return n, err
+}
+
+// anew is for whoever begins a request instead of reading on.
+func (p *replies) anew() { p.next = 0 }
+
+// read answers from c.
+func (c *Channel) read(ctx context.Context, who caller.Caller) (*request, error) {
+	r := c.pending()
+	if r == nil {
+		return nil, errNothing
+	}
+	return r, r.answer(ctx, who)
+}

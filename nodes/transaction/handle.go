@@ -1,0 +1,204 @@
+package transaction
+
+import (
+	"cmp"
+	"context"
+	"sync"
+	"syscall"
+
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+)
+
+var errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+
+// Handle is one open file of a transaction.
+type Handle struct {
+	m       *Machine
+	part    Part
+	appends bool
+	reads   bool // and does not write
+	uid     uint32
+	access  *gate.Access
+	slot    *Slot
+	box     *entry          // of an open for writing alone
+	reader  *caller.Lineage // of one for reading alone, which claims from the drop box
+	ino     uint64
+	release func()
+
+	mu       sync.Mutex
+	channel  *Channel     // nil until it is claimed
+	deposit  *gate.Access // of whoever wrote what was claimed
+	reply    replies
+	released bool
+}
+
+// Mode is how a file is opened.
+type Mode struct {
+	Read, Write bool
+	Append      bool
+}
+
+// Want is what the mode asks for of the file's permissions.
+func (m Mode) Want() gate.Bits {
+	var want gate.Bits
+	if m.Read {
+		want |= gate.Read
+	}
+	if m.Write {
+		want |= gate.Write
+	}
+	return want
+}
+
+func (m *Machine) handle(who caller.Caller, mode Mode, access *gate.Access) (*Handle, error) {
+	release, err := m.account.count(who.UID)
+	if err != nil {
+		return nil, err
+	}
+	return &Handle{m: m, uid: who.UID, appends: mode.Append, reads: !mode.Write, access: access, release: release}, nil
+}
+
+// Open opens a file with a channel of its own.
+func (m *Machine) Open(who caller.Caller, f File, mode Mode, access *gate.Access) (*Handle, error) {
+	h, err := m.handle(who, mode, access)
+	if err != nil {
+		return nil, err
+	}
+	h.channel = m.channel(f, who.UID, false)
+	return h, nil
+}
+
+// Deposit opens a file for writing alone: its request lies in the drop box once it is complete.
+func (m *Machine) Deposit(who caller.Caller, f File, mode Mode, access *gate.Access) (*Handle, error) {
+	h, err := m.Open(who, f, mode, access)
+	if err != nil {
+		return nil, err
+	}
+	if h.box, err = m.boxes.register(f.Ino, who, access, h.channel); err != nil {
+		h.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+// Claim opens a file for reading alone: its first READ claims a request from the drop box.
+func (m *Machine) Claim(who caller.Caller, f File, mode Mode, access *gate.Access) (*Handle, error) {
+	h, err := m.handle(who, mode, access)
+	if err != nil {
+		return nil, err
+	}
+	h.ino, h.reader = f.Ino, m.o.Procs.Lineage(who)
+	return h, nil
+}
+
+// Write only collects: it never runs an operation. tell: the kernel must be told of the file's size.
+func (h *Handle) Write(ctx context.Context, p []byte, off int64) (tell bool, err error) {
+	if h.box != nil {
+		h.m.boxes.reopen(h.box)
+	}
+	return h.channel.write(ctx, h.part.input, p, off, h.appends)
+}
+
+// Read runs the operation, once, and copies its answer. Whoever asks is judged where rights were taken away since the file
+// was opened, or the slot made.
+func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off int64) (int, error) {
+	if err := h.access.Check(ctx, who); err != nil {
+		return 0, err
+	}
+	if err := h.m.account.take(who.UID, calls, 1); err != nil {
+		return 0, err
+	}
+	defer h.m.account.put(who.UID, calls, -1)
+	c, err := h.source(ctx, who)
+	if err != nil {
+		return 0, err
+	}
+	r, err := c.read(ctx, who)
+	if err != nil {
+		return 0, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.reply.read(r, h.part.Name, dest, off)
+}
+
+// source is the channel to read from; a read-only open claims it at its first READ. The writer's right counts beside the
+// reader's own: a request is an answer only to whoever could still write it.
+func (h *Handle) source(ctx context.Context, who caller.Caller) (*Channel, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.channel == nil {
+		c, deposit, err := h.m.boxes.claim(h.ino, h.uid, h.reader)
+		if err != nil {
+			return nil, cmp.Or(h.access.Enter(ctx, who), err) // nothing waits for a key that is gone
+		}
+		h.channel, h.deposit = c, deposit
+	}
+	if h.deposit != nil {
+		if err := h.deposit.Check(ctx, who); err != nil {
+			return nil, err
+		}
+	}
+	return h.channel, nil
+}
+
+// Flush tells that the file is closed somewhere: a request in the drop box is complete at the flush that follows its last
+// WRITE.
+func (h *Handle) Flush(who caller.Caller) {
+	if h.box == nil {
+		return
+	}
+	killed, _ := h.m.o.Procs.Killed(who)
+	h.m.boxes.complete(h.box, killed)
+}
+
+// Truncate is ftruncate(2) on this handle: to 0 it begins an empty request, any other size spoils the one under way.
+func (h *Handle) Truncate(size uint64) error {
+	if size != 0 {
+		if c := h.own(); c != nil {
+			c.fault(ErrHole)
+		}
+		return ErrTruncate
+	}
+	if h.reads {
+		return gate.Refuse(syscall.EINVAL, "not open for writing", "")
+	}
+	if err := h.channel.truncate(true); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reply.anew()
+	return nil
+}
+
+// ErrTruncate refuses to make a transaction as long as somebody says.
+var ErrTruncate = gate.Refuse(syscall.EINVAL, "a transaction can be truncated to 0 only", "")
+
+func (h *Handle) own() *Channel {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.channel
+}
+
+// Release is the end of the open file. It wipes what is not a slot's.
+func (h *Handle) Release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.released {
+		return
+	}
+	h.released = true
+	switch {
+	case h.box != nil:
+		h.m.boxes.release(h.box)
+	case h.slot == nil && h.channel != nil:
+		h.channel.close()
+	}
+	h.reply = replies{}
+	h.release()
+	if h.slot != nil {
+		h.slot.closed()
+	}
+}

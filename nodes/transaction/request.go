@@ -1,0 +1,331 @@
+package transaction
+
+import (
+	"context"
+	"fmt"
+	"hash"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// phase of a request.
+type phase int
+
+const (
+	collecting phase = iota
+	computing
+	answered
+)
+
+// request collects one request, runs its operation once and keeps the answer.
+type request struct {
+	m    *Machine
+	spec *Spec
+	make Make
+	uid  uint32
+	// parted: the inputs come by name, into the files of a directory slot
+	parted bool
+
+	mu       sync.Mutex
+	phase    phase
+	begun    bool // something was written, or an empty request was begun
+	feed     *feed
+	digest   hash.Hash     // of the request's bytes; nil without one
+	by       caller.Caller // who asked for the answer first
+	held     int64         // bytes counted in the account
+	poison   error         // every READ answers it
+	outputs  map[string][]byte
+	joined   []byte // the outputs as the plain file gives them
+	err      error
+	handed   bool // the whole answer, or its error, was given out
+	dropped  bool // nobody will ask any more
+	finished chan struct{}
+	op       Operation   // once an answer was asked for
+	ended    atomic.Bool // what it came to is known; what comes later is wiped
+}
+
+var (
+	errDropped = gate.Refuse(syscall.EBUSY, "the request was given up for another one", "one user of a slot or open file at a time")
+	errBusy    = gate.Refuse(syscall.EBUSY, "the answer to the last request was not read", "read it, or truncate the file to 0")
+	// ErrHole refuses a WRITE that leaves bytes out.
+	ErrHole    = gate.Refuse(syscall.EINVAL, "this WRITE does not follow the one before", "a message is written from its beginning to its end, without holes")
+	errNothing = gate.Refuse(syscall.ENODATA, "nothing was written", "write the request first, through the same open file or a slot")
+)
+
+// write collects bytes for an input; nil is the plain file's stream.
+func (r *request) write(ctx context.Context, in *Input, p []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dropped {
+		return errDropped
+	}
+	if r.poison != nil {
+		return r.poison
+	}
+	if r.phase != collecting {
+		return errBusy
+	}
+	if err := r.prepare(ctx); err != nil {
+		return r.poisonWith(err)
+	}
+	r.begun = true
+	if r.digest != nil {
+		if in != nil {
+			fmt.Fprintf(r.digest, "%s\x00", in.Name)
+		}
+		r.digest.Write(p)
+	}
+	before := r.feed.holds()
+	if err := r.feed.write(ctx, in, p); err != nil {
+		return r.poisonWith(err)
+	}
+	grown := r.feed.holds() - before
+	if err := r.m.account.take(r.uid, held, grown); err != nil {
+		return r.poisonWith(err)
+	}
+	r.held += grown
+	return nil
+}
+
+// prepare makes the operation at the first byte.
+func (r *request) prepare(ctx context.Context) error {
+	if r.feed != nil {
+		return nil
+	}
+	op, err := r.make(ctx)
+	if err != nil {
+		return err
+	}
+	r.digest = r.m.o.Digest()
+	r.feed = &feed{spec: r.spec, parted: r.parted, op: op, limit: r.m.o.BodyLimit}
+	return nil
+}
+
+// empty begins a request without bytes.
+func (r *request) empty() {
+	r.mu.Lock()
+	r.begun = true
+	r.mu.Unlock()
+}
+
+// clear empties one input of a request that still collects.
+func (r *request) clear(in *Input) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.feed == nil || r.phase != collecting {
+		return
+	}
+	before := r.feed.holds()
+	r.feed.clear(in)
+	shrunk := before - r.feed.holds()
+	r.hold(r.held - shrunk)
+}
+
+func (r *request) poisonWith(err error) error {
+	if r.poison == nil {
+		r.poison = err
+		r.wipeInput()
+	}
+	return err
+}
+
+// fault makes every later READ answer err.
+func (r *request) fault(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.phase == collecting {
+		_ = r.poisonWith(err)
+	}
+}
+
+func (r *request) wipeInput() {
+	if r.feed != nil {
+		r.feed.abort()
+		r.feed = nil
+	}
+	r.hold(0)
+}
+
+// state is what a channel must know to take or refuse a WRITE.
+func (r *request) state() (p phase, handed, poisoned bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.phase, r.handed, r.poison != nil
+}
+
+// answer runs the operation if it has not run, and waits for it as an interruptible system call should.
+func (r *request) answer(ctx context.Context, who caller.Caller) error {
+	op, err := r.start(ctx, who)
+	if err != nil {
+		return err
+	}
+	if err := r.m.Wait(ctx, who, r.finished); err != nil {
+		return err
+	}
+	if err := op.Present(ctx); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		r.handed = true
+	}
+	return r.err
+}
+
+// start sets the operation off, once.
+func (r *request) start(ctx context.Context, who caller.Caller) (Operation, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.dropped:
+		return nil, errDropped
+	case r.poison != nil:
+		return nil, r.poison
+	case r.phase != collecting:
+		return r.op, nil
+	case !r.begun:
+		return nil, errNothing
+	}
+	if err := r.prepare(ctx); err != nil {
+		return nil, r.poisonWith(err)
+	}
+	r.op = r.feed.op
+	if err := r.m.o.Ready(); err != nil {
+		return nil, err
+	}
+	end, err := r.m.Begin()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.feed.op.Authorize(ctx, who, r.feed.named); err != nil {
+		end()
+		r.wipeInput()
+		r.err, r.phase, r.handed = err, answered, true
+		close(r.finished)
+		return nil, err
+	}
+	f := r.feed
+	r.phase, r.by = computing, who
+	r.m.workers.run(func() { r.compute(f, end) })
+	return r.op, nil
+}
+
+// compute runs the operation in a goroutine of its own: a signal that interrupts READ must not end it, or a client
+// with a timer would start it anew for ever. Where the provider does not answer in time the goroutine stays with it.
+func (r *request) compute(f *feed, end func()) {
+	begun := time.Now()
+	var outputs map[string][]byte
+	err := r.m.Guard(f.op.Path, func() (err error) {
+		outputs, err = f.finish(context.Background(), func(err error) { r.end(f, end, begun, nil, err) })
+		return err
+	})
+	r.end(f, end, begun, outputs, err)
+}
+
+// end gives the answer to whoever waits for it, once.
+func (r *request) end(f *feed, end func(), begun time.Time, outputs map[string][]byte, err error) {
+	if r.ended.Swap(true) {
+		wipeAll(outputs)
+		return
+	}
+	defer end()
+	f.op.Ended(r.by, r.digest, begun, err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.feed = nil
+	r.outputs, r.err, r.phase = outputs, err, answered
+	r.hold(sizeOf(outputs))
+	if r.dropped {
+		r.wipeAnswer()
+	}
+	close(r.finished)
+}
+
+// copyOut copies the answer from an offset into dest and marks it handed out at its end. The answer is the plain
+// file's for part "", else the output of that name. more: it goes on. Only after answer returned nil.
+func (r *request) copyOut(dest []byte, part string, from int64) (n int, more bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dropped {
+		return 0, false, errDropped
+	}
+	b := r.outputs[part]
+	if part == "" {
+		b = r.plain()
+	}
+	if from < int64(len(b)) {
+		n = copy(dest, b[from:])
+	}
+	if more = from+int64(n) < int64(len(b)); !more {
+		r.handed = true
+	}
+	return n, more, nil
+}
+
+// plain joins the outputs as the plain file gives them.
+func (r *request) plain() []byte {
+	if len(r.spec.Outputs) == 1 {
+		return r.outputs[r.spec.Outputs[0].Name]
+	}
+	if r.joined == nil {
+		r.joined = make([]byte, 0, sizeOf(r.outputs))
+		for _, o := range r.spec.Outputs {
+			if !o.SlotOnly {
+				r.joined = append(r.joined, r.outputs[o.Name]...)
+			}
+		}
+		wipeAll(r.outputs) // nobody asks for them one by one
+		r.outputs = nil
+	}
+	return r.joined
+}
+
+// hold has the request count for n bytes. An answer is counted whatever the bounds say: its request was, and what is refused is
+// the next one.
+func (r *request) hold(n int64) {
+	r.m.account.put(r.uid, held, n-r.held)
+	r.held = n
+}
+
+func sizeOf(outputs map[string][]byte) (n int64) {
+	for _, b := range outputs {
+		n += int64(len(b))
+	}
+	return n
+}
+
+// drop wipes what the request holds; an operation under way ends by itself and its answer is wiped then.
+func (r *request) drop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dropped {
+		return
+	}
+	r.dropped = true
+	switch r.phase {
+	case collecting:
+		r.wipeInput()
+	case answered:
+		r.wipeAnswer()
+	}
+}
+
+func (r *request) wipeAnswer() {
+	wipeAll(r.outputs)
+	psa.Wipe(r.joined)
+	r.outputs, r.joined = nil, nil
+	r.hold(0)
+}
+
+func wipeAll(outputs map[string][]byte) {
+	for _, b := range outputs {
+		psa.Wipe(b)
+	}
+}

@@ -17,7 +17,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/parsecfs/parsecfs/kim"
-	"github.com/parsecfs/parsecfs/nodes"
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -28,10 +29,10 @@ type Config struct {
 	Core      Core
 	Wrapping  Wrapping
 	Mount     Mount
-	Audit     *Audit           // nil: no audit trail
-	Admins    []uint32         // uids that are trusted beside root ([authenticator] admins)
-	Units     []nodes.UnitRule // of the authenticator SystemdUnit; nil: there is none
-	SQLite    string           // sqlite_db_path, absolute; empty is the state directory's own
+	Audit     *Audit          // nil: no audit trail
+	Admins    []uint32        // uids that are trusted beside root ([authenticator] admins)
+	Units     []gate.UnitRule // of the authenticator SystemdUnit; nil: there is none
+	SQLite    string          // sqlite_db_path, absolute; empty is the state directory's own
 	Providers []Provider
 }
 
@@ -354,7 +355,7 @@ func (p *configParser) authenticator(v value) {
 	case "UnixPeerCredentials":
 		settings = append(settings, p.peerCredentials()...)
 	case "SystemdUnit":
-		p.config.Units = []nodes.UnitRule{}
+		p.config.Units = []gate.UnitRule{}
 		settings = append(settings, setting{name: "rules", set: p.unitRules})
 	case "Direct", "JwtSvid":
 		p.problemHint(kind.path, fmt.Sprintf("auth_type %q does not exist here; allowed: %s", kind.raw, authTypes),
@@ -381,7 +382,7 @@ func (p *configParser) unitRules(v value) {
 			p.wrong(r, allowed)
 			continue
 		}
-		var rule nodes.UnitRule
+		var rule gate.UnitRule
 		p.table(r, []setting{
 			{name: "provider", set: func(v value) {
 				if p.text(v, &rule.Provider, "the name of a [[provider]]") {
@@ -390,13 +391,13 @@ func (p *configParser) unitRules(v value) {
 			}},
 			{name: "units", set: func(v value) {
 				units, ok := v.raw.([]any)
-				if !ok || len(units) > nodes.UnitsMost {
-					p.wrong(v, fmt.Sprintf("an array of at most %d names of systemd units", nodes.UnitsMost))
+				if !ok || len(units) > caller.UnitsMost {
+					p.wrong(v, fmt.Sprintf("an array of at most %d names of systemd units", caller.UnitsMost))
 					return
 				}
 				for i, raw := range units {
 					unit, _ := raw.(string)
-					if err := nodes.ValidUnit(unit); err != nil {
+					if err := caller.ValidUnit(unit); err != nil {
 						p.problem(v.path.index(i), fmt.Sprintf("%s: %v", v.path, err))
 						continue
 					}
@@ -682,7 +683,7 @@ func checkProviderName(name string) error {
 	if name == "default" {
 		return errors.New(`name "default" is taken by the link to the default provider`)
 	}
-	if err := nodes.ValidName(name); err != nil {
+	if err := kim.ValidName(name); err != nil {
 		return fmt.Errorf("name %q: %w", name, errors.Unwrap(err))
 	}
 	return nil

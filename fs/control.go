@@ -41,8 +41,11 @@ const (
 	maxRequestBytes  = 4096
 	maxResponseBytes = 256 << 10
 	maxControlConns  = 16
+	connsOfOne       = 4 // of one user who is not root, and kept free for root
 	maxChunkBytes    = 64 << 10
 	controlTimeout   = 30 * time.Second // for each message
+	turnAwayTimeout  = 100 * time.Millisecond
+	dialTimeout      = 5 * time.Second
 	rewrapTimeout    = 10 * time.Minute // for the answer, which a device has its part in
 )
 
@@ -89,8 +92,10 @@ type control struct {
 	listener *net.UnixListener
 	ctx      context.Context
 	cancel   context.CancelFunc
-	conns    chan struct{} // a place for each connection
 	wg       sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[uint32]int // of each user
 }
 
 // listen opens the socket for root, the daemon's own user and admins. The caller holds the state directory, so that a
@@ -110,7 +115,7 @@ func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*co
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &control{kim: k, stateDir: stateDir, log: log, dir: dir, listener: l, ctx: ctx, cancel: cancel, conns: make(chan struct{}, maxControlConns)}
+	c := &control{kim: k, stateDir: stateDir, log: log, dir: dir, listener: l, ctx: ctx, cancel: cancel, conns: map[uint32]int{}}
 	if err := c.setAdmins(admins); err != nil {
 		cancel()
 		l.Close()
@@ -179,27 +184,65 @@ func (c *control) accept() {
 			}
 			continue
 		}
-		select {
-		case c.conns <- struct{}{}:
-		default:
+		by, err := peer(conn)
+		may := authorityOf(by.Uid, *c.admins.Load())
+		if err != nil || may == stranger {
+			c.turnAway(conn, by, err)
+			continue
+		}
+		if !c.enter(by.Uid) {
 			conn.Close()
 			continue
 		}
 		c.wg.Go(func() {
-			defer func() { <-c.conns }()
-			c.serve(conn)
+			defer c.leave(by.Uid)
+			c.serve(conn, by, may)
 		})
+	}
+}
+
+// enter takes a place for a connection of a user. Nobody takes all, and some are root's.
+func (c *control) enter(uid uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := 0
+	for _, n := range c.conns {
+		all += n
+	}
+	if all >= maxControlConns || uid != 0 && (c.conns[uid] >= connsOfOne || all-c.conns[0] >= maxControlConns-connsOfOne) {
+		return false
+	}
+	c.conns[uid]++
+	return true
+}
+
+func (c *control) leave(uid uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conns[uid]--; c.conns[uid] == 0 {
+		delete(c.conns, uid)
+	}
+}
+
+// turnAway answers who is not served, and takes no place for it: what it says fits into the socket's buffer.
+func (c *control) turnAway(conn *net.UnixConn, by fuse.Caller, err error) {
+	defer conn.Close()
+	c.refused(by, "connect", err)
+	if err := conn.SetWriteDeadline(time.Now().Add(turnAwayTimeout)); err != nil {
+		return
+	}
+	if err := json.NewEncoder(conn).Encode(response{End: true, Error: errNotServed.Error(), Hint: notServedHint}); err != nil {
+		c.log.Debug("control socket", "err", err)
 	}
 }
 
 // serve answers one request, by who asks: the socket's mode says it already where there are no admins, but a
 // descriptor of it can be handed on.
-func (c *control) serve(conn *net.UnixConn) {
+func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 	defer conn.Close()
 	conn.SetReadDeadline(time.Now().Add(controlTimeout)) // before the end can set another one
 	stop := context.AfterFunc(c.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	by, err := peer(conn)
 	out := json.NewEncoder(conn)
 	send := func(r response) error {
 		if err := conn.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
@@ -209,12 +252,6 @@ func (c *control) serve(conn *net.UnixConn) {
 			return err
 		}
 		return out.Encode(r)
-	}
-	may := authorityOf(by.Uid, *c.admins.Load())
-	if err != nil || may == stranger {
-		c.refused(by, "connect", err)
-		send(response{End: true, Error: errNotServed.Error(), Hint: notServedHint})
-		return
 	}
 	in, err := readRequest(conn)
 	if err != nil {
@@ -356,6 +393,10 @@ func dial(stateDir string) (*client, error) {
 	}
 	defer dir.Close()
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+	for until := time.Now().Add(dialTimeout); errors.Is(err, unix.EAGAIN) && time.Now().Before(until); {
+		time.Sleep(time.Millisecond) // others stand in line until it is full
+		conn, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		return nil, errNoDaemon

@@ -190,3 +190,27 @@ func TestPanicHandler(t *testing.T) {
 		t.Error(log.String())
 	}
 }
+
+// Admins who connect and say nothing keep neither root nor each other out.
+func TestControlPlaces(t *testing.T) {
+	s, dir := testControl(t)
+	for uid := uint32(2001); uid < 2100; uid++ {
+		for n := 0; s.enter(uid); n++ {
+			defer s.leave(uid)
+			if n == connsOfOne {
+				t.Fatalf("user %d has more than %d places", uid, connsOfOne)
+			}
+		}
+	}
+	c, err := dial(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err := c.ping(); err != nil {
+		t.Errorf("root: %v", err)
+	}
+	if s.enter(2101) {
+		t.Error("the places that are kept for root are another's")
+	}
+}

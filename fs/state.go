@@ -151,12 +151,13 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 			err = may.changes(owner)
 		case in.Command == commandChown:
 			// They may have files of keys that are others'.
-			err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID)
+			if tree != nil {
+				err = tree.Chown(ctx, by, p, key.Number, *in.Owner, in.UID, in.GID)
+			} else {
+				err = k.SetOwner(ctx, key.Number, *in.Owner, in.UID, in.GID)
+			}
 			if psa.StatusOf(err) == psa.StatusDoesNotExist {
 				return nil
-			}
-			if tree != nil {
-				tree.Chowned(by, p, key.Number, err)
 			}
 			if owner == *in.Owner {
 				owner = in.UID
@@ -396,7 +397,7 @@ func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, ea
 }
 
 func keyInfo(p *kim.Provider, key kim.Key, owner uint32) KeyInfo {
-	return KeyInfo{p.Name(), key.Name, string(key.State), key.Template, owner, formatUUID(key.ID)}
+	return KeyInfo{p.Name(), key.Name, string(key.State), key.Template, owner, kim.UUID(key.ID)}
 }
 
 // eachKey goes through the keys of one provider, or of all where provider is empty, by name.
@@ -438,11 +439,6 @@ func providerNamed(k *kim.KIM, name string) (*kim.Provider, error) {
 		names = append(names, strconv.Quote(p.Name()))
 	}
 	return nil, fmt.Errorf("no provider %q; there are: %s", name, cmp.Or(strings.Join(names, ", "), "none"))
-}
-
-// formatUUID is RFC 9562's text form.
-func formatUUID(id [16]byte) string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
 }
 
 // controlName is the control socket's name below the state directory.

@@ -8,21 +8,83 @@ import (
 	"time"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/nodes/transaction"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// nameStore notes the draft that the secret goes into, if the slot's store names one of the reader's.
-func nameStore(ctx context.Context, f *feed) error {
-	name := strings.TrimSuffix(string(f.named["store"]), "\n")
-	if f.into = (kim.Key{}); name == "" {
+// agreement is an agreement, raw or with the policy's key derivation or with the one that a slot names, or a key derivation
+// alone. A slot's store makes the secret a draft's key.
+type agreement struct {
+	operation
+	draft kim.Key // number 0 where the secret is given out
+	by    caller.Caller
+}
+
+func agrees(o operation) transaction.Operation { return &agreement{operation: o} }
+
+// Authorize judges whoever names a draft, as if they opened its import.
+func (o *agreement) Authorize(ctx context.Context, who caller.Caller, in transaction.Inputs) error {
+	name := strings.TrimSuffix(string(in["store"]), "\n")
+	if name == "" {
 		return nil
 	}
-	k, err := f.judged(ctx, name, importRow, 2)
-	if err == nil && k.State != kim.Draft {
-		err = psa.Errorf(psa.StatusAlreadyExists, "%s is a key already", name).WithHint("mkdir makes a draft")
+	k, err := o.named(ctx, who, name, importRow, gate.Write)
+	if err != nil {
+		return err
 	}
-	f.into = k
-	return err
+	if k.State != kim.Draft {
+		return psa.Errorf(psa.StatusAlreadyExists, "%s is a key already", name).WithHint("mkdir makes a draft")
+	}
+	o.draft, o.by = k, who
+	return nil
+}
+
+func (o *agreement) Begin(ctx context.Context, in transaction.Inputs, length int) (psa.Run, bool, error) {
+	op, err := o.resolve(in, length)
+	if err != nil {
+		return nil, false, err
+	}
+	if word := strings.TrimSpace(string(in["kdf"])); word != "" {
+		kdf, err := psa.ParseDerivation(word)
+		if err != nil {
+			return nil, false, err
+		}
+		op.Algorithm = psa.KeyAgreement(op.Algorithm.Raw(), kdf)
+		o.begun = op.Algorithm
+	}
+	delete(op.Inputs, "kdf")
+	delete(op.Inputs, "store")
+	if o.draft.Number == 0 {
+		run, err := o.begin(ctx, op)
+		return run, false, err
+	}
+	if err := o.fit(op); err != nil {
+		return nil, false, err
+	}
+	run, err := o.begin(ctx, op)
+	if err != nil {
+		return nil, false, err
+	}
+	return &storeRun{Run: run, o: o}, false, nil
+}
+
+// fit gives a derivation the length of the draft's key.
+func (o *agreement) fit(op psa.Op) error {
+	a := o.draft.Attributes
+	if err := a.Stores(op.Algorithm); err != nil {
+		return err
+	}
+	if op.Operation != psa.Derive && op.Algorithm.Derivation() == psa.AlgNone {
+		return nil
+	}
+	length := strconv.Itoa(a.Bits / 8)
+	if asked := strings.TrimSpace(string(op.Inputs["length"])); asked != "" && asked != length {
+		return psa.Errorf(psa.StatusInvalidArgument, "length %s: the draft's key has %s bytes", asked, length)
+	}
+	op.Inputs["length"] = []byte(length)
+	return nil
 }
 
 // borrowed refuses to let somebody name a key with a file that somebody else opened: a setuid program can be made to write
@@ -31,88 +93,35 @@ func borrowed(opener, now uint32) error {
 	if opener == now {
 		return nil
 	}
-	return refuse(syscall.EACCES, "another user opened this file, and what is written into it counts as the writer's own", "open it yourself")
+	return gate.Refuse(syscall.EACCES, "another user opened this file, and what is written into it counts as the writer's own", "open it yourself")
 }
 
 func (v *view) borrowed() error { return borrowed(v.opener, v.uid) }
 
-// judged is Tree.named for the one whose request it is alone.
-func (f *feed) judged(ctx context.Context, name string, r *row, want uint16) (kim.Key, error) {
-	if err := borrowed(f.r.uid, caller(ctx).Uid); err != nil {
+// named is Tree.named for the one whose request it is alone.
+func (o *operation) named(ctx context.Context, who caller.Caller, name string, r *row, want gate.Bits) (kim.Key, error) {
+	if err := borrowed(o.uid, who.UID); err != nil {
 		return kim.Key{}, err
 	}
-	return f.r.t.named(ctx, f.r.at.provider, name, r, want)
+	return o.t.named(ctx, who, o.at.provider, name, r, want)
 }
 
-// named is the key that a caller named in bytes: refused as if it had opened the row's file there, which needs the rw
-// bits of want.
-func (t *Tree) named(ctx context.Context, p *kim.Provider, name string, r *row, want uint16) (kim.Key, error) {
-	if err := ValidName(name); err != nil {
+// named is the key that a caller named in bytes: refused as if it had opened the row's file there.
+func (t *Tree) named(ctx context.Context, who caller.Caller, p *kim.Provider, name string, r *row, want gate.Bits) (kim.Key, error) {
+	if err := kim.ValidName(name); err != nil {
 		return kim.Key{}, err
 	}
 	k, err := p.Lookup(calm(ctx), name)
 	if err != nil {
-		return k, err
+		return kim.Key{}, err
 	}
-	a := t.accessTo(r, p, k.Number, 0)
-	a.want = want
-	if err := a.judge(ctx); err != nil {
-		return kim.Key{}, refuse(syscall.EACCES, err.Error(), "ask the key's owner for access to its "+r.name)
-	}
-	return k, nil
-}
-
-// beginAgree begins an agreement, raw or with the policy's key derivation or with the one that the slot names; or a key
-// derivation alone.
-func beginAgree(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
-	if word := strings.TrimSpace(string(op.Inputs["kdf"])); word != "" {
-		kdf, err := psa.ParseDerivation(word)
-		if err != nil {
-			return nil, err
-		}
-		op.Algorithm = psa.KeyAgreement(op.Algorithm.Raw(), kdf)
-	}
-	f.algorithm = op.Algorithm.String()
-	delete(op.Inputs, "kdf")
-	delete(op.Inputs, "store")
-	if f.into.Number == 0 {
-		return f.r.t.kim.Begin(ctx, f.r.at.key, f.r.uid, op)
-	}
-	a := f.into.Attributes
-	if err := storable(a, op.Algorithm); err != nil {
-		return nil, err
-	}
-	length := strconv.Itoa(a.Bits / 8)
-	if op.Operation == psa.Derive || op.Algorithm.Derivation() != psa.AlgNone {
-		if asked := strings.TrimSpace(string(op.Inputs["length"])); asked != "" && asked != length {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "length %s: the draft's key has %s bytes", asked, length)
-		}
-		op.Inputs["length"] = []byte(length)
-	}
-	r, err := f.r.t.kim.Begin(ctx, f.r.at.key, f.r.uid, op)
-	if err != nil {
-		return nil, err
-	}
-	return &storeRun{Run: r, f: f}, nil
-}
-
-// storable says whether an agreement's secret can become a key of these attributes: a raw one has structure, and PSA
-// lets it become a key for a derivation or a MAC alone (psa_key_agreement).
-func storable(a psa.Attributes, alg psa.Algorithm) error {
-	raw := a.Type == psa.KeyTypeHMAC || a.Type == psa.KeyTypeDerive || a.Type == psa.KeyTypeRawData
-	switch {
-	case a.Type == psa.KeyTypeNone || a.Type.IsAsymmetric() || a.Bits == 0:
-		return psa.Errorf(psa.StatusInvalidArgument, "the draft must be of a symmetric type and size").WithHint("write a template into its attributes, such as aes-256-gcm")
-	case alg == psa.ECDH && !raw:
-		return psa.Errorf(psa.StatusInvalidArgument, "a raw secret cannot become a %s key", a.Type).WithHint("write a key derivation into kdf, such as hkdf-sha256")
-	}
-	return a.Validate()
+	return k, t.gate.Named(ctx, who, t.file(r, p, k.Number).file(), want)
 }
 
 // storeRun makes the secret the draft's key, and gives nothing.
 type storeRun struct {
 	psa.Run
-	f *feed
+	o *agreement
 }
 
 func (r *storeRun) Finish(ctx context.Context) (psa.Result, error) {
@@ -122,8 +131,8 @@ func (r *storeRun) Finish(ctx context.Context) (psa.Result, error) {
 	}
 	m := &psa.Material{Format: psa.FormatRaw, Data: result.Outputs["secret"]}
 	defer m.Wipe()
-	draft, begun := r.f.into, time.Now()
-	err = r.f.r.t.kim.Derive(ctx, draft.Number, r.f.r.uid, draft.Attributes.Template(), draft.Attributes, m)
-	r.f.r.t.audit(r.f.r.by, place{t: r.f.r.t, provider: r.f.r.at.provider, key: draft.Number, file: "import"}, "store", begun, err)
+	o, draft, begun := r.o, r.o.draft, time.Now()
+	err = o.t.kim.Derive(ctx, draft.Number, o.uid, draft.Attributes.Template(), draft.Attributes, m)
+	o.t.audit(o.by, place{t: o.t, provider: o.at.provider, key: draft.Number, file: "import"}, "store", begun, err)
 	return psa.Result{Outputs: map[string][]byte{"secret": nil}}, err
 }

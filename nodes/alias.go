@@ -9,6 +9,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -48,14 +49,14 @@ var _ = (fs.NodeSymlinker)((*aliasesDir)(nil))
 // Symlink is safe because the kernel judged who may write here, and a link gives no right to its target.
 func (n *aliasesDir) Symlink(ctx context.Context, target, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	at := n.child(name)
-	if err := ValidName(name); err != nil {
+	if err := kim.ValidName(name); err != nil {
 		return nil, n.t.fail(ctx, at, "symlink", err)
 	}
 	if len(target) > aliasMost {
-		return nil, n.t.fail(ctx, at, "symlink", refuse(syscall.ENAMETOOLONG, "the target is too long", ""))
+		return nil, n.t.fail(ctx, at, "symlink", gate.Refuse(syscall.ENAMETOOLONG, "the target is too long", ""))
 	}
-	c := caller(ctx)
-	a, err := n.t.kim.CreateAlias(calm(ctx), kim.Alias{Name: name, Target: target, UID: c.Uid, GID: c.Gid})
+	c := callerOf(ctx)
+	a, err := n.t.kim.CreateAlias(calm(ctx), kim.Alias{Name: name, Target: target, UID: c.UID, GID: c.GID})
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "symlink", time.Now(), err)
 	}
@@ -76,20 +77,20 @@ var _ = (fs.NodeRenamer)((*aliasesDir)(nil))
 func (n *aliasesDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
 	at, next := n.child(name), n.child(newName)
 	if _, ok := parent.(*aliasesDir); !ok {
-		return n.t.fail(ctx, at, "rename", refuse(syscall.EPERM, "an alias stays in keys/", ""))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "an alias stays in keys/", ""))
 	}
 	if flags&^renameNoReplace != 0 {
-		return n.t.fail(ctx, at, "rename", refuse(syscall.EINVAL, "aliases cannot be exchanged", "ln -sfn replaces one"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "aliases cannot be exchanged", "ln -sfn replaces one"))
 	}
-	if err := ValidName(newName); err != nil {
+	if err := kim.ValidName(newName); err != nil {
 		return n.t.fail(ctx, next, "rename", err)
 	}
 	if flags&renameNoReplace != 0 {
 		if _, err := n.t.kim.Alias(calm(ctx), newName); psa.StatusOf(err) != psa.StatusDoesNotExist {
-			return n.t.fail(ctx, at, "rename", refuse(syscall.EEXIST, "the new name is taken", ""))
+			return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EEXIST, "the new name is taken", ""))
 		}
 	}
 	err := n.t.kim.RenameAlias(calm(ctx), name, newName)
-	n.t.audit(caller(ctx), place{t: n.t, file: at.file + " to " + next.file}, "rename", time.Now(), err)
+	n.t.audit(callerOf(ctx), place{t: n.t, file: at.file + " to " + next.file}, "rename", time.Now(), err)
 	return n.t.remember(ctx, at, "rename", err)
 }

@@ -6,40 +6,58 @@ import (
 	"time"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/nodes/transaction"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// nameSigner notes the key that signs, if the slot's signer names one whose sign the reader may open.
-func nameSigner(ctx context.Context, f *feed) (err error) {
-	f.signer = kim.Key{}
-	if name := strings.TrimSuffix(string(f.named["signer"]), "\n"); name != "" {
-		f.signer, err = f.judged(ctx, name, signRow, 6)
+// attestation is signed by the device's own key, or by the one that a slot names.
+type attestation struct {
+	operation
+	signer kim.Key // number 0 for the device's own
+	by     caller.Caller
+}
+
+func attests(o operation) transaction.Operation { return &attestation{operation: o} }
+
+// Authorize judges whoever names a signer, as if they opened its sign.
+func (o *attestation) Authorize(ctx context.Context, who caller.Caller, in transaction.Inputs) (err error) {
+	name := strings.TrimSuffix(string(in["signer"]), "\n")
+	if name == "" {
+		return nil
 	}
+	o.by = who
+	o.signer, err = o.named(ctx, who, name, signRow, gate.ReadWrite)
 	return err
 }
 
-// beginAttest begins an attestation, signed by the device's own key or by the one that the slot names.
-func beginAttest(ctx context.Context, f *feed, op psa.Op) (psa.Run, error) {
-	delete(op.Inputs, "signer")
-	if f.signer.Number == 0 {
-		return f.r.t.kim.Begin(ctx, f.r.at.key, f.r.uid, op)
-	}
-	r, err := f.r.t.kim.Certify(ctx, f.r.at.key, f.r.uid, op, f.signer.Number)
+func (o *attestation) Begin(ctx context.Context, in transaction.Inputs, length int) (psa.Run, bool, error) {
+	op, err := o.resolve(in, length)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return &certifyRun{Run: r, f: f}, nil
+	delete(op.Inputs, "signer")
+	if o.signer.Number == 0 {
+		run, err := o.begin(ctx, op)
+		return run, false, err
+	}
+	run, err := o.t.kim.Certify(ctx, o.at.key, o.uid, op, o.signer.Number)
+	if err != nil {
+		return nil, false, gone(err)
+	}
+	return &certifyRun{Run: run, o: o}, false, nil
 }
 
 // certifyRun has the signer's use in the audit trail too.
 type certifyRun struct {
 	psa.Run
-	f *feed
+	o *attestation
 }
 
 func (r *certifyRun) Finish(ctx context.Context) (psa.Result, error) {
-	begun, q := time.Now(), r.f.r
+	begun, o := time.Now(), r.o
 	result, err := r.Run.Finish(ctx)
-	q.t.audit(q.by, place{t: q.t, provider: q.at.provider, key: r.f.signer.Number, file: signRow.name}, string(psa.Attest), begun, err)
+	o.t.audit(o.by, place{t: o.t, provider: o.at.provider, key: o.signer.Number, file: signRow.name}, string(psa.Attest), begun, err)
 	return result, err
 }

@@ -1,7 +1,9 @@
 package nodes
 
 import (
+	"cmp"
 	"context"
+	"strings"
 	"syscall"
 	"time"
 
@@ -10,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/kim"
-	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
 // Inode numbers: the number of the key, provider or alias times 256 plus the row's; the root's own number is 0.
@@ -28,7 +30,7 @@ type stat struct {
 	size     uint64
 	changed  time.Time
 	links    uint32
-	acl      acl // of nodes whose ACL follows another one's
+	acl      gate.ACL // of nodes whose ACL follows another one's
 	// settable are the bits that chmod can give. Without any, mode, owner, ACL and labels cannot be changed, and fixed
 	// says why: what a new kind of node does not say cannot be changed.
 	settable uint32
@@ -41,7 +43,7 @@ type stat struct {
 // changeable refuses what is fixed.
 func (s stat) changeable() error {
 	if s.settable == 0 {
-		return refuse(syscall.EPERM, s.fixed, "")
+		return gate.Refuse(syscall.EPERM, s.fixed, "")
 	}
 	return nil
 }
@@ -65,26 +67,21 @@ type place struct {
 
 // path is relative to the mount; a key's name is asked now, because keys are renamed.
 func (p place) path() string {
-	s := ""
+	var names []string
 	if p.provider != nil {
-		s = "providers/" + p.provider.Name()
+		names = append(names, "providers", p.provider.Name())
 	}
 	if p.key != 0 {
 		name := "?"
 		if k, err := p.t.kim.Key(context.Background(), p.key); err == nil {
 			name = k.Name
 		}
-		s += "/keys/" + name
+		names = append(names, "keys", name)
 	}
-	switch {
-	case s == "" && p.file == "":
-		return "."
-	case s == "":
-		return p.file
-	case p.file == "":
-		return s
+	if p.file != "" {
+		names = append(names, p.file)
 	}
-	return s + "/" + p.file
+	return cmp.Or(strings.Join(names, "/"), ".")
 }
 
 // base answers what is the same for every node: attributes from stat and KIM, and a refusal for whatever the tree does
@@ -132,17 +129,17 @@ var _ = (fs.NodeStatfser)((*base)(nil))
 
 // Statfs is safe because it counts the caller's own keys: files are the quota, and df -i shows what is left of it.
 func (b *base) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
-	used, most, err := b.t.kim.Quota(calm(ctx), caller(ctx).Uid)
+	used, most, err := b.t.kim.Quota(calm(ctx), callerOf(ctx).UID)
 	if err != nil {
 		return errnoOf(err)
 	}
-	out.Bsize, out.Frsize, out.NameLen = 4096, 4096, nameMax
+	out.Bsize, out.Frsize, out.NameLen = 4096, 4096, kim.MaxName
 	out.Files, out.Ffree = uint64(max(most, used)), uint64(max(most-used, 0))
 	return 0
 }
 
 func (b *base) denied(ctx context.Context, op, why, hint string) syscall.Errno {
-	return b.t.fail(ctx, b.self.place(), op, refuse(syscall.EPERM, why, hint))
+	return b.t.fail(ctx, b.self.place(), op, gate.Refuse(syscall.EPERM, why, hint))
 }
 
 var _ = (fs.NodeUnlinker)((*base)(nil))
@@ -198,7 +195,8 @@ var _ = (fs.NodeCreater)((*base)(nil))
 
 // Create is safe because it refuses.
 func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here", "a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory")
+	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here",
+		"a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory")
 }
 
 // entry gives the kernel a child: the inode that it already knows under this number, or n.
@@ -215,9 +213,6 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	}
 	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
 }
-
-// wipe ends the life of bytes that may be secret.
-func wipe(b []byte) { psa.Wipe(b) }
 
 func errnoName(e syscall.Errno) string {
 	if e == syscall.EOPNOTSUPP { // ENOTSUP is another name of it on Linux

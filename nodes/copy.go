@@ -3,16 +3,11 @@ package nodes
 import (
 	"bytes"
 	"context"
-	"slices"
 	"strings"
 
+	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
-
-// copies says whether the draft's provider can copy keys.
-func copies(v *view) bool {
-	return draft(v) && slices.ContainsFunc(v.provider.Capabilities(), func(c psa.Capability) bool { return c.Has(psa.Copy) })
-}
 
 // copyStage makes the draft a copy of the key of the same provider whose name is written: for whoever could open that
 // one's export, whether or not its policy lets the key be exported.
@@ -26,18 +21,14 @@ func copyStage(v *view) stage {
 		if err := v.borrowed(); err != nil {
 			return 0, nil, err
 		}
-		source, err := v.t.named(v.ctx, v.provider, name, exportRow, 6)
+		source, err := v.t.named(v.ctx, callerOf(v.ctx), v.provider, name, exportRow, gate.ReadWrite)
 		if !whole && psa.StatusOf(err) == psa.StatusDoesNotExist {
 			return 0, nil, nil // a name that goes on
 		}
 		if err != nil {
 			return 0, nil, err
 		}
-		end := len(line)
-		if whole {
-			end++
-		}
-		return end, func(ctx context.Context) error {
+		return min(len(line)+1, len(b)), func(ctx context.Context) error {
 			return v.t.kim.Copy(ctx, v.key.Number, v.uid, source.Number)
 		}, nil
 	}}

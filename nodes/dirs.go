@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -130,16 +132,16 @@ func (n *rowsDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 			continue
 		}
 		add(r.name, r.kind.bits(), r.number)
-		if r.kind == transaction {
+		if r.kind == request {
 			add(r.name+slotsSuffix, syscall.S_IFDIR, r.number+slotsNumber)
 		}
 	}
-	return fs.NewListDirStream(list), 0
+	return n.listed(ctx, fs.NewListDirStream(list))
 }
 
 // view is what the rows of a place are judged and rendered from, for whoever asks.
 func (p place) view(ctx context.Context) (*view, error) {
-	v := &view{ctx: calm(ctx), t: p.t, provider: p.provider, uid: caller(ctx).Uid}
+	v := &view{ctx: calm(ctx), t: p.t, provider: p.provider, uid: callerOf(ctx).UID}
 	if p.key == 0 {
 		return v, nil
 	}
@@ -175,7 +177,7 @@ func (n *namesDir) place() place { return n.at }
 
 func (n *namesDir) child(name string) place {
 	at := n.at
-	at.file += "/" + oneLine(name)
+	at.file += "/" + psa.OneLine(name)
 	return at
 }
 
@@ -195,7 +197,29 @@ func (n *namesDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 var _ = (fs.NodeReaddirer)((*namesDir)(nil))
 
 // Readdir is safe because it shows names to whoever may read the directory.
-func (n *namesDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) { return n.list(), 0 }
+func (n *namesDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return n.listed(ctx, n.list())
+}
+
+// listed counts an open directory for who reads it.
+func (b *base) listed(ctx context.Context, s fs.DirStream) (fs.DirStream, syscall.Errno) {
+	release, err := b.t.machine.Hold(callerOf(ctx).UID, 0)
+	if err != nil {
+		return nil, b.t.fail(ctx, b.self.place(), "readdir", err)
+	}
+	return &listed{s, release}, 0
+}
+
+// listed is an open directory that is counted for who reads it.
+type listed struct {
+	fs.DirStream
+	release func()
+}
+
+func (l *listed) Close() {
+	l.DirStream.Close()
+	l.release()
+}
 
 const defaultName = "default"
 
@@ -239,7 +263,7 @@ func (t *Tree) keys(p *kim.Provider) *keysDir {
 	}
 	// a key whose fate is unknown is EBUSY
 	n.find = func(ctx context.Context, name string) (node, syscall.Errno) {
-		if ValidName(name) != nil {
+		if kim.ValidName(name) != nil {
 			return nil, syscall.ENOENT
 		}
 		k, err := p.Lookup(calm(ctx), name)
@@ -267,19 +291,19 @@ var _ = (fs.NodeMkdirer)((*keysDir)(nil))
 // and other. mode holds the umask too (Tree.Wrap).
 func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	at, p, begun := n.child(name), n.at.provider, time.Now()
-	if err := ValidName(name); err != nil {
+	if err := kim.ValidName(name); err != nil {
 		return nil, n.t.fail(ctx, at, "mkdir", err)
 	}
 	own, err := n.permissions(ctx)
 	if err != nil {
 		return nil, n.t.fail(ctx, at, "mkdir", err)
 	}
-	if err := n.t.admitAudited(ctx, p); err != nil {
+	if err := n.enter(ctx); err != nil {
 		return nil, n.t.fail(ctx, at, "mkdir", err)
 	}
-	c := caller(ctx)
+	c := callerOf(ctx)
 	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
-	k, err := p.CreateDraft(calm(ctx), name, c.Uid, c.Gid, bits, files...)
+	k, err := p.CreateDraft(calm(ctx), name, c.UID, c.GID, bits, files...)
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "mkdir", begun, err)
 	}
@@ -287,12 +311,41 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	return n.t.entry(ctx, &n.Inode, n.t.key(p, k.Number), out)
 }
 
-// admitAudited is admit for what the audit trail must be able to take.
-func (t *Tree) admitAudited(ctx context.Context, p *kim.Provider) error {
-	if err := t.admit(ctx, p, nil); err != nil {
+// A keys directory is the end of the way to its names, which is judged anew where it has lost rights.
+var _ gate.Way = (*keysDir)(nil)
+
+// Numbers are the provider's directory and this one.
+func (n *keysDir) Numbers() [gate.Steps]uint64 {
+	return [gate.Steps]uint64{0: inoOf(n.at.provider.Number(), 0), 3: n.ino}
+}
+
+func (n *keysDir) step(i int) *base {
+	if i == 0 {
+		return &n.t.provider(n.at.provider).base
+	}
+	return &n.base
+}
+
+// Rights are those of a step now.
+func (n *keysDir) Rights(ctx context.Context, step int) (gate.Rights, error) {
+	p, err := n.step(step).permissions(ctx)
+	return p.rights(), err
+}
+
+// Path is a step's place.
+func (n *keysDir) Path(step int) string { return n.step(step).self.place().path() }
+
+// Units are the provider's.
+func (n *keysDir) Units(context.Context) (gate.Units, error) {
+	return gate.Units{Provider: n.at.provider.Name()}, nil
+}
+
+// enter is the gate for whoever changes names here, which the audit trail must be able to take.
+func (n *keysDir) enter(ctx context.Context) error {
+	if _, err := n.t.gate.Open(ctx, callerOf(ctx), n, gate.Write|gate.Search, gate.Units{Provider: n.at.provider.Name()}); err != nil {
 		return err
 	}
-	return t.auditing.ready()
+	return n.t.auditing.ready()
 }
 
 var _ = (fs.NodeRmdirer)((*keysDir)(nil))
@@ -306,13 +359,14 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	}
 	at := place{t: n.t, provider: p, key: k.Number}
 	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
-		return n.t.fail(ctx, at, "rmdir", refuse(syscall.EPERM, "allow_destroy is false for this key", "its owner can write allow_destroy = true into attributes"))
+		return n.t.fail(ctx, at, "rmdir", gate.Refuse(syscall.EPERM, "allow_destroy is false for this key",
+			"its owner can write allow_destroy = true into attributes"))
 	}
-	begun, uid := time.Now(), caller(ctx).Uid
-	if err := n.t.admitAudited(ctx, p); err != nil {
+	begun, uid := time.Now(), callerOf(ctx).UID
+	if err := n.enter(ctx); err != nil {
 		return n.t.fail(ctx, at, "rmdir", err)
 	}
-	err = n.t.perform(ctx, at, func(ctx context.Context) error {
+	err = n.t.machine.Perform(ctx, callerOf(ctx), at.path, func(ctx context.Context) error {
 		if err := n.t.kim.Destroy(ctx, k.Number, uid); err != nil {
 			return err
 		}
@@ -320,15 +374,14 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 		return nil
 	})
 	// by its name: its number means nothing once it is gone
-	n.t.audit(caller(ctx), n.child(name), "rmdir", begun, err)
+	n.t.audit(callerOf(ctx), n.child(name), "rmdir", begun, err)
 	return n.t.remember(ctx, at, "rmdir", err)
 }
 
 // forget ends what the tree holds for a key that is gone.
 func (t *Tree) forget(number int64) {
 	low, high := inoOf(number, 0), inoOf(number+1, 0)
-	t.boxes.drop(func(ino uint64) bool { return ino >= low && ino < high })
-	t.slots.drop(func(ino uint64) bool { return ino >= low && ino < high })
+	t.machine.Drop(func(ino uint64) bool { return ino >= low && ino < high })
 }
 
 // Flags of renameat2(2).
@@ -345,11 +398,11 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", refuse(syscall.EPERM, "a key cannot leave its provider", "make a new key there"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key cannot leave its provider", "make a new key there"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
-		return n.t.fail(ctx, at, "rename", refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}
-	if err := ValidName(newName); err != nil {
+	if err := kim.ValidName(newName); err != nil {
 		return n.t.fail(ctx, next, "rename", err)
 	}
 	begun := time.Now()
@@ -357,11 +410,11 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	if err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
-	if err := n.t.admitAudited(ctx, p); err != nil {
+	if err := n.enter(ctx); err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
 	err = n.move(ctx, k.Number, newName, flags&renameExchange != 0)
-	n.t.audit(caller(ctx), place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
+	n.t.audit(callerOf(ctx), place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
 	return n.t.remember(ctx, at, "rename", err)
 }
 
@@ -382,7 +435,7 @@ func (t *Tree) file(r *row, p *kim.Provider, key int64) tableNode {
 	var n tableNode
 	var f *fileNode
 	switch r.kind {
-	case transaction:
+	case request:
 		o := &operationFile{}
 		n, f = o, &o.fileNode
 	case staged:
@@ -411,9 +464,10 @@ func (n *fileNode) file() *fileNode { return n }
 // fileNode is what the files of the table share.
 type fileNode struct {
 	base
-	row *row
-	p   *kim.Provider
-	key int64
+	row  *row
+	p    *kim.Provider
+	key  int64
+	last atomic.Pointer[showing]
 }
 
 func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.path()} }
@@ -441,10 +495,36 @@ func (n *fileNode) stat(ctx context.Context) (stat, error) {
 
 // present is the row's own check at open: the kernel may still hold the name of a file that has gone.
 func (n *fileNode) present(v *view) error {
-	if !n.row.shown(v) {
+	if !n.shown(v) {
 		return psa.Errorf(psa.StatusDoesNotExist, "this key has no %s", n.row.name)
 	}
 	return nil
+}
+
+// shown is the row's, remembered for a policy and the lines of a provider, which are many: an open asks each time.
+func (n *fileNode) shown(v *view) bool {
+	if n.row.kind != request {
+		return n.row.shown(v)
+	}
+	s, lines := n.last.Load(), v.provider.Capabilities()
+	if s == nil || s.state != v.key.State || s.attributes != v.key.Attributes || !same(s.lines, lines) {
+		s = &showing{v.key.State, v.key.Attributes, lines, n.row.shown(v)}
+		n.last.Store(s)
+	}
+	return s.shown
+}
+
+// showing is whether a file is there, and what that follows from.
+type showing struct {
+	state      kim.State
+	attributes psa.Attributes
+	lines      []psa.Capability
+	shown      bool
+}
+
+// same says whether a provider's lines are the same ones still: it gets new ones as a whole.
+func same(a, b []psa.Capability) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // pages is a listing that holds one page at a time.

@@ -4,26 +4,24 @@
 // and what comes out. Directory listings, attributes, handlers, slots and the tree's own README all come from that
 // table, so a new operation is a new row.
 //
-// # Transactions
+// # Rooms
 //
-// An operation file is a private channel: what is written through one open file is the request, what is read is the
-// answer. Three shapes share one machine:
+// A request walks from here to transaction, gate and caller, and nothing imports against that order:
 //
-//   - a request (request.go) collects input, runs its operation once, in a goroutine of its own, and keeps the answer;
-//   - a channel (channel.go) is a request with the rules of offsets around it. An open file has one of its own, a slot
-//     shares one between opens, and the drop box hands one over from a writer to a reader;
-//   - a handle (channel.go) is one open file on a channel.
-//
-// WRITE only collects and READ runs the operation: the kernel holds the inode's lock during WRITE, sends FLUSH early
-// and often, and never tells anybody what RELEASE answered.
+//   - nodes (this package) is the tree: directories, texts, texts that take input, and the files of operations as FUSE
+//     sees them;
+//   - nodes/transaction is the one machine behind operation files, slots and the drop box. It knows no FUSE;
+//   - nodes/gate is the one judge of who may. Every way in holds an access of its: open files, slots, staged texts, the
+//     drop box; and names that are given in bytes are judged there;
+//   - nodes/caller tells who calls. It alone reads /proc about others, within bounds.
 //
 // # What the kernel does for us
 //
-// The mount has default_permissions, so the kernel judges every access by the modes that Getattr gives. The handlers
-// here decide what is possible, not who may; the exceptions (slots are their creator's alone) say so.
+// The mount has default_permissions, so the kernel judges every system call by the modes that Getattr gives. The handlers
+// here decide what is possible, and the gate what the kernel cannot judge.
 //
 // # State
 //
 // Nodes hold names and numbers only; what a key is lies in the KIM and is asked each time. Requests in the drop box and
-// slots live in the Tree, bounded and with an end to their time, because the kernel may forget an inode at any moment.
+// slots live in the machine, bounded and with an end to their time, because the kernel may forget an inode at any moment.
 package nodes

@@ -5,13 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -48,27 +49,14 @@ var errnos = map[psa.Status]syscall.Errno{
 	psa.StatusQueueFull:            syscall.EAGAIN,
 }
 
-// refusal is an error that a rule of the tree itself gives, with the errno that says it best.
-type refusal struct {
-	errno syscall.Errno
-	why   string
-	hint  string
-}
-
-func (r *refusal) Error() string { return r.why }
-
-func refuse(errno syscall.Errno, why, hint string) error {
-	return &refusal{errno: errno, why: why, hint: hint}
-}
-
 // errnoOf is what the caller of a system call gets for err.
 func errnoOf(err error) syscall.Errno {
 	if err == nil {
 		return 0
 	}
-	var r *refusal
+	var r *gate.Refusal
 	if errors.As(err, &r) {
-		return r.errno
+		return r.Errno
 	}
 	if e, ok := errnos[psa.StatusOf(err)]; ok {
 		return e
@@ -80,7 +68,6 @@ func errnoOf(err error) syscall.Errno {
 const (
 	failuresPerUser  = 32
 	failureUsersMost = 1024
-	failureTextMost  = 512
 )
 
 // failure is one line of last_error.
@@ -134,16 +121,16 @@ func (f *failures) text(uid uint32, key int64) []byte {
 		}
 		status := "-"
 		hint := psa.HintOf(x.err)
-		var r *refusal
+		var r *gate.Refusal
 		if errors.As(x.err, &r) {
-			hint = r.hint
+			hint = r.Hint
 		} else {
 			status = psa.StatusOf(x.err).String()
 		}
 		line := fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%s\t%s", x.at.Format(time.RFC3339Nano), x.pid, x.path, x.op,
-			errnoName(x.errno), status, oneLine(x.err.Error()))
+			errnoName(x.errno), status, psa.OneLine(x.err.Error()))
 		if hint != "" {
-			line += "\thint: " + oneLine(hint)
+			line += "\thint: " + psa.OneLine(hint)
 		}
 		b.WriteString(line)
 		b.WriteByte('\n')
@@ -151,32 +138,25 @@ func (f *failures) text(uid uint32, key int64) []byte {
 	return b.Bytes()
 }
 
-// oneLine keeps a device's words from breaking the line they stand in.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > failureTextMost {
-		s = strings.ToValidUTF8(s[:failureTextMost], "") + "..."
+// callerOf is who sent the request that a handler answers.
+func callerOf(ctx context.Context) caller.Caller {
+	c, ok := fuse.FromContext(ctx)
+	if !ok {
+		return caller.Caller{}
 	}
-	return s
+	return callerFrom(*c)
 }
 
-func caller(ctx context.Context) fuse.Caller {
-	if c, ok := fuse.FromContext(ctx); ok {
-		return *c
-	}
-	return fuse.Caller{}
+// callerFrom takes the thread id that the kernel calls a pid.
+func callerFrom(c fuse.Caller) caller.Caller {
+	return caller.Caller{UID: c.Uid, GID: c.Gid, TID: c.Pid}
 }
 
 // fail turns err into the errno of a system call and keeps it for the caller's last_error. Absent names are no
 // failures: shells ask for them all day.
 func (t *Tree) fail(ctx context.Context, at place, op string, err error) syscall.Errno {
 	if denial(errnoOf(err)) {
-		t.audit(caller(ctx), at, op, time.Now(), err)
+		t.audit(callerOf(ctx), at, op, time.Now(), err)
 	}
 	return t.remember(ctx, at, op, err)
 }
@@ -187,15 +167,12 @@ func (t *Tree) remember(ctx context.Context, at place, op string, err error) sys
 	if e == 0 || e == syscall.EINTR {
 		return e
 	}
-	c := caller(ctx)
-	t.failures.add(c.Uid, failure{at: time.Now(), pid: c.Pid, key: at.key, path: at.path(), op: op, errno: e, err: err})
+	c := callerOf(ctx)
+	t.failures.add(c.UID, failure{at: time.Now(), pid: c.TID, key: at.key, path: at.path(), op: op, errno: e, err: err})
 	if e == syscall.EIO {
-		t.log.Error("operation failed", "path", at.path(), "operation", op, "uid", c.Uid, "error", err)
+		t.log.Error("operation failed", "path", at.path(), "operation", op, "uid", c.UID, "error", err)
 	} else {
-		t.log.Debug("operation refused", "path", at.path(), "operation", op, "uid", c.Uid, "errno", errnoName(e), "error", err)
+		t.log.Debug("operation refused", "path", at.path(), "operation", op, "uid", c.UID, "errno", errnoName(e), "error", err)
 	}
 	return e
 }
-
-// errAbsent is the end of a key or of one of its files while it was in use.
-var errAbsent = psa.Errorf(psa.StatusDoesNotExist, "the key or this file of it is gone")

@@ -39,7 +39,7 @@ func section(b *bytes.Buffer, title string, rows []*row) {
 			name += "/"
 		}
 		fmt.Fprintf(w, "    %s\t%s\n", name, r.help)
-		if r.kind == transaction {
+		if r.kind == request {
 			slotHelp(w, r)
 		}
 	}
@@ -49,10 +49,10 @@ func section(b *bytes.Buffer, title string, rows []*row) {
 
 func slotHelp(w io.Writer, r *row) {
 	what := "slots: files to write and read by separate opens"
-	if r.many() {
+	if r.spec.Parted() {
 		var names []string
-		for _, p := range slotParts(r) {
-			names = append(names, p.name)
+		for _, p := range r.spec.Parts() {
+			names = append(names, p.Name)
 		}
 		what = "slots: directories with " + strings.Join(names, ", ")
 	}

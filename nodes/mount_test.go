@@ -8,11 +8,14 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -487,6 +490,40 @@ func TestSlots(t *testing.T) {
 	wantErrno(t, write(m.path("k", "sign.d", ".hidden"), os.O_WRONLY|os.O_CREATE, ""), syscall.EINVAL)
 }
 
+// TestRestOfAnAnswer: whoever is in the middle of an answer that another open of the slot replaces is told so.
+func TestRestOfAnAnswer(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	slot := m.path("k", "sign.d", "x")
+	if err := write(slot, os.O_WRONLY|os.O_CREATE|os.O_EXCL, "one"); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 40)
+	if n, err := f.Read(b); n != 40 || err != nil {
+		t.Fatal(n, err)
+	}
+	m.put(slot, "two")
+	n, err := f.Read(b)
+	if err == nil {
+		t.Fatalf("the rest of an answer that is gone has %d bytes", n)
+	}
+	wantErrno(t, err, syscall.EBUSY)
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(f); len(answer) != 64 || err != nil {
+		t.Fatal(len(answer), err)
+	}
+	if err := os.Remove(slot); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestPageCacheHoldsNothing: what goes around read(2) is refused, and so falls back to it, and never ends well with
 // nothing or gets what the page cache has of somebody else's.
 func TestPageCacheHoldsNothing(t *testing.T) {
@@ -815,5 +852,43 @@ func TestOthersStayOut(t *testing.T) {
 		if s.Mode().Perm() != want {
 			t.Errorf("%s has mode %o, want %o", name, s.Mode().Perm(), want)
 		}
+	}
+}
+
+// trail keeps what it is told.
+type trail struct {
+	mu     sync.Mutex
+	events []nodes.AuditEvent
+}
+
+func (*trail) Ready() error { return nil }
+
+func (a *trail) Record(e nodes.AuditEvent) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.events = append(a.events, e)
+}
+
+// TestTrailNamesTheFile: the audit trail has the file that was used, a slot's too.
+func TestTrailNamesTheFile(t *testing.T) {
+	a := &trail{}
+	m := mount(t, func(o *nodes.Options) { o.Audit = a })
+	m.key("k", "ecdsa-p256-sha256")
+	for _, file := range []string{"sign", "sign.d/x"} {
+		if err := write(m.path("k", file), os.O_WRONLY|os.O_CREATE, "message"); err != nil {
+			t.Fatal(err)
+		}
+		m.get(m.path("k", file))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var files []string
+	for _, e := range a.events {
+		if e.Operation == "sign" {
+			files = append(files, e.File)
+		}
+	}
+	if !slices.Equal(files, []string{"sign", "sign.d/x"}) {
+		t.Errorf("signed through %q", files)
 	}
 }

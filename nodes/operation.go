@@ -2,12 +2,195 @@ package nodes
 
 import (
 	"context"
-	"sync"
+	"hash"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/nodes/transaction"
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
+
+// operation is what one request asks of a key, or where there is none of a provider: the provider's own operation, unless
+// its row makes another one of it.
+type operation struct {
+	t     *Tree
+	row   *row
+	at    place
+	uid   uint32        // who opened the file, or made the slot
+	key   kim.Key       // as it was at the first byte
+	begun psa.Algorithm // for the audit trail
+}
+
+var _ transaction.Operation = (*operation)(nil)
+
+// request makes the operation of a request of one uid, which was written at a place: the file's own, or a slot's.
+func (n *fileNode) request(at place, uid uint32) transaction.Make {
+	return func(ctx context.Context) (transaction.Operation, error) {
+		k, err := n.t.keyOf(ctx, n.key)
+		if err != nil {
+			return nil, err
+		}
+		o := operation{t: n.t, row: n.row, at: at, uid: uid, key: k}
+		if n.row.make != nil {
+			return n.row.make(o), nil
+		}
+		return &o, nil
+	}
+}
+
+func (o *operation) Attributes() psa.Attributes { return o.key.Attributes }
+
+func (o *operation) Authorize(context.Context, caller.Caller, transaction.Inputs) error { return nil }
+
+func (o *operation) Present(ctx context.Context) error {
+	_, err := o.t.keyOf(ctx, o.at.key)
+	return err
+}
+
+func (o *operation) Ended(by caller.Caller, request hash.Hash, begun time.Time, err error) {
+	o.t.auditOperation(by, o.at, o.key, string(o.row.op), o.algorithm(), request, begun, err)
+}
+
+// algorithm is what was begun, where the operation has an algorithm. Only a trail asks.
+func (o *operation) algorithm() string {
+	if o.t.auditing == nil || o.begun == psa.AlgNone || o.row.op.Usage() == 0 && o.row.op != psa.Hash {
+		return ""
+	}
+	return o.begun.String()
+}
+
+func (o *operation) Path() string { return o.at.path() }
+
+func (o *operation) Begin(ctx context.Context, in transaction.Inputs, length int) (psa.Run, bool, error) {
+	op, err := o.resolve(in, length)
+	if err != nil {
+		return nil, false, err
+	}
+	run, err := o.begin(ctx, op)
+	return run, op.Streams(), err
+}
+
+// resolve is the provider's operation with the algorithm that the policy, or the file itself, says.
+func (o *operation) resolve(in transaction.Inputs, length int) (psa.Op, error) {
+	a := o.row.alg
+	if a == psa.AlgNone {
+		var err error
+		if a, err = o.key.Attributes.Resolve(o.row.op, length); err != nil {
+			return psa.Op{}, err
+		}
+	}
+	op := psa.Op{Operation: o.row.op, Algorithm: a, Inputs: in, Limit: o.t.options.BodyLimit}
+	o.begun = a
+	return op, nil
+}
+
+func (o *operation) begin(ctx context.Context, op psa.Op) (psa.Run, error) {
+	if o.at.key == 0 {
+		return o.at.provider.Begin(ctx, o.uid, op)
+	}
+	run, err := o.t.kim.Begin(ctx, o.at.key, o.uid, op)
+	if err != nil {
+		return nil, gone(err)
+	}
+	return run, nil
+}
+
+// keyOf is the key under a number that is open, none under 0.
+func (t *Tree) keyOf(ctx context.Context, number int64) (kim.Key, error) {
+	if number == 0 {
+		return kim.Key{}, nil
+	}
+	k, err := t.kim.Key(calm(ctx), number)
+	return k, gone(err)
+}
+
+// gone turns the absence of a key that was open into what its holders are told.
+func gone(err error) error {
+	if err != nil && psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return psa.Errorf(psa.StatusRevoked, "the key was destroyed")
+	}
+	return err
+}
+
+// calm is ctx without its end: what takes microseconds must not fail because of a signal (Go's own preemption signal
+// is enough to interrupt a system call).
+func calm(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
+
+// A file is the last step of the way to it, behind its provider's directory and its key's.
+var _ gate.Way = (*fileNode)(nil)
+
+// Numbers has no step that the file's place does not have.
+func (n *fileNode) Numbers() (numbers [gate.Steps]uint64) {
+	if n.p != nil {
+		numbers[0] = inoOf(n.p.Number(), 0)
+	}
+	if n.key != 0 {
+		numbers[1], numbers[2] = inoOf(n.p.Number(), rowKeys), inoOf(n.key, 0)
+	}
+	numbers[3] = n.ino
+	return numbers
+}
+
+func (n *fileNode) step(i int) *base {
+	switch i {
+	case 0:
+		return &n.t.provider(n.p).base
+	case 1:
+		return &n.t.keys(n.p).base
+	case 2:
+		return &n.t.key(n.p, n.key).base
+	}
+	return &n.base
+}
+
+func (n *fileNode) Rights(ctx context.Context, step int) (gate.Rights, error) {
+	p, err := n.step(step).permissions(ctx)
+	return p.rights(), gone(err)
+}
+
+func (n *fileNode) Path(step int) string { return n.step(step).self.place().path() }
+
+// Units lets a key's own list decide over its operations alone: its owner may change it from anywhere.
+func (n *fileNode) Units(ctx context.Context) (gate.Units, error) {
+	k, err := n.t.keyOf(ctx, n.key)
+	return n.units(k), err
+}
+
+func (n *fileNode) units(k kim.Key) gate.Units {
+	u := gate.Units{Provider: n.p.Name()}
+	if n.row.kind == request {
+		u.Key = k.Units
+	}
+	return u
+}
+
+// modeOf is how a file is opened; flags are open(2)'s.
+func modeOf(flags uint32) transaction.Mode {
+	access := flags & syscall.O_ACCMODE
+	return transaction.Mode{Read: access != syscall.O_WRONLY, Write: access != syscall.O_RDONLY, Append: flags&syscall.O_APPEND != 0}
+}
+
+// enter is the gate for whoever opens the file now.
+func (n *fileNode) enter(ctx context.Context, want gate.Bits) (*gate.Access, error) {
+	v, err := n.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.present(v); err != nil {
+		return nil, err
+	}
+	units := gate.Units{} // whoever only reads a text needs no unit
+	if n.row.kind != text && (n.row.kind != staged || want&gate.Write != 0) {
+		units = n.units(v.key)
+	}
+	return n.t.gate.Open(ctx, callerOf(ctx), n, want, units)
+}
 
 // operationFile is an operation of a key: request in, answer out.
 type operationFile struct{ fileNode }
@@ -20,62 +203,43 @@ func (n *operationFile) stat(ctx context.Context) (stat, error) {
 	return s, err
 }
 
+// transactions is the file, or a slot of it at a place of its own, as the machine knows it.
+func (n *operationFile) transactions(at place) transaction.File {
+	return transaction.File{Ino: n.ino, Spec: &n.row.spec, Waiting: &n.t.sizes, Make: func(uid uint32) transaction.Make { return n.request(at, uid) }}
+}
+
 var _ = (fs.NodeOpener)((*operationFile)(nil))
 
-// Open is safe because the kernel judged the file's mode and admit the caller's unit, and each open gets a channel of its own. Direct I/O, or
-// two clients would read each other's bytes from the page cache.
+// Open is safe because the kernel judged the file's mode, the gate whatever the kernel could not, and each open gets a
+// channel of its own. Direct I/O, or two clients would read each other's bytes from the page cache.
 func (n *operationFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	h, fuseFlags, err := n.open(ctx, flags)
+	h, fuseFlags, err := n.open(ctx, modeOf(flags))
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return h, fuseFlags, 0
+	return &handle{n: n, t: n.t, h: h}, fuse.FOPEN_DIRECT_IO | fuseFlags, 0
 }
 
-func (n *operationFile) open(ctx context.Context, flags uint32) (*handle, uint32, error) {
-	v, err := n.view(ctx)
-	if err == nil {
-		err = n.present(v)
-	}
-	if err == nil {
-		err = n.t.admit(ctx, n.p, &v.key)
-	}
+func (n *operationFile) open(ctx context.Context, mode transaction.Mode) (*transaction.Handle, uint32, error) {
+	access, err := n.enter(ctx, mode.Want())
 	if err != nil {
 		return nil, 0, err
 	}
-	h, err := n.t.handle(n, ctx, flags, n.t.accessTo(n.row, n.p, n.key, flags))
-	if err != nil {
-		return nil, 0, err
-	}
-	own := &channel{t: n.t, ino: n.ino, bare: n.row.bare(), make: func() *request { return n.t.newRequest(n.place(), n.row, h.uid) }}
-	switch access := flags & syscall.O_ACCMODE; {
-	case access == syscall.O_RDWR || n.row.bare():
-		h.channel = own
+	m, who, f := n.t.machine, callerOf(ctx), n.transactions(n.place())
+	var h *transaction.Handle
+	switch {
+	case mode.Read && mode.Write || n.row.bare():
 		// nothing here needs the flush: it saves a round trip; and WRITEs of other opens need not wait for this one's
-		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES, nil
+		h, err = m.Open(who, f, mode, access)
+		return h, fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES, err
 	case !n.t.options.Dropbox:
-		h.release()
-		return nil, 0, refuse(syscall.EOPNOTSUPP, "the drop box is off", "open the file for reading and writing, or use a slot in "+n.row.name+slotsSuffix)
-	case access == syscall.O_WRONLY:
-		h.channel = own
-		if h.box, err = n.t.boxes.register(n.ino, h.uid, lineageOf(caller(ctx).Pid), own); err != nil {
-			h.release()
-			return nil, 0, err
-		}
-		return h, fuse.FOPEN_DIRECT_IO, nil
-	default:
-		h.reader = lineageOf(caller(ctx).Pid)
-		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, nil
+		return nil, 0, gate.Refuse(syscall.EOPNOTSUPP, "the drop box is off", "open the file for reading and writing, or use a slot in "+n.row.name+slotsSuffix)
+	case mode.Write:
+		h, err = m.Deposit(who, f, mode, access)
+		return h, 0, err
 	}
-}
-
-// handle counts one more open file of its caller.
-func (t *Tree) handle(n node, ctx context.Context, flags uint32, right *access) (*handle, error) {
-	uid := caller(ctx).Uid
-	if err := t.account.change(uid, 1, 0); err != nil {
-		return nil, err
-	}
-	return &handle{n: n, t: t, flags: flags, uid: uid, access: right, release: sync.OnceFunc(func() { _ = t.account.change(uid, -1, 0) })}, nil
+	h, err = m.Claim(who, f, mode, access)
+	return h, fuse.FOPEN_NOFLUSH, err
 }
 
 var _ = (fs.NodeSetattrer)((*operationFile)(nil))
@@ -91,26 +255,67 @@ func (n *operationFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.
 	return n.change(ctx, in, out)
 }
 
+// truncated is ftruncate(2); by the file's name there is nothing to empty.
 func truncated(fh fs.FileHandle, in *fuse.SetAttrIn, size uint64) error {
-	_, byHandle := in.GetFh()
-	h, ok := fh.(*handle)
-	switch {
-	case size != 0:
-		if byHandle && ok && h.channel != nil {
-			h.channel.fault(errHole)
-		}
-		return refuse(syscall.EINVAL, "a transaction can be truncated to 0 only", "")
-	case byHandle && ok:
-		return h.truncate(true)
+	if h, ok := fh.(*handle); ok && in.Valid&fuse.FATTR_FH != 0 {
+		return h.h.Truncate(size)
+	}
+	if size != 0 {
+		return transaction.ErrTruncate
 	}
 	return nil
 }
 
-// fault poisons the request under way.
-func (c *channel) fault(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.req != nil {
-		c.req.fault(err)
+// handle is one open file of a transaction: an operation's own, a slot, or a part of one.
+type handle struct {
+	n node
+	t *Tree
+	h *transaction.Handle
+}
+
+var _ = (fs.FileWriter)((*handle)(nil))
+
+// Write only collects, and is safe because it never runs an operation: the kernel holds the inode's lock meanwhile.
+func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	tell, err := h.h.Write(ctx, data, off)
+	if err != nil {
+		return 0, h.t.fail(ctx, h.n.place(), "write", err)
 	}
+	if tell {
+		h.extend()
+	}
+	return uint32(len(data)), 0
+}
+
+var _ = (fs.FileReader)((*handle)(nil))
+
+// Read runs the operation, once, and is safe because the gate judges whoever reads, and the channel is this handle's own,
+// its slot's, or was claimed by the rules of the drop box.
+func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	n, err := h.h.Read(ctx, callerOf(ctx), dest, off)
+	if err != nil {
+		return nil, h.t.fail(ctx, h.n.place(), "read", err)
+	}
+	return fuse.ReadResultData(dest[:n]), 0
+}
+
+var _ = (fs.FileFlusher)((*handle)(nil))
+
+// Flush is safe because it runs nothing: bash sends it before the first WRITE, and after each command of a group.
+func (h *handle) Flush(ctx context.Context) syscall.Errno {
+	h.h.Flush(callerOf(ctx))
+	return 0
+}
+
+var _ = (fs.FileFsyncer)((*handle)(nil))
+
+// Fsync is safe because there is nothing to store; go-fuse's default would fail Go's Sync and dd conv=fsync.
+func (h *handle) Fsync(context.Context, uint32) syscall.Errno { return 0 }
+
+var _ = (fs.FileReleaser)((*handle)(nil))
+
+// Release wipes. The kernel sends it late, as uid 0 and pid 0, and tells nobody what it answered.
+func (h *handle) Release(context.Context) syscall.Errno {
+	h.h.Release()
+	return 0
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -19,8 +20,8 @@ type permissions struct {
 	stored   kim.Inode
 	mode     uint32 // permission bits, with the sticky bit
 	uid, gid uint32
-	acl      acl // nil: the mode says all
-	inherits acl // of a directory: the default ACL
+	acl      gate.ACL // nil: the mode says all
+	inherits gate.ACL // of a directory: the default ACL
 }
 
 // permissions asks the node and the KIM.
@@ -53,18 +54,18 @@ func (b *base) permissions(ctx context.Context) (permissions, error) {
 }
 
 // storedACL reads an ACL of the KIM; one that is damaged must not read as none.
-func storedACL(b []byte, none acl) (acl, error) {
+func storedACL(b []byte, none gate.ACL) (gate.ACL, error) {
 	if len(b) == 0 {
 		return none, nil
 	}
-	a, err := parseACL(b)
+	a, err := gate.ParseACL(b)
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusDataCorrupt, "a stored ACL is damaged").WithHint("restore the KIM from a backup")
 	}
 	return a, nil
 }
 
-func (p permissions) rights() rights { return rightsOf(p.uid, p.gid, p.mode, p.acl) }
+func (p permissions) rights() gate.Rights { return gate.RightsOf(p.uid, p.gid, p.mode, p.acl) }
 
 var _ = (fs.NodeSetattrer)((*base)(nil))
 
@@ -72,7 +73,7 @@ var _ = (fs.NodeSetattrer)((*base)(nil))
 // by it is judged again. The kernel sends size 0 for O_TRUNC, which has nothing to empty here.
 func (b *base) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if _, ok := in.GetSize(); ok {
-		return b.t.fail(ctx, b.self.place(), "truncate", refuse(syscall.EINVAL, "this file cannot be truncated", ""))
+		return b.t.fail(ctx, b.self.place(), "truncate", gate.Refuse(syscall.EINVAL, "this file cannot be truncated", ""))
 	}
 	return b.change(ctx, in, out)
 }
@@ -102,11 +103,20 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 		}
 		return b.Getattr(ctx, nil, out) // touch on a slot: it has no times worth keeping
 	}
+	owns := func(gate.Rights) error { return nil }
+	if owner {
+		if owns, err = b.owner(ctx); err != nil {
+			return b.t.audited(ctx, at, "setattr", begun, err)
+		}
+	}
 	err = b.update(ctx, func(p permissions, i *kim.Inode) error {
+		if err := owns(p.rights()); err != nil {
+			return err
+		}
 		if setMode {
 			mode &= p.stat.settable
 			i.Mode = &mode
-			i.ACL = p.acl.chmod(mode).marshal()
+			i.ACL = p.acl.Chmod(mode).Marshal()
 		}
 		if setUID {
 			i.UID = &uid
@@ -125,8 +135,17 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 	if err != nil {
 		return b.t.audited(ctx, at, "setattr", begun, err)
 	}
-	b.t.audit(caller(ctx), at, "setattr", begun, nil)
+	b.t.audit(callerOf(ctx), at, "setattr", begun, nil)
 	return b.Getattr(ctx, nil, out)
+}
+
+// owner is the gate for whoever changes who may do what, before anything is locked.
+func (b *base) owner(ctx context.Context) (judge func(gate.Rights) error, err error) {
+	p, err := b.permissions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.t.gate.Owner(callerOf(ctx), [gate.Steps]uint64{b.ino - b.ino%inoPerNumber, b.ino}, p.rights()), nil
 }
 
 // update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.
@@ -153,8 +172,8 @@ func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) 
 	if err != nil {
 		return err
 	}
-	if !before.rights().onlyAdds(after.rights()) {
-		b.t.revocations.note(b.ino)
+	if !before.rights().OnlyAdds(after.rights()) {
+		b.t.gate.Lost(b.ino)
 	}
 	return nil
 }
@@ -163,7 +182,7 @@ const userLabel = "user."
 
 // label refuses what is no label of the owner's; ctx tells the caller.
 func (b *base) label(ctx context.Context, name string) error {
-	other := refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are kept here", "")
+	other := gate.Refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are kept here", "")
 	if !strings.HasPrefix(name, userLabel) || len(name) == len(userLabel) {
 		return other
 	}
@@ -174,8 +193,8 @@ func (b *base) label(ctx context.Context, name string) error {
 	if p.stat.settable == 0 {
 		return other
 	}
-	if uid := caller(ctx).Uid; uid != p.uid && uid != 0 {
-		return refuse(syscall.EPERM, "labels are the owner's to set", "")
+	if uid := callerOf(ctx).UID; uid != p.uid && uid != 0 {
+		return gate.Refuse(syscall.EPERM, "labels are the owner's to set", "")
 	}
 	return nil
 }
@@ -205,12 +224,12 @@ func fit(dest, value []byte) (uint32, syscall.Errno) {
 
 func (b *base) xattr(ctx context.Context, name string) ([]byte, error) {
 	switch {
-	case name == accessACL || name == defaultACL:
+	case name == gate.AccessACL || name == gate.DefaultACL:
 		p, err := b.permissions(ctx)
-		if name == defaultACL {
-			return p.inherits.marshal(), err
+		if name == gate.DefaultACL {
+			return p.inherits.Marshal(), err
 		}
-		return p.acl.marshal(), err
+		return p.acl.Marshal(), err
 	case strings.HasPrefix(name, userLabel):
 		s, err := b.self.stat(ctx)
 		if err != nil || s.settable == 0 {
@@ -240,10 +259,10 @@ func (b *base) Listxattr(ctx context.Context, dest []byte) (uint32, syscall.Errn
 		}
 	}
 	if p.acl != nil {
-		names = append(names, accessACL)
+		names = append(names, gate.AccessACL)
 	}
 	if p.inherits != nil {
-		names = append(names, defaultACL)
+		names = append(names, gate.DefaultACL)
 	}
 	var list []byte
 	for _, name := range names {
@@ -257,7 +276,7 @@ var _ = (fs.NodeSetxattrer)((*base)(nil))
 // Setxattr is safe because the kernel lets only owners and root change an ACL, labels are judged here, and an ACL and
 // its mode are always stored together: an ACL that is out of step would grant what ls does not show.
 func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags uint32) syscall.Errno {
-	if name == accessACL || name == defaultACL {
+	if name == gate.AccessACL || name == gate.DefaultACL {
 		return b.t.audited(ctx, b.self.place(), "setxattr "+name, time.Now(), b.setACL(ctx, name, value))
 	}
 	if err := b.label(ctx, name); err != nil {
@@ -265,7 +284,7 @@ func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags ui
 	}
 	err := b.t.kim.SetXattr(calm(ctx), b.ino, name, value, int(flags&3))
 	if psa.StatusOf(err) == psa.StatusDoesNotExist {
-		err = refuse(syscall.ENODATA, "there is no such label", "")
+		err = gate.Refuse(syscall.ENODATA, "there is no such label", "")
 	}
 	return b.t.fail(ctx, b.self.place(), "setxattr", err)
 }
@@ -278,41 +297,48 @@ func (b *base) setACL(ctx context.Context, name string, value []byte) error {
 	if err := s.changeable(); err != nil {
 		return err
 	}
-	a, err := parseACL(value)
+	a, err := gate.ParseACL(value)
+	if err != nil {
+		return err
+	}
+	owns, err := b.owner(ctx)
 	if err != nil {
 		return err
 	}
 	return b.update(ctx, func(p permissions, i *kim.Inode) error {
+		if err := owns(p.rights()); err != nil {
+			return err
+		}
 		switch {
-		case name == defaultACL && p.stat.kind != syscall.S_IFDIR:
-			return refuse(syscall.EACCES, "only directories have a default ACL", "")
-		case name == defaultACL:
-			i.DefaultACL = a.marshal()
+		case name == gate.DefaultACL && p.stat.kind != syscall.S_IFDIR:
+			return gate.Refuse(syscall.EACCES, "only directories have a default ACL", "")
+		case name == gate.DefaultACL:
+			i.DefaultACL = a.Marshal()
 		case a == nil:
 			i.ACL = nil
 		default:
 			// nothing that chmod could not give either; the mask keeps it from the other entries
-			bits, _ := a.mode()
-			a = a.chmod(bits & p.stat.settable)
-			bits, more := a.mode()
+			bits, _ := a.Mode()
+			a = a.Chmod(bits & p.stat.settable)
+			bits, more := a.Mode()
 			mode := p.mode&^0777 | bits
 			i.Mode, i.ACL = &mode, nil
 			if more {
-				i.ACL = a.marshal()
+				i.ACL = a.Marshal()
 			}
 		}
 		return nil
 	})
 }
 
-// noACL is an ACL without entries.
-var noACL = []byte{aclVersion, 0, 0, 0}
+// noACL is an ACL of version 2 without entries.
+var noACL = []byte{2, 0, 0, 0}
 
 var _ = (fs.NodeRemovexattrer)((*base)(nil))
 
 // Removexattr is safe as Setxattr is. Without its ACL a file keeps its mode, whose group bits were the mask.
 func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
-	if name == accessACL || name == defaultACL {
+	if name == gate.AccessACL || name == gate.DefaultACL {
 		return b.t.audited(ctx, b.self.place(), "removexattr "+name, time.Now(), b.setACL(ctx, name, noACL))
 	}
 	if err := b.label(ctx, name); err != nil {
@@ -327,15 +353,15 @@ func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
 
 // newborn gives what the files of a new key start with in a directory with the default ACL parent: number 0 is the
 // key's own directory. The umask counts only where there is no default ACL, as everywhere.
-func newborn(parent acl, mode, umask uint32) (dirMode uint32, files []kim.Inode) {
+func newborn(parent gate.ACL, mode, umask uint32) (dirMode uint32, files []kim.Inode) {
 	if parent == nil {
 		return mode &^ umask & keyBits, nil
 	}
-	a, bits := parent.inherit(mode & keyBits)
-	files = append(files, kim.Inode{Mode: &bits, ACL: a.marshal(), DefaultACL: parent.marshal()})
+	a, bits := parent.Inherit(mode & keyBits)
+	files = append(files, kim.Inode{Mode: &bits, ACL: a.Marshal(), DefaultACL: parent.Marshal()})
 	for _, r := range keyRows {
-		a, m := parent.inherit(r.mode)
-		files = append(files, kim.Inode{Ino: r.number, Mode: &m, ACL: a.marshal()})
+		a, m := parent.Inherit(r.mode)
+		files = append(files, kim.Inode{Ino: r.number, Mode: &m, ACL: a.Marshal()})
 	}
 	return bits, files
 }

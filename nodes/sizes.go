@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/nodes/transaction"
 )
 
 // The kernel ends sendfile(2) and splice(2) by itself where a position is at or behind the size of a file, which is 0
@@ -23,12 +25,15 @@ func (p *pageReads) Read(cancel <-chan struct{}, in *fuse.ReadIn, b []byte) (fus
 	return p.RawFileSystem.Read(cancel, in, b)
 }
 
+// maxSignature is longer than any answer that is longer than its request: SLH-DSA has 49 856 bytes.
+const maxSignature = 64 << 10
+
 // page is how the kernel rounds; larger ones do no harm.
 const page = 4096
 
 // sizeFor is the size that a file shows while a transaction's position is at end: more than any answer is longer than
 // its request, because Node's readFile stops there.
-func sizeFor(end int64) int64 { return (end+signatureMost)/page*page + page + 2 }
+func sizeFor(end int64) int64 { return (end+maxSignature)/page*page + page + 2 }
 
 // sizes are the positions of the transactions that wait for their readers, by inode.
 type sizes struct {
@@ -40,24 +45,26 @@ type sizes struct {
 
 // waiting stays without ends too while the kernel believes a long size: nobody has to tell it again then.
 type waiting struct {
-	ends map[*channel]int64
+	ends map[*transaction.Channel]int64
 	long bool // the kernel has been told a size that no position reaches, and no other one since
 }
 
 // longMost bounds the inodes that are kept without ends.
 const longMost = 1 << 12
 
-// set notes a position, and says whether the kernel must be told now: a WRITE itself leaves its own end there.
-func (s *sizes) set(c *channel, end int64) (tell bool) {
+var _ transaction.Waiting = (*sizes)(nil)
+
+// At notes a position, and says whether the kernel must be told now: a WRITE itself leaves its own end there.
+func (s *sizes) At(ino uint64, c *transaction.Channel, end int64) (tell bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.inodes == nil {
 		s.inodes = map[uint64]*waiting{}
 	}
-	w := s.inodes[c.ino]
+	w := s.inodes[ino]
 	if w == nil {
-		w = &waiting{ends: map[*channel]int64{}}
-		s.inodes[c.ino] = w
+		w = &waiting{ends: map[*transaction.Channel]int64{}}
+		s.inodes[ino] = w
 	} else if len(w.ends) == 0 {
 		s.idle--
 	}
@@ -67,10 +74,11 @@ func (s *sizes) set(c *channel, end int64) (tell bool) {
 	return tell
 }
 
-func (s *sizes) clear(c *channel) {
+// Gone forgets a position.
+func (s *sizes) Gone(ino uint64, c *transaction.Channel) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w := s.inodes[c.ino]
+	w := s.inodes[ino]
 	if w == nil || len(w.ends) == 0 {
 		return
 	}
@@ -81,7 +89,7 @@ func (s *sizes) clear(c *channel) {
 		s.idle++
 		return
 	}
-	delete(s.inodes, c.ino)
+	delete(s.inodes, ino)
 }
 
 // size is what stat(2) is told, 0 where nobody waits.

@@ -1,20 +1,22 @@
 package nodes
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/parsecfs/parsecfs/kim"
-	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/nodes/transaction"
 )
 
 // Defaults of Options.
@@ -34,9 +36,9 @@ type Options struct {
 	Dropbox bool
 	// AttrTimeout is how long the kernel may keep attributes, at most a second.
 	AttrTimeout time.Duration
-	// TransactionsPerUser bounds open operation files, slots and drop box requests of one uid; beyond it is EAGAIN.
+	// TransactionsPerUser bounds open files and directories, slots and drop box requests of one uid; beyond it is EAGAIN.
 	TransactionsPerUser int
-	// BufferPerUser bounds the bytes that requests of one uid hold; beyond it is ENOMEM.
+	// BufferPerUser bounds the bytes that requests, answers and texts of one uid hold; beyond it is ENOMEM.
 	BufferPerUser int64
 	// OthersAllowed says whether users other than the mounter can come in.
 	OthersAllowed bool
@@ -44,7 +46,7 @@ type Options struct {
 	Audit     Auditor
 	AuditPath string
 	// Units are the rules of the authenticator SystemdUnit; nil is without it.
-	Units []UnitRule
+	Units []gate.UnitRule
 	// Admins are the uids that may adopt keys, beside root and the daemon's user.
 	Admins []uint32
 	Log    *slog.Logger
@@ -61,47 +63,36 @@ type Tree struct {
 	tables   tables
 	readme   []byte
 
-	auditing *auditing
-	failures failures
-	account  account
-	boxes    boxes
-	slots    slotTable
-	sizes    sizes
-	running  sync.WaitGroup
-	workers  *workers
-	changing sync.Mutex // one change of permissions at a time
-
-	revocations revocations
-	units       atomic.Pointer[[]UnitRule] // nil: no authenticator SystemdUnit
-	admins      atomic.Pointer[[]uint32]
-	closed      atomic.Bool
+	auditing   *auditing
+	failures   failures
+	renderings renderings
+	sizes      sizes
+	procs      *caller.Procs
+	gate       *gate.Gate
+	machine    *transaction.Machine
+	changing   sync.Mutex // one change of permissions at a time
+	admins     atomic.Pointer[[]uint32]
 }
 
 // New makes the tree over an open KIM. Nothing is read from it before it is looked up.
 func New(o Options) *Tree {
-	if o.BodyLimit == 0 {
-		o.BodyLimit = DefaultBodyLimit
-	}
-	if o.TransactionsPerUser == 0 {
-		o.TransactionsPerUser = DefaultTransactionsPerUser
-	}
-	if o.BufferPerUser == 0 {
-		o.BufferPerUser = DefaultBufferPerUser
-	}
+	o.BodyLimit = cmp.Or(o.BodyLimit, DefaultBodyLimit)
+	o.TransactionsPerUser = cmp.Or(o.TransactionsPerUser, DefaultTransactionsPerUser)
+	o.BufferPerUser = cmp.Or(o.BufferPerUser, DefaultBufferPerUser)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	t := &Tree{
 		kim: o.KIM, options: o, log: o.Log, started: time.Now(),
-		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(), workers: newWorkers(),
+		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), readme: readme(), procs: caller.New(),
 		tables: tables{root: rootRows, provider: providerRows, hash: hashRows, key: keyRows},
 	}
-	t.account.transactionsMost, t.account.bytesMost = o.TransactionsPerUser, o.BufferPerUser
-	t.boxes.t, t.slots.t = t, t
 	if o.Audit != nil {
 		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey}
 	}
-	t.SetUnitRules(o.Units)
+	t.gate = gate.New(t.procs, o.Units)
+	t.machine = transaction.New(transaction.Options{Procs: t.procs, BodyLimit: o.BodyLimit, PerUser: o.TransactionsPerUser,
+		BytesPerUser: o.BufferPerUser, Ready: t.auditing.ready, Digest: t.auditing.digest, Log: o.Log})
 	t.SetAdmins(o.Admins)
 	t.root = t.top()
 	return t
@@ -128,22 +119,19 @@ func (m *masked) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, ou
 const umaskShift = 16
 
 // Drain waits until no operation runs, or ctx ends. New ones are refused from now on.
-func (t *Tree) Drain(ctx context.Context) {
-	t.closed.Store(true)
-	done := make(chan struct{})
-	go func() { t.running.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
-}
+func (t *Tree) Drain(ctx context.Context) { t.machine.Drain(ctx) }
 
 // Close wipes what slots and drop boxes still hold. The mount must be gone.
-func (t *Tree) Close() {
-	t.closed.Store(true)
-	t.boxes.clear()
-	t.slots.clear()
-	t.workers.close()
+func (t *Tree) Close() { t.machine.Close() }
+
+// SetUnitRules replaces the configuration's rules; nil is no authenticator of this kind. Who has something open is
+// judged anew.
+func (t *Tree) SetUnitRules(rules []gate.UnitRule) {
+	directories := map[string]uint64{}
+	for _, p := range t.kim.Providers() {
+		directories[p.Name()] = inoOf(p.Number(), 0)
+	}
+	t.gate.SetUnitRules(rules, directories)
 }
 
 // SetAdmins replaces Options.Admins.
@@ -152,51 +140,4 @@ func (t *Tree) SetAdmins(uids []uint32) { t.admins.Store(&uids) }
 // Admin says whether a user is one of them, root or the daemon's own.
 func (t *Tree) Admin(uid uint32) bool {
 	return uid == 0 || uid == t.uid || slices.Contains(*t.admins.Load(), uid)
-}
-
-// begin counts an operation for Drain; it is false once the tree drains.
-func (t *Tree) begin() bool {
-	if t.closed.Load() {
-		return false
-	}
-	t.running.Add(1)
-	return true
-}
-
-// account counts what each uid holds open.
-type account struct {
-	mu               sync.Mutex
-	transactionsMost int
-	bytesMost        int64
-	users            map[uint32]*holding
-}
-
-type holding struct {
-	transactions int
-	bytes        int64
-}
-
-func (a *account) change(uid uint32, transactions int, bytes int64) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.users == nil {
-		a.users = map[uint32]*holding{}
-	}
-	h := a.users[uid]
-	if h == nil {
-		h = &holding{}
-		a.users[uid] = h
-	}
-	switch {
-	case transactions > 0 && h.transactions+transactions > a.transactionsMost:
-		return refuse(syscall.EAGAIN, "too many open transactions of this user", "close some, or wait")
-	case bytes > 0 && h.bytes+bytes > a.bytesMost:
-		return psa.Errorf(psa.StatusInsufficientMemory, "the requests of this user hold too many bytes").WithHint("finish some of them first")
-	}
-	h.transactions += transactions
-	h.bytes += bytes
-	if h.transactions == 0 && h.bytes == 0 {
-		delete(a.users, uid)
-	}
-	return nil
 }

@@ -1,0 +1,96 @@
+package nodes
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// Chown gives what is a user's of a key to another one for a command (kim.SetOwner). Whoever has it open is judged anew, and
+// the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting).
+func (t *Tree) Chown(ctx context.Context, by fuse.Caller, p *kim.Provider, key int64, from, uid, gid uint32) error {
+	begun := time.Now()
+	err := t.setOwner(ctx, key, from, uid, gid)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return err
+	}
+	t.audit(callerFrom(by), place{t: t, provider: p, key: key}, "keys chown", begun, err)
+	if err != nil {
+		return err
+	}
+	t.forgetAttributes(p, key)
+	return nil
+}
+
+// setOwner is no change beside another one, which would write old owners back.
+func (t *Tree) setOwner(ctx context.Context, key int64, from, uid, gid uint32) error {
+	t.changing.Lock()
+	defer t.changing.Unlock()
+	if err := t.kim.SetOwner(ctx, key, from, uid, gid); err != nil {
+		return err
+	}
+	t.gate.Lost(inoOf(key, 0))
+	return nil
+}
+
+func (t *Tree) forgetAttributes(p *kim.Provider, key int64) {
+	keys := t.known("providers", p.Name(), "keys")
+	if keys == nil {
+		return
+	}
+	for _, dir := range keys.Children() {
+		d, ok := dir.Operations().(*rowsDir)
+		if !ok || d.at.key != key {
+			continue
+		}
+		_ = dir.NotifyContent(attributesOnly, 0)
+		for _, file := range dir.Children() {
+			_ = file.NotifyContent(attributesOnly, 0)
+		}
+	}
+}
+
+// ProviderChanged is for a provider whose directory has other rights now.
+func (t *Tree) ProviderChanged(p *kim.Provider) {
+	t.gate.Lost(inoOf(p.Number(), 0))
+	t.gate.Lost(inoOf(p.Number(), rowKeys))
+	for _, dir := range []*fs.Inode{t.known("providers", p.Name()), t.known("providers", p.Name(), "keys")} {
+		if dir != nil {
+			_ = dir.NotifyContent(attributesOnly, 0)
+		}
+	}
+}
+
+// known is the inode below the root that the kernel knows by these names, nil if it never looked it up.
+func (t *Tree) known(names ...string) *fs.Inode {
+	in := &t.root.Inode
+	for _, name := range names {
+		if in = in.GetChild(name); in == nil {
+			return nil
+		}
+	}
+	return in
+}
+
+// attributesOnly is the offset that leaves the page cache alone (fuse_reverse_inval_inode).
+const attributesOnly = -1
+
+// Destroyed is for keys that were destroyed or forgotten by a command; name is what a key was called.
+func (t *Tree) Destroyed(by fuse.Caller, command string, p *kim.Provider, key int64, name string, err error) {
+	t.audit(callerFrom(by), place{t: t, provider: p, file: "keys/" + name}, command, time.Now(), err)
+	if err == nil {
+		t.forget(key)
+	}
+}
+
+// Refused is for whoever asked for a command that is not theirs.
+func (t *Tree) Refused(by fuse.Caller, command string) {
+	t.audit(callerFrom(by), place{t: t}, command, time.Now(), gate.Refuse(syscall.EACCES, "this command is for root and admins", ""))
+}

@@ -1,0 +1,262 @@
+package nodes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/caller"
+	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// attributesInput is what may be written into attributes and, as TOML, into generate. Fields that only tell are
+// allowed, so that a text that was read can be written back.
+type attributesInput struct {
+	psa.Fields
+	AllowDestroy *bool     `toml:"allow_destroy"`
+	CallerNonce  *bool     `toml:"caller_nonce"`
+	Units        *[]string `toml:"units"`
+
+	Name         any `toml:"name"`
+	State        any `toml:"state"`
+	Origin       any `toml:"origin"`
+	Object       any `toml:"object"`
+	Provider     any `toml:"provider"`
+	UUID         any `toml:"uuid"`
+	Created      any `toml:"created"`
+	Fingerprints any `toml:"fingerprints"`
+}
+
+// readAttributes reads the TOML of b's whole lines; end 0 without an error is text that says nothing yet, or whose last
+// value goes on.
+func readAttributes(b []byte) (end int, x attributesInput, err error) {
+	end = bytes.LastIndexByte(b, '\n') + 1
+	if len(bytes.TrimSpace(b[:end])) == 0 {
+		return 0, x, nil
+	}
+	err = toml.NewDecoder(bytes.NewReader(b[:end])).DisallowUnknownFields().Decode(&x)
+	if err == nil {
+		return end, x, nil
+	}
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
+		line, _ := unknown.Errors[0].Position()
+		return 0, x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", line, strings.Join(unknown.Errors[0].Key(), ".")).
+			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce and units")
+	}
+	var wrong *toml.DecodeError
+	if !errors.As(err, &wrong) {
+		return 0, x, psa.Errorf(psa.StatusInvalidArgument, "%v", err)
+	}
+	line, _ := wrong.Position()
+	if line > bytes.Count(b, []byte("\n")) {
+		return 0, attributesInput{}, nil
+	}
+	return 0, x, psa.Errorf(psa.StatusInvalidArgument, "line %d: %s", line, strings.TrimPrefix(wrong.Error(), "toml: "))
+}
+
+func attributesStage(v *view) stage {
+	return stage{again: true, scan: func(b []byte, _ bool) (int, func(context.Context) error, error) {
+		end, x, err := readAttributes(b)
+		if err != nil || end == 0 {
+			return 0, nil, err
+		}
+		return end, func(ctx context.Context) error { return v.setAttributes(ctx, x) }, nil
+	}}
+}
+
+// setAttributes changes a draft, and of a key only what its owner may still decide: a policy never changes.
+func (v *view) setAttributes(ctx context.Context, x attributesInput) error {
+	k, err := v.t.kim.Key(ctx, v.key.Number)
+	if err != nil {
+		return gone(err)
+	}
+	a, err := x.Over(k.Attributes)
+	if err != nil {
+		return err
+	}
+	// so that the key is not given away between the question whose it is and what the answer allows
+	v.t.changing.Lock()
+	defer v.t.changing.Unlock()
+	if err := v.mayDecide(ctx, k, x); err != nil {
+		return err
+	}
+	if a != k.Attributes {
+		if k.State != kim.Draft {
+			return psa.Errorf(psa.StatusNotPermitted, "the policy of a key cannot be changed").WithHint("make a new key")
+		}
+		if err := v.t.kim.SetDraft(ctx, k.Number, a.Template(), a); err != nil {
+			return err
+		}
+	}
+	return v.setOwners(ctx, k, x)
+}
+
+// decisions are the changes of what is a key's owner's to decide as long as the key lives.
+func (v *view) decisions(k kim.Key, x attributesInput) (changes []func(context.Context) error) {
+	if x.AllowDestroy != nil && *x.AllowDestroy == k.KeepForever {
+		changes = append(changes, func(ctx context.Context) error { return v.t.kim.SetAllowDestroy(ctx, k.Number, *x.AllowDestroy) })
+	}
+	if x.CallerNonce != nil && *x.CallerNonce != k.CallerNonce {
+		changes = append(changes, func(ctx context.Context) error {
+			err := v.t.kim.SetCallerNonce(ctx, k.Number, *x.CallerNonce)
+			if err == nil && !*x.CallerNonce {
+				v.t.gate.Lost(inoOf(k.Number, 0))
+			}
+			return err
+		})
+	}
+	if x.Units != nil && !slices.Equal(*x.Units, k.Units) {
+		changes = append(changes, func(ctx context.Context) error {
+			if err := v.t.kim.SetUnits(ctx, k.Number, *x.Units); err != nil {
+				return err
+			}
+			v.t.gate.Lost(inoOf(k.Number, 0))
+			return nil
+		})
+	}
+	return changes
+}
+
+// mayDecide refuses what is its owner's to decide to everybody else who may write here, before anything changes.
+func (v *view) mayDecide(ctx context.Context, k kim.Key, x attributesInput) error {
+	if len(v.decisions(k, x)) == 0 {
+		return nil
+	}
+	if err := validUnits(x.Units); err != nil {
+		return err
+	}
+	owner, err := v.t.kim.Owner(ctx, k)
+	if err != nil {
+		return err
+	}
+	if v.uid != owner && v.uid != 0 {
+		return gate.Refuse(syscall.EPERM, "allow_destroy, caller_nonce and units are the key's owner's to set", "")
+	}
+	return v.borrowed()
+}
+
+func validUnits(units *[]string) error {
+	if units == nil {
+		return nil
+	}
+	if len(*units) > caller.UnitsMost {
+		return psa.Errorf(psa.StatusInvalidArgument, "units: at most %d", caller.UnitsMost)
+	}
+	for _, unit := range *units {
+		if err := caller.ValidUnit(unit); err != nil {
+			return psa.Errorf(psa.StatusInvalidArgument, "units: %w", err)
+		}
+	}
+	return nil
+}
+
+// decide changes what is its owner's to decide, for its owner.
+func (v *view) decide(ctx context.Context, k kim.Key, x attributesInput) error {
+	v.t.changing.Lock()
+	defer v.t.changing.Unlock()
+	if err := v.mayDecide(ctx, k, x); err != nil {
+		return err
+	}
+	return v.setOwners(ctx, k, x)
+}
+
+// setOwners changes what is its owner's to decide, which mayDecide allowed.
+func (v *view) setOwners(ctx context.Context, k kim.Key, x attributesInput) error {
+	for _, change := range v.decisions(k, x) {
+		if err := change(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func generateStage(v *view) stage {
+	create := func(a psa.Attributes, x attributesInput) func(context.Context) error {
+		return func(ctx context.Context) error {
+			k, err := v.t.kim.Key(ctx, v.key.Number)
+			if err != nil {
+				return gone(err)
+			}
+			if err := v.decide(ctx, k, x); err != nil {
+				return err
+			}
+			return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, nil)
+		}
+	}
+	return stage{atClose: isTOML, scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
+		line, _, whole := bytes.Cut(b, []byte("\n"))
+		if isTOML(b) {
+			end, x, err := readAttributes(b)
+			if err != nil || end == 0 {
+				return 0, nil, err
+			}
+			a, err := x.Over(v.key.Attributes)
+			if err != nil {
+				return 0, nil, err
+			}
+			if a == (psa.Attributes{}) {
+				return 0, nil, nil // comments only, as at the top of a capabilities file
+			}
+			return end, create(a, x), nil
+		}
+		words := strings.Fields(string(line))
+		if len(words) == 0 {
+			if !whole {
+				return 0, nil, nil
+			}
+			if v.key.Attributes.Type == psa.KeyTypeNone {
+				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256")
+			}
+			return len(line) + 1, create(v.key.Attributes, attributesInput{}), nil
+		}
+		a, err := psa.ParseTemplate(words[0])
+		if !whole && (!alone || err != nil) {
+			return 0, nil, nil
+		}
+		if err != nil {
+			return 0, nil, err
+		}
+		return min(len(line)+1, len(b)), create(a, attributesInput{}), nil
+	}}
+}
+
+// isTOML tells attributes from a template.
+func isTOML(b []byte) bool {
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return bytes.ContainsRune(line, '=') || bytes.HasPrefix(bytes.TrimSpace(line), []byte("#"))
+}
+
+func importStage(v *view) stage {
+	return stage{
+		scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
+			end, reference, more := psa.ScanReference(b, alone, v.key.Attributes)
+			if end > 0 {
+				return end, v.adopt(reference), nil
+			}
+			if more {
+				return 0, nil, nil
+			}
+			end, m, a, err := psa.ScanMaterial(b, v.key.Attributes)
+			if err != nil || end == 0 {
+				return 0, nil, err
+			}
+			// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
+			if m.Format == psa.FormatTSS2 && (v.borrowed() != nil || v.uid != 0 && v.uid != v.t.uid) {
+				m.Wipe()
+				return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
+			}
+			return end, func(ctx context.Context) error {
+				defer m.Wipe()
+				return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, m)
+			}, nil
+		},
+	}
+}

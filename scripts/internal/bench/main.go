@@ -5,6 +5,8 @@
 //	bench run FLOOR SIGN AUDITED UNITS
 //	                        measure, with the minimal handler's file and keys' sign: plain, with an audit trail and
 //	                        with the authenticator SystemdUnit; and print the table
+//	bench compare OURS THEIRS
+//	                        measure the keys plain, lost and foreign in the keys/ of two mounts, and print the ratios
 //	bench tpm SOCKET FLOOR KEYS
 //	                        measure keys in a TPM against go-tpm alone on another TPM, and print the table
 //	bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN
@@ -37,6 +39,8 @@ func main() {
 		err = serve(os.Args[2])
 	case len(os.Args) == 6 && os.Args[1] == "run":
 		err = run(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+	case len(os.Args) == 4 && os.Args[1] == "compare":
+		err = compare(os.Args[2], os.Args[3])
 	case len(os.Args) == 5 && os.Args[1] == "tpm":
 		err = runTPM(os.Args[2], os.Args[3], os.Args[4])
 	case len(os.Args) == 7 && os.Args[1] == "pkcs11":
@@ -44,7 +48,7 @@ func main() {
 	case len(os.Args) == 2 && os.Args[1] == "echo":
 		err = echo()
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -23,7 +23,8 @@ import (
 
 type key struct {
 	attributes psa.Attributes
-	public     []byte // SubjectPublicKeyInfo, nil for symmetric keys
+	lines      []psa.Capability // those of the table about keys of this type and size, which each operation is looked up in
+	public     []byte           // SubjectPublicKeyInfo, nil for symmetric keys
 	verifier   crypto.PublicKey
 
 	mu      sync.Mutex
@@ -39,6 +40,11 @@ type key struct {
 // open reads a blob of the attributes' kind.
 func open(a psa.Attributes, b providers.Blob) (*key, error) {
 	k := &key{attributes: a, scheme: schemeOf(a)}
+	for _, c := range table {
+		if c.Covers(a.Type, a.Bits, c.Algorithm) {
+			k.lines = append(k.lines, c)
+		}
+	}
 	var err error
 	if k.scheme != nil {
 		return k, k.openRaw(b)
@@ -190,7 +196,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if !k.attributes.Dispatches(table, op) {
+	if !k.attributes.Dispatches(k.lines, op) {
 		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
 	k.mu.Lock()

@@ -293,6 +293,8 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	defer psa.Wipe(blob.Secret)
 	k.o.Step(steps.stored)
+	k.sealing.RLock() // from the sealing until it is stored
+	defer k.sealing.RUnlock()
 	var sealed []byte
 	if len(blob.Secret) > 0 {
 		sealed, err = k.sealer.Seal(row, p.uuid, blob.Secret)
@@ -382,6 +384,8 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 	}
 	a := Adoption{Template: f.Attributes.Template(), Attributes: f.Attributes, Device: p.deviceID(), Object: f.Object, Made: f.Handle, Public: f.blob.Public}
 	rand.Read(a.Handle[:])
+	k.sealing.RLock()
+	defer k.sealing.RUnlock()
 	if row.Attributes = f.Attributes; len(f.blob.Secret) > 0 {
 		if a.Sealed, err = k.sealer.Seal(row, p.uuid, f.blob.Secret); err != nil {
 			return err

@@ -94,10 +94,14 @@ type KIM struct {
 	// rewrapping is held by who changes the data key's row or the files of wrapping keys.
 	rewrapping sync.Mutex
 	inDoubt    bool // under rewrapping: whether the last rewrap is in the store is for the next Open to see
+	legacy     bool // under rewrapping: the data key was recovered, and the store's rows have no MACs yet
+	// sealing is held for reading by who unseals, and by who changes the data key.
+	sealing sync.RWMutex
 
-	mu     sync.Mutex
-	jobs   map[int64]*job // what is under way, by the key's number
-	closed bool
+	mu       sync.Mutex
+	jobs     map[int64]*job // what is under way, by the key's number
+	closed   bool
+	onUnlock func() // see OnUnlock
 
 	ctx    context.Context // ends with the KIM
 	cancel context.CancelFunc
@@ -347,6 +351,9 @@ func (k *KIM) SetOwner(ctx context.Context, number int64, from, uid, gid uint32)
 
 // Owner is who owns a key: its directory's owner, who may have been changed since it was made.
 func (k *KIM) Owner(ctx context.Context, key Key) (uint32, error) {
+	if key.Damage != nil {
+		return key.UID, key.Damage
+	}
 	i, _, err := k.store.Inode(ctx, uint64(key.Number)*256)
 	if err != nil || i.UID == nil {
 		return key.UID, err
@@ -413,6 +420,35 @@ func (k *KIM) RenameAlias(ctx context.Context, from, to string) error {
 // RemoveAlias removes a link.
 func (k *KIM) RemoveAlias(ctx context.Context, name string) error {
 	return k.store.RemoveAlias(ctx, name)
+}
+
+// Err says why nothing in the KIM can be used or changed (StatusProviderAbsent): its data key is away, and with it the proof
+// of what its rows say.
+func (k *KIM) Err() error { return k.sealer.Err() }
+
+// OnUnlock has f called when the data key comes: what the rows said before then was not proven.
+func (k *KIM) OnUnlock(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.onUnlock = f
+}
+
+func (k *KIM) unlocked() {
+	rows, err := k.store.Providers(context.Background())
+	if err != nil {
+		k.o.Log.Error("the providers' rows cannot be read", "err", err)
+	}
+	for _, row := range rows {
+		if p := k.ProviderByNumber(row.Number); p != nil && row.Damage != nil {
+			p.setDamage(row.Damage)
+		}
+	}
+	k.mu.Lock()
+	f := k.onUnlock
+	k.mu.Unlock()
+	if f != nil {
+		f()
+	}
 }
 
 // AuditKey is the store's audit key, nil while its data key is absent.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"database/sql"
 	"errors"
 	"io/fs"
 	"os"
@@ -144,6 +145,9 @@ func makeStore(t *testing.T, dir string) {
 	errs = append(errs, err, k.Close(), os.WriteFile(filepath.Join(dir, "aes.sealed"), append(sealed["nonce"], sealed["ciphertext"]...), 0o600))
 	// What a crash leaves: a key half made and one half destroyed.
 	s, err := kim.OpenSQLite(ctx, filepath.Join(dir, "kim.sqlite3"))
+	if err == nil {
+		_, err = kim.OpenSealer(ctx, s, dir)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,8 +231,38 @@ func TestOldStores(t *testing.T) {
 			if info, err := os.Stat(filepath.Join(dir, "kim.sqlite3")); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("the KIM's mode: %v, %v", info.Mode(), err)
 			}
+			if err := k.Close(); err != nil {
+				t.Fatal(err)
+			}
+			hasMACs(t, dir)
 		})
 	}
+}
+
+// hasMACs holds that each row has one, and that it counts.
+func hasMACs(t *testing.T, dir string) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", filepath.Join(dir, "kim.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, table := range []string{"keys", "inodes", "providers", "aliases", "xattrs", "data_key", "anchor"} {
+		var without int
+		if err := db.QueryRow("SELECT count(*) FROM " + table + " WHERE mac IS NULL OR length(mac) <> 32").Scan(&without); err != nil || without > 0 {
+			t.Errorf("%d rows of %s have no MAC, %v", without, table, err)
+		}
+	}
+	if _, err := db.Exec("UPDATE inodes SET mode = 438"); err != nil {
+		t.Fatal(err)
+	}
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	key, err := k.Default().Lookup(ctx, "ec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = k.Inode(ctx, uint64(key.Number)*256+16)
+	wantStatus(t, err, psa.StatusDataCorrupt)
 }
 
 func checkStore(t *testing.T, k *kim.KIM, dir, schema string) {

@@ -141,6 +141,9 @@ func (e *openKey) close() error {
 
 // load reads the row of a key and opens it in its provider.
 func (k *KIM) load(ctx context.Context, e *openKey) error {
+	if err := k.Err(); err != nil {
+		return err
+	}
 	row, err := k.Key(ctx, e.number)
 	if err != nil {
 		return err
@@ -174,6 +177,8 @@ func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, e
 	if !row.Sealed {
 		return b, nil
 	}
+	k.sealing.RLock()
+	defer k.sealing.RUnlock()
 	sealed, err := k.store.Secret(ctx, row.Number)
 	if err == nil {
 		b.Secret, err = k.sealer.Unseal(row, p.uuid, sealed)

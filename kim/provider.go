@@ -37,6 +37,9 @@ type Provider struct {
 	fresh        bool  // the capabilities are those of the device as it is now
 	down         error // why it is degraded
 	unsettled    int   // keys whose fate recovery could not settle
+	damaged      int   // keys whose rows were damaged when it was looked last
+	looked       bool  // whether it was, since the rows can be proven
+	damage       error // of its row: it stays degraded until the next start
 }
 
 const (
@@ -52,7 +55,7 @@ const (
 var errNotSeen = psa.Errorf(psa.StatusProviderAbsent, "the device has not answered yet")
 
 func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig) (*Provider, error) {
-	p := &Provider{k: k, number: row.Number, uuid: row.UUID, config: c, started: time.Now(), identity: row.Identity, down: errNotSeen,
+	p := &Provider{k: k, number: row.Number, uuid: row.UUID, config: c, started: time.Now(), identity: row.Identity, down: errNotSeen, damage: row.Damage,
 		log: k.o.Log.With("provider", c.Name), wake: make(chan struct{}, 1), first: make(chan struct{})}
 	p.queue.length = k.o.QueueLength
 	for line := range strings.Lines(row.Capabilities) {
@@ -71,7 +74,10 @@ func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig)
 func (p *Provider) tryOpen(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.impl != nil {
+	if p.damage != nil {
+		p.down = p.damage
+	}
+	if p.impl != nil || p.damage != nil {
 		return
 	}
 	impl, err := recovering(ctx, p, func(ctx context.Context) (providers.Provider, error) { return p.config.Open(ctx, p.k.o.Dir) })
@@ -191,6 +197,9 @@ func (p *Provider) Status(ctx context.Context) string {
 	if p.unsettled > 0 {
 		notes = append(notes, fmt.Sprintf("%d keys whose outcome is unknown", p.unsettled))
 	}
+	if p.damaged > 0 {
+		notes = append(notes, fmt.Sprintf("%d keys whose rows in the KIM are damaged", p.damaged))
+	}
 	state, hint := "ready", ""
 	if err := cmp.Or(p.down, p.k.sealer.Err()); err != nil {
 		state = "degraded: " + err.Error()
@@ -262,8 +271,11 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	p.mu.Lock()
-	known := p.identity // before the device says its own: it may be marked meanwhile
+	known, damage := p.identity, p.damage // before the device says its own: it may be marked meanwhile
 	p.mu.Unlock()
+	if damage != nil {
+		return p.absent(damage)
+	}
 	identity, err := call(ctx, p, daemonUID, timeout, impl.Identity, func(string, error) { p.lookSoon() })
 	if err == nil && identity == "" {
 		err = psa.Errorf(psa.StatusProviderAbsent, "the device has no identity")
@@ -280,7 +292,7 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	}
 	same := known == "" || providers.SameDevice(known, identity)
 	if same && identity != known {
-		if err := p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(p.Capabilities())); err != nil {
+		if err := p.seen(ctx, identity, p.Capabilities()); err != nil {
 			return err
 		}
 		p.mu.Lock()
@@ -295,6 +307,21 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	}
 	p.setDown(nil)
 	return nil
+}
+
+// seen stores what the device says, unless nothing can be stored now.
+func (p *Provider) seen(ctx context.Context, identity string, list []psa.Capability) error {
+	if p.k.Err() != nil {
+		return nil
+	}
+	return p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(list))
+}
+
+// setDamage stops the provider: its row is not as it was stored.
+func (p *Provider) setDamage(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.damage, p.down = err, err
 }
 
 func capabilityLines(list []psa.Capability) string {
@@ -344,10 +371,44 @@ func (p *Provider) settle(ctx context.Context) error {
 	p.mu.Lock()
 	p.unsettled = left
 	p.mu.Unlock()
+	if err := p.lookForDamage(ctx); err != nil {
+		p.log.Warn("the keys' rows cannot be read", "err", err)
+	}
 	if err == nil && left > 0 {
 		err = errors.New("some keys are unsettled")
 	}
 	return errors.Join(err, sealed)
+}
+
+// lookForDamage reads each key's row once, so that the status tells of damage before anybody meets it.
+func (p *Provider) lookForDamage(ctx context.Context) error {
+	p.mu.Lock()
+	looked := p.looked
+	p.mu.Unlock()
+	if looked || p.k.Err() != nil {
+		return nil
+	}
+	damaged, after := 0, ""
+	for {
+		keys, err := p.List(ctx, after, MaxPage)
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			break
+		}
+		for _, k := range keys {
+			if k.Damage != nil {
+				damaged++
+				p.log.Error("a key's row is damaged", "key", k.Number, "name", k.Name, "err", k.Damage)
+			}
+		}
+		after = keys[len(keys)-1].Name
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.damaged, p.looked = damaged, true
+	return nil
 }
 
 // learn reads the capabilities of a device that was away.
@@ -367,7 +428,7 @@ func (p *Provider) learn(ctx context.Context) error {
 	p.mu.Lock()
 	identity := p.identity
 	p.mu.Unlock()
-	if err := p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(list)); err != nil {
+	if err := p.seen(ctx, identity, list); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -510,9 +571,16 @@ func (p *Provider) Foreign(ctx context.Context, uid uint32) ([]Foreign, error) {
 	return all, nil
 }
 
-// List gives the keys after a name, by name, at most n, hidden ones left out.
+// List gives the keys after a name, by name, at most n, hidden ones left out. A damaged one has its Damage, and may have
+// a name that is none (ValidName).
 func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error) {
-	return p.k.store.Keys(ctx, p.number, after, n)
+	keys, err := p.k.store.Keys(ctx, p.number, after, n)
+	for i, k := range keys {
+		if bad := ValidName(k.Name); bad != nil && k.Damage == nil {
+			keys[i] = Key{Number: k.Number, Provider: k.Provider, Name: k.Name, Damage: psa.Errorf(psa.StatusDataCorrupt, "the row of key %d in the KIM is damaged: %w", k.Number, bad)}
+		}
+	}
+	return keys, err
 }
 
 // Named is Lookup that finds hidden ones too.

@@ -24,12 +24,13 @@ const (
 	stepRewrapCandidate = "rewrap:candidate"
 	stepRewrapWrapped   = "rewrap:wrapped"
 	stepRewrapRecovery  = "rewrap:recovery"
+	stepRewrapRekeying  = "rewrap:rekeying"
 	stepRewrapReplaced  = "rewrap:replaced"
 	stepRewrapTidied    = "rewrap:tidied"
 )
 
 // RewrapSteps are the names of all steps of a rewrap; not every kind has each.
-var RewrapSteps = []string{stepRewrap, stepRewrapCandidate, stepRewrapWrapped, stepRewrapRecovery, stepRewrapReplaced, stepRewrapTidied}
+var RewrapSteps = []string{stepRewrap, stepRewrapCandidate, stepRewrapWrapped, stepRewrapRecovery, stepRewrapRekeying, stepRewrapReplaced, stepRewrapTidied}
 
 // Rewrapping says how the data key is to be wrapped.
 type Rewrapping struct {
@@ -39,6 +40,9 @@ type Rewrapping struct {
 	// Recovery is the content of a recovery key's file, which is the store's recovery key from now on; where the data key
 	// cannot be had otherwise it must be that already, and opens it. nil changes nothing.
 	Recovery []byte
+	// NewDataKey makes a new data key and seals all secrets anew, so that no backup of before opens what comes after. It is
+	// done always where a provider wraps what a file wrapped: copies of that file are on the disk, and in backups.
+	NewDataKey bool
 }
 
 // Wrapping is how the data key is wrapped now, and whether there is a recovery key.
@@ -85,14 +89,19 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	if err != nil {
 		return err
 	}
-	key, err := k.dataKeyFor(ctx, row, &recovery, o.Recovery)
+	key, err := k.dataKeyFor(ctx, row, recovery, o.Recovery)
 	if err != nil {
 		return err
 	}
 	defer psa.Wipe(key)
-	if byProvider && !recoverable && o.Recovery == nil {
+	o.NewDataKey = o.NewDataKey || byProvider && row.Kind == WrapFile
+	switch {
+	case byProvider && !recoverable && o.Recovery == nil:
 		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one all keys are lost with the device").
 			WithHint("add --recovery-key FILE, a new file that you keep elsewhere")
+	case o.NewDataKey && recoverable && o.Recovery == nil:
+		return psa.Errorf(psa.StatusNotPermitted, "the recovery key does not open a new data key").
+			WithHint("add --recovery-key FILE: the file that you keep, or a new one in its place")
 	}
 	strangers, err := tidy(k.o.Dir, row)
 	if err != nil {
@@ -105,34 +114,43 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	if row.Kind == WrapFile {
 		next.Before = row.WrappingID
 	}
+	to := key
+	if o.NewDataKey {
+		to = make([]byte, dataKeyBytes)
+		defer psa.Wipe(to)
+		rand.Read(to)
+	}
 	if byProvider {
 		if o.PCRs != nil {
 			next.PCRs = *o.PCRs
 		} else if row.Kind == o.Kind {
 			next.PCRs = row.PCRs
 		}
-		err = k.wrapBy(ctx, provider, key, &next)
+		err = k.wrapBy(ctx, provider, to, &next)
 	} else {
-		err = k.wrapInFile(row, key, &next)
+		err = k.wrapInFile(row, to, &next)
 	}
 	if err != nil {
 		return err
 	}
 	k.o.Step(stepRewrapWrapped)
 	if o.Recovery != nil {
-		// Not before: an older one counts until the new way was tried.
-		if err := k.store.SetRecoveryKey(ctx, recovery); err != nil {
+		if recovery, err = wrapForRecovery(to, o.Recovery); err != nil {
 			return err
 		}
-		k.o.Step(stepRewrapRecovery)
 	}
 	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
-	if err := k.store.ReplaceDataKey(context.WithoutCancel(ctx), row.WrappingID, next); err != nil {
+	if o.NewDataKey || k.legacy {
+		err = k.rekey(ctx, row, next, o, recovery, to)
+	} else {
+		err = k.replace(ctx, row, next, o, recovery)
+	}
+	if err != nil {
 		k.inDoubt = psa.StatusOf(err) != psa.StatusBadState
 		return err
 	}
 	k.o.Step(stepRewrapReplaced)
-	k.o.Log.Info("the data key was rewrapped", "kind", next.Kind, "pcrs", next.PCRs.List())
+	k.o.Log.Info("the data key was rewrapped", "kind", next.Kind, "pcrs", next.PCRs.List(), "new", o.NewDataKey)
 	if _, err := tidy(k.o.Dir, next); err != nil {
 		return err
 	}
@@ -140,9 +158,70 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	return nil
 }
 
-// dataKeyFor gives the data key, for its caller to wipe. A recovery key that is given opens it where it is the store's,
-// and is to be stored as recovery where it is a new one.
-func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, recovery *WrappedKey, given []byte) ([]byte, error) {
+// replace stores another wrapping of the same data key, and its recovery key where one was given.
+func (k *KIM) replace(ctx context.Context, row, next WrappedKey, o Rewrapping, recovery WrappedKey) error {
+	if o.Recovery != nil {
+		// Not before: an older one counts until the new way was tried.
+		if err := k.store.SetRecoveryKey(ctx, recovery); err != nil {
+			return err
+		}
+		k.o.Step(stepRewrapRecovery)
+	}
+	return k.store.ReplaceDataKey(context.WithoutCancel(ctx), row.WrappingID, next)
+}
+
+// rekey stores another data key, in one transaction with all that depends on it. Nothing is sealed or unsealed meanwhile.
+func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, recovery WrappedKey, key []byte) error {
+	sealed, err := newDataKey(bytes.Clone(key))
+	if err != nil {
+		return err
+	}
+	defer psa.Wipe(sealed.key)
+	guard, err := NewRowKey(key)
+	if err != nil {
+		return err
+	}
+	r := Rekeying{Old: row.WrappingID, Row: next, Guard: guard}
+	if o.Recovery != nil {
+		r.Recovery = &recovery
+	}
+	k.sealing.Lock()
+	defer k.sealing.Unlock()
+	if o.NewDataKey {
+		now := k.sealer.now.Load()
+		r.Reseal = func(key Key, provider [16]byte, secret []byte) ([]byte, error) {
+			return now.reseal(sealed, key, provider, secret)
+		}
+	}
+	k.o.Step(stepRewrapRekeying)
+	damaged, err := k.store.Rekey(context.WithoutCancel(ctx), r)
+	if err != nil {
+		if psa.StatusOf(err) != psa.StatusBadState {
+			k.sealer.lose(psa.Errorf(psa.StatusProviderAbsent, "which data key the store has now is not known: %w", err).WithHint("mount again"))
+		}
+		return err
+	}
+	if damaged > 0 {
+		k.o.Log.Error("rows of the KIM that were damaged have no new data key: what is sealed in them is lost", "rows", damaged)
+	}
+	k.legacy = false
+	return k.sealer.replace(bytes.Clone(key))
+}
+
+// wrapForRecovery wraps a data key by the recovery key in the content of a file.
+func wrapForRecovery(key, given []byte) (WrappedKey, error) {
+	w, err := parseWrappingKey(recoveryHead, given)
+	if err != nil {
+		return WrappedKey{}, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+	}
+	defer psa.Wipe(w.key[:])
+	row := WrappedKey{Kind: kindRecovery, WrappingID: w.id}
+	row.Wrapped = w.wrap(key, row)
+	return row, nil
+}
+
+// dataKeyFor gives the data key, for its caller to wipe. A recovery key that is given opens it where it is the store's.
+func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []byte) ([]byte, error) {
 	var w wrappingKey
 	if given != nil {
 		var err error
@@ -153,19 +232,19 @@ func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, recovery *WrappedK
 	}
 	key := k.sealer.dataKey()
 	if given != nil && recovery.WrappingID == w.id {
-		recovered, err := unwrap(*recovery, w)
-		if err == nil && key != nil && subtle.ConstantTimeCompare(key, recovered) != 1 {
+		recovered, err := unwrap(recovery, w)
+		if err == nil && key != nil && subtle.ConstantTimeCompare(key, recovered.key) != 1 {
 			err = errors.New("it opens another data key")
 		}
-		psa.Wipe(key)
-		if err == nil {
-			err = k.sealer.open(bytes.Clone(recovered))
+		if err == nil && key == nil {
+			err = k.recovered(ctx, row, recovered.key)
 		}
+		psa.Wipe(key)
 		if err != nil {
-			psa.Wipe(recovered)
+			psa.Wipe(recovered.key)
 			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not fit this KIM: %w", err)
 		}
-		return recovered, nil
+		return recovered.key, nil
 	}
 	if provider, ok := strings.CutPrefix(row.Kind, WrapProvider); ok && key == nil {
 		if p := k.Provider(provider); p != nil {
@@ -183,17 +262,37 @@ func (k *KIM) dataKeyFor(ctx context.Context, row WrappedKey, recovery *WrappedK
 			WithHint("give the file that was written when the store was wrapped the last time")
 	case key == nil:
 		return nil, k.sealer.Err()
-	case given != nil:
-		*recovery = WrappedKey{Kind: kindRecovery, WrappingID: w.id}
-		recovery.Wrapped = w.wrap(key, *recovery)
 	}
 	return key, nil
 }
 
-// What a provider wraps is the data key and the id of the wrapping, so that what it wrapped for another row, or another
-// store, is noticed. A whole row of another store is noticed too: no secret in the others' rows opens with its data key.
+// recovered opens the KIM with a data key that the recovery key gave.
+func (k *KIM) recovered(ctx context.Context, row WrappedKey, key []byte) error {
+	if row.MAC == nil { // of a time before rows had MACs: Rekey gives them theirs
+		k.legacy = true
+		return k.sealer.open(bytes.Clone(key))
+	}
+	guard, err := NewRowKey(key)
+	if err != nil {
+		return err
+	}
+	if err := k.store.Guard(ctx, guard); psa.StatusOf(err) == psa.StatusDataCorrupt {
+		k.o.Log.Error(err.Error(), "hint", psa.HintOf(err))
+	} else if err != nil {
+		return err
+	}
+	if err := k.sealer.open(bytes.Clone(key)); err != nil {
+		return err
+	}
+	k.unlocked()
+	return nil
+}
+
+// What a provider wraps is the data key, the id of the wrapping, so that what it wrapped for another row, or another store,
+// is noticed, and since schema 2 that schema. A whole row of another store is noticed too: no row is proven by its data key.
 func wrapSecret(key []byte, id [16]byte) []byte {
-	return append(append(make([]byte, 0, len(key)+len(id)), key...), id[:]...)
+	secret := append(make([]byte, 0, len(key)+len(id)+1), key...)
+	return append(append(secret, id[:]...), wrapSchema)
 }
 
 // wrapBy has the provider wrap the data key, and unwrap it again.
@@ -226,8 +325,8 @@ func (k *KIM) wrapBy(ctx context.Context, name string, key []byte, next *Wrapped
 	if err != nil {
 		return err
 	}
-	defer psa.Wipe(got)
-	if subtle.ConstantTimeCompare(got, key) != 1 {
+	defer psa.Wipe(got.key)
+	if subtle.ConstantTimeCompare(got.key, key) != 1 {
 		return psa.Errorf(psa.StatusHardwareFailure, "provider %s does not unwrap what it wrapped", name)
 	}
 	return nil
@@ -246,18 +345,26 @@ func (p *Provider) wrapper() (providers.Wrapper, error) {
 }
 
 // unwrapRow gives the data key in a row that this provider wrapped.
-func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey) ([]byte, error) {
+func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey) (opened, error) {
 	secret, err := call(ctx, p, daemonUID, p.k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
 		return wrapper.Unwrap(ctx, row.Wrapped)
 	}, func(late []byte, _ error) { psa.Wipe(late) })
 	if err != nil {
-		return nil, err
+		return opened{}, err
 	}
-	if len(secret) != dataKeyBytes+len(row.WrappingID) || [16]byte(secret[dataKeyBytes:]) != row.WrappingID {
+	const before = dataKeyBytes + len(row.WrappingID)
+	schema := 0
+	switch {
+	case len(secret) == before:
+		schema = 1
+	case len(secret) == before+1 && secret[before] == wrapSchema:
+		schema = wrapSchema
+	}
+	if schema == 0 || [16]byte(secret[dataKeyBytes:before]) != row.WrappingID {
 		psa.Wipe(secret)
-		return nil, psa.Errorf(psa.StatusDataCorrupt, "what it unwraps is not this KIM's data key")
+		return opened{}, psa.Errorf(psa.StatusDataCorrupt, "what it unwraps is not this KIM's data key")
 	}
-	return secret[:dataKeyBytes:dataKeyBytes], nil
+	return opened{secret[:dataKeyBytes:dataKeyBytes], schema}, nil
 }
 
 // unwrap opens the data key where it is this provider's to unwrap and nobody has it yet. The provider answers.
@@ -266,18 +373,23 @@ func (k *KIM) unwrap(ctx context.Context, p *Provider) error {
 	if err != nil || row == nil {
 		return err
 	}
-	var key []byte
+	var key opened
 	wrapper, err := p.wrapper()
 	if err == nil {
 		key, err = p.unwrapRow(ctx, wrapper, *row)
 	}
+	if err == nil {
+		err = k.sealer.guard(ctx, k.store, *row, key, func(next *WrappedKey) error { return k.wrapBy(ctx, p.Name(), key.key, next) })
+	}
 	if err != nil {
+		psa.Wipe(key.key)
 		return k.stayAbsent(*row, err)
 	}
-	if err := k.sealer.open(key); err != nil {
+	if err := k.sealer.open(key.key); err != nil {
 		return err
 	}
 	p.log.Info("the provider unwrapped the data key")
+	k.unlocked()
 	if !k.rewrapping.TryLock() {
 		return nil // whoever rewraps it puts the files in order
 	}
@@ -420,8 +532,8 @@ func (k *KIM) wrapInFile(row WrappedKey, key []byte, next *WrappedKey) (err erro
 	if err != nil {
 		return err
 	}
-	defer psa.Wipe(got)
-	if subtle.ConstantTimeCompare(got, key) != 1 {
+	defer psa.Wipe(got.key)
+	if subtle.ConstantTimeCompare(got.key, key) != 1 {
 		return errors.New("it unwraps another data key")
 	}
 	return nil

@@ -16,6 +16,7 @@ type rowCache struct {
 	changes    uint64 // of what follows: a row that was read before one is not kept
 	committing bool
 	rows       map[int64]Key
+	files      map[int64]fileSet
 }
 
 // get gives a row, or false with the number of changes that put needs.
@@ -43,6 +44,30 @@ func (c *rowCache) put(k Key, changes uint64) {
 	c.rows[k.Number] = k
 }
 
+// filesOf is get for the files of a row, whatever row it is.
+func (c *rowCache) filesOf(number int64) (fileSet, uint64, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k, ok := c.rows[number]; ok {
+		return k.files, c.changes, true
+	}
+	files, ok := c.files[number]
+	return files, c.changes, ok
+}
+
+// putFiles is put for the files of a row.
+func (c *rowCache) putFiles(number int64, files fileSet, changes uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if changes != c.changes || c.committing {
+		return
+	}
+	if c.files == nil || len(c.files) >= cachedRows {
+		c.files = map[int64]fileSet{}
+	}
+	c.files[number] = files
+}
+
 // commit runs one, and forgets all rows: it may change any, even if it fails.
 func (c *rowCache) commit(run func() error) error {
 	set := func(committing bool) {
@@ -51,6 +76,7 @@ func (c *rowCache) commit(run func() error) error {
 		c.changes++
 		c.committing = committing
 		clear(c.rows)
+		clear(c.files)
 	}
 	set(true)
 	defer set(false)

@@ -138,4 +138,31 @@ ALTER TABLE data_key ADD COLUMN before_id BLOB;
 -- Whether encryption takes a nonce of the caller's choice; a copy of a key that takes none is bound to that.
 ALTER TABLE keys ADD COLUMN caller_nonce INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN nonce_bound INTEGER NOT NULL DEFAULT 0;
+`, `
+-- A row's mac proves that we wrote it (RowKey). files is a bit for each file of the row's number that has a row in
+-- inodes, so that a row which was taken away is missed; certificate is the SHA-256 of the chain beside the key.
+ALTER TABLE keys ADD COLUMN files BLOB;
+ALTER TABLE keys ADD COLUMN certificate BLOB;
+-- How many random nonces may have been used, and how many short tags were wrong.
+ALTER TABLE keys ADD COLUMN nonces INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN mac BLOB;
+ALTER TABLE providers ADD COLUMN files BLOB;
+ALTER TABLE providers ADD COLUMN mac BLOB;
+ALTER TABLE aliases ADD COLUMN files BLOB;
+ALTER TABLE aliases ADD COLUMN mac BLOB;
+ALTER TABLE inodes ADD COLUMN mac BLOB;
+ALTER TABLE xattrs ADD COLUMN mac BLOB;
+ALTER TABLE data_key ADD COLUMN mac BLOB;
+
+-- What belongs to the store as a whole: the files of the tree's top (number 0), the highest number of a provider whose
+-- row has a mac, and the generation, which a counter elsewhere is compared with.
+CREATE TABLE anchor (
+	one        INTEGER PRIMARY KEY CHECK (one = 1),
+	files      BLOB,
+	providers  INTEGER NOT NULL DEFAULT 0,
+	generation INTEGER NOT NULL DEFAULT 0,
+	counter    BLOB,
+	mac        BLOB
+) STRICT;
 `}

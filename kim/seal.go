@@ -29,10 +29,14 @@ import (
 // only together with a new way to seal, never with the layout of the store.
 const sealSchema = 1
 
+// wrapSchema is that of what wraps the data key. Since 2 the store's rows have MACs, all of them: who takes them away
+// cannot make a wrapping that says they never had any.
+const wrapSchema = 2
+
 const dataKeyBytes = 32
 
 // Sealer seals the secrets of rows with the KIM's data key: AES-256-GCM, bound to the row's key, provider and policy
-// (section 7, last paragraph). The data key may come later, and then stays.
+// (Store keeps the rows). The data key may come later.
 type Sealer struct {
 	mu       sync.Mutex // who changes now
 	now      atomic.Pointer[dataKey]
@@ -47,6 +51,12 @@ type dataKey struct {
 	absent error
 }
 
+// opened is a data key that was unwrapped; the caller of who gives it wipes it.
+type opened struct {
+	key    []byte
+	schema int // of its wrapping
+}
+
 // Kinds of wrappings, as core_settings.wrapping spells them.
 const (
 	WrapFile     = "file"
@@ -54,45 +64,48 @@ const (
 	kindRecovery = "recovery"
 )
 
-// OpenSealer unwraps the data key, or makes it where the KIM has none yet. dir holds the wrapping key. That one
-// missing, damaged or another one's is no error of OpenSealer: then Err, and every Seal and Unseal, say so; and so they
-// do while the provider that wraps the data key has not been asked (KIM.unwrap).
+// OpenSealer unwraps the data key and guards the store with it, or makes it where the KIM has none yet. dir holds the
+// wrapping key. That one missing, damaged or another one's is no error of OpenSealer: then Err, and every Seal and Unseal,
+// say so; and so they do while the provider that wraps the data key has not been asked (KIM.unwrap).
 func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	stored, have, err := s.DataKey(ctx)
+	if psa.StatusOf(err) == psa.StatusDataCorrupt {
+		return absentSealer(lostDataKey(err)), nil
+	}
 	if err != nil {
 		return nil, err
+	}
+	if !have {
+		if stored, err = makeDataKey(ctx, s, dir); psa.StatusOf(err) == psa.StatusProviderAbsent {
+			return absentSealer(err), nil
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	if strings.HasPrefix(stored.Kind, WrapProvider) {
 		return absentSealer(sealedBy(stored, errNotAsked)), nil
 	}
 	path := wrappingPath(dir, stored)
 	w, err := readWrappingKey(path)
-	if errors.Is(err, fs.ErrNotExist) && !have {
-		// The file comes first: a crash before the row leaves a key that the next start adopts, and nothing is sealed.
-		if err = makeWrappingKey(path); err != nil {
-			return nil, fileError(err, "cannot make the wrapping key %s", path)
-		}
-		w, err = readWrappingKey(path)
-	}
 	if err != nil {
 		return absentSealer(wrappingAbsent(path, err)), nil
 	}
 	defer psa.Wipe(w.key[:])
-	var key []byte
-	if !have {
-		key = make([]byte, dataKeyBytes)
-		rand.Read(key)
-		stored = WrappedKey{Kind: WrapFile, WrappingID: w.id}
-		stored.Wrapped = w.wrap(key, stored)
-		if err := s.InitDataKey(ctx, stored); err != nil {
-			psa.Wipe(key)
-			return nil, err
-		}
-	} else if key, err = unwrap(stored, w); err != nil {
+	key, err := unwrap(stored, w)
+	if err != nil {
 		return absentSealer(wrappingAbsent(path, err)), nil
 	}
 	sealer := absentSealer(nil)
-	if err := sealer.open(key); err != nil {
+	if err := sealer.guard(ctx, s, stored, key, func(next *WrappedKey) error {
+		next.WrappingID = w.id
+		next.Wrapped = w.wrap(key.key, *next)
+		return nil
+	}); err != nil {
+		psa.Wipe(key.key)
+		return nil, err
+	}
+	if err := sealer.open(key.key); err != nil {
 		return nil, err
 	}
 	// A rewrap that was interrupted. What cannot be put in order now does no harm where it is.
@@ -111,6 +124,102 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	return sealer, nil
 }
 
+// makeDataKey makes the data key of a new KIM, and its wrapping key. Where there was one before it makes none: what is
+// sealed would stay so for ever.
+func makeDataKey(ctx context.Context, s Store, dir string) (stored WrappedKey, err error) {
+	known, err := s.Providers(ctx)
+	if err != nil {
+		return stored, err
+	}
+	if len(known) > 0 {
+		return stored, lostDataKey(errors.New("its row is gone"))
+	}
+	if err := noWrappingKey(dir); err != nil {
+		return stored, err
+	}
+	// The wrapping key lies beside its place until the row is there, so that a crash between leaves nothing that looks
+	// like the key of a KIM.
+	w := newWrappingKey()
+	defer psa.Wipe(w.key[:])
+	b := w.marshal(wrappingHead)
+	defer psa.Wipe(b)
+	path := candidatePath(dir, [16]byte{}, w.id)
+	if err = writePrivate(path, b); err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return stored, fileError(err, "cannot make the wrapping key %s", path)
+	}
+	key := make([]byte, dataKeyBytes)
+	defer psa.Wipe(key)
+	rand.Read(key)
+	guard, err := NewRowKey(key)
+	if err != nil {
+		return stored, err
+	}
+	stored = WrappedKey{Kind: WrapFile, WrappingID: w.id}
+	stored.Wrapped = w.wrap(key, stored)
+	return stored, s.InitDataKey(ctx, stored, guard)
+}
+
+// noWrappingKey refuses where a wrapping key lies that had a KIM, and removes what a first start left that was killed.
+func noWrappingKey(dir string) error {
+	all, err := candidates(dir)
+	if err != nil {
+		return fileError(err, "cannot look for wrapping keys in %s", dir)
+	}
+	had := filepath.Join(dir, wrappingFile)
+	if _, err = os.Lstat(had); errors.Is(err, fs.ErrNotExist) {
+		had, err = "", nil
+	}
+	for _, c := range all {
+		if c.old != [16]byte{} {
+			had = c.path
+		} else if err == nil {
+			err = os.Remove(c.path)
+		}
+	}
+	if err != nil {
+		return fileError(err, "cannot make a wrapping key in %s", dir)
+	}
+	if had != "" {
+		return psa.Errorf(psa.StatusDataCorrupt, "the KIM is empty, but a wrapping key is there, %s: the keys that it had are lost", had).
+			WithHint("restore the KIM from a backup; or, to begin a new one, move " + had + " away")
+	}
+	return nil
+}
+
+func lostDataKey(why error) error {
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed, and nothing in it can be proven: the data key is lost: %w", why).
+		WithHint("restore the KIM from a backup")
+}
+
+// guard has the store prove its rows by the data key. A store of a time before they had MACs gets them now, and its data
+// key another wrapping, which rewrap makes, so that it never is such a store again.
+func (s *Sealer) guard(ctx context.Context, store Store, row WrappedKey, key opened, rewrap func(*WrappedKey) error) error {
+	guard, err := NewRowKey(key.key)
+	if err != nil {
+		return err
+	}
+	if key.schema == wrapSchema {
+		err := store.Guard(ctx, guard)
+		if psa.StatusOf(err) == psa.StatusDataCorrupt {
+			s.warn(fmt.Sprintf("%v; %s", err, psa.HintOf(err)))
+			return nil
+		}
+		return err
+	}
+	next := WrappedKey{Kind: row.Kind, PCRs: row.PCRs, Before: row.Before}
+	if err := rewrap(&next); err != nil {
+		return err
+	}
+	damaged, err := store.Rekey(ctx, Rekeying{Old: row.WrappingID, Row: next, Guard: guard})
+	if damaged > 0 {
+		s.warn(fmt.Sprintf("%d rows of the KIM cannot be understood", damaged))
+	}
+	return err
+}
+
 func absentSealer(err error) *Sealer {
 	s := &Sealer{}
 	s.now.Store(&dataKey{absent: err})
@@ -119,12 +228,11 @@ func absentSealer(err error) *Sealer {
 
 func (s *Sealer) warn(text string) { s.warnings = append(s.warnings, text) }
 
-// open takes the data key over, for good; where it is there already this one is wiped.
+// open takes the data key over; where there is one already this one is wiped.
 func (s *Sealer) open(key []byte) error {
-	audit, err := hkdf.Key(sha256.New, key, nil, "parsecfs audit 1", sha256.Size)
+	d, err := newDataKey(key)
 	if err != nil {
-		psa.Wipe(key)
-		return psa.Errorf(psa.StatusGenericError, "cannot derive the audit key: %w", err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,8 +240,30 @@ func (s *Sealer) open(key []byte) error {
 		psa.Wipe(key)
 		return nil
 	}
-	s.now.Store(&dataKey{key: key, aead: newGCM(key), audit: audit})
+	s.now.Store(d)
 	return nil
+}
+
+// replace takes another data key over, in the place of the one that is there.
+func (s *Sealer) replace(key []byte) error {
+	d, err := newDataKey(key)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	psa.Wipe(s.now.Swap(d).key)
+	return nil
+}
+
+// newDataKey takes the key over.
+func newDataKey(key []byte) (*dataKey, error) {
+	audit, err := hkdf.Key(sha256.New, key, nil, "parsecfs audit 1", sha256.Size)
+	if err != nil {
+		psa.Wipe(key)
+		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive the audit key: %w", err)
+	}
+	return &dataKey{key: key, aead: newGCM(key), audit: audit}, nil
 }
 
 // stay says why the data key is not there, where it is not; it is false if that was known.
@@ -148,6 +278,13 @@ func (s *Sealer) stay(err error) bool {
 	return true
 }
 
+// lose gives the data key up.
+func (s *Sealer) lose(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	psa.Wipe(s.now.Swap(&dataKey{absent: why}).key)
+}
+
 // dataKey is a copy of the data key for the caller to wipe, nil while it is not there.
 func (s *Sealer) dataKey() []byte {
 	s.mu.Lock()
@@ -156,12 +293,7 @@ func (s *Sealer) dataKey() []byte {
 }
 
 // close wipes the data key.
-func (s *Sealer) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	before := s.now.Swap(&dataKey{absent: errClosed()})
-	psa.Wipe(before.key)
-}
+func (s *Sealer) close() { s.lose(errClosed()) }
 
 func wrappingAbsent(path string, err error) error {
 	what := "is damaged"
@@ -179,31 +311,34 @@ func wrappingAbsent(path string, err error) error {
 
 var errOtherKey = errors.New("it has another id")
 
-func unwrap(stored WrappedKey, w wrappingKey) ([]byte, error) {
+func unwrap(stored WrappedKey, w wrappingKey) (opened, error) {
 	if stored.Kind != WrapFile && stored.Kind != kindRecovery {
-		return nil, fmt.Errorf("the KIM wants a wrapping key of kind %q", stored.Kind)
+		return opened{}, fmt.Errorf("the KIM wants a wrapping key of kind %q", stored.Kind)
 	}
 	if stored.WrappingID != w.id {
-		return nil, fmt.Errorf("%w: %x, not %x", errOtherKey, w.id, stored.WrappingID)
+		return opened{}, fmt.Errorf("%w: %x, not %x", errOtherKey, w.id, stored.WrappingID)
 	}
-	key, err := newGCM(w.key[:]).Open(nil, nil, stored.Wrapped, stored.associated())
-	if err != nil {
-		return nil, errors.New("it does not unwrap the data key")
+	for schema := wrapSchema; schema > 0; schema-- {
+		key, err := newGCM(w.key[:]).Open(nil, nil, stored.Wrapped, stored.associated(schema))
+		if err != nil {
+			continue
+		}
+		if len(key) != dataKeyBytes {
+			psa.Wipe(key)
+			return opened{}, errors.New("what it unwraps is no data key")
+		}
+		return opened{key, schema}, nil
 	}
-	if len(key) != dataKeyBytes {
-		psa.Wipe(key)
-		return nil, errors.New("what it unwraps is no data key")
-	}
-	return key, nil
+	return opened{}, errors.New("it does not unwrap the data key")
 }
 
 // wrap encrypts the data key for a row that says everything else.
 func (w *wrappingKey) wrap(key []byte, row WrappedKey) []byte {
-	return newGCM(w.key[:]).Seal(nil, nil, key, row.associated())
+	return newGCM(w.key[:]).Seal(nil, nil, key, row.associated(wrapSchema))
 }
 
-func (w WrappedKey) associated() []byte {
-	return fmt.Appendf(nil, "parsecfs data key %d %s %x", sealSchema, w.Kind, w.WrappingID)
+func (w WrappedKey) associated(schema int) []byte {
+	return fmt.Appendf(nil, "parsecfs data key %d %s %x", schema, w.Kind, w.WrappingID)
 }
 
 // newGCM is AES-GCM with a nonce of its own making in front of the ciphertext.
@@ -248,10 +383,24 @@ func (s *Sealer) Unseal(k Key, provider [16]byte, sealed []byte) ([]byte, error)
 	}
 	secret, err := d.aead.Open(nil, nil, sealed, sealedFor(k, provider))
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %x does not belong to its row, or was damaged", k.ID).
-			WithHint("restore the KIM from a backup")
+		return nil, damagedSecret(k)
 	}
 	return secret, nil
+}
+
+// reseal seals anew, under the data key to, what this one sealed for k.
+func (d *dataKey) reseal(to *dataKey, k Key, provider [16]byte, sealed []byte) ([]byte, error) {
+	secret, err := d.aead.Open(nil, nil, sealed, sealedFor(k, provider))
+	if err != nil {
+		return nil, damagedSecret(k)
+	}
+	defer psa.Wipe(secret)
+	return to.aead.Seal(nil, nil, secret, sealedFor(k, provider)), nil
+}
+
+func damagedSecret(k Key) error {
+	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %x does not belong to its row, or was damaged", k.ID).
+		WithHint("restore the KIM from a backup")
 }
 
 // sealedFor is the associated data: fixed lengths, and at most one thing behind them, so that no two rows share one.
@@ -353,19 +502,8 @@ func readKeyFile(path string) ([]byte, fs.FileMode, error) {
 	return b[:n], info.Mode().Perm(), nil
 }
 
-// makeWrappingKey writes a new key aside and links it into place, so that the name never holds half a key and never
+// makeWrappingFile writes a wrapping key aside and links it into place, so that the name never holds half a key and never
 // another key than before.
-func makeWrappingKey(path string) error {
-	w := newWrappingKey()
-	defer psa.Wipe(w.key[:])
-	b := w.marshal(wrappingHead)
-	defer psa.Wipe(b)
-	if err := makeWrappingFile(path, w.id, b); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
-
 func makeWrappingFile(path string, id [16]byte, content []byte) error {
 	aside := filepath.Join(filepath.Dir(path), asidePrefix+hex.EncodeToString(id[:]))
 	defer os.Remove(aside)

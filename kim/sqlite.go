@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/mattn/go-sqlite3"
@@ -41,6 +42,7 @@ type sqliteStore struct {
 
 	watchers watchers
 	cache    rowCache
+	guard    atomic.Pointer[RowKey] // proves the rows; nil while the data key is away
 }
 
 // OpenSQLite opens the KIM in the SQLite file at path, making it (0600) where it is missing and bringing an older one
@@ -143,6 +145,9 @@ func (s *sqliteStore) migrate(ctx context.Context) error {
 	case version < 0:
 		return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has the schema %d", s.path, version)
 	}
+	if err := s.checkSchema(ctx, int(version)); err != nil {
+		return err
+	}
 	var mode string
 	if err := s.writer.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
 		return s.failed("cannot open the KIM", err)
@@ -163,7 +168,78 @@ func (s *sqliteStore) migrate(ctx context.Context) error {
 			return s.failed(fmt.Sprintf("cannot bring the KIM from schema %d to %d", version, version+1), err)
 		}
 	}
+	return s.checkSchema(ctx, schema)
+}
+
+// checkSchema compares all that the file has SQLite do (tables, indexes, triggers, views) with what the migrations make:
+// a trigger of somebody else's would run at our own changes.
+func (s *sqliteStore) checkSchema(ctx context.Context, version int) error {
+	ours, err := ourSchemas()
+	if err != nil {
+		return s.failed("cannot make the schema of a KIM", err)
+	}
+	have, err := readSchema(ctx, s.writer)
+	if err != nil {
+		return s.failed("cannot read the schema of the KIM", err)
+	}
+	for name, text := range have {
+		if ours[version][name] != text {
+			return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has a %s that is not ours", s.path, name).
+				WithHint("somebody else wrote this file: find out who, and restore it from a backup")
+		}
+	}
+	for name := range ours[version] {
+		if _, ok := have[name]; !ok {
+			return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has no %s", s.path, name).WithHint("restore it from a backup")
+		}
+	}
 	return nil
+}
+
+// ourSchemas are those of all versions, the empty one first.
+var ourSchemas = sync.OnceValues(func() (all []map[string]string, err error) {
+	db, err := sql.Open("sqlite3", ":memory:")
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	conn, err := db.Conn(background)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for version := 0; ; version++ {
+		made, err := readSchema(background, conn)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, made)
+		if version == schema {
+			return all, nil
+		}
+		if _, err := conn.ExecContext(background, migrations[version]); err != nil {
+			return nil, err
+		}
+	}
+})
+
+// readSchema gives the text of each thing in the schema, by its kind and name.
+func readSchema(ctx context.Context, conn *sql.Conn) (map[string]string, error) {
+	rows, err := conn.QueryContext(ctx, "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := map[string]string{}
+	for rows.Next() {
+		var kind, name, table, text string
+		if err := rows.Scan(&kind, &name, &table, &text); err != nil {
+			return nil, err
+		}
+		all[kind+" "+name] = table + ": " + text
+	}
+	return all, rows.Err()
 }
 
 func (s *sqliteStore) Schema() int { return schema }
@@ -322,6 +398,8 @@ func (s *sqliteStore) query(ctx context.Context, what, query string, each func(s
 type tx struct {
 	s       *sqliteStore
 	changes []Change
+	guard   *RowKey
+	rows    map[int64]*provenRow // those that it changes, by their numbers
 }
 
 func (t *tx) statement(query string) (*sql.Stmt, error) {
@@ -377,7 +455,7 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 		return ctx.Err()
 	}
 	defer func() { <-s.turn }()
-	t := &tx{s: s}
+	t := &tx{s: s, guard: s.guard.Load(), rows: map[int64]*provenRow{}}
 	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
 		return s.failed(what, err)
 	}
@@ -389,6 +467,9 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 		}
 	}()
 	if err := f(t); err != nil {
+		return s.failed(what, err)
+	}
+	if err := t.proveRows(); err != nil {
 		return s.failed(what, err)
 	}
 	err = s.cache.commit(func() error {

@@ -2,8 +2,10 @@ package kim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
 	"errors"
@@ -159,13 +161,15 @@ func page(n int) int { return max(0, min(n, MaxPage)) }
 
 // Providers.
 
-const providerColumns = "number, uuid, name, type, is_default, identity, capabilities, created"
+const providerColumns = "number, uuid, name, type, is_default, identity, capabilities, created, files, mac"
 
-func scanProvider(scan func(...any) error) (ProviderRow, error) {
-	f, dest := newFields(8)
+// scanProvider reads a row of providerColumns. One that is damaged is no error of scanProvider: it is in Damage.
+func (r *RowKey) scanProvider(scan func(...any) error) (ProviderRow, error) {
+	f, dest := newFields(10)
 	if err := scan(dest...); err != nil {
 		return ProviderRow{}, err
 	}
+	proven := r.proves(f.values[9], "provider", provenOf(providersTable, f.values)...)
 	p := ProviderRow{
 		Number:       f.integer("number", 1, math.MaxInt64),
 		UUID:         f.id("uuid"),
@@ -176,17 +180,23 @@ func scanProvider(scan func(...any) error) (ProviderRow, error) {
 		Capabilities: f.text("capabilities"),
 		Created:      f.time("created"),
 	}
-	return p, f.damage("provider " + p.Name)
+	p.files = f.files()
+	if !proven {
+		f.fault(wrongMAC)
+	}
+	if p.Damage = f.damage(fmt.Sprintf("provider %q", p.Name)); p.Damage != nil {
+		p = ProviderRow{Number: p.Number, Name: p.Name, Damage: p.Damage}
+	}
+	return p, nil
 }
 
 func (s *sqliteStore) Providers(ctx context.Context) ([]ProviderRow, error) {
 	var all []ProviderRow
 	err := s.query(ctx, "cannot list the providers", "SELECT "+providerColumns+" FROM providers ORDER BY name", func(scan func(...any) error) error {
-		p, err := scanProvider(scan)
-		if psa.StatusOf(err) == psa.StatusDataCorrupt {
-			return nil // its name fails in EnsureProvider; the others go on
+		p, err := s.guard.Load().scanProvider(scan)
+		if err == nil {
+			all = append(all, p)
 		}
-		all = append(all, p)
 		return err
 	})
 	return all, err
@@ -194,9 +204,12 @@ func (s *sqliteStore) Providers(ctx context.Context) ([]ProviderRow, error) {
 
 func (s *sqliteStore) EnsureProvider(ctx context.Context, name, typ string) (p ProviderRow, err error) {
 	err = s.write(ctx, "cannot store provider "+name, func(t *tx) error {
-		p, err = scanProvider(func(dest ...any) error {
+		p, err = t.guard.scanProvider(func(dest ...any) error {
 			return t.row("SELECT "+providerColumns+" FROM providers WHERE name = ?", []any{name}, dest...)
 		})
+		if err == nil && p.Damage != nil {
+			return nil
+		}
 		if err == nil && p.Type != typ {
 			return psa.Errorf(psa.StatusInvalidArgument, "provider %s is of type %s in the KIM, not %s", name, p.Type, typ).
 				WithHint("give the new provider another name; the keys of the old one stay")
@@ -211,7 +224,10 @@ func (s *sqliteStore) EnsureProvider(ctx context.Context, name, typ string) (p P
 		t.changed(Change{Provider: p.Number, Kind: ProviderChanged})
 		_, err = t.exec("INSERT INTO providers(number, uuid, name, type, created) VALUES (?, ?, ?, ?, ?)",
 			p.Number, p.UUID[:], name, typ, p.Created.UnixNano())
-		return err
+		if err != nil || t.guard == nil {
+			return err // Guard proves it
+		}
+		return t.proveProvider(p.Number)
 	})
 	if err != nil {
 		return ProviderRow{}, err
@@ -221,6 +237,9 @@ func (s *sqliteStore) EnsureProvider(ctx context.Context, name, typ string) (p P
 
 func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identity, capabilities string) error {
 	return s.write(ctx, "cannot store what the provider said", func(t *tx) error {
+		if _, err := t.touch(number); err != nil {
+			return err
+		}
 		return t.one(fmt.Sprintf("provider %d", number), Change{Provider: number, Kind: ProviderChanged},
 			"UPDATE providers SET identity = ?, capabilities = ? WHERE number = ?", identity, capabilities, number)
 	})
@@ -297,14 +316,16 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
 	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object,
-	caller_nonce, nonce_bound`
+	caller_nonce, nonce_bound, before_type, before_bits, before_algorithm, before_usage, before_template, before_pcrs, device,
+	(SELECT uuid FROM providers WHERE providers.number = keys.provider), certificate, files, nonces, failures, mac`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
-func scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(26)
+func (r *RowKey) scanKey(scan func(...any) error) (Entry, error) {
+	f, dest := newFields(39)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
+	proven := r.proves(f.values[38], "key", provenOf(keysTable, f.values)...)
 	var k Key
 	k.Number = f.integer("number", 1, math.MaxInt64)
 	k.ID = f.id("uuid")
@@ -331,6 +352,13 @@ func scanKey(scan func(...any) error) (Entry, error) {
 	asked := f.bool("caller_nonce") // of a draft before it became a copy, perhaps
 	k.NonceBound = f.bool("nonce_bound")
 	k.CallerNonce = asked && !k.NonceBound
+	f.skip(8) // what it goes back to, its device and its provider's uuid are proven, and read elsewhere
+	k.certificate = f.blob("certificate")
+	k.files = f.files()
+	f.skip(2)
+	if !proven {
+		f.fault(wrongMAC)
+	}
 
 	at := k.State // what the row must have the fields of
 	switch k.State {
@@ -370,7 +398,7 @@ func (s *sqliteStore) Keys(ctx context.Context, provider int64, after string, n 
 	var keys []Key
 	err := s.query(ctx, "cannot list the keys", "SELECT "+keyColumns+` FROM keys
 		WHERE provider = ? AND name > ? AND hidden = 0 ORDER BY name LIMIT ?`, func(scan func(...any) error) error {
-		e, err := scanKey(scan)
+		e, err := s.guard.Load().scanKey(scan)
 		if err == nil {
 			keys = append(keys, e.Key)
 		}
@@ -383,7 +411,7 @@ func (s *sqliteStore) Journal(ctx context.Context, provider, after int64, n int)
 	var entries []Entry
 	err := s.query(ctx, "cannot read the journal", "SELECT "+keyColumns+` FROM keys
 		WHERE provider = ? AND number > ? AND state IN ('creating', 'destroying') ORDER BY number LIMIT ?`, func(scan func(...any) error) error {
-		e, err := scanKey(scan)
+		e, err := s.guard.Load().scanKey(scan)
 		if err == nil {
 			entries = append(entries, e)
 		}
@@ -397,7 +425,7 @@ func (s *sqliteStore) oneKey(ctx context.Context, what, where string, args ...an
 	var k Key
 	found := false
 	err := s.query(ctx, "cannot read "+what, "SELECT "+keyColumns+" FROM keys WHERE "+where, func(scan func(...any) error) error {
-		e, err := scanKey(scan)
+		e, err := s.guard.Load().scanKey(scan)
 		k, found = e.Key, true
 		return err
 	}, args...)
@@ -463,7 +491,10 @@ func (s *sqliteStore) CountOf(ctx context.Context, uid uint32) (n int64, err err
 
 // key reads a key inside a transaction; a damaged one is an error.
 func (t *tx) key(number int64) (Entry, error) {
-	e, err := scanKey(func(dest ...any) error {
+	if err := t.proveRow(number); err != nil { // of what this transaction changed already
+		return Entry{}, err
+	}
+	e, err := t.guard.scanKey(func(dest ...any) error {
 		return t.row("SELECT "+keyColumns+" FROM keys WHERE number = ?", []any{number}, dest...)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
@@ -551,6 +582,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 		if err != nil {
 			return err
 		}
+		t.new(keysTable, k.Number)
 		for _, i := range d.Inodes {
 			if i.Ino > 255 {
 				return psa.Errorf(psa.StatusInvalidArgument, "file number %d", i.Ino)
@@ -569,8 +601,9 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 	return k, nil
 }
 
-// update changes the row of k, and its time.
+// update changes the row of k, which t.key read, and its time.
 func (t *tx) update(k Key, set string, args ...any) error {
+	t.prove(k)
 	args = append(args, time.Now().UnixNano(), k.Number)
 	return t.one("key "+k.Name, k.change(), "UPDATE keys SET "+set+", changed = ? WHERE number = ?", args...)
 }
@@ -613,6 +646,7 @@ func (t *tx) remove(k Key) error {
 }
 
 func (t *tx) removeNumber(number int64) error {
+	delete(t.rows, number)
 	for _, query := range []string{"DELETE FROM inodes WHERE ino BETWEEN ? AND ?", "DELETE FROM xattrs WHERE ino BETWEEN ? AND ?"} {
 		if _, err := t.exec(query, number*256, number*256+255); err != nil {
 			return err
@@ -717,7 +751,7 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 func (s *sqliteStore) Holder(ctx context.Context, device, object string, made providers.Handle) (k Key, err error) {
 	found := false
 	err = s.query(ctx, "cannot look for "+object, "SELECT "+keyColumns+holder, func(scan func(...any) error) error {
-		e, err := scanKey(scan)
+		e, err := s.guard.Load().scanKey(scan)
 		k, found = e.Key, true
 		return err
 	}, device, object, made[:])
@@ -781,7 +815,8 @@ func (s *sqliteStore) SetHidden(ctx context.Context, number int64, hidden bool) 
 		if err != nil || k.Hidden == hidden {
 			return err
 		}
-		return t.update(k, "hidden = ?", hidden)
+		// No part of what is proven: a start hides what it finds in the journal before it has the data key.
+		return t.one("key "+k.Name, k.change(), "UPDATE keys SET hidden = ? WHERE number = ?", hidden, number)
 	})
 }
 
@@ -829,42 +864,58 @@ func (t *tx) toDirectoryOwner(k Key) (Key, error) {
 	if err != nil {
 		return k, err
 	}
-	attributes, lastError := firstIno(k)+int64(KeptFiles[0]), firstIno(k)+int64(KeptFiles[1])
-	// Nobody had any of the other files, so that what is stored of their owners holds no more.
-	_, err = t.exec("UPDATE inodes SET uid = NULL, gid = NULL WHERE ino BETWEEN ? AND ? AND ino NOT IN (?, ?)",
-		firstIno(k)+1, lastIno(k), attributes, lastError)
-	if err != nil || uid == k.UID && gid == k.GID {
+	stored, err := t.inodes(k)
+	if err != nil {
 		return k, err
 	}
-	for _, ino := range []int64{attributes, lastError} {
-		_, err := t.exec(`INSERT INTO inodes(ino, uid, gid) VALUES (?, ?, ?)
-			ON CONFLICT(ino) DO UPDATE SET uid = coalesce(uid, excluded.uid), gid = coalesce(gid, excluded.gid)`,
-			ino, int64(k.UID), int64(k.GID))
-		if err != nil {
+	for file, i := range stored {
+		if file == 0 || slices.Contains(KeptFiles[:], file) || i.UID == nil && i.GID == nil {
+			continue
+		}
+		// Nobody had any of the other files, so that what is stored of their owners holds no more.
+		i.UID, i.GID = nil, nil
+		if err := t.setInode(i); err != nil {
+			return k, err
+		}
+	}
+	if uid == k.UID && gid == k.GID {
+		return k, nil
+	}
+	for _, file := range KeptFiles {
+		i, ok := stored[file]
+		if !ok {
+			i.Ino = k.ino(file)
+		}
+		i.UID, i.GID = cmp.Or(i.UID, new(k.UID)), cmp.Or(i.GID, new(k.GID))
+		if err := t.setInode(i); err != nil {
 			return k, err
 		}
 	}
 	return k, t.setCreator(&k, uid, gid)
 }
 
-func firstIno(k Key) int64 { return k.Number * 256 }
-func lastIno(k Key) int64  { return k.Number*256 + 255 }
+// inodes are those of a key's files that are stored, by the file's own number.
+func (t *tx) inodes(k Key) (map[uint64]Inode, error) {
+	stored := map[uint64]Inode{}
+	for file := range k.files.all() {
+		i, found, err := t.inode(k.ino(file), k.files)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			stored[file] = i
+		}
+	}
+	return stored, nil
+}
 
 // directoryOwner is who owns a key's directory now.
 func (t *tx) directoryOwner(k Key) (uid, gid uint32, err error) {
-	var u, g int64
-	err = t.row("SELECT coalesce(uid, ?), coalesce(gid, ?) FROM inodes WHERE ino = ?", []any{int64(k.UID), int64(k.GID), firstIno(k)}, &u, &g)
-	if errors.Is(err, sql.ErrNoRows) {
-		return k.UID, k.GID, nil
-	}
+	i, _, err := t.inode(k.ino(0), k.files)
 	if err != nil {
 		return 0, 0, err
 	}
-	uid, gid = uint32(u), uint32(g)
-	if int64(uid) != u || int64(gid) != g {
-		return 0, 0, psa.Errorf(psa.StatusDataCorrupt, "the row of inode %d in the KIM is damaged: uid or gid", firstIno(k))
-	}
-	return uid, gid, nil
+	return *cmp.Or(i.UID, &k.UID), *cmp.Or(i.GID, &k.GID), nil
 }
 
 // setCreator makes uid and gid the default owner of a key's files, and counts it in that user's quota.
@@ -897,51 +948,31 @@ func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid
 		if err != nil || from == uid {
 			return err
 		}
-		theirs := "ino BETWEEN ? AND ? AND uid = ?"
-		if k.UID == from {
-			theirs = "ino BETWEEN ? AND ? AND (uid = ? OR uid IS NULL)"
-		}
-		var n int
-		args := []any{firstIno(k), lastIno(k), int64(from)}
-		if err := t.row("SELECT count(*) FROM inodes WHERE "+theirs, args, &n); err != nil {
+		stored, err := t.inodes(k)
+		if err != nil {
 			return err
 		}
-		if n == 0 && k.UID != from {
+		n := 0
+		for _, i := range stored {
+			if *cmp.Or(i.UID, &k.UID) != from {
+				continue
+			}
+			n++
+			// A group that is stored without an owner goes as well, so that all files that were theirs have the new one.
+			i.UID, i.GID = &uid, &gid
+			i.ACL, i.DefaultACL = withoutUser(i.ACL, from), withoutUser(i.DefaultACL, from)
+			if err := t.setInode(i); err != nil {
+				return err
+			}
+		}
+		if k.UID == from {
+			return t.setCreator(&k, uid, gid)
+		}
+		if n == 0 {
 			return psa.Errorf(psa.StatusDoesNotExist, "user %d has nothing of key %s", from, k.Name)
 		}
-		if err := t.removeUser(theirs, k, from); err != nil {
-			return err
-		}
-		// A group that is stored without an owner goes as well, so that all files that were theirs have the new one.
-		_, err = t.exec("UPDATE inodes SET uid = ?, gid = ? WHERE "+theirs, append([]any{int64(uid), int64(gid)}, args...)...)
-		if err != nil {
-			return err
-		}
-		if k.UID != from {
-			return t.update(k, "uid = uid")
-		}
-		return t.setCreator(&k, uid, gid)
+		return t.update(k, "uid = uid")
 	})
-}
-
-// removeUser takes a user out of the ACLs of those inodes of a key.
-func (t *tx) removeUser(theirs string, k Key, uid uint32) error {
-	for ino := firstIno(k) - 1; ; {
-		var access, inherited []byte
-		err := t.row("SELECT ino, acl, default_acl FROM inodes WHERE "+theirs+" AND coalesce(acl, default_acl) IS NOT NULL ORDER BY ino LIMIT 1",
-			[]any{ino + 1, lastIno(k), int64(uid)}, &ino, &access, &inherited)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		_, err = t.exec("UPDATE inodes SET acl = ?, default_acl = ? WHERE ino = ?",
-			blobArg(withoutUser(access, uid)), blobArg(withoutUser(inherited, uid)), ino)
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // withoutUser is a POSIX ACL, as xattr(7) has it, without the entries that name the user. The mask stays: it lets no more
@@ -983,27 +1014,38 @@ func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []
 			return err
 		}
 		if len(chain) == 0 {
-			_, err = t.exec("DELETE FROM certificates WHERE key = ?", number)
-		} else {
-			_, err = t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain", number, chain)
+			if _, err := t.exec("DELETE FROM certificates WHERE key = ?", number); err != nil {
+				return err
+			}
+			return t.update(k, "certificate = NULL")
 		}
+		_, err = t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain", number, chain)
 		if err != nil {
 			return err
 		}
-		return t.update(k, "units = units")
+		sum := sha256.Sum256(chain)
+		return t.update(k, "certificate = ?", sum[:])
 	})
 }
 
 func (s *sqliteStore) Certificate(ctx context.Context, number int64) (chain []byte, err error) {
-	err = s.query(ctx, "cannot read a certificate", "SELECT chain FROM certificates WHERE key = ?", func(scan func(...any) error) error {
-		f, dest := newFields(1)
+	const query = "SELECT chain, certificate, keys.name FROM keys LEFT JOIN certificates ON key = number WHERE number = ?"
+	err = s.query(ctx, "cannot read a certificate", query, func(scan func(...any) error) error {
+		f, dest := newFields(3)
 		if err := scan(dest...); err != nil {
 			return err
 		}
 		chain = f.blob("chain")
-		return f.damage(fmt.Sprintf("the certificate of key %d", number))
+		want := f.blob("certificate")
+		if sum := sha256.Sum256(chain); s.guard.Load() != nil && (chain != nil || want != nil) && !bytes.Equal(sum[:], want) {
+			f.fault("it is not the one that was stored")
+		}
+		return f.damage(fmt.Sprintf("the certificate of key %q", f.text("name")))
 	}, number)
-	return chain, err
+	if err != nil {
+		return nil, err
+	}
+	return chain, nil
 }
 
 func (s *sqliteStore) SetUnits(ctx context.Context, number int64, units []string) error {
@@ -1046,24 +1088,73 @@ func (s *sqliteStore) BindNonce(ctx context.Context, number int64) error {
 
 // Inodes and labels.
 
+const inodeColumns = "ino, mode, uid, gid, acl, default_acl, atime, mtime, ctime, mac"
+
+// scanInode reads a row of inodeColumns.
+func (r *RowKey) scanInode(scan func(...any) error) (Inode, error) {
+	f, dest := newFields(10)
+	if err := scan(dest...); err != nil {
+		return Inode{}, err
+	}
+	proven := r.proves(f.values[9], "inode", f.values[:9]...)
+	i := Inode{Ino: uint64(f.integer("ino", 0, math.MaxInt64)), Mode: f.uint32p("mode"), UID: f.uint32p("uid"), GID: f.uint32p("gid"),
+		ACL: f.blob("acl"), DefaultACL: f.blob("default_acl"), Atime: f.timep("atime"), Mtime: f.timep("mtime"), Ctime: f.timep("ctime")}
+	if !proven {
+		f.fault(wrongMAC)
+	}
+	return i, f.damage(fmt.Sprintf("inode %d", i.Ino))
+}
+
+// whole says whether an inode's row is there exactly where one was stored.
+func (b fileSet) whole(ino uint64, found bool) error {
+	if found == b.has(ino%256) {
+		return nil
+	}
+	f := fields{bad: "it was taken away"}
+	if found {
+		f.bad = "it was put there"
+	}
+	return f.damage(fmt.Sprintf("inode %d", ino))
+}
+
 func (s *sqliteStore) Inode(ctx context.Context, ino uint64) (i Inode, found bool, err error) {
 	if ino > math.MaxInt64 {
 		return Inode{}, false, nil
 	}
-	err = s.query(ctx, "cannot read an inode", "SELECT mode, uid, gid, acl, default_acl, atime, mtime, ctime FROM inodes WHERE ino = ?", func(scan func(...any) error) error {
-		f, dest := newFields(8)
-		if err := scan(dest...); err != nil {
-			return err
-		}
+	guard := s.guard.Load()
+	err = s.query(ctx, "cannot read an inode", "SELECT "+inodeColumns+" FROM inodes WHERE ino = ?", func(scan func(...any) error) error {
+		i, err = guard.scanInode(scan)
 		found = true
-		i = Inode{Ino: ino, Mode: f.uint32p("mode"), UID: f.uint32p("uid"), GID: f.uint32p("gid"), ACL: f.blob("acl"),
-			DefaultACL: f.blob("default_acl"), Atime: f.timep("atime"), Mtime: f.timep("mtime"), Ctime: f.timep("ctime")}
-		return f.damage(fmt.Sprintf("inode %d", ino))
+		return err
 	}, int64(ino))
+	if err == nil && guard != nil {
+		var files fileSet
+		if files, err = s.filesOf(ctx, int64(ino/256)); err == nil {
+			err = files.whole(ino, found)
+		}
+	}
 	if err != nil {
 		return Inode{}, false, err
 	}
 	return i, found, nil
+}
+
+// inode is Inode inside a transaction.
+func (t *tx) inode(ino uint64, files fileSet) (Inode, bool, error) {
+	i, err := t.guard.scanInode(func(dest ...any) error {
+		return t.row("SELECT "+inodeColumns+" FROM inodes WHERE ino = ?", []any{int64(ino)}, dest...)
+	})
+	found := true
+	if errors.Is(err, sql.ErrNoRows) {
+		found, err = false, nil
+	}
+	if err == nil && t.guard != nil {
+		err = files.whole(ino, found)
+	}
+	if err != nil || !found {
+		return Inode{}, false, err
+	}
+	return i, true, nil
 }
 
 func (s *sqliteStore) SetInode(ctx context.Context, i Inode) error {
@@ -1098,13 +1189,19 @@ func (t *tx) owner(ino uint64) (Change, error) {
 }
 
 func (t *tx) setInode(i Inode) error {
-	if i.Mode == nil && i.UID == nil && i.GID == nil && i.ACL == nil && i.DefaultACL == nil && i.Atime == nil && i.Mtime == nil && i.Ctime == nil {
+	row, err := t.touch(int64(i.Ino / 256))
+	if err != nil {
+		return err
+	}
+	values := i.values()
+	nothing := !slices.ContainsFunc(values[1:], func(v any) bool { return v != nil })
+	row.set(i.Ino%256, !nothing)
+	if nothing {
 		_, err := t.exec("DELETE FROM inodes WHERE ino = ?", int64(i.Ino))
 		return err
 	}
-	_, err := t.exec("INSERT OR REPLACE INTO inodes(ino, mode, uid, gid, acl, default_acl, atime, mtime, ctime) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		int64(i.Ino), uint32Arg(i.Mode), uint32Arg(i.UID), uint32Arg(i.GID), blobArg(i.ACL), blobArg(i.DefaultACL),
-		timeArg(i.Atime), timeArg(i.Mtime), timeArg(i.Ctime))
+	values = append(values, t.guard.mac("inode", values...))
+	_, err = t.exec("INSERT OR REPLACE INTO inodes("+inodeColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values...)
 	return err
 }
 
@@ -1114,13 +1211,17 @@ func noLabel(name string) error {
 
 func (s *sqliteStore) Xattr(ctx context.Context, ino uint64, name string) (value []byte, err error) {
 	found := false
-	err = s.query(ctx, "cannot read a label", "SELECT value FROM xattrs WHERE ino = ? AND name = ?", func(scan func(...any) error) error {
+	err = s.query(ctx, "cannot read a label", "SELECT value, mac FROM xattrs WHERE ino = ? AND name = ?", func(scan func(...any) error) error {
 		found = true
-		f, dest := newFields(1)
+		f, dest := newFields(2)
 		if err := scan(dest...); err != nil {
 			return err
 		}
+		proven := s.guard.Load().proves(f.values[1], "label", int64(ino), name, f.values[0])
 		value = f.blob("value")
+		if !proven {
+			f.fault(wrongMAC)
+		}
 		return f.damage("label " + name)
 	}, int64(ino&math.MaxInt64), name)
 	if err == nil && !found {
@@ -1161,8 +1262,12 @@ func (s *sqliteStore) SetXattr(ctx context.Context, ino uint64, name string, val
 		if value == nil {
 			value = []byte{} // an empty label is no NULL
 		}
+		if t.guard == nil {
+			return errUnguarded()
+		}
 		t.changed(change)
-		_, err = t.exec("INSERT OR REPLACE INTO xattrs(ino, name, value) VALUES (?, ?, ?)", int64(ino), name, value)
+		_, err = t.exec("INSERT OR REPLACE INTO xattrs(ino, name, value, mac) VALUES (?, ?, ?, ?)", int64(ino), name, value,
+			t.guard.mac("label", int64(ino), name, value))
 		return err
 	})
 }
@@ -1179,22 +1284,31 @@ func (s *sqliteStore) RemoveXattr(ctx context.Context, ino uint64, name string) 
 
 // Aliases.
 
-const aliasColumns = "number, name, target, uid, gid, changed"
+// aliasColumns end with the target as it is proven: with its provider's number, since a provider may be renamed while
+// the data key is away.
+const aliasColumns = `number, name, target, uid, gid, changed, files, mac,
+	coalesce((SELECT '../providers/' || providers.number || substr(target, length('../providers/' || providers.name) + 1) FROM providers
+		WHERE substr(target, 1, length('../providers/' || providers.name || '/')) = '../providers/' || providers.name || '/'), target)`
 
-func scanAlias(scan func(...any) error) (Alias, error) {
-	f, dest := newFields(6)
+func (r *RowKey) scanAlias(scan func(...any) error) (Alias, error) {
+	f, dest := newFields(9)
 	if err := scan(dest...); err != nil {
 		return Alias{}, err
 	}
+	proven := r.proves(f.values[7], "alias", provenOf(aliasesTable, f.values)...)
 	a := Alias{Number: f.integer("number", 1, math.MaxInt64), Name: f.text("name"), Target: f.text("target"),
 		UID: f.uint32("uid"), GID: f.uint32("gid"), Changed: f.time("changed")}
-	return a, f.damage("link " + a.Name)
+	a.files = f.files()
+	if !proven {
+		f.fault(wrongMAC)
+	}
+	return a, f.damage(fmt.Sprintf("link %q", a.Name))
 }
 
 func (s *sqliteStore) Aliases(ctx context.Context, after string, n int) ([]Alias, error) {
 	var all []Alias
 	err := s.query(ctx, "cannot list the links", "SELECT "+aliasColumns+" FROM aliases WHERE name > ? ORDER BY name LIMIT ?", func(scan func(...any) error) error {
-		a, err := scanAlias(scan)
+		a, err := s.guard.Load().scanAlias(scan)
 		if err == nil || psa.StatusOf(err) == psa.StatusDataCorrupt {
 			all = append(all, a) // a damaged one has its name still; to look it up says what is wrong
 			return nil
@@ -1210,7 +1324,7 @@ func noAlias(name string) error {
 
 func (s *sqliteStore) Alias(ctx context.Context, name string) (a Alias, err error) {
 	err = s.query(ctx, "cannot read link "+name, "SELECT "+aliasColumns+" FROM aliases WHERE name = ?", func(scan func(...any) error) error {
-		a, err = scanAlias(scan)
+		a, err = s.guard.Load().scanAlias(scan)
 		return err
 	}, name)
 	if err == nil && a.Number == 0 {
@@ -1224,7 +1338,7 @@ func (s *sqliteStore) Alias(ctx context.Context, name string) (a Alias, err erro
 
 // alias reads a link inside a transaction; false if there is none.
 func (t *tx) alias(name string) (Alias, bool, error) {
-	a, err := scanAlias(func(dest ...any) error {
+	a, err := t.guard.scanAlias(func(dest ...any) error {
 		return t.row("SELECT "+aliasColumns+" FROM aliases WHERE name = ?", []any{name}, dest...)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
@@ -1252,7 +1366,8 @@ func (s *sqliteStore) CreateAlias(ctx context.Context, a Alias) (Alias, error) {
 			return err
 		}
 		t.changed(aliasChange(a.Number))
-		_, err = t.exec("INSERT INTO aliases("+aliasColumns+") VALUES (?, ?, ?, ?, ?, ?)",
+		t.new(aliasesTable, a.Number)
+		_, err = t.exec("INSERT INTO aliases(number, name, target, uid, gid, changed) VALUES (?, ?, ?, ?, ?, ?)",
 			a.Number, a.Name, a.Target, int64(a.UID), int64(a.GID), a.Changed.UnixNano())
 		return err
 	})
@@ -1290,6 +1405,9 @@ func (s *sqliteStore) RenameAlias(ctx context.Context, from, to string) error {
 				return err
 			}
 		}
+		if _, err := t.touch(a.Number); err != nil {
+			return err
+		}
 		return t.one("link "+from, aliasChange(a.Number), "UPDATE aliases SET name = ?, changed = ? WHERE number = ?",
 			to, time.Now().UnixNano(), a.Number)
 	})
@@ -1310,33 +1428,48 @@ func (s *sqliteStore) RemoveAlias(ctx context.Context, name string) error {
 
 // The data key.
 
+const selectDataKey = "SELECT kind, wrapping_id, wrapped, pcrs, coalesce(before_id, zeroblob(16)), mac FROM data_key"
+
+func scanDataKey(scan func(...any) error) (WrappedKey, error) {
+	f, dest := newFields(6)
+	if err := scan(dest...); err != nil {
+		return WrappedKey{}, err
+	}
+	w := WrappedKey{Kind: f.text("kind"), WrappingID: f.id("wrapping_id"), Wrapped: f.blob("wrapped"),
+		PCRs: psa.PCRs(f.integer("pcrs", 0, 1<<(psa.MaxPCR+1)-1)), Before: f.id("before_id"), MAC: f.blob("mac")}
+	return w, f.damage("the data key")
+}
+
 func (s *sqliteStore) DataKey(ctx context.Context) (w WrappedKey, found bool, err error) {
-	const query = "SELECT kind, wrapping_id, wrapped, pcrs, coalesce(before_id, zeroblob(16)) FROM data_key"
-	err = s.query(ctx, "cannot read the data key", query, func(scan func(...any) error) error {
-		f, dest := newFields(5)
-		if err := scan(dest...); err != nil {
-			return err
-		}
+	err = s.query(ctx, "cannot read the data key", selectDataKey, func(scan func(...any) error) error {
 		found = true
-		w = WrappedKey{Kind: f.text("kind"), WrappingID: f.id("wrapping_id"), Wrapped: f.blob("wrapped"),
-			PCRs: psa.PCRs(f.integer("pcrs", 0, 1<<(psa.MaxPCR+1)-1)), Before: f.id("before_id")}
-		return f.damage("the data key")
+		w, err = scanDataKey(scan)
+		return err
 	})
 	return w, found, err
 }
 
-func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey) error {
-	return s.write(ctx, "cannot store the data key", func(t *tx) error {
-		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped, pcrs, before_id) VALUES (1, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before())
+func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey, guard *RowKey) error {
+	err := s.write(ctx, "cannot store the data key", func(t *tx) error {
+		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped, pcrs, before_id, mac) VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before(), guard.macOf(w))
 		if err != nil {
 			return err
 		}
-		if n, err := r.RowsAffected(); err != nil || n > 0 {
+		n, err := r.RowsAffected()
+		if err != nil {
 			return err
 		}
-		return psa.Errorf(psa.StatusAlreadyExists, "the KIM has a data key already")
+		if n == 0 {
+			return psa.Errorf(psa.StatusAlreadyExists, "the KIM has a data key already")
+		}
+		t.guard = guard
+		return t.beginAnchor()
 	})
+	if err == nil {
+		s.setGuard(guard)
+	}
+	return err
 }
 
 // before is the column before_id.
@@ -1349,16 +1482,24 @@ func (w WrappedKey) before() []byte {
 
 func (s *sqliteStore) ReplaceDataKey(ctx context.Context, old [16]byte, w WrappedKey) error {
 	return s.write(ctx, "cannot store the data key", func(t *tx) error {
-		r, err := t.exec("UPDATE data_key SET kind = ?, wrapping_id = ?, wrapped = ?, pcrs = ?, before_id = ? WHERE wrapping_id = ?",
-			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before(), old[:])
-		if err != nil {
-			return err
-		}
-		if n, err := r.RowsAffected(); err != nil || n > 0 {
-			return err
-		}
-		return psa.Errorf(psa.StatusBadState, "the data key was rewrapped meanwhile").WithHint("try again")
+		return t.replaceDataKey(old, w)
 	})
+}
+
+func (t *tx) replaceDataKey(old [16]byte, w WrappedKey) error {
+	row, found, err := t.dataKey()
+	if err != nil {
+		return err
+	}
+	if !found || row.WrappingID != old {
+		return psa.Errorf(psa.StatusBadState, "the data key was rewrapped meanwhile").WithHint("try again")
+	}
+	if t.guard == nil {
+		return errUnguarded()
+	}
+	_, err = t.exec("UPDATE data_key SET kind = ?, wrapping_id = ?, wrapped = ?, pcrs = ?, before_id = ?, mac = ?",
+		w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before(), t.guard.macOf(w))
+	return err
 }
 
 func (s *sqliteStore) RecoveryKey(ctx context.Context) (w WrappedKey, found bool, err error) {
@@ -1376,7 +1517,11 @@ func (s *sqliteStore) RecoveryKey(ctx context.Context) (w WrappedKey, found bool
 
 func (s *sqliteStore) SetRecoveryKey(ctx context.Context, w WrappedKey) error {
 	return s.write(ctx, "cannot store the recovery key", func(t *tx) error {
-		_, err := t.exec("INSERT OR REPLACE INTO recovery_key(one, wrapping_id, wrapped) VALUES (1, ?, ?)", w.WrappingID[:], w.Wrapped)
-		return err
+		return t.setRecoveryKey(w)
 	})
+}
+
+func (t *tx) setRecoveryKey(w WrappedKey) error {
+	_, err := t.exec("INSERT OR REPLACE INTO recovery_key(one, wrapping_id, wrapped) VALUES (1, ?, ?)", w.WrappingID[:], w.Wrapped)
+	return err
 }

@@ -42,9 +42,15 @@ type Key struct {
 	Object      string   // the device's name of an adopted key, else empty
 	CallerNonce bool     // encryption takes a nonce of the caller's choice
 	NonceBound  bool     // a copy of a key without CallerNonce, which it never gets
-	// Damage is set where the row cannot be understood (StatusDataCorrupt): then only Number, Provider and Name hold.
+	// Damage is set where the row cannot be understood, or is not as it was stored (StatusDataCorrupt): then only Number,
+	// Provider and Name hold.
 	Damage error
+
+	files       fileSet // those that have a row of their own
+	certificate []byte  // SHA-256 of the chain beside the key
 }
+
+func (k Key) ino(file uint64) uint64 { return uint64(k.Number)*256 + file }
 
 // Where a key came from, as Key.Origin says.
 const (
@@ -93,6 +99,9 @@ type ProviderRow struct {
 	Identity     string // of the device when it was last seen; empty before
 	Capabilities string // the lines that it had then
 	Created      time.Time
+	Damage       error // as Key's: then only Number and Name hold
+
+	files fileSet
 }
 
 // NewDraft is what InsertDraft stores.
@@ -121,6 +130,8 @@ type Alias struct {
 	UID, GID     uint32
 	Number       int64 // from the sequence that keys and providers take theirs from
 	Changed      time.Time
+
+	files fileSet
 }
 
 // Kinds of changes.
@@ -148,6 +159,19 @@ type WrappedKey struct {
 	PCRs       psa.PCRs // of a TPM: what it is bound to
 	// Before is the wrapping key file that this one took the place of, and that nobody needs any more; zero: none.
 	Before [16]byte
+	MAC    []byte // the store's, under the guard that comes of the data key; nil in a store of before there were any
+}
+
+// Rekeying is what Rekey does.
+type Rekeying struct {
+	Old [16]byte   // the id of the wrapping that the store has
+	Row WrappedKey // takes its place
+	// Recovery takes the place of the recovery key's row; nil leaves that one.
+	Recovery *WrappedKey
+	Guard    *RowKey // from now on
+	// Reseal gives a key's secret as it is to be stored, sealed for the key and the provider with this UUID. nil leaves
+	// all as they are; StatusDataCorrupt leaves this one, and its row damaged.
+	Reseal func(k Key, provider [16]byte, sealed []byte) ([]byte, error)
 }
 
 // How SetXattr treats a label that is or is not there, as setxattr(2) has it.
@@ -283,8 +307,16 @@ type Store interface {
 
 	// DataKey is the wrapped data key; false if there is none yet.
 	DataKey(ctx context.Context) (WrappedKey, bool, error)
-	// InitDataKey stores the first one. If there is one it is StatusAlreadyExists, and stays.
-	InitDataKey(ctx context.Context, w WrappedKey) error
+	// InitDataKey stores the first one, and guards the store from now on. If there is one it is StatusAlreadyExists, and stays.
+	InitDataKey(ctx context.Context, w WrappedKey, guard *RowKey) error
+	// Guard proves from now on each row that is written, and has each that is read proven: what is not as it was stored
+	// is damaged. Before it nothing is proven, and what changes a key, an inode, a label or a link is
+	// StatusProviderAbsent. StatusDataCorrupt says what of the store as a whole is damaged; it is guarded all the same.
+	Guard(ctx context.Context, guard *RowKey) error
+	// Rekey changes the data key's row, and guards the store by another key, under which all rows are proven that are
+	// now; a store that never was guarded is taken as it is. damaged counts the rows that stay damaged. Where the store's
+	// wrapping is another one than Old it is StatusBadState, and nothing changes.
+	Rekey(ctx context.Context, r Rekeying) (damaged int64, err error)
 	// ReplaceDataKey stores the data key in another wrapping, in the place of the one with the id old. Where that is not
 	// the store's any more it is StatusBadState, and nothing changes.
 	ReplaceDataKey(ctx context.Context, old [16]byte, w WrappedKey) error

@@ -547,13 +547,19 @@ func listing[T any](page func(ctx context.Context, after string, most int) ([]T,
 	}}
 }
 
-// HasNext fetches the next page where the last one is used up.
+// HasNext fetches the next page where the last one is used up. Damaged names are left out: the kernel ends a listing with
+// EIO at a name with a slash.
 func (p *pages) HasNext() bool {
-	if len(p.list) == 0 && !p.ended {
+	for {
+		for len(p.list) > 0 && kim.ValidName(p.list[0].Name) != nil {
+			p.list, p.after = p.list[1:], p.list[0].Name
+		}
+		if len(p.list) > 0 || p.ended {
+			return len(p.list) > 0 || p.err != nil
+		}
 		p.list, p.err = p.next(p.after)
 		p.ended = p.err != nil || len(p.list) == 0
 	}
-	return len(p.list) > 0 || p.err != nil
 }
 
 // Next gives one entry, or the error that ended the listing, once.

@@ -91,6 +91,8 @@ func New(o Options) *Tree {
 		t.auditing = &auditing{to: o.Audit, key: o.KIM.AuditKey}
 	}
 	t.gate = gate.New(t.procs, o.Units)
+	// What let somebody in before the data key came was not proven.
+	o.KIM.OnUnlock(t.gate.LostAll)
 	t.machine = transaction.New(transaction.Options{Procs: t.procs, BodyLimit: o.BodyLimit, PerUser: o.TransactionsPerUser,
 		BytesPerUser: o.BufferPerUser, Ready: t.auditing.ready, Digest: t.auditing.digest, Log: o.Log})
 	t.SetAdmins(o.Admins)

@@ -55,7 +55,7 @@ func child(dir string, open Opener) {
 		fmt.Println("failed", err)
 		os.Exit(1)
 	}
-	s, err := open(dir)
+	s, err := guarded(open, dir, true)
 	if err != nil {
 		fail(err)
 	}

@@ -68,6 +68,7 @@ type suite struct {
 	t    *testing.T
 	open Opener
 	dir  string
+	bare bool // without a data key, so that nothing guards the rows
 	kim.Store
 }
 
@@ -79,7 +80,7 @@ func (s *suite) start() {
 	if s.Store != nil {
 		s.ok(s.Close())
 	}
-	st, err := s.open(s.dir)
+	st, err := guarded(s.open, s.dir, !s.bare)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -87,6 +88,37 @@ func (s *suite) start() {
 		s.t.Cleanup(func() { s.Close() })
 	}
 	s.Store = st
+}
+
+// dataKey is the one of every store here.
+var dataKey = bytes.Repeat([]byte{7}, 32)
+
+func rowKey() *kim.RowKey {
+	key, err := kim.NewRowKey(dataKey)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
+// guarded opens a store and has its rows proven; where it has no data key it gets one if make says so.
+func guarded(open Opener, dir string, make bool) (kim.Store, error) {
+	s, err := open(dir)
+	if err != nil {
+		return nil, err
+	}
+	_, found, err := s.DataKey(ctx)
+	switch {
+	case err != nil:
+	case found:
+		err = s.Guard(ctx, rowKey())
+	case make:
+		err = s.InitDataKey(ctx, kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}, rowKey())
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
 func (s *suite) ok(err error) {
@@ -939,6 +971,7 @@ func testAliases(t *testing.T, s *suite) {
 }
 
 func testDataKey(t *testing.T, s *suite) {
+	s.bare = true
 	s.start()
 	if _, found, err := s.DataKey(ctx); found || err != nil {
 		t.Fatal(found, err)
@@ -961,8 +994,8 @@ func testDataKey(t *testing.T, s *suite) {
 	}
 	first := kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}
 	s.status(s.ReplaceDataKey(ctx, first.WrappingID, first), psa.StatusBadState)
-	s.ok(s.InitDataKey(ctx, first))
-	s.status(s.InitDataKey(ctx, kim.WrappedKey{Kind: "other", Wrapped: []byte("x")}), psa.StatusAlreadyExists)
+	s.ok(s.InitDataKey(ctx, first, rowKey()))
+	s.status(s.InitDataKey(ctx, kim.WrappedKey{Kind: "other", Wrapped: []byte("x")}, rowKey()), psa.StatusAlreadyExists)
 	check(first)
 
 	// Of two that replace the same one, one wins.

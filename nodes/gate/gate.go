@@ -77,6 +77,14 @@ func (g *Gate) Lost(ino uint64) {
 	g.count.Store(now) // last: who sees it must find the loss
 }
 
+// LostAll notes that somebody may have lost a right anywhere.
+func (g *Gate) LostAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.all, g.lost = g.count.Load()+1, nil
+	g.count.Store(g.all)
+}
+
 // since says whether a step of the way lost rights after the loss seen, and which was the last loss of all.
 func (g *Gate) since(seen uint64, way [Steps]uint64) (lost bool, now uint64) {
 	if now = g.count.Load(); now == seen {

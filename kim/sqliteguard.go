@@ -1,0 +1,580 @@
+package kim
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"iter"
+	"math"
+	"slices"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// How SQLite's rows are proven. The rows of keys, providers, links and of the anchor have a MAC over all that they hold,
+// and a set of those of their files that have a row in inodes: a row of inodes proves itself, and the set that it is
+// there. A transaction notes which rows it changes (touch, new, prove), and proves them in the end.
+
+// wrongMAC is what is wrong with a row that somebody else wrote.
+const wrongMAC = "it is not as it was stored"
+
+// fileSet is which of the 256 files of a number have a row in inodes.
+type fileSet [32]byte
+
+func (b *fileSet) has(file uint64) bool { return b[file/8]>>(file%8)&1 != 0 }
+
+func (b *fileSet) put(file uint64, there bool) {
+	b[file/8] &^= 1 << (file % 8)
+	if there {
+		b[file/8] |= 1 << (file % 8)
+	}
+}
+
+func (b fileSet) all() iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for file := range uint64(256) {
+			if b.has(file) && !yield(file) {
+				return
+			}
+		}
+	}
+}
+
+// files is a set in a column; NULL is none.
+func (f *fields) files() (b fileSet) {
+	v := f.blob("files")
+	if v != nil && len(v) != len(b) {
+		f.fault("files")
+	}
+	copy(b[:], v)
+	return b
+}
+
+func (f *fields) skip(n int) { f.values = f.values[n:] }
+
+// table is one whose rows have files.
+type table struct {
+	name, kind string
+	columns    string // as its rows are read, the mac among them
+	where      string // the condition for a number
+	// unproven columns are those that a MAC does not cover: itself, what may change while the data key is away, and a
+	// provider's capabilities, which are long, and the device's to say.
+	unproven []int
+	n        int // of the columns
+}
+
+var (
+	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{5, 38}, 39}
+	providersTable = &table{"providers", "provider", providerColumns, "number = ?", []int{2, 4, 6, 9}, 10}
+	aliasesTable   = &table{"aliases", "alias", aliasColumns, "number = ?", []int{2, 7}, 9}
+	anchorTable    = &table{"anchor", "anchor", anchorColumns, "one = 1 + ?", []int{4}, 5}
+)
+
+const anchorColumns = "files, providers, generation, counter, mac"
+
+// provenOf gives the values that a row's MAC covers.
+func provenOf(t *table, values []any) []any {
+	proven := make([]any, 0, len(values))
+	for i, v := range values {
+		if !slices.Contains(t.unproven, i) {
+			proven = append(proven, v)
+		}
+	}
+	return proven
+}
+
+// anchor is the one row of its table.
+type anchor struct {
+	files      fileSet
+	providers  int64
+	generation int64
+	counter    []byte
+}
+
+// scanAnchor reads a row of anchorColumns; a damaged one is StatusDataCorrupt.
+func (r *RowKey) scanAnchor(scan func(...any) error) (anchor, error) {
+	f, dest := newFields(5)
+	if err := scan(dest...); err != nil {
+		return anchor{}, err
+	}
+	proven := r.proves(f.values[4], "anchor", provenOf(anchorTable, f.values)...)
+	a := anchor{f.files(), f.integer("providers", 0, math.MaxInt64), f.integer("generation", 0, math.MaxInt64), f.blob("counter")}
+	if !proven {
+		f.fault(wrongMAC)
+	}
+	return a, f.damage("the store itself")
+}
+
+func errUnguarded() error {
+	return psa.Errorf(psa.StatusProviderAbsent, "nothing can be changed while the KIM's data key is away").
+		WithHint("the providers' status files say why it is")
+}
+
+func (s *sqliteStore) setGuard(r *RowKey) {
+	// What was read before was not proven.
+	_ = s.cache.commit(func() error {
+		s.guard.Store(r)
+		return nil
+	})
+}
+
+// provenRow is a row that a transaction changes.
+type provenRow struct {
+	table *table
+	files fileSet
+	dirty bool // files
+}
+
+// set notes whether a file has a row in inodes.
+func (r *provenRow) set(file uint64, there bool) {
+	if r.files.has(file) != there {
+		r.files.put(file, there)
+		r.dirty = true
+	}
+}
+
+// new notes a row that this transaction makes.
+func (t *tx) new(in *table, number int64) {
+	t.rows[number] = &provenRow{table: in}
+}
+
+// prove notes that the row of a key, which t.key read, changes.
+func (t *tx) prove(k Key) {
+	if t.rows[k.Number] == nil {
+		t.rows[k.Number] = &provenRow{table: keysTable, files: k.files}
+	}
+}
+
+// touch notes that the row with a number changes, or its files; it must be there, and undamaged.
+func (t *tx) touch(number int64) (*provenRow, error) {
+	if t.guard == nil {
+		return nil, errUnguarded()
+	}
+	if row := t.rows[number]; row != nil {
+		return row, nil
+	}
+	in, files, err := t.find(number)
+	if err != nil {
+		return nil, err
+	}
+	row := &provenRow{table: in, files: files}
+	t.rows[number] = row
+	return row, nil
+}
+
+// find reads the row that has a number, whatever it is.
+func (t *tx) find(number int64) (*table, fileSet, error) {
+	return findRow(t.guard, number, func(in *table) func(...any) error {
+		return func(dest ...any) error {
+			return t.row("SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}, dest...)
+		}
+	})
+}
+
+// findRow looks for a number in each table; read gives the row of one, or sql.ErrNoRows.
+func findRow(r *RowKey, number int64, read func(*table) func(...any) error) (*table, fileSet, error) {
+	if number == 0 {
+		a, err := r.scanAnchor(read(anchorTable))
+		if errors.Is(err, sql.ErrNoRows) || psa.StatusOf(err) == psa.StatusDataCorrupt {
+			err = (&fields{bad: "its anchor is gone or damaged"}).damage("the store itself")
+		}
+		return anchorTable, a.files, err
+	}
+	e, err := r.scanKey(read(keysTable))
+	if !errors.Is(err, sql.ErrNoRows) {
+		return keysTable, e.Key.files, cmp.Or(err, e.Key.Damage)
+	}
+	p, err := r.scanProvider(read(providersTable))
+	if !errors.Is(err, sql.ErrNoRows) {
+		return providersTable, p.files, cmp.Or(err, p.Damage)
+	}
+	a, err := r.scanAlias(read(aliasesTable))
+	if errors.Is(err, sql.ErrNoRows) {
+		err = psa.Errorf(psa.StatusDoesNotExist, "nothing has the number %d", number)
+	}
+	return aliasesTable, a.files, err
+}
+
+// filesOf is which files of a number have rows; none where nothing has the number.
+func (s *sqliteStore) filesOf(ctx context.Context, number int64) (fileSet, error) {
+	files, changes, ok := s.cache.filesOf(number)
+	if ok {
+		return files, nil
+	}
+	_, files, err := findRow(s.guard.Load(), number, func(in *table) func(...any) error {
+		return func(dest ...any) error {
+			found := false
+			err := s.query(ctx, "cannot read an inode's owner", "SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, func(scan func(...any) error) error {
+				found = true
+				return scan(dest...)
+			}, number)
+			if err == nil && !found {
+				err = sql.ErrNoRows
+			}
+			return err
+		}
+	})
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return fileSet{}, nil
+	}
+	if err == nil {
+		s.cache.putFiles(number, files, changes)
+	}
+	return files, err
+}
+
+// proveRows proves what a transaction changed.
+func (t *tx) proveRows() error {
+	for number := range t.rows {
+		if err := t.proveRow(number); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) proveRow(number int64) error {
+	row := t.rows[number]
+	if row == nil {
+		return nil
+	}
+	if t.guard == nil {
+		return errUnguarded()
+	}
+	in := row.table
+	if row.dirty {
+		if _, err := t.exec("UPDATE "+in.name+" SET files = ? WHERE "+in.where, row.files[:], number); err != nil {
+			return err
+		}
+		row.dirty = false
+	}
+	f, dest := newFields(in.n)
+	if err := t.row("SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}, dest...); err != nil {
+		return err
+	}
+	_, err := t.exec("UPDATE "+in.name+" SET mac = ? WHERE "+in.where, t.guard.mac(in.kind, provenOf(in, f.values)...), number)
+	return err
+}
+
+// proveProvider proves a new provider's row, for good: from now on one without a MAC is damaged.
+func (t *tx) proveProvider(number int64) error {
+	t.new(providersTable, number)
+	if _, err := t.touch(0); err != nil {
+		return err
+	}
+	_, err := t.exec("UPDATE anchor SET providers = max(providers, ?)", number)
+	return err
+}
+
+func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
+	err := s.write(ctx, "cannot check the store", func(t *tx) error {
+		t.guard = guard
+		w, found, err := t.dataKey()
+		if err != nil {
+			return err
+		}
+		if found && !guard.proves(w.MAC, "data key", w.proven()...) {
+			return (&fields{bad: wrongMAC}).damage("the data key")
+		}
+		a, err := t.anchor()
+		if err != nil {
+			return err
+		}
+		// Those that came while the data key was away.
+		news, err := t.numbers("SELECT number FROM providers WHERE number > ? AND mac IS NULL ORDER BY number LIMIT 256", a.providers)
+		if err != nil {
+			return err
+		}
+		for _, number := range news {
+			if err := t.proveProvider(number); err != nil {
+				return err
+			}
+		}
+		return t.count()
+	})
+	s.setGuard(guard)
+	return err
+}
+
+// anchor reads the anchor; without one the store is damaged.
+func (t *tx) anchor() (anchor, error) {
+	a, err := t.guard.scanAnchor(func(dest ...any) error {
+		return t.row("SELECT "+anchorColumns+" FROM anchor", nil, dest...)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		err = (&fields{bad: "its anchor is gone"}).damage("the store itself")
+	}
+	return a, err
+}
+
+// count puts the quotas in order, which no MAC covers.
+func (t *tx) count() error {
+	const counts = "SELECT uid, count(*) FROM keys GROUP BY uid"
+	var wrong int
+	err := t.row("SELECT (SELECT count(*) FROM (SELECT uid, keys FROM owners EXCEPT "+counts+")) + (SELECT count(*) FROM ("+counts+" EXCEPT SELECT uid, keys FROM owners))", nil, &wrong)
+	if err != nil || wrong == 0 {
+		return err
+	}
+	if _, err := t.exec("DELETE FROM owners"); err != nil {
+		return err
+	}
+	_, err = t.exec("INSERT INTO owners(uid, keys) " + counts)
+	return err
+}
+
+// numbers is the one column of a query, in memory.
+func (t *tx) numbers(query string, args ...any) (all []int64, err error) {
+	st, err := t.statement(query)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := st.QueryContext(background, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int64
+		if err := rows.Scan(&n); err != nil {
+			return nil, err
+		}
+		all = append(all, n)
+	}
+	return all, rows.Err()
+}
+
+func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err error) {
+	err = s.write(ctx, "cannot change the data key", func(t *tx) error {
+		before := t.guard
+		t.guard = r.Guard
+		if err := t.replaceDataKey(r.Old, r.Row); err != nil {
+			return err
+		}
+		if r.Recovery != nil {
+			if err := t.setRecoveryKey(*r.Recovery); err != nil {
+				return err
+			}
+		}
+		if before == nil {
+			if err := t.beginGuard(); err != nil {
+				return err
+			}
+		}
+		t.changed(Change{Kind: AllChanged})
+		var err error
+		damaged, err = t.rekey(before, r.Reseal)
+		return err
+	})
+	if err == nil {
+		s.setGuard(r.Guard)
+	}
+	return damaged, err
+}
+
+// beginGuard makes the anchor of a store that never had one. One that had one and is unguarded has its data key's row of
+// before, which somebody put back.
+func (t *tx) beginGuard() error {
+	var n int
+	if err := t.row("SELECT count(*) FROM anchor", nil, &n); err != nil {
+		return err
+	}
+	if n > 0 {
+		return (&fields{bad: "it is of a time before the store's other rows"}).damage("the data key")
+	}
+	_, err := t.exec("INSERT INTO anchor(one, providers) SELECT 1, coalesce(max(number), 0) FROM providers")
+	return err
+}
+
+// rekeyPage is how many rows of one table are in memory while all are proven anew.
+const rekeyPage = 256
+
+// rekey proves each row under t.guard that is proven by before, or where before is nil each that can be understood. What
+// is damaged stays so: its MAC is of a key that is gone.
+func (t *tx) rekey(before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, error)) (damaged int64, err error) {
+	for _, in := range []*table{keysTable, providersTable, aliasesTable} {
+		for after := int64(0); ; {
+			page, err := t.numbers("SELECT number FROM "+in.name+" WHERE number > ? ORDER BY number LIMIT ?", after, rekeyPage)
+			if err != nil {
+				return 0, err
+			}
+			if len(page) == 0 {
+				break
+			}
+			for _, number := range page {
+				bad, err := t.rekeyRow(in, number, before, reseal)
+				if err != nil {
+					return 0, err
+				}
+				damaged += bad
+			}
+			after = page[len(page)-1]
+		}
+	}
+	bad, err := t.rekeyRow(anchorTable, 0, before, nil)
+	if err != nil {
+		return 0, err
+	}
+	damaged += bad
+	bad, err = t.rekeyLabels(before)
+	return damaged + bad, err
+}
+
+// rekeyRow proves a row and its inodes, and says how many are damaged.
+func (t *tx) rekeyRow(in *table, number int64, before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, error)) (damaged int64, err error) {
+	guard := t.guard
+	t.guard = before // what is read now is proven by it
+	defer func() { t.guard = guard }()
+	found, files, err := t.find(number)
+	if err == nil && found != in {
+		err = psa.Errorf(psa.StatusDataCorrupt, "two rows have the number %d", number)
+	}
+	if psa.StatusOf(err) == psa.StatusDataCorrupt {
+		return 1, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	row := &provenRow{table: in, files: files}
+	if before == nil {
+		// The store is of a time without MACs: what is there is what belongs there.
+		inos, err := t.numbers("SELECT ino FROM inodes WHERE ino BETWEEN ? AND ?", number*256, number*256+255)
+		if err != nil {
+			return 0, err
+		}
+		for _, ino := range inos {
+			row.files.put(uint64(ino%256), true)
+		}
+		row.dirty = len(inos) > 0
+	}
+	if in == keysTable {
+		ok, err := t.rekeyKey(number, before, reseal)
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			return 1, nil
+		}
+	}
+	for file := range row.files.all() {
+		ino := uint64(number)*256 + file
+		i, _, err := t.inode(ino, row.files)
+		if psa.StatusOf(err) == psa.StatusDataCorrupt {
+			damaged++
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if _, err := t.exec("UPDATE inodes SET mac = ? WHERE ino = ?", guard.mac("inode", i.values()...), int64(ino)); err != nil {
+			return 0, err
+		}
+	}
+	t.guard = guard
+	t.rows[number] = row
+	err = t.proveRow(number)
+	delete(t.rows, number) // all of them would be too many to remember
+	return damaged, err
+}
+
+// rekeyKey does what a key's row needs beyond a MAC; false: its secret belongs to another row.
+func (t *tx) rekeyKey(number int64, before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, error)) (ok bool, err error) {
+	e, err := t.key(number)
+	if err != nil {
+		return false, err
+	}
+	if before == nil {
+		var chain []byte
+		err := t.row("SELECT chain FROM certificates WHERE key = ?", []any{number}, &chain)
+		if err == nil {
+			sum := sha256.Sum256(chain)
+			_, err = t.exec("UPDATE keys SET certificate = ? WHERE number = ?", sum[:], number)
+		}
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return false, err
+		}
+	}
+	if reseal == nil || !e.Key.Sealed {
+		return true, nil
+	}
+	var secret, provider []byte
+	err = t.row("SELECT secret, (SELECT uuid FROM providers WHERE providers.number = keys.provider) FROM keys WHERE number = ?",
+		[]any{number}, &secret, &provider)
+	if err != nil {
+		return false, err
+	}
+	if len(provider) != 16 {
+		return false, nil
+	}
+	secret, err = reseal(e.Key, [16]byte(provider), secret)
+	if psa.StatusOf(err) == psa.StatusDataCorrupt {
+		return false, nil
+	}
+	if err == nil {
+		_, err = t.exec("UPDATE keys SET secret = ? WHERE number = ?", secret, number)
+	}
+	return err == nil, err
+}
+
+// rekeyLabels proves the labels of all inodes.
+func (t *tx) rekeyLabels(before *RowKey) (damaged int64, err error) {
+	type label struct {
+		ino  int64
+		name string
+	}
+	next := label{ino: -1}
+	for {
+		var value []byte
+		var mac any
+		err := t.row("SELECT ino, name, value, mac FROM xattrs WHERE (ino, name) > (?, ?) ORDER BY ino, name LIMIT 1", []any{next.ino, next.name},
+			&next.ino, &next.name, &value, &mac)
+		if errors.Is(err, sql.ErrNoRows) {
+			return damaged, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if value == nil {
+			value = []byte{}
+		}
+		if !before.proves(mac, "label", next.ino, next.name, value) {
+			damaged++
+			continue
+		}
+		_, err = t.exec("UPDATE xattrs SET mac = ? WHERE ino = ? AND name = ?", t.guard.mac("label", next.ino, next.name, value), next.ino, next.name)
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// proven is what the MAC of the data key's row covers: not its kind, which names a provider that may be renamed.
+func (w WrappedKey) proven() []any {
+	return []any{w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.Before[:]}
+}
+
+func (r *RowKey) macOf(w WrappedKey) []byte { return r.mac("data key", w.proven()...) }
+
+func (t *tx) dataKey() (w WrappedKey, found bool, err error) {
+	w, err = scanDataKey(func(dest ...any) error { return t.row(selectDataKey, nil, dest...) })
+	if errors.Is(err, sql.ErrNoRows) {
+		return w, false, nil
+	}
+	return w, err == nil, err
+}
+
+// beginAnchor makes the anchor of a new store.
+func (t *tx) beginAnchor() error {
+	if _, err := t.exec("INSERT INTO anchor(one) VALUES (1)"); err != nil {
+		return err
+	}
+	t.new(anchorTable, 0)
+	return nil
+}
+
+// values are what is stored of an inode, as its MAC covers it.
+func (i Inode) values() []any {
+	return []any{int64(i.Ino), uint32Arg(i.Mode), uint32Arg(i.UID), uint32Arg(i.GID), blobArg(i.ACL), blobArg(i.DefaultACL),
+		timeArg(i.Atime), timeArg(i.Mtime), timeArg(i.Ctime)}
+}

@@ -59,6 +59,7 @@ type request struct {
 	Wrapping string  `json:"wrapping,omitempty"` // of rewrap: the new kind
 	PCRs     *uint32 `json:"pcrs,omitempty"`     // of rewrap
 	Recovery []byte  `json:"recovery,omitempty"` // of rewrap: the content of the recovery key's file
+	NewKey   bool    `json:"new_key,omitempty"`  // of rewrap: a new data key
 }
 
 type response struct {
@@ -283,7 +284,7 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 	case commandBackup:
 		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
 	case commandRewrap:
-		r := kim.Rewrapping{Kind: in.Wrapping, Recovery: in.Recovery}
+		r := kim.Rewrapping{Kind: in.Wrapping, Recovery: in.Recovery, NewDataKey: in.NewKey}
 		if in.PCRs != nil {
 			r.PCRs = new(psa.PCRs(*in.PCRs))
 		}

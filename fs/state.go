@@ -135,6 +135,9 @@ func change(ctx context.Context, o StateOptions, in request, each func(KeyInfo, 
 func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller, may authority, in request, each func(KeyInfo, error) error) error {
 	return eachKey(ctx, k, "", func(p *kim.Provider, key kim.Key) error {
 		owner, err := k.Owner(ctx, key)
+		if psa.StatusOf(err) == psa.StatusDataCorrupt {
+			return each(keyInfo(p, key, owner), err) // it stops nothing of the others
+		}
 		if err != nil {
 			return err
 		}
@@ -267,18 +270,27 @@ func Backup(ctx context.Context, o StateOptions, w io.Writer) error {
 		func(k *kim.KIM) error { return k.Backup(ctx, w) })
 }
 
-// Rewrap wraps the data key in another way: "file", or "tpm:PROVIDER" with PCRs, nil as kim.Rewrapping has them. The
-// recovery key is read from its file, or, for a provider, made there, which is told by made; "" is without one. The file
-// is this program's: a daemon is only told the key.
-func Rewrap(ctx context.Context, o StateOptions, kind string, pcrs *psa.PCRs, file string) (made bool, err error) {
+// Rewrapping says how the data key is to be wrapped.
+type Rewrapping struct {
+	Kind         string    // "file" or "tpm:PROVIDER"
+	PCRs         *psa.PCRs // as kim.Rewrapping has them
+	RecoveryFile string    // the recovery key's; "" is without one
+	NewDataKey   bool
+}
+
+// Rewrap wraps the data key in another way. The recovery key is read from its file, or made there where it may be a new
+// one, for a provider and for a new data key, which is told by made. The file is this program's: a daemon is only told
+// the key.
+func Rewrap(ctx context.Context, o StateOptions, how Rewrapping) (made bool, err error) {
+	kind, file := how.Kind, how.RecoveryFile
 	if name, ok := strings.CutPrefix(kind, kim.WrapProvider); kind != kim.WrapFile && (!ok || name == "") {
 		return false, &Error{KindUsage, fmt.Errorf("no wrapping %q; allowed: %s, %sPROVIDER", kind, kim.WrapFile, kim.WrapProvider), "parsecfs state rewrap --help"}
 	}
-	r := kim.Rewrapping{Kind: kind, PCRs: pcrs}
+	r := kim.Rewrapping{Kind: kind, PCRs: how.PCRs, NewDataKey: how.NewDataKey}
 	defer func() { psa.Wipe(r.Recovery) }()
 	if file != "" {
 		r.Recovery, err = kim.ReadRecoveryKey(file)
-		if errors.Is(err, os.ErrNotExist) && kind != kim.WrapFile {
+		if errors.Is(err, os.ErrNotExist) && (kind != kim.WrapFile || how.NewDataKey) {
 			made = true
 			r.Recovery, err = kim.WriteRecoveryKey(file, o.StateDir)
 		}
@@ -291,9 +303,9 @@ func Rewrap(ctx context.Context, o StateOptions, kind string, pcrs *psa.PCRs, fi
 	}
 	err = withState(ctx, o,
 		func(c *client) error {
-			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery}
-			if pcrs != nil {
-				in.PCRs = new(uint32(*pcrs))
+			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery, NewKey: r.NewDataKey}
+			if r.PCRs != nil {
+				in.PCRs = new(uint32(*r.PCRs))
 			}
 			return c.call(in, nil)
 		},
@@ -389,10 +401,18 @@ const keysPerPage = 1000
 func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, each func(KeyInfo) error) error {
 	return eachKey(ctx, k, provider, func(p *kim.Provider, key kim.Key) error {
 		owner, err := k.Owner(ctx, key)
-		if err != nil || only != nil && owner != *only {
+		info := keyInfo(p, key, owner)
+		switch {
+		case psa.StatusOf(err) == psa.StatusDataCorrupt && only == nil:
+			info.State = "damaged"
+		case psa.StatusOf(err) == psa.StatusDataCorrupt:
+			return nil // whose it is, nobody knows
+		case err != nil:
 			return err
+		case only != nil && owner != *only:
+			return nil
 		}
-		return each(keyInfo(p, key, owner))
+		return each(info)
 	})
 }
 

@@ -103,8 +103,9 @@ func stateRestoreCommand() *cobra.Command {
 func stateRewrapCommand() *cobra.Command {
 	var flags stateFlags
 	var recovery, registers string
+	var newKey bool
 	cmd := &cobra.Command{
-		Use:   "rewrap [--recovery-key FILE] [--pcrs 0,7] file|tpm:PROVIDER",
+		Use:   "rewrap [--new-data-key] [--recovery-key FILE] [--pcrs 0,7] file|tpm:PROVIDER",
 		Short: "Wrap the key that seals all others by another wrapping key: a file's, or a TPM's; the daemon may run",
 		Long: `Wrap the key that seals all others by another wrapping key: a new one in the file wrapping.key of the state directory,
 or one that the TPM of a configured provider never gives away. No key is lost, whenever it is killed: run it again. The
@@ -117,7 +118,10 @@ store where its TPM is lost; whoever has it and the state directory, or a backup
 With --pcrs a TPM unwraps only while these registers are as they are now: after new firmware, or another boot
 order, only the recovery key opens the store. Without it, wrapping_pcrs of the configuration count, or what was before.
 
-Old backups stay as they are, each with the wrapping key of its time.`,
+Old backups stay as they are, each with the wrapping key of its time, and with it open what is sealed by the same key
+now. With --new-data-key all is sealed anew, by a key that no backup of before has; so it is done always where a TPM
+takes the place of a file. The recovery key must be given then, the one that you keep or a new one: it opens the new key.
+Keys that are in use go on meanwhile; those that are not wait.`,
 		DisableFlagsInUseLine: true,
 		Args:                  positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -136,7 +140,7 @@ Old backups stay as they are, each with the wrapping key of its time.`,
 				}
 			}
 			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler), Step: testOnlyStep}
-			made, err := fs.Rewrap(cmd.Context(), o, kind, pcrs, recovery)
+			made, err := fs.Rewrap(cmd.Context(), o, fs.Rewrapping{Kind: kind, PCRs: pcrs, RecoveryFile: recovery, NewDataKey: newKey})
 			if err == nil && made {
 				fmt.Fprintf(cmd.ErrOrStderr(), "parsecfs: the recovery key is in %s: keep it away from this machine\n", recovery)
 			}
@@ -144,6 +148,7 @@ Old backups stay as they are, each with the wrapping key of its time.`,
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().BoolVar(&newKey, "new-data-key", false, "seal all secrets anew by a new key")
 	cmd.Flags().StringVar(&recovery, "recovery-key", "", "the recovery key's `FILE`: a new one, or one that exists")
 	cmd.Flags().StringVar(&registers, "pcrs", "", "the TPM's `REGISTERS` to bind it to, separated by commas")
 	return cmd

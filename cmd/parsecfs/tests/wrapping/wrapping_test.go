@@ -124,6 +124,8 @@ func TestKillWhileRewrapping(t *testing.T) {
 		{"tpm:chip", []string{"file"}},
 		{"file", []string{"file"}}, // another wrapping key
 		{"tpm:chip", []string{"--recovery-key", last, "file"}},
+		{"file", []string{"--new-data-key", "--recovery-key", last, "file"}}, // all secrets sealed anew
+		{"tpm:chip", []string{"--new-data-key", "--recovery-key", fresh, "tpm:chip"}},
 	}
 	now := "file"
 	steps := append([]string{fs.StepRecoveryWritten}, kim.RewrapSteps...)
@@ -132,16 +134,17 @@ func TestKillWhileRewrapping(t *testing.T) {
 		for _, way := range ways {
 			for _, step := range steps {
 				if now != way.from {
-					s.mustRewrap(way.from)
+					s.mustRewrap("--recovery-key", recovery(made), way.from)
 				}
 				args := slices.Clone(way.args)
 				now = args[len(args)-1]
-				switch args[max(0, len(args)-2)] {
+				file := max(0, len(args)-2)
+				switch args[file] {
 				case fresh:
 					made++
 					fallthrough
 				case last:
-					args[1] = recovery(made)
+					args[file] = recovery(made)
 				}
 				what := fmt.Sprintf("%s in rewrap %v from %s, mounted: %v", step, args, way.from, mounted)
 				var killed bool
@@ -293,7 +296,7 @@ func TestWrappedByTPM(t *testing.T) {
 	s.chip.Exchange()
 	s.M.Restart()
 	s.Until("ready")
-	s.mustRewrap("--pcrs", "16", "tpm:chip")
+	s.mustRewrap("--recovery-key", recovery, "--pcrs", "16", "tpm:chip")
 	s.M.Restart()
 	s.Until("ready")
 	s.AllWork()

@@ -24,6 +24,7 @@ func TestAuthority(t *testing.T) {
 		{"forget", request{Command: commandForget}, [4]bool{false, false, true, true}},
 		{"backup", request{Command: commandBackup}, [4]bool{false, false, true, true}},
 		{"rewrap", request{Command: commandRewrap}, [4]bool{false, false, true, true}},
+		{"accept-loss", request{Command: commandAccept}, [4]bool{false, false, true, true}},
 		{"unknown", request{Command: "keys burn"}, [4]bool{false, false, true, true}},
 		{"hand over", request{Command: commandChown, Owner: id(7), UID: 8, GID: 8}, [4]bool{false, true, true, true}},
 		{"hand over root's", request{Command: commandChown, Owner: id(0), UID: 8, GID: 8}, [4]bool{false, false, false, true}},

@@ -37,6 +37,7 @@ const (
 	commandForeign = "keys adopt"
 	commandBackup  = "state backup"
 	commandRewrap  = "state rewrap"
+	commandAccept  = "state accept-loss"
 
 	maxRequestBytes  = 4096
 	maxResponseBytes = 256 << 10
@@ -289,6 +290,8 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 			r.PCRs = new(psa.PCRs(*in.PCRs))
 		}
 		err = c.kim.Rewrap(c.ctx, r)
+	case commandAccept:
+		err = c.kim.AcceptLoss(c.ctx)
 	default:
 		err = fmt.Errorf("control socket: no command %q", in.Command)
 	}

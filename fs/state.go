@@ -321,6 +321,18 @@ func Rewrap(ctx context.Context, o StateOptions, how Rewrapping) (made bool, err
 	return made, err
 }
 
+// AcceptLoss takes a store as it is that is older than its TPM says: a backup, or what somebody put in its place.
+func AcceptLoss(ctx context.Context, o StateOptions) error {
+	return withState(ctx, o,
+		func(c *client) error { return c.call(request{Command: commandAccept}, nil) },
+		func(k *kim.KIM) error {
+			if err := k.AcceptLoss(ctx); err != nil {
+				return &Error{KindOther, err, psa.HintOf(err)}
+			}
+			return nil
+		})
+}
+
 // StepRecoveryWritten is the step of Rewrap, beside kim.RewrapSteps, at which the recovery key's file is durable.
 const StepRecoveryWritten = "rewrap:written"
 

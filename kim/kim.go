@@ -101,7 +101,8 @@ type KIM struct {
 	mu       sync.Mutex
 	jobs     map[int64]*job // what is under way, by the key's number
 	closed   bool
-	onUnlock func() // see OnUnlock
+	onUnlock func()        // see OnUnlock
+	steps    chan struct{} // the generation's next one is due; nil where nothing counts
 
 	ctx    context.Context // ends with the KIM
 	cancel context.CancelFunc

@@ -139,6 +139,10 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 			return err
 		}
 	}
+	_, counter, err := k.store.Generation(ctx)
+	if err != nil && !k.legacy && psa.StatusOf(err) != psa.StatusDataCorrupt {
+		return err
+	}
 	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
 	if o.NewDataKey || k.legacy {
 		err = k.rekey(ctx, row, next, o, recovery, to)
@@ -155,7 +159,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 		return err
 	}
 	k.o.Step(stepRewrapTidied)
-	return nil
+	return k.moveGeneration(ctx, row, next, key, to, counter)
 }
 
 // replace stores another wrapping of the same data key, and its recovery key where one was given.
@@ -368,7 +372,10 @@ func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row
 }
 
 // unwrap opens the data key where it is this provider's to unwrap and nobody has it yet. The provider answers.
-func (k *KIM) unwrap(ctx context.Context, p *Provider) error {
+func (k *KIM) unwrap(ctx context.Context, p *Provider) error { return k.unwrapAs(ctx, p, false) }
+
+// unwrapAs is unwrap, which accepts an old store where accept says so.
+func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	row, err := k.wrappedBy(ctx, p)
 	if err != nil || row == nil {
 		return err
@@ -380,6 +387,9 @@ func (k *KIM) unwrap(ctx context.Context, p *Provider) error {
 	}
 	if err == nil {
 		err = k.sealer.guard(ctx, k.store, *row, key, func(next *WrappedKey) error { return k.wrapBy(ctx, p.Name(), key.key, next) })
+	}
+	if err == nil {
+		err = k.checkGeneration(ctx, p, key.key, accept)
 	}
 	if err != nil {
 		psa.Wipe(key.key)
@@ -443,6 +453,9 @@ func sealedBy(row WrappedKey, why error) error {
 	hint := "they open by themselves when the device that wrapped the KIM's data key is back; if it is lost for good: parsecfs state rewrap --recovery-key FILE file"
 	if psa.StatusOf(why) == psa.StatusNotPermitted {
 		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
+	}
+	if errors.Is(why, errOldStore) {
+		hint = psa.HintOf(why)
 	}
 	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s does not unwrap the data key: %w", name, why).WithHint(hint)
 }

@@ -364,7 +364,16 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 		}
 		t.changed(Change{Kind: AllChanged})
 		var err error
-		damaged, err = t.rekey(before, r.Reseal)
+		if damaged, err = t.rekey(before, r.Reseal); err != nil || r.Reseal == nil {
+			return err
+		}
+		// The counter's authorization came of the data key that goes.
+		if _, err := t.touch(0); psa.StatusOf(err) == psa.StatusDataCorrupt {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		_, err = t.exec("UPDATE anchor SET counter = NULL")
 		return err
 	})
 	if err == nil {
@@ -562,6 +571,28 @@ func (t *tx) dataKey() (w WrappedKey, found bool, err error) {
 		return w, false, nil
 	}
 	return w, err == nil, err
+}
+
+func (s *sqliteStore) Generation(ctx context.Context) (generation uint64, counter []byte, err error) {
+	var a anchor
+	err = s.query(ctx, "cannot read the generation", "SELECT "+anchorColumns+" FROM anchor", func(scan func(...any) error) error {
+		a, err = s.guard.Load().scanAnchor(scan)
+		return err
+	})
+	return uint64(a.generation), a.counter, err
+}
+
+func (s *sqliteStore) SetGeneration(ctx context.Context, generation uint64, counter []byte) error {
+	if generation > math.MaxInt64 {
+		return psa.Errorf(psa.StatusInvalidArgument, "generation %d", generation)
+	}
+	return s.write(ctx, "cannot store the generation", func(t *tx) error {
+		if _, err := t.touch(0); err != nil {
+			return err
+		}
+		_, err := t.exec("UPDATE anchor SET generation = ?, counter = ?", int64(generation), blobArg(counter))
+		return err
+	})
 }
 
 // beginAnchor makes the anchor of a new store.

@@ -320,6 +320,11 @@ type Store interface {
 	// ReplaceDataKey stores the data key in another wrapping, in the place of the one with the id old. Where that is not
 	// the store's any more it is StatusBadState, and nothing changes.
 	ReplaceDataKey(ctx context.Context, old [16]byte, w WrappedKey) error
+	// Generation is what SetGeneration stored; a reference of nil is none.
+	Generation(ctx context.Context) (generation uint64, counter []byte, err error)
+	// SetGeneration stores the generation of the store as a whole, and the reference of the counter that it is compared
+	// with.
+	SetGeneration(ctx context.Context, generation uint64, counter []byte) error
 	// RecoveryKey is the data key wrapped by the recovery key, with the kind "recovery"; false if there is none.
 	RecoveryKey(ctx context.Context) (WrappedKey, bool, error)
 	// SetRecoveryKey stores the data key wrapped by a recovery key, the only one from now on.

@@ -17,7 +17,7 @@ import (
 
 func stateCommand() *cobra.Command {
 	return group("state", "Back up and restore keys, and say what wraps the key that seals them",
-		stateBackupCommand(), stateRestoreCommand(), stateRewrapCommand())
+		stateBackupCommand(), stateRestoreCommand(), stateRewrapCommand(), stateAcceptLossCommand())
 }
 
 func stateBackupCommand() *cobra.Command {
@@ -151,6 +151,28 @@ Keys that are in use go on meanwhile; those that are not wait.`,
 	cmd.Flags().BoolVar(&newKey, "new-data-key", false, "seal all secrets anew by a new key")
 	cmd.Flags().StringVar(&recovery, "recovery-key", "", "the recovery key's `FILE`: a new one, or one that exists")
 	cmd.Flags().StringVar(&registers, "pcrs", "", "the TPM's `REGISTERS` to bind it to, separated by commas")
+	return cmd
+}
+
+func stateAcceptLossCommand() *cobra.Command {
+	var flags stateFlags
+	cmd := &cobra.Command{
+		Use:   "accept-loss",
+		Short: "Take a state that is older than its TPM says as it is, after a backup was restored; the daemon may run",
+		Long: `Take a state that is older than its TPM says as it is. Where a TPM wraps the key that seals all others it counts the
+starts, and some of the changes between them: a state that was put back from an older copy is noticed, and none of its
+keys works. After you restored a backup yourself this command takes it: keys that were destroyed since, and rights that
+were taken away, are back.`,
+		Args: positional(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, stateDir, err := flags.load(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return fs.AcceptLoss(cmd.Context(), fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)})
+		},
+	}
+	flags.add(cmd)
 	return cmd
 }
 

@@ -1,0 +1,226 @@
+package kim
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// The generation. Whoever puts yesterday's file back brings keys and rights back that are gone. Where a TPM wraps the data
+// key it keeps a counter too, and the store says which value it was written under: a store that is behind its counter
+// is an old one. The counter advances at each start and after every generationStep changes, not at each change: a
+// device bears a limited number of writes. So a copy that was made since the last step is not told from the store.
+
+// generationStep is after how many changes the counter advances.
+const generationStep = 1000
+
+// counters is the device that counts, and under which authorization: of the data key's.
+type counters struct {
+	p    *Provider
+	impl providers.Counters
+	auth []byte
+}
+
+func (k *KIM) counters(p *Provider, dataKey []byte) (*counters, error) {
+	impl, err := p.instance()
+	if err != nil {
+		return nil, err
+	}
+	c, ok := impl.(providers.Counters)
+	if !ok {
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s has no counters", p.Name())
+	}
+	auth, err := hkdf.Key(sha256.New, dataKey, nil, "parsecfs counter 1", sha256.Size)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive the counter's authorization: %w", err)
+	}
+	return &counters{p, c, auth}, nil
+}
+
+// ask is a call of the device, one of the daemon's own.
+func ask[T any](ctx context.Context, c *counters, f func(context.Context) (T, error)) (T, error) {
+	return call(ctx, c.p, daemonUID, c.p.k.o.OperationTimeout, f, func(T, error) {})
+}
+
+// made is a new counter.
+type made struct {
+	reference []byte
+	value     uint64
+}
+
+// begin makes a counter for the store.
+func (c *counters) begin(ctx context.Context, s Store) error {
+	m, err := ask(ctx, c, func(ctx context.Context) (m made, err error) {
+		m.reference, m.value, err = c.impl.NewCounter(ctx, c.auth)
+		return m, err
+	})
+	if psa.StatusOf(err) == psa.StatusInsufficientStorage || psa.StatusOf(err) == psa.StatusNotSupported {
+		c.p.log.Warn("the device has no room for a counter: an old copy of the KIM is not noticed", "err", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.SetGeneration(ctx, m.value, m.reference)
+}
+
+// advance makes the store's generation the next one, and then the counter: whatever comes between, the store is not
+// behind.
+func (c *counters) advance(ctx context.Context, s Store, value uint64, reference []byte) error {
+	if err := s.SetGeneration(ctx, value+1, reference); err != nil {
+		return err
+	}
+	_, err := ask(ctx, c, func(ctx context.Context) (uint64, error) { return c.impl.Advance(ctx, reference, c.auth) })
+	return err
+}
+
+// checkGeneration compares the store with its counter, and advances both. A store that is behind is StatusProviderAbsent,
+// unless that is accepted.
+func (k *KIM) checkGeneration(ctx context.Context, p *Provider, dataKey []byte, accept bool) error {
+	c, err := k.counters(p, dataKey)
+	if psa.StatusOf(err) == psa.StatusNotSupported {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	generation, reference, err := k.store.Generation(ctx)
+	if err != nil {
+		return err
+	}
+	if reference == nil {
+		return c.begin(ctx, k.store)
+	}
+	value, err := ask(ctx, c, func(ctx context.Context) (uint64, error) { return c.impl.Counter(ctx, reference, c.auth) })
+	switch gone := psa.StatusOf(err) == psa.StatusDoesNotExist; {
+	case gone && accept:
+		return c.begin(ctx, k.store)
+	case gone:
+		return oldStore("the device has not the counter that it had: %w", err)
+	case err != nil:
+		return err
+	case value > generation && !accept:
+		return oldStore("this is an old copy of it: it is of generation %d, and the device counts %d", generation, value)
+	}
+	if err := c.advance(ctx, k.store, value, reference); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.steps == nil && !k.closed {
+		k.steps = make(chan struct{}, 1)
+		k.wg.Go(k.stepGenerations)
+	}
+	return nil
+}
+
+var errOldStore = errors.New("somebody put another KIM in place")
+
+func oldStore(format string, args ...any) error {
+	return psa.Errorf(psa.StatusProviderAbsent, "%w: %w", errOldStore, fmt.Errorf(format, args...)).
+		WithHint("if you restored a backup: parsecfs state accept-loss takes it as it is; keys that were destroyed and rights that were taken away since are back. If not, find out who did, and put the KIM back that was there")
+}
+
+// stepGenerations advances the counter while the KIM is open.
+func (k *KIM) stepGenerations() {
+	changes := 0
+	stop := k.store.Watch(func(Change) {
+		if changes++; changes >= generationStep {
+			changes = 0
+			select {
+			case k.steps <- struct{}{}:
+			default:
+			}
+		}
+	})
+	defer stop()
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-k.steps:
+		}
+		if err := k.stepGeneration(k.ctx); err != nil {
+			k.o.Log.Warn("the counter in the device does not advance: an old copy of the KIM is noticed later", "err", err)
+		}
+	}
+}
+
+func (k *KIM) stepGeneration(ctx context.Context) error {
+	k.rewrapping.Lock()
+	defer k.rewrapping.Unlock()
+	row, _, err := k.store.DataKey(ctx)
+	if err != nil {
+		return err
+	}
+	name, ok := strings.CutPrefix(row.Kind, WrapProvider)
+	p := k.Provider(name)
+	if !ok || p == nil {
+		return nil // a file wraps it meanwhile
+	}
+	key := k.sealer.dataKey()
+	defer psa.Wipe(key)
+	c, err := k.counters(p, key)
+	if err != nil {
+		return err
+	}
+	generation, reference, err := k.store.Generation(ctx)
+	if err != nil || reference == nil {
+		return err
+	}
+	return c.advance(ctx, k.store, generation, reference)
+}
+
+// moveGeneration follows a rewrap: the counter of the wrapping that was goes, and that which is now begins. Its caller
+// has the data keys of both.
+func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, after []byte, reference []byte) error {
+	old, byProvider := strings.CutPrefix(was.Kind, WrapProvider)
+	next, stays := strings.CutPrefix(now.Kind, WrapProvider)
+	same := byProvider && stays && old == next && string(before) == string(after)
+	if p := k.Provider(old); byProvider && !same && p != nil && reference != nil {
+		c, err := k.counters(p, before)
+		if err == nil {
+			_, err = ask(ctx, c, func(ctx context.Context) (struct{}, error) {
+				return struct{}{}, c.impl.RemoveCounter(ctx, reference, c.auth)
+			})
+		}
+		if err != nil {
+			p.log.Warn("a counter that nobody needs any more stays in the device", "err", err)
+		}
+	}
+	if !same {
+		if err := k.store.SetGeneration(ctx, 0, nil); err != nil {
+			return err
+		}
+	}
+	if p := k.Provider(next); stays && p != nil {
+		return k.checkGeneration(ctx, p, after, true)
+	}
+	return nil
+}
+
+// AcceptLoss takes a KIM that is behind its counter as it is. One that is not is left alone.
+func (k *KIM) AcceptLoss(ctx context.Context) error {
+	row, _, err := k.store.DataKey(ctx)
+	if err != nil {
+		return err
+	}
+	name, ok := strings.CutPrefix(row.Kind, WrapProvider)
+	if !ok || k.Err() == nil {
+		return psa.Errorf(psa.StatusBadState, "the KIM is not known to be an old one")
+	}
+	p := k.Provider(name)
+	if p == nil {
+		return k.Err()
+	}
+	if err := p.look(ctx, k.o.OperationTimeout); err != nil {
+		return err
+	}
+	return k.unwrapAs(ctx, p, true)
+}

@@ -92,7 +92,7 @@ func New(o Options) *Tree {
 	}
 	t.gate = gate.New(t.procs, o.Units)
 	t.machine = transaction.New(transaction.Options{Procs: t.procs, BodyLimit: o.BodyLimit, PerUser: o.TransactionsPerUser,
-		BytesPerUser: o.BufferPerUser, Ready: t.auditing.ready, Digest: t.auditing.digest, Log: o.Log})
+		BytesPerUser: o.BufferPerUser, Log: o.Log})
 	t.SetAdmins(o.Admins)
 	t.root = t.top()
 	return t

@@ -47,10 +47,11 @@ var _ nodes.Auditor = (*trail)(nil)
 
 func openTrail(stateDir string, c Audit, log *slog.Logger) (*trail, error) {
 	t := &trail{
-		deeds:      journal{path: filepath.Join(stateDir, auditName), bytes: c.MaxBytes, keep: c.Keep, keepFor: c.KeepFor},
-		operations: journal{path: filepath.Join(stateDir, operationsName), bytes: cmp.Or(c.OperationsMaxBytes, c.MaxBytes), keep: cmp.Or(c.OperationsKeep, c.Keep)},
-		shares:     newShares(c.MaxBytes*int64(c.Keep), c.KeepFor),
-		stop:       c.Stop, log: log,
+		deeds: journal{path: filepath.Join(stateDir, auditName), bytes: c.MaxBytes, keep: c.Keep, keepFor: c.KeepFor},
+		operations: journal{path: filepath.Join(stateDir, operationsName), bytes: cmp.Or(c.OperationsMaxBytes, c.MaxBytes),
+			keep: cmp.Or(c.OperationsKeep, c.Keep)},
+		shares: newShares(c.MaxBytes*int64(c.Keep), c.KeepFor),
+		stop:   c.Stop, log: log,
 		wake: make(chan struct{}, 1), counting: make(chan struct{}, 1), ending: make(chan struct{}), ended: make(chan struct{}),
 	}
 	t.open.most, t.beyond.most, t.beyond.byKey = openGroups, beyondGroups, true
@@ -71,7 +72,8 @@ func (t *trail) openFiles(stateDir string) error {
 		return err
 	}
 	if moved {
-		t.log.Warn("the audit trail of an earlier version, with deeds and operations in one file, stays aside: nothing deletes it", "file", beforeName)
+		t.log.Warn("the audit trail of an earlier version, with deeds and operations in one file, is kept aside: nothing deletes it",
+			"file", beforeName)
 	}
 	return t.operations.open()
 }
@@ -127,7 +129,7 @@ func (t *trail) Ready(uid uint32, class nodes.AuditClass) error {
 
 // Record queues or counts an event. Those that find a queue full, as operations that were under way may, are counted too.
 func (t *trail) Record(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) {
-	known, slack := trusted(e.UID) || e.Class == nodes.AuditCommand, 0
+	known, slack := trusted(e.UID) && e.Class != nodes.AuditAttempt || e.Class == nodes.AuditCommand, 0
 	if t.stop {
 		slack = auditQueue // for what passed Ready already
 	}
@@ -208,9 +210,18 @@ func (t *trail) write() {
 			last = true
 			t.takeCounts()
 		}
-		refused := t.flush(&t.deeds, last)
-		if t.flush(&t.operations, last) || refused {
-			retry.Reset(auditRetry)
+		for again := true; again; again = again && last {
+			again = false
+			for _, j := range []*journal{&t.deeds, &t.operations} {
+				more, refused := t.flush(j, last)
+				again = again || more
+				if refused {
+					retry.Reset(auditRetry)
+				}
+			}
+			if again {
+				t.signal(t.wake) // one batch of each at a time: neither starves the other, nor the counts
+			}
 		}
 	}
 }
@@ -224,30 +235,32 @@ func (t *trail) takeCounts() {
 	}
 }
 
-// flush writes what waits for a journal and says whether its disk refuses. last: there is no other time.
-func (t *trail) flush(j *journal, last bool) (refused bool) {
+// flush writes a batch of what waits for a journal, and says whether there may be more, or its disk refuses. last: there is
+// no other time.
+func (t *trail) flush(j *journal, last bool) (more, refused bool) {
 	if !last && time.Now().Before(j.retry) {
-		return true
+		return false, true
 	}
-	for j.fill() {
-		err := j.append(last)
-		for errors.Is(err, unix.ENOSPC) && j == &t.deeds && t.operations.shed() {
-			err = j.append(last) // the oldest operations make room
-		}
-		j.young.Store(errors.Is(err, errYoung))
-		if err != nil {
-			if !j.failed {
-				t.log.Error("the audit trail cannot be written; it is tried again each second", "file", j.path, "err", err)
-			}
-			j.failed, j.retry = true, time.Now().Add(auditRetry)
-			return true
-		}
-		if j.failed {
-			t.log.Info("the audit trail is written again", "file", j.path)
-		}
-		j.failed = false
+	if !j.fill() {
+		return false, false
 	}
-	return false
+	err := j.append(last)
+	for errors.Is(err, unix.ENOSPC) && j == &t.deeds && t.operations.shed() {
+		err = j.append(last) // the oldest operations make room
+	}
+	j.young.Store(errors.Is(err, errYoung))
+	if err != nil {
+		if !j.failed {
+			t.log.Error("the audit trail cannot be written; it is tried again each second", "file", j.path, "err", err)
+		}
+		j.failed, j.retry = true, time.Now().Add(auditRetry)
+		return false, true
+	}
+	if j.failed {
+		t.log.Info("the audit trail is written again", "file", j.path)
+	}
+	j.failed = false
+	return true, false
 }
 
 // OpenLog opens a file to append to, 0600 where it is a new one. What lies there must be our own user's: through a link

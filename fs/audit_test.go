@@ -64,7 +64,8 @@ func TestTrailRotates(t *testing.T) {
 	for w := range workers {
 		wg.Go(func() {
 			for i := range each {
-				tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Time: time.Now(), Operation: fmt.Sprint(w, "-", i), Status: "PSA_SUCCESS"}, tellNothing)
+				tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Time: time.Now(), Operation: fmt.Sprint(w, "-", i),
+					Status: "PSA_SUCCESS"}, tellNothing)
 			}
 		})
 	}

@@ -133,6 +133,9 @@ func TestDeedsOfUsersFillNothing(t *testing.T) {
 		}
 		tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, UID: uid, KeyNumber: int64(i % 2), Operation: "loop"}, tellNothing)
 	}
+	for range deeds { // by a setuid program that somebody else began
+		tr.Record(nodes.AuditEvent{Class: nodes.AuditAttempt, Operation: "tricked"}, tellNothing)
+	}
 	tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, UID: 61003, Operation: "later"}, tellNothing)
 	tr.Record(nodes.AuditEvent{Class: nodes.AuditCommand, UID: 100009, Operation: "command"}, tellNothing)
 	tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Operation: "root's"}, tellNothing)
@@ -148,15 +151,15 @@ func TestDeedsOfUsersFillNothing(t *testing.T) {
 	if len(text) > space/2 {
 		t.Errorf("users' deeds take %d of %d bytes", len(text), space)
 	}
-	full := strings.Count(text, `"loop"`)
+	full := strings.Count(text, `"loop"`) + strings.Count(text, `"tricked"`)
 	counted := 0
 	for line := range strings.Lines(onDisk(t, tr.operations.path)) {
 		_, n, _ := strings.Cut(line, `"count":`)
 		fmt.Sscan(n, &counted) // the last one is of all
 		full += counted
 	}
-	if full != deeds {
-		t.Errorf("%d deeds of %d, counted ones too", full, deeds)
+	if full != 2*deeds {
+		t.Errorf("%d deeds of %d, counted ones too", full, 2*deeds)
 	}
 }
 
@@ -180,8 +183,7 @@ func TestDeedsMakeRoom(t *testing.T) {
 		for range 100 {
 			tr.Record(nodes.AuditEvent{Class: nodes.AuditUse, Operation: "sign"}, tellNothing)
 		}
-		var st unix.Statfs_t
-		return unix.Statfs(dir, &st) == nil && st.Bavail == 0
+		return tr.Ready(0, nodes.AuditUse) != nil
 	})
 	pad := strings.Repeat("x", 200)
 	for i := range 100 {
@@ -205,6 +207,11 @@ type slowFile struct {
 	hold chan struct{}
 }
 
+// WrapChild makes what is below like it.
+func (n *slowDisk) WrapChild(_ context.Context, child gofs.InodeEmbedder) gofs.InodeEmbedder {
+	return &slowDisk{gofs.LoopbackNode{RootData: child.(*gofs.LoopbackNode).RootData}, n.hold}
+}
+
 func (f *slowFile) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
 	<-f.hold
 	return f.FileHandle.(gofs.FileWriter).Write(ctx, data, off)
@@ -221,7 +228,8 @@ func (f *slowFile) Release(ctx context.Context) syscall.Errno {
 	return f.FileHandle.(gofs.FileReleaser).Release(ctx)
 }
 
-func (n *slowDisk) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
+func (n *slowDisk) Create(ctx context.Context, name string, flags, mode uint32,
+	out *fuse.EntryOut) (*gofs.Inode, gofs.FileHandle, uint32, syscall.Errno) {
 	inode, f, bits, errno := n.LoopbackNode.Create(ctx, name, flags&^uint32(os.O_APPEND), mode, out)
 	if errno != 0 {
 		return nil, nil, 0, errno
@@ -240,10 +248,7 @@ func TestSlowDisk(t *testing.T) {
 	release := sync.OnceFunc(func() { close(hold) })
 	defer release()
 	root := &gofs.LoopbackRoot{Path: below}
-	root.NewNode = func(*gofs.LoopbackRoot, *gofs.Inode, string, *syscall.Stat_t) gofs.InodeEmbedder {
-		return &slowDisk{gofs.LoopbackNode{RootData: root}, hold}
-	}
-	top := root.NewNode(root, nil, "", nil)
+	top := &slowDisk{gofs.LoopbackNode{RootData: root}, hold}
 	root.RootNode = top
 	server, err := gofs.Mount(dir, top, &gofs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true}})
 	if err != nil {

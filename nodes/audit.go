@@ -50,6 +50,9 @@ const (
 	AuditUse
 	// AuditDeed changes keys or who may use them, or lets a key out, or was an attempt at that.
 	AuditDeed
+	// AuditAttempt is a deed that came to nothing, or whose doer may not have meant it: others can have a setuid program
+	// do that, so that not even root is trusted with the space.
+	AuditAttempt
 	// AuditCommand is a deed by a command that only root, the daemon's user and admins can give.
 	AuditCommand
 )
@@ -101,6 +104,9 @@ func (t *Tree) audit(c caller.Caller, class AuditClass, at place, op string, beg
 func (t *Tree) record(c caller.Caller, class AuditClass, at place, op string, begun time.Time, err error, tell func(*AuditEvent)) {
 	e := AuditEvent{Class: class, KeyNumber: at.key, Time: begun, UID: c.UID, GID: c.GID, PID: c.TID, File: at.file, Operation: op,
 		Status: statusName(err), Micros: time.Since(begun).Microseconds()}
+	if class == AuditDeed && err != nil {
+		e.Class = AuditAttempt
+	}
 	if at.provider != nil {
 		e.Provider = at.provider.Name()
 	}

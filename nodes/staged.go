@@ -268,7 +268,11 @@ func (h *stagedHandle) run(a *application, by caller.Caller, apply func(context.
 	defer close(a.finished)
 	begun := time.Now()
 	a.err = h.n.t.machine.Guard(h.n.place().path, func() error { return apply(context.Background()) })
-	h.n.t.audit(by, AuditDeed, h.n.place(), h.n.row.name, begun, a.err)
+	class := AuditDeed
+	if by.UID != h.opener {
+		class = AuditAttempt
+	}
+	h.n.t.audit(by, class, h.n.place(), h.n.row.name, begun, a.err)
 }
 
 // settle is the end of an application for the WRITE that waited.

@@ -367,7 +367,7 @@ func (c *control) did(by fuse.Caller, command string, begun time.Time, err error
 func (c *control) warn(by fuse.Caller, command string, err error) {
 	first, before := c.refusals.add(by.Uid, time.Now())
 	for _, r := range before {
-		c.log.Warn("control socket: refused again", "uid", r.uid, "times", r.times)
+		c.log.Warn("control socket: refused again", "uid", r.who, "times", r.times)
 	}
 	if first {
 		c.log.Warn("control socket: refused", "uid", by.Uid, "pid", by.Pid, "command", command, "err", err)

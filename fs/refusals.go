@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strconv"
 	"sync"
 	"time"
 )
@@ -13,12 +14,12 @@ const refusalUsers = 64
 type refusals struct {
 	mu    sync.Mutex
 	begun time.Time
-	users map[any]int64
+	users map[string]int64
 }
 
 // refused is how often a user was refused after the first time.
 type refused struct {
-	uid   any
+	who   string // a uid, or othersTogether
 	times int64
 }
 
@@ -35,9 +36,9 @@ func (r *refusals) add(uid uint32, now time.Time) (first bool, before []refused)
 				before = append(before, refused{who, n - 1})
 			}
 		}
-		r.begun, r.users = now, map[any]int64{}
+		r.begun, r.users = now, map[string]int64{}
 	}
-	var who any = uid
+	who := strconv.FormatUint(uint64(uid), 10)
 	if r.users[who] == 0 && len(r.users) >= refusalUsers {
 		who = othersTogether
 	}

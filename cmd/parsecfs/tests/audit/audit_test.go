@@ -231,6 +231,31 @@ func TestOwnKeysPushOutNobody(t *testing.T) {
 	}
 }
 
+// TestSetuidProgramsFillNothing: what root does through files that somebody lent it takes no more of the space than a user may.
+func TestSetuidProgramsFillNothing(t *testing.T) {
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	const times = 1500
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: config(small)})
+	as(t, m, owner, "mkdir keys/k; echo ecdsa-p256-sha256 >keys/k/generate")
+	as(t, m, 62002, "mkdir keys/lent; echo ecdsa-p256-sha256 >keys/lent/generate")
+	told := run(t, "/usr/bin/python3", "-B", "testdata/lent.py", "62002", m.Dir+"/providers/p/keys/lent", strconv.Itoa(times))
+	as(t, m, 0, "chown 62003 keys/k")
+	stop(t, m)
+	deeds := read(t, m, "audit.log")
+	for _, want := range []struct {
+		uid       int
+		operation string
+	}{{owner, "mkdir"}, {owner, "generate"}, {0, "setattr"}} {
+		if n := sum(deeds, want.uid, want.operation); n != 1 {
+			t.Errorf("%s of user %d is there %d times", want.operation, want.uid, n)
+		}
+	}
+	if n := size(t, m, "audit.log"); n > 65536/4 {
+		t.Errorf("the deeds have %d bytes; root's writes: %s", n, told)
+	}
+}
+
 // TestDeedsAreTogether: what lets a key out, and what root and admins command or are refused, is in the deeds' file.
 func TestDeedsAreTogether(t *testing.T) {
 	t.Parallel()

@@ -1,16 +1,13 @@
 package fs
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,152 +17,250 @@ import (
 )
 
 const (
-	auditName = "audit.log"
-	// auditQueue bounds the events that wait for the disk.
-	auditQueue = 4096
-	// auditBatch is about how many bytes are written at once.
-	auditBatch = 1 << 20
+	auditName      = "audit.log"            // deeds
+	operationsName = "audit-operations.log" // operations, and what is counted
+	beforeName     = "audit-before.log"     // of the versions that had one file for both
 	// auditLinger gathers events, or each of them would cost a wake-up and a write of its own.
 	auditLinger = 5 * time.Millisecond
 	// auditRetry is how long a disk that refused is left alone.
 	auditRetry = time.Second
+	// auditEnd is how long the end of the daemon waits for the disk.
+	auditEnd = 10 * time.Second
+	// countTime is what one line counts.
+	countTime = time.Second
 )
 
-// trail is the audit trail: JSON lines in a file of the daemon's own, rotated by size. Nobody waits for its disk but
-// the one goroutine that writes.
+// trail is the audit trail: JSON lines in files of the daemon's own, rotated by size. Deeds have files of their own, which
+// nothing else can fill; what needs no right is counted. Nobody waits for the disk but the one goroutine that writes.
 type trail struct {
-	path    string
-	bytes   int64 // at which a file is rotated
-	keep    int   // rotated files
-	stop    bool  // at the queue's bound: else events are dropped and counted
-	log     *slog.Logger
-	queue   chan nodes.AuditEvent
-	dropped atomic.Int64
-	ending  chan struct{}
-	done    sync.WaitGroup
-
-	// of the writer
-	file *os.File
-	size int64
+	deeds, operations journal
+	shares            shares
+	open, beyond      tally // what needs no right, and deeds beyond a user's share
+	stop              bool  // at a queue's bound: else events are dropped and counted
+	log               *slog.Logger
+	wake              chan struct{}
+	counting          chan struct{}
+	ending, ended     chan struct{}
 }
 
 var _ nodes.Auditor = (*trail)(nil)
 
 func openTrail(stateDir string, c Audit, log *slog.Logger) (*trail, error) {
-	t := &trail{path: filepath.Join(stateDir, auditName), bytes: c.MaxBytes, keep: c.Keep, stop: c.Stop, log: log,
-		queue: make(chan nodes.AuditEvent, auditQueue), ending: make(chan struct{})}
-	if err := t.open(); err != nil {
+	t := &trail{
+		deeds: journal{path: filepath.Join(stateDir, auditName), bytes: c.MaxBytes, keep: c.Keep, keepFor: c.KeepFor},
+		operations: journal{path: filepath.Join(stateDir, operationsName), bytes: cmp.Or(c.OperationsMaxBytes, c.MaxBytes),
+			keep: cmp.Or(c.OperationsKeep, c.Keep)},
+		shares: newShares(c.MaxBytes*int64(c.Keep), c.KeepFor),
+		stop:   c.Stop, log: log,
+		wake: make(chan struct{}, 1), counting: make(chan struct{}, 1), ending: make(chan struct{}), ended: make(chan struct{}),
+	}
+	t.open.most, t.beyond.most, t.beyond.byKey = openGroups, beyondGroups, true
+	if err := t.openFiles(stateDir); err != nil {
+		t.deeds.close()
 		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), cmp.Or(psa.HintOf(err), "make room there, or take [audit] out of the configuration")}
 	}
-	t.done.Go(t.write)
+	go t.write()
 	return t, nil
 }
 
-// Ready refuses operations while the queue is full, where the configuration says so.
-func (t *trail) Ready() error {
-	if t.stop && len(t.queue) == cap(t.queue) {
-		return psa.Errorf(psa.StatusInsufficientStorage, "the audit trail cannot be written").
-			WithHint("make room on the disk of " + t.path)
+func (t *trail) openFiles(stateDir string) error {
+	if err := t.deeds.open(); err != nil {
+		return err
 	}
-	return nil
+	moved, err := t.setAside(filepath.Join(stateDir, beforeName))
+	if err != nil {
+		return err
+	}
+	if moved {
+		t.log.Warn("the audit trail of an earlier version, with deeds and operations in one file, is kept aside: nothing deletes it",
+			"file", beforeName)
+	}
+	return t.operations.open()
 }
 
-// Record queues an event. Those that find the queue full, as operations that were under way may, are counted.
-func (t *trail) Record(e nodes.AuditEvent) {
-	select {
-	case t.queue <- e:
-	default:
-		t.dropped.Add(1)
+// setAside gives the files of a version that kept everything in audit.log other names: their lines would count as deeds
+// that must not be deleted yet, and leave new ones no room.
+func (t *trail) setAside(before string) (moved bool, err error) {
+	for _, name := range []string{t.operations.path, before} {
+		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
 	}
+	if t.deeds.size == 0 {
+		return false, nil
+	}
+	rotated, err := filepath.Glob(t.deeds.path + ".*")
+	if err != nil {
+		return false, err
+	}
+	for _, name := range append(rotated, t.deeds.path) { // the last one says that it is done
+		if err := os.Rename(name, before+strings.TrimPrefix(name, t.deeds.path)); err != nil {
+			return false, err
+		}
+	}
+	t.deeds.close()
+	return true, t.deeds.open()
 }
 
-// close writes what waits, as far as the disk lets it.
-func (t *trail) close() error {
-	close(t.ending)
-	t.done.Wait()
-	if n := len(t.queue); n > 0 || t.dropped.Load() > 0 {
-		t.log.Error("the audit trail lost events", "waiting", n, "dropped", t.dropped.Load())
-	}
-	if t.file == nil {
+// trusted says whose deeds are always written in full: who could delete the files anyway.
+func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
+
+// Ready refuses what could not be written, where the configuration says so: while its user's events, or all, wait for the
+// disk, and deeds while all that lies there is too young to go. What is only counted always can be.
+func (t *trail) Ready(uid uint32, class nodes.AuditClass) error {
+	if !t.stop || class == nodes.AuditOpen {
 		return nil
 	}
-	return errors.Join(t.file.Sync(), t.file.Close())
-}
-
-// lost is the line that stands where events were dropped.
-type lost struct {
-	Time    time.Time `json:"time"`
-	Dropped int64     `json:"dropped"`
-}
-
-// write takes what waits in one go, so that a slow disk is asked seldom.
-func (t *trail) write() {
-	var lines bytes.Buffer
-	out := json.NewEncoder(&lines)
-	out.SetEscapeHTML(false)
-	for {
-		select {
-		case e := <-t.queue:
-			t.encode(out, e)
-		case <-t.ending:
-			if len(t.queue) == 0 {
-				return
-			}
+	j, known := &t.operations, trusted(uid) || class == nodes.AuditCommand
+	if class != nodes.AuditUse {
+		if !known && !t.shares.left(uid, time.Now()) {
+			return nil
 		}
-		select {
-		case <-time.After(auditLinger):
-		case <-t.ending:
-		}
-		for more := true; more && int64(lines.Len()) < min(auditBatch, t.bytes); {
-			select {
-			case e := <-t.queue:
-				t.encode(out, e)
-			default:
-				more = false
-			}
-		}
-		if n := t.dropped.Swap(0); n > 0 {
-			t.encode(out, lost{time.Now(), n})
-		}
-		for lines.Len() > 0 {
-			err := t.flush(&lines)
-			if err == nil {
-				break
-			}
-			t.log.Error("the audit trail cannot be written; it is tried again", "err", err)
-			select {
-			case <-time.After(auditRetry):
-			case <-t.ending:
-				return
-			}
+		if j = &t.deeds; j.young.Load() {
+			return errYoung
 		}
 	}
-}
-
-func (t *trail) encode(out *json.Encoder, v any) {
-	if err := out.Encode(v); err != nil {
-		t.log.Error("an audit event cannot be encoded", "err", err)
+	if j.full(uid, known) {
+		return psa.Errorf(psa.StatusInsufficientStorage, "the audit trail cannot be written").
+			WithHint("make room on the disk of " + j.path)
 	}
-}
-
-// flush appends the lines, whole ones only: what a full disk cut is taken back.
-func (t *trail) flush(lines *bytes.Buffer) error {
-	if t.file == nil {
-		if err := t.open(); err != nil {
-			return err
-		}
-	}
-	if t.size > 0 && t.size+int64(lines.Len()) > t.bytes {
-		if err := t.rotate(); err != nil {
-			return err
-		}
-	}
-	if _, err := t.file.Write(lines.Bytes()); err != nil {
-		return errors.Join(err, t.file.Truncate(t.size))
-	}
-	t.size += int64(lines.Len())
-	lines.Reset()
 	return nil
+}
+
+// Record queues or counts an event. Those that find a queue full, as operations that were under way may, are counted too.
+func (t *trail) Record(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) {
+	known, slack := trusted(e.UID) && e.Class != nodes.AuditAttempt || e.Class == nodes.AuditCommand, 0
+	if t.stop {
+		slack = auditQueue // for what passed Ready already
+	}
+	switch e.Class {
+	case nodes.AuditOpen:
+		t.count(&t.open, e, tell)
+	case nodes.AuditUse:
+		tell(&e)
+		if t.operations.put(e, known, slack) {
+			t.signal(t.wake)
+		}
+	default:
+		if !known && !t.shares.left(e.UID, time.Now()) {
+			t.count(&t.beyond, e, tell)
+			return
+		}
+		tell(&e)
+		if !known {
+			t.shares.spend(e.UID, lineSize(&e), time.Now())
+		}
+		if t.deeds.put(e, known, slack) {
+			t.signal(t.wake)
+		}
+	}
+}
+
+func (t *trail) count(in *tally, e nodes.AuditEvent, tell func(*nodes.AuditEvent)) {
+	if in.add(e, tell) {
+		t.signal(t.counting)
+	}
+}
+
+func (t *trail) signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// close writes what waits, as far as the disk lets it. A disk that does not answer keeps nobody from ending.
+func (t *trail) close() error {
+	close(t.ending)
+	select {
+	case <-t.ended:
+	case <-time.After(auditEnd):
+		return fmt.Errorf("the disk of %s does not answer; what waited for it is lost", t.deeds.path)
+	}
+	for _, j := range []*journal{&t.deeds, &t.operations} {
+		if waiting, dropped := j.left(); waiting > 0 || dropped > 0 {
+			t.log.Error("the audit trail lost events", "file", j.path, "waiting", waiting, "dropped", dropped)
+		}
+	}
+	return errors.Join(t.deeds.close(), t.operations.close())
+}
+
+// write takes what waits in one go, so that a slow disk is asked seldom. Deeds come first.
+func (t *trail) write() {
+	defer close(t.ended)
+	counted, retry := time.NewTimer(0), time.NewTimer(0)
+	for last := false; !last; {
+		select {
+		case <-t.wake:
+			select {
+			case <-time.After(auditLinger):
+			case <-t.ending:
+			}
+		case <-t.counting:
+			counted.Reset(countTime)
+			continue
+		case <-counted.C:
+			if t.operations.takes() {
+				t.takeCounts()
+			} else {
+				counted.Reset(auditRetry)
+			}
+		case <-retry.C:
+		case <-t.ending:
+			last = true
+			t.takeCounts()
+		}
+		for again := true; again; again = again && last {
+			again = false
+			for _, j := range []*journal{&t.deeds, &t.operations} {
+				more, refused := t.flush(j, last)
+				again = again || more
+				if refused {
+					retry.Reset(auditRetry)
+				}
+			}
+			if again {
+				t.signal(t.wake) // one batch of each at a time: neither starves the other, nor the counts
+			}
+		}
+	}
+}
+
+// takeCounts ends what is counted in one line.
+func (t *trail) takeCounts() {
+	for _, from := range []*tally{&t.beyond, &t.open} {
+		for _, line := range from.take() {
+			t.operations.encode(line)
+		}
+	}
+}
+
+// flush writes a batch of what waits for a journal, and says whether there may be more, or its disk refuses. last: there is
+// no other time.
+func (t *trail) flush(j *journal, last bool) (more, refused bool) {
+	if !last && time.Now().Before(j.retry) {
+		return false, true
+	}
+	if !j.fill() {
+		return false, false
+	}
+	err := j.append(last)
+	for errors.Is(err, unix.ENOSPC) && j == &t.deeds && t.operations.shed() {
+		err = j.append(last) // the oldest operations make room
+	}
+	j.young.Store(errors.Is(err, errYoung))
+	if err != nil {
+		if !j.failed {
+			t.log.Error("the audit trail cannot be written; it is tried again each second", "file", j.path, "err", err)
+		}
+		j.failed, j.retry = true, time.Now().Add(auditRetry)
+		return false, true
+	}
+	if j.failed {
+		t.log.Info("the audit trail is written again", "file", j.path)
+	}
+	j.failed = false
+	return true, false
 }
 
 // OpenLog opens a file to append to, 0600 where it is a new one. What lies there must be our own user's: through a link
@@ -189,34 +284,4 @@ func OpenLog(path string) (*os.File, error) {
 			path, os.Geteuid(), st.Uid, st.Mode).WithHint("move it away")
 	}
 	return f, nil
-}
-
-func (t *trail) open() error {
-	f, err := OpenLog(t.path)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return err
-	}
-	t.file, t.size = f, info.Size()
-	return nil
-}
-
-// rotate renames audit.log to audit.log.1, that to audit.log.2, and so on; the last one goes.
-func (t *trail) rotate() error {
-	name := func(n int) string { return fmt.Sprintf("%s.%d", t.path, n) }
-	for n := t.keep - 1; n >= 1; n-- {
-		if err := os.Rename(name(n), name(n+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	if err := os.Rename(t.path, name(1)); err != nil {
-		return err
-	}
-	err := errors.Join(t.file.Sync(), t.file.Close())
-	t.file = nil
-	return errors.Join(err, t.open())
 }

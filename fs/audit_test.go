@@ -17,6 +17,9 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
+// tellNothing is for events that need no look.
+func tellNothing(*nodes.AuditEvent) {}
+
 // trailLines reads the events of a trail's files, the oldest first, and counts those that were dropped.
 func trailLines(t *testing.T, dir string, keep int) (operations []string, dropped int64) {
 	t.Helper()
@@ -61,7 +64,8 @@ func TestTrailRotates(t *testing.T) {
 	for w := range workers {
 		wg.Go(func() {
 			for i := range each {
-				tr.Record(nodes.AuditEvent{Time: time.Now(), Operation: fmt.Sprint(w, "-", i), Status: "PSA_SUCCESS"})
+				tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Time: time.Now(), Operation: fmt.Sprint(w, "-", i),
+					Status: "PSA_SUCCESS"}, tellNothing)
 			}
 		})
 	}
@@ -89,7 +93,7 @@ func TestTrailRotates(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 100 {
-			tr.Record(nodes.AuditEvent{Operation: "more"})
+			tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Operation: "more"}, tellNothing)
 		}
 		if err := tr.close(); err != nil {
 			t.Fatal(err)
@@ -99,6 +103,18 @@ func TestTrailRotates(t *testing.T) {
 	if len(got) == 0 || got[len(got)-1] != "more" {
 		t.Errorf("%d events, the last %v", len(got), got[len(got)-1:])
 	}
+}
+
+func waiting(tr *trail) int {
+	tr.deeds.mu.Lock()
+	defer tr.deeds.mu.Unlock()
+	return len(tr.deeds.waiting)
+}
+
+func dropped(tr *trail) int64 {
+	tr.deeds.mu.Lock()
+	defer tr.deeds.mu.Unlock()
+	return tr.deeds.dropped
 }
 
 // TestTrailOnAFullDisk: nobody waits for it; at the bound it stops or drops, and what was not dropped is written whole
@@ -129,14 +145,14 @@ func TestTrailOnAFullDisk(t *testing.T) {
 			// More than the queue and the writer's own buffer hold.
 			sent := 0
 			var full error
-			for deadline := time.Now().Add(30 * time.Second); tr.dropped.Load() == 0; sent++ {
-				if full = tr.Ready(); full != nil {
+			for deadline := time.Now().Add(30 * time.Second); dropped(tr) == 0; sent++ {
+				if full = tr.Ready(0, nodes.AuditDeed); full != nil {
 					break
 				}
 				if time.Now().After(deadline) {
 					t.Fatal("the queue never was full")
 				}
-				tr.Record(nodes.AuditEvent{Operation: fmt.Sprint("o", sent)})
+				tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Operation: fmt.Sprint("o", sent)}, tellNothing)
 			}
 			if stop && psa.StatusOf(full) != psa.StatusInsufficientStorage || !stop && full != nil {
 				t.Errorf("at the bound: %v", full)
@@ -148,12 +164,12 @@ func TestTrailOnAFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			// Written once the writer tries again.
-			for deadline := time.Now().Add(30 * time.Second); len(tr.queue) > 0; time.Sleep(10 * time.Millisecond) {
+			for deadline := time.Now().Add(30 * time.Second); waiting(tr) > 0; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("the queue stays full")
 				}
 			}
-			if err := tr.Ready(); err != nil {
+			if err := tr.Ready(0, nodes.AuditDeed); err != nil {
 				t.Errorf("with room again: %v", err)
 			}
 			if err := tr.close(); err != nil {

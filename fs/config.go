@@ -64,9 +64,12 @@ type Mount struct {
 
 // Audit is [audit].
 type Audit struct {
-	MaxBytes int64 // at which a file is rotated
-	Keep     int   // how many rotated ones stay
-	Stop     bool  // when_full = "stop": what cannot be recorded is refused; else it is dropped and counted
+	MaxBytes           int64         // at which a file of deeds is rotated
+	Keep               int           // how many rotated ones stay
+	KeepFor            time.Duration // no deeds younger than this are deleted
+	OperationsMaxBytes int64         // as MaxBytes and Keep, of operations and counts; 0 is the same
+	OperationsKeep     int
+	Stop               bool // when_full = "stop": what cannot be recorded is refused; else it is dropped and counted
 }
 
 // Provider is one [[provider]].
@@ -95,6 +98,7 @@ const (
 	defaultAttrTimeout         = time.Second
 	defaultAuditBytes          = 64 << 20
 	defaultAuditKeep           = 8
+	defaultAuditKeepFor        = 7 * 24 * time.Hour
 )
 
 // Problem is one thing about a configuration file that its author should know.
@@ -296,11 +300,14 @@ func (p *configParser) mount(v value) {
 }
 
 func (p *configParser) audit(v value) {
-	a := &Audit{MaxBytes: defaultAuditBytes, Keep: defaultAuditKeep, Stop: true}
+	a := &Audit{MaxBytes: defaultAuditBytes, Keep: defaultAuditKeep, KeepFor: defaultAuditKeepFor, Stop: true}
 	p.config.Audit = a
 	p.table(v, []setting{
 		{name: "max_bytes", set: func(v value) { p.number(v, &a.MaxBytes, 4096, 1<<40, "bytes") }},
 		{name: "keep", set: func(v value) { p.count(v, &a.Keep, 1, 1000, "files") }},
+		{name: "keep_for", set: func(v value) { p.duration(v, &a.KeepFor, 0, 10*365*24*time.Hour) }},
+		{name: "operations_max_bytes", set: func(v value) { p.number(v, &a.OperationsMaxBytes, 4096, 1<<40, "bytes") }},
+		{name: "operations_keep", set: func(v value) { p.count(v, &a.OperationsKeep, 1, 1000, "files") }},
 		{name: "when_full", set: func(v value) {
 			if s, ok := p.oneOf(v, "stop", "drop"); ok {
 				a.Stop = s == "stop"

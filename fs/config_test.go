@@ -112,12 +112,29 @@ func TestDefaultConfig(t *testing.T) {
 	}
 }
 
+func TestAuditSettings(t *testing.T) {
+	for text, want := range map[string]Audit{
+		"":                                     {MaxBytes: 64 << 20, Keep: 8, KeepFor: 7 * 24 * time.Hour, Stop: true},
+		"keep_for = '24h'\nwhen_full = 'drop'": {MaxBytes: 64 << 20, Keep: 8, KeepFor: 24 * time.Hour},
+		"max_bytes = 4096\nkeep = 1\nkeep_for = 0\noperations_max_bytes = 8192\noperations_keep = 2": {MaxBytes: 4096, Keep: 1,
+			OperationsMaxBytes: 8192, OperationsKeep: 2, Stop: true},
+	} {
+		c, _, err := ParseConfig("c.toml", []byte(minimal+"[audit]\n"+text), testTypes)
+		if err != nil || *c.Audit != want {
+			t.Errorf("%q: %+v, %v", text, c, err)
+		}
+	}
+}
+
 // Each mistake is told with its line and with what is allowed.
 func TestConfigErrors(t *testing.T) {
 	for _, test := range []struct{ config, want string }{
 		{"x = [1,", "c.toml:1: "},
 		{minimal + "[core_settings]\nlog_levle = 1", `c.toml:8: unknown key "core_settings.log_levle"; allowed: log_level, `},
 		{minimal + "[core_setings]", `c.toml:7: unknown key "core_setings"; allowed: core_settings, mount, audit, listener, authenticator, key_manager, provider`},
+		{minimal + "[audit]\nkeep_for = 'long'", "c.toml:8: wrong value for audit.keep_for; allowed: seconds, or a string like "},
+		{minimal + "[audit]\noperations_max_bytes = 1", "c.toml:8: wrong value for audit.operations_max_bytes; allowed: a number of bytes from 4096 to "},
+		{minimal + "[audit]\noperations_keep = 0", "c.toml:8: wrong value for audit.operations_keep; allowed: a number of files from 1 to 1000"},
 		{minimal + "[core_settings]\nlog_level = 'loud'", `c.toml:8: wrong value for core_settings.log_level; allowed: "trace", "debug", "info", "warn", "error"`},
 		{minimal + "[core_settings]\nallow_deprecated = 1", `c.toml:8: wrong value for core_settings.allow_deprecated; allowed: true or false`},
 		{minimal + "[core_settings]\n\nbody_len_limit = -1", `c.toml:9: wrong value for core_settings.body_len_limit; allowed: a number of bytes from 1024 to`},

@@ -88,6 +88,7 @@ type control struct {
 	kim      *kim.KIM
 	stateDir string
 	admins   atomic.Pointer[[]uint32]
+	refusals refusals
 	tree     atomic.Pointer[nodes.Tree] // nil until there is one
 	log      *slog.Logger
 	dir      *os.File
@@ -229,7 +230,10 @@ func (c *control) leave(uid uint32) {
 // turnAway answers who is not served, and takes no place for it: what it says fits into the socket's buffer.
 func (c *control) turnAway(conn *net.UnixConn, by fuse.Caller, err error) {
 	defer conn.Close()
-	c.refused(by, "connect", err)
+	c.warn(by, "connect", err)
+	if tree := c.tree.Load(); tree != nil {
+		tree.TurnedAway(by)
+	}
 	if err := conn.SetWriteDeadline(time.Now().Add(turnAwayTimeout)); err != nil {
 		return
 	}
@@ -283,15 +287,21 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 	case commandForeign:
 		err = foreignKeys(c.ctx, c.kim, in.Provider, by.Uid, func(f ForeignInfo) error { return send(response{Foreign: &f}) })
 	case commandBackup:
+		begun := time.Now()
 		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
+		c.did(by, in.Command, begun, err)
 	case commandRewrap:
 		r := kim.Rewrapping{Kind: in.Wrapping, Recovery: in.Recovery, NewDataKey: in.NewKey}
 		if in.PCRs != nil {
 			r.PCRs = new(psa.PCRs(*in.PCRs))
 		}
+		begun := time.Now()
 		err = c.kim.Rewrap(c.ctx, r)
+		c.did(by, in.Command, begun, err)
 	case commandAccept:
+		begun := time.Now()
 		err = c.kim.AcceptLoss(c.ctx)
+		c.did(by, in.Command, begun, err)
 	default:
 		err = fmt.Errorf("control socket: no command %q", in.Command)
 	}
@@ -346,9 +356,27 @@ func (f chunks) Write(p []byte) (int, error) {
 
 // refused tells the log and the audit trail whom the socket turned away.
 func (c *control) refused(by fuse.Caller, command string, err error) {
-	c.log.Warn("control socket: refused", "uid", by.Uid, "pid", by.Pid, "command", command, "err", err)
+	c.warn(by, command, err)
 	if tree := c.tree.Load(); tree != nil {
 		tree.Refused(by, command)
+	}
+}
+
+// did tells the audit trail of a command that is about no key.
+func (c *control) did(by fuse.Caller, command string, begun time.Time, err error) {
+	if tree := c.tree.Load(); tree != nil {
+		tree.Commanded(by, command, begun, err)
+	}
+}
+
+// warn tells the log whom the socket turned away, and how often the ones before.
+func (c *control) warn(by fuse.Caller, command string, err error) {
+	first, before := c.refusals.add(by.Uid, time.Now())
+	for _, r := range before {
+		c.log.Warn("control socket: refused again", "uid", r.who, "times", r.times)
+	}
+	if first {
+		c.log.Warn("control socket: refused", "uid", by.Uid, "pid", by.Pid, "command", command, "err", err)
 	}
 }
 

@@ -185,7 +185,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		Log:                 o.Log,
 	}
 	if audit != nil {
-		settings.Audit, settings.AuditPath = audit, audit.path
+		settings.Audit, settings.AuditPath = audit, audit.deeds.path
 	}
 	tree := nodes.New(settings)
 	logger := slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)

@@ -133,6 +133,6 @@ func (r *storeRun) Finish(ctx context.Context) (psa.Result, error) {
 	defer m.Wipe()
 	o, draft, begun := r.o, r.o.draft, time.Now()
 	err = o.t.kim.Derive(ctx, draft.Number, o.uid, draft.Attributes.Template(), draft.Attributes, m)
-	o.t.audit(o.by, place{t: o.t, provider: o.at.provider, key: draft.Number, file: "import"}, "store", begun, err)
+	o.t.audit(o.by, AuditDeed, place{t: o.t, provider: o.at.provider, key: draft.Number, file: "import"}, "store", begun, err)
 	return psa.Result{Outputs: map[string][]byte{"secret": nil}}, err
 }

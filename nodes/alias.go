@@ -60,7 +60,7 @@ func (n *aliasesDir) Symlink(ctx context.Context, target, name string, out *fuse
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "symlink", time.Now(), err)
 	}
-	n.t.audit(c, at, "symlink", time.Now(), nil)
+	n.t.audit(c, AuditDeed, at, "symlink", time.Now(), nil)
 	return n.t.entry(ctx, &n.Inode, n.link(a), out)
 }
 
@@ -91,6 +91,6 @@ func (n *aliasesDir) Rename(ctx context.Context, name string, parent fs.InodeEmb
 		}
 	}
 	err := n.t.kim.RenameAlias(calm(ctx), name, newName)
-	n.t.audit(callerOf(ctx), place{t: n.t, file: at.file + " to " + next.file}, "rename", time.Now(), err)
+	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, file: at.file + " to " + next.file}, "rename", time.Now(), err)
 	return n.t.remember(ctx, at, "rename", err)
 }

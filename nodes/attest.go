@@ -58,6 +58,6 @@ type certifyRun struct {
 func (r *certifyRun) Finish(ctx context.Context) (psa.Result, error) {
 	begun, o := time.Now(), r.o
 	result, err := r.Run.Finish(ctx)
-	o.t.audit(o.by, place{t: o.t, provider: o.at.provider, key: o.signer.Number, file: signRow.name}, string(psa.Attest), begun, err)
+	o.t.audit(o.by, AuditUse, place{t: o.t, provider: o.at.provider, key: o.signer.Number, file: signRow.name}, string(psa.Attest), begun, err)
 	return result, err
 }

@@ -139,7 +139,9 @@ func (b *base) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 }
 
 func (b *base) denied(ctx context.Context, op, why, hint string) syscall.Errno {
-	return b.t.fail(ctx, b.self.place(), op, gate.Refuse(syscall.EPERM, why, hint))
+	at, err := b.self.place(), gate.Refuse(syscall.EPERM, why, hint)
+	b.t.audit(callerOf(ctx), AuditOpen, at, op, time.Now(), err) // nothing could have come of it
+	return b.t.remember(ctx, at, op, err)
 }
 
 var _ = (fs.NodeUnlinker)((*base)(nil))

@@ -21,7 +21,7 @@ func (t *Tree) Chown(ctx context.Context, by fuse.Caller, p *kim.Provider, key i
 	if psa.StatusOf(err) == psa.StatusDoesNotExist {
 		return err
 	}
-	t.audit(callerFrom(by), place{t: t, provider: p, key: key}, "keys chown", begun, err)
+	t.audit(callerFrom(by), AuditCommand, place{t: t, provider: p, key: key}, "keys chown", begun, err)
 	if err != nil {
 		return err
 	}
@@ -84,13 +84,23 @@ const attributesOnly = -1
 
 // Destroyed is for keys that were destroyed or forgotten by a command; name is what a key was called.
 func (t *Tree) Destroyed(by fuse.Caller, command string, p *kim.Provider, key int64, name string, err error) {
-	t.audit(callerFrom(by), place{t: t, provider: p, file: "keys/" + name}, command, time.Now(), err)
+	t.audit(callerFrom(by), AuditCommand, place{t: t, provider: p, file: "keys/" + name}, command, time.Now(), err)
 	if err == nil {
 		t.forget(key)
 	}
 }
 
+// Commanded is for a command about no key.
+func (t *Tree) Commanded(by fuse.Caller, command string, begun time.Time, err error) {
+	t.audit(callerFrom(by), AuditCommand, place{t: t}, command, begun, err)
+}
+
 // Refused is for whoever asked for a command that is not theirs.
 func (t *Tree) Refused(by fuse.Caller, command string) {
-	t.audit(callerFrom(by), place{t: t}, command, time.Now(), gate.Refuse(syscall.EACCES, "this command is for root and admins", ""))
+	t.audit(callerFrom(by), AuditDeed, place{t: t}, command, time.Now(), gate.Refuse(syscall.EACCES, "this command is for root and admins", ""))
+}
+
+// TurnedAway is for whoever may give no command at all.
+func (t *Tree) TurnedAway(by fuse.Caller) {
+	t.audit(callerFrom(by), AuditOpen, place{t: t}, "connect", time.Now(), gate.Refuse(syscall.EACCES, "commands are for root and admins", ""))
 }

@@ -307,7 +307,7 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "mkdir", begun, err)
 	}
-	n.t.audit(c, place{t: n.t, provider: p, key: k.Number}, "mkdir", begun, nil)
+	n.t.audit(c, AuditDeed, place{t: n.t, provider: p, key: k.Number}, "mkdir", begun, nil)
 	return n.t.entry(ctx, &n.Inode, n.t.key(p, k.Number), out)
 }
 
@@ -345,7 +345,7 @@ func (n *keysDir) enter(ctx context.Context) error {
 	if _, err := n.t.gate.Open(ctx, callerOf(ctx), n, gate.Write|gate.Search, gate.Units{Provider: n.at.provider.Name()}); err != nil {
 		return err
 	}
-	return n.t.auditing.ready()
+	return n.t.auditing.ready(callerOf(ctx).UID, AuditDeed)
 }
 
 var _ = (fs.NodeRmdirer)((*keysDir)(nil))
@@ -374,7 +374,7 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 		return nil
 	})
 	// by its name: its number means nothing once it is gone
-	n.t.audit(callerOf(ctx), n.child(name), "rmdir", begun, err)
+	n.t.audit(callerOf(ctx), AuditDeed, n.child(name), "rmdir", begun, err)
 	return n.t.remember(ctx, at, "rmdir", err)
 }
 
@@ -414,7 +414,7 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 		return n.t.fail(ctx, at, "rename", err)
 	}
 	err = n.move(ctx, k.Number, newName, flags&renameExchange != 0)
-	n.t.audit(callerOf(ctx), place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
+	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
 	return n.t.remember(ctx, at, "rename", err)
 }
 

@@ -861,9 +861,10 @@ type trail struct {
 	events []nodes.AuditEvent
 }
 
-func (*trail) Ready() error { return nil }
+func (*trail) Ready(uint32, nodes.AuditClass) error { return nil }
 
-func (a *trail) Record(e nodes.AuditEvent) {
+func (a *trail) Record(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) {
+	tell(&e)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.events = append(a.events, e)

@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"encoding/hex"
 	"hash"
 	"syscall"
 	"time"
@@ -54,12 +55,36 @@ func (o *operation) Present(ctx context.Context) error {
 }
 
 func (o *operation) Ended(by caller.Caller, request hash.Hash, begun time.Time, err error) {
-	o.t.auditOperation(by, o.at, o.key, string(o.row.op), o.algorithm(), request, begun, err)
+	if o.t.auditing == nil {
+		return
+	}
+	o.t.record(by, o.class(), o.at, string(o.row.op), begun, err, func(e *AuditEvent) {
+		o.t.name(e, o.key)
+		e.Algorithm = o.algorithm()
+		if request != nil {
+			e.Request = hex.EncodeToString(request.Sum(nil))
+		}
+	})
 }
 
-// algorithm is what was begun, where the operation has an algorithm. Only a trail asks.
+// class is by the mode that the file has by itself: what all may do says nothing about a right to the key.
+func (o *operation) class() AuditClass {
+	switch v := (view{key: o.key}); {
+	case o.row.class() == AuditDeed:
+		return AuditDeed
+	case o.row.modeFor(&v)&0002 != 0:
+		return AuditOpen
+	}
+	return AuditUse
+}
+
+func (o *operation) Ready(who caller.Caller) error { return o.t.auditing.ready(who.UID, o.class()) }
+
+func (o *operation) Digest() hash.Hash { return o.t.auditing.digest(o.class()) }
+
+// algorithm is what was begun, where the operation has an algorithm.
 func (o *operation) algorithm() string {
-	if o.t.auditing == nil || o.begun == psa.AlgNone || o.row.op.Usage() == 0 && o.row.op != psa.Hash {
+	if o.begun == psa.AlgNone || o.row.op.Usage() == 0 && o.row.op != psa.Hash {
 		return ""
 	}
 	return o.begun.String()

@@ -135,7 +135,7 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 	if err != nil {
 		return b.t.audited(ctx, at, "setattr", begun, err)
 	}
-	b.t.audit(callerOf(ctx), at, "setattr", begun, nil)
+	b.t.audit(callerOf(ctx), AuditDeed, at, "setattr", begun, nil)
 	return b.Getattr(ctx, nil, out)
 }
 
@@ -150,7 +150,7 @@ func (b *base) owner(ctx context.Context) (judge func(gate.Rights) error, err er
 
 // update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.
 func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) error) error {
-	if err := b.t.auditing.ready(); err != nil {
+	if err := b.t.auditing.ready(callerOf(ctx).UID, AuditDeed); err != nil {
 		return err
 	}
 	b.t.changing.Lock()

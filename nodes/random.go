@@ -30,14 +30,11 @@ func (n *randomFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	if err := n.t.auditing.ready(); err != nil {
-		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-	}
 	release, err := n.t.machine.Hold(callerOf(ctx).UID, 0)
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	n.t.audit(callerOf(ctx), n.place(), string(psa.Random), time.Now(), nil)
+	n.t.audit(callerOf(ctx), AuditOpen, n.place(), string(psa.Random), time.Now(), nil)
 	return &randomHandle{n: n, access: access, release: release}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 

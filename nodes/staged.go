@@ -234,7 +234,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 
 // begin sets an effect off.
 func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(context.Context) error) (*application, error) {
-	if err := h.n.t.auditing.ready(); err != nil {
+	if err := h.n.t.auditing.ready(callerOf(ctx).UID, AuditDeed); err != nil {
 		return nil, h.spoil(err)
 	}
 	end, err := h.n.t.machine.Begin()
@@ -268,7 +268,11 @@ func (h *stagedHandle) run(a *application, by caller.Caller, apply func(context.
 	defer close(a.finished)
 	begun := time.Now()
 	a.err = h.n.t.machine.Guard(h.n.place().path, func() error { return apply(context.Background()) })
-	h.n.t.audit(by, h.n.place(), h.n.row.name, begun, a.err)
+	class := AuditDeed
+	if by.UID != h.opener {
+		class = AuditAttempt
+	}
+	h.n.t.audit(by, class, h.n.place(), h.n.row.name, begun, a.err)
 }
 
 // settle is the end of an application for the WRITE that waited.

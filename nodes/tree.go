@@ -94,7 +94,7 @@ func New(o Options) *Tree {
 	// What let somebody in before the data key came was not proven.
 	o.KIM.OnUnlock(t.gate.LostAll)
 	t.machine = transaction.New(transaction.Options{Procs: t.procs, BodyLimit: o.BodyLimit, PerUser: o.TransactionsPerUser,
-		BytesPerUser: o.BufferPerUser, Ready: t.auditing.ready, Digest: t.auditing.digest, Log: o.Log})
+		BytesPerUser: o.BufferPerUser, Log: o.Log})
 	t.SetAdmins(o.Admins)
 	t.root = t.top()
 	return t

@@ -125,13 +125,7 @@ func newFake(t *testing.T) *fake {
 	procs := caller.New()
 	f.gate = gate.New(procs, nil)
 	f.Machine = New(Options{Procs: procs, BodyLimit: testBody, PerUser: testPerUser, BytesPerUser: testBytes,
-		Ready: func() error {
-			if f.now().unready {
-				return psa.Errorf(psa.StatusStorageFailure, "the trail cannot be written")
-			}
-			return nil
-		},
-		Digest: func() hash.Hash { return nil }, Log: slog.New(slog.DiscardHandler)})
+		Log: slog.New(slog.DiscardHandler)})
 	return f
 }
 
@@ -193,6 +187,14 @@ type fakeOperation struct {
 
 func (o *fakeOperation) Attributes() psa.Attributes { return psa.Attributes{} }
 func (o *fakeOperation) Path() string               { return "providers/fake" }
+func (o *fakeOperation) Digest() hash.Hash          { return nil }
+
+func (o *fakeOperation) Ready(caller.Caller) error {
+	if o.f.now().unready {
+		return psa.Errorf(psa.StatusStorageFailure, "the trail cannot be written")
+	}
+	return nil
+}
 
 func (o *fakeOperation) Authorize(_ context.Context, _ caller.Caller, in Inputs) error {
 	for _, b := range in {

@@ -18,7 +18,6 @@ package transaction
 import (
 	"context"
 	"fmt"
-	"hash"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -39,11 +38,7 @@ type Options struct {
 	PerUser int
 	// BytesPerUser bounds the bytes that requests of one uid hold; beyond it is ENOMEM.
 	BytesPerUser int64
-	// Ready says why no operation may run now.
-	Ready func() error
-	// Digest begins a digest of a request's bytes, nil for none.
-	Digest func() hash.Hash
-	Log    *slog.Logger
+	Log          *slog.Logger
 }
 
 // Machine is what the transactions of one tree share.

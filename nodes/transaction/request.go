@@ -102,7 +102,7 @@ func (r *request) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.digest = r.m.o.Digest()
+	r.digest = op.Digest()
 	r.feed = &feed{spec: r.spec, parted: r.parted, op: op, limit: r.m.o.BodyLimit}
 	return nil
 }
@@ -197,7 +197,7 @@ func (r *request) start(ctx context.Context, who caller.Caller) (Operation, erro
 		return nil, r.poisonWith(err)
 	}
 	r.op = r.feed.op
-	if err := r.m.o.Ready(); err != nil {
+	if err := r.op.Ready(who); err != nil {
 		return nil, err
 	}
 	end, err := r.m.Begin()

@@ -57,6 +57,10 @@ type Inputs map[string][]byte
 type Operation interface {
 	// Attributes are those of the key, by which inputs are cut and outputs encoded.
 	Attributes() psa.Attributes
+	// Digest begins a digest of the request's bytes, nil for none.
+	Digest() hash.Hash
+	// Ready says why it may not run now for whoever asks for the answer.
+	Ready(who caller.Caller) error
 	// Authorize judges what the inputs name, by whoever asks for the answer.
 	Authorize(ctx context.Context, who caller.Caller, in Inputs) error
 	// Begin begins it: length is how much of the main input there is, all of it where the input is needed whole. streams:

@@ -257,7 +257,7 @@ func TestSignerIsChecked(t *testing.T) {
 	if code := m.Stop(); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
-	trail, err := os.ReadFile(filepath.Join(m.StateDir, "audit.log"))
+	trail, err := os.ReadFile(filepath.Join(m.StateDir, "audit-operations.log"))
 	if err != nil {
 		t.Fatal(err)
 	}

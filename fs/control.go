@@ -92,6 +92,7 @@ type control struct {
 	tree     atomic.Pointer[nodes.Tree] // nil until there is one
 	log      *slog.Logger
 	dir      *os.File
+	socket   string // its name by dir
 	listener *net.UnixListener
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -117,12 +118,13 @@ func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*co
 		dir.Close()
 		return nil, err
 	}
+	l.SetUnlinkOnClose(false) // see remove
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &control{kim: k, stateDir: stateDir, log: log, dir: dir, listener: l, ctx: ctx, cancel: cancel, conns: map[uint32]int{}}
+	c := &control{kim: k, stateDir: stateDir, log: log, dir: dir, socket: name, listener: l, ctx: ctx, cancel: cancel, conns: map[uint32]int{}}
 	if err := c.setAdmins(admins); err != nil {
 		cancel()
 		l.Close()
-		dir.Close()
+		c.remove()
 		return nil, err
 	}
 	c.wg.Go(c.accept)
@@ -164,11 +166,28 @@ func searchableAlone(mode os.FileMode) (bits os.FileMode) {
 	return bits
 }
 
-// close ends every connection and waits for it.
+// closeWait is how long close waits for what a command does on the disk.
+const closeWait = 2 * time.Second
+
+// close lets nobody in any more, ends every connection, and waits for it. A disk that hangs keeps the mount for nobody: what
+// waits for it ends with the daemon.
 func (c *control) close() {
 	c.listener.Close()
 	c.cancel()
-	c.wg.Wait()
+	ended := make(chan struct{})
+	go func() { c.wg.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(closeWait):
+		c.log.Warn("control socket: a command does not end")
+	}
+}
+
+// remove takes the socket away, which waits for the disk: after the mount is gone.
+func (c *control) remove() {
+	if err := os.Remove(c.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Warn("control socket", "err", err)
+	}
 	c.dir.Close()
 }
 

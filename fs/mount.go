@@ -87,6 +87,7 @@ func Run(ctx context.Context, o MountOptions) error {
 	if err != nil {
 		return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", err)}
 	}
+	defer control.remove()
 	var audit *trail
 	if o.Config.Audit != nil {
 		if audit, err = openTrail(o.StateDir, *o.Config.Audit, o.Log); err != nil {

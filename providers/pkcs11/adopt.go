@@ -335,7 +335,7 @@ func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.
 		return err
 	}
 	defer k.Close()
-	k.(*key).checks = false
+	k.(*key).unchecked = true
 	var signature []byte
 	for _, op := range []psa.Operation{psa.Sign, psa.Verify} {
 		alg, err := f.Attributes.Resolve(op, 0)

@@ -26,9 +26,9 @@ type key struct {
 	attributes psa.Attributes
 	public     []byte // SubjectPublicKeyInfo, nil of a symmetric key
 	verifier   crypto.PublicKey
-	// checks: each signature of an adopted key is verified, since others gave it its name; not where that is what is tried.
-	checks bool
-	closed atomic.Bool
+	adopted    bool // others gave it its name
+	unchecked  bool // its signatures are not verified, where that is what is tried
+	closed     atomic.Bool
 }
 
 // Open parses the blob. One that is not this key's is StatusDataCorrupt.
@@ -39,7 +39,7 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 	if !psa.Supports(possible, psa.Import, a.Type, a.Bits, a.Algorithm) {
 		return nil, errUnsupported("open", a, a.Algorithm)
 	}
-	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public), checks: b.Object != ""}
+	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public), adopted: b.Object != ""}
 	var err error
 	if a.Type.IsAsymmetric() {
 		k.verifier, err = a.PublicKey(b.Public)
@@ -127,7 +127,7 @@ func (k *key) begin(op psa.Op) (psa.Run, error) {
 			return psa.RSAEncryptRun(op, pub)
 		}
 	}
-	u := &use{p: k.p, object: k.object, attributes: k.attributes, public: k.verifier, alg: op.Algorithm, checks: k.checks}
+	u := &use{p: k.p, object: k.object, attributes: k.attributes, public: k.verifier, alg: op.Algorithm, adopted: k.adopted, unchecked: k.unchecked}
 	run, err := u.begin(op)
 	if err != nil {
 		return nil, err
@@ -142,7 +142,8 @@ type use struct {
 	attributes psa.Attributes
 	public     crypto.PublicKey
 	alg        psa.Algorithm
-	checks     bool
+	adopted    bool
+	unchecked  bool
 	label      []byte          // OAEP's
 	ctx        context.Context // of the Finish under way
 }
@@ -297,7 +298,7 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 	if want := u.signatureLength(); len(out) != want {
 		return nil, psa.Errorf(psa.StatusHardwareFailure, "a signature of %d bytes; it has %d", len(out), want)
 	}
-	if u.checks {
+	if !u.unchecked && (u.adopted || u.attributes.Type.IsRSA()) {
 		if err := u.proves(in, out); err != nil {
 			return nil, err
 		}
@@ -308,7 +309,8 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 	return out, nil
 }
 
-// proves checks a signature: the object of this name may be another key's by now, and many tokens do not show it.
+// proves checks a signature. Of an adopted key, since the object of this name may be another key's by now, and many tokens do
+// not show it. Of RSA always: a signature in which the token erred gives the private key away (Boneh, DeMillo and Lipton, 1997).
 func (u *use) proves(in, signature []byte) error {
 	op := psa.Op{Operation: psa.VerifyHash, Algorithm: u.alg, Inputs: map[string][]byte{"signature": signature}}
 	if u.alg == psa.PureEdDSA {
@@ -323,6 +325,10 @@ func (u *use) proves(in, signature []byte) error {
 		return err
 	}
 	if _, err = run.Finish(u.ctx); psa.StatusOf(err) == psa.StatusInvalidSignature {
+		if !u.adopted {
+			return psa.Errorf(psa.StatusHardwareFailure, "the token gave a signature that is not this key's").
+				WithHint("the token is defective, or another key has the name of this one there")
+		}
 		return (&response{outcome: outcomeReplaced, what: "another key has the name of this one on the token"}).err("sign")
 	}
 	return err

@@ -384,6 +384,9 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 // quote has the TPM sign what is in registers (TPM2_Quote).
 func (c *chip) quote(ctx context.Context, pcrs psa.PCRs, challenge []byte) (out map[string][]byte, err error) {
 	err = c.use(ctx, string(psa.Attest), func() error {
+		if err := c.hasRegisters(pcrs); err != nil {
+			return err
+		}
 		return c.signedByOwn(func(s signer) error {
 			rsp, err := tpm2.Quote{SignHandle: s.handle, QualifyingData: tpm2.TPM2BData{Buffer: challenge}, InScheme: s.scheme, PCRSelect: selected(pcrs)}.Execute(c.link)
 			if err != nil {

@@ -431,6 +431,9 @@ func (c *chip) policy(pcrs psa.PCRs) (digest []byte, err error) {
 	if pcrs == 0 {
 		return nil, nil
 	}
+	if err := c.hasRegisters(pcrs); err != nil {
+		return nil, err
+	}
 	trial, end, err := tpm2.PolicySession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Trial())
 	if err != nil {
 		return nil, err
@@ -444,4 +447,20 @@ func (c *chip) policy(pcrs psa.PCRs) (digest []byte, err error) {
 		return nil, err
 	}
 	return rsp.PolicyDigest.Buffer, nil
+}
+
+// hasRegisters refuses registers that the bank of SHA-256 does not have: a TPM leaves those out of a policy or a quote in
+// silence (TCG TPM 2.0, part 1, 17.7), and what is bound to them is bound to nothing.
+func (c *chip) hasRegisters(pcrs psa.PCRs) error {
+	values, err := c.registers()
+	if err != nil {
+		return err
+	}
+	for _, n := range pcrs.List() {
+		if values[n] == nil {
+			return psa.Errorf(psa.StatusNotSupported, "the TPM keeps no PCR %d in a bank of SHA-256", n).
+				WithHint("the firmware's setup, or tpm2_pcrallocate and a restart, switches that bank on")
+		}
+	}
+	return nil
 }

@@ -57,8 +57,8 @@ func (s *Saboteur) Hanging() (release func()) {
 }
 
 // Harm says what to do from the next call on, in every process that has the module loaded: a function and "crash",
-// "crash-after" (the call is made), "hang" (until Hanging's release) or the CK_RV to give, as in "C_Sign 0x30". Empty is
-// nothing. The functions are those of testdata/saboteur.c.
+// "crash-after" (the call is made), "hang" (until Hanging's release), "lie" (C_Sign alone: a bit of what it gave is another)
+// or the CK_RV to give, as in "C_Sign 0x30". Empty is nothing. The functions are those of testdata/saboteur.c.
 func (s *Saboteur) Harm(what string) {
 	s.t.Helper()
 	// Put in place whole: a call may read it at any moment.

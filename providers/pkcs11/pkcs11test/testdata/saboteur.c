@@ -6,6 +6,7 @@
  *     C_Sign crash-after    SIGSEGV after the call: done, and nobody learns of it
  *     C_Sign hang           does not return until somebody has opened the FIFO SABOTEUR_CONTROL.fifo to write, and closed it
  *     C_Sign 0x30           returns this CK_RV instead of the call
+ *     C_Sign lie            the call, and another bit at the end of what it gave; of C_Sign alone
  *
  * Built with: gcc -shared -fPIC -o saboteur.so saboteur.c
  */
@@ -28,7 +29,7 @@ struct list {
 
 static struct list theirs, ours;
 
-enum { pass, crash, crash_after, hang, give };
+enum { pass, crash, crash_after, hang, give, lie };
 
 /* asked says what to do in function, and the CK_RV to give. */
 static int asked(const char *function, word *rv) {
@@ -49,6 +50,8 @@ static int asked(const char *function, word *rv) {
 		return crash_after;
 	if (!strcmp(what, "hang"))
 		return hang;
+	if (!strcmp(what, "lie"))
+		return lie;
 	*rv = strtoul(what, &end, 0);
 	if (end == what || *end) {
 		fprintf(stderr, "saboteur: %s: unknown harm %s\n", function, what);
@@ -111,6 +114,16 @@ SABOTAGE(C_FindObjectsInit, 26, (word session, void *attributes, word count), (s
 SABOTAGE(C_Decrypt, 34, (word session, byte *in, word len, byte *out, word *outlen), (session, in, len, out, outlen))
 SABOTAGE(C_SignInit, 42, (word session, void *mechanism, word key), (session, mechanism, key))
 SABOTAGE(C_Sign, 43, (word session, byte *in, word len, byte *out, word *outlen), (session, in, len, out, outlen))
+
+static word lying_sign(word session, byte *in, word len, byte *out, word *outlen) {
+	word rv, none;
+
+	rv = C_Sign(session, in, len, out, outlen);
+	if (asked("C_Sign", &none) == lie && !rv && out && *outlen)
+		out[*outlen - 1] ^= 1;
+	return rv;
+}
+
 SABOTAGE(C_GenerateKey, 58, (word session, void *mechanism, void *attributes, word count, word *key),
 	 (session, mechanism, attributes, count, key))
 SABOTAGE(C_GenerateKeyPair, 59,
@@ -142,7 +155,7 @@ word C_GetFunctionList(struct list **out) {
 	PUT(C_FindObjectsInit);
 	PUT(C_Decrypt);
 	PUT(C_SignInit);
-	PUT(C_Sign);
+	ours.call[number_of_C_Sign] = lying_sign;
 	PUT(C_GenerateKey);
 	PUT(C_GenerateKeyPair);
 	*out = &ours;

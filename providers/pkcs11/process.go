@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,11 +28,14 @@ import (
 
 // launch is what a worker is started with.
 type launch struct {
-	library     string
-	reserved    string   // C_Initialize's reserved argument
-	environment []string // NAME=value, beside the program's own
-	width       int      // calls at once
-	lock        string   // a file that each worker has locked
+	library      string
+	reserved     string   // C_Initialize's reserved argument
+	environment  []string // NAME=value, beside what a worker gets of the program's own
+	files        []string // that environment names, and the module reads
+	user         *account // whose process the module is; nil: whose the program is
+	capabilities []int    // that it keeps
+	width        int      // calls at once
+	lock         string   // a file that each worker has locked
 }
 
 // process is a worker, and the calls that are under way in it.
@@ -109,7 +113,7 @@ type socket struct {
 
 // start runs this program again as a worker.
 func (l launch) start(log *slog.Logger) (*process, error) {
-	// Looked at each time: the module's code runs as our own user. One that is missing is the worker's to tell.
+	// Looked at each time: the module gets the PIN and uses the keys. One that is missing is the worker's to tell.
 	if err := providers.CheckTrusted(l.library); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -118,6 +122,14 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 		return nil, err
 	}
 	defer lock.Close() // the worker has its own
+	// Its memory is no other process's to read, whoever runs it: a worker without a user of its own is one of the same user.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("PR_SET_DUMPABLE: %w", err)
+	}
+	orders, err := json.Marshal(l.orders())
+	if err != nil {
+		return nil, err
+	}
 	p := &process{width: l.width, stderr: &lines{log: log}, born: time.Now(), ended: make(chan struct{}), calls: map[uint64]*call{}}
 	var theirs []*os.File
 	defer func() {
@@ -135,7 +147,7 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 	}
 	p.cmd = &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{workerName, l.library, l.reserved, strconv.Itoa(len(p.sockets)), strconv.Itoa(l.width)},
-		Dir: "/", Env: workerEnvironment(os.Environ(), l.environment), ExtraFiles: append([]*os.File{lock}, theirs...), Stderr: p.stderr,
+		Dir: "/", Env: []string{ordersName + "=" + string(orders), "GOTRACEBACK=none"}, ExtraFiles: append([]*os.File{lock}, theirs...), Stderr: p.stderr,
 		WaitDelay: closeTime, // what the module started may have the same stderr
 	}
 	if err := p.cmd.Start(); err != nil {
@@ -173,16 +185,6 @@ func (p *process) closeAll() {
 
 // kill ends the worker; wait says the rest.
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
-
-// workerEnvironment is own without what is meant for this program alone. A worker's crash writes no registers into the
-// log: they may have keys in them.
-func workerEnvironment(own, more []string) []string {
-	env := slices.DeleteFunc(own, func(v string) bool {
-		name, _, _ := strings.Cut(v, "=")
-		return name == "NOTIFY_SOCKET" || name == "WATCHDOG_PID" || name == "WATCHDOG_USEC" || strings.HasPrefix(name, "LISTEN_")
-	})
-	return append(append(env, more...), "GOTRACEBACK=none")
-}
 
 // lines writes what a worker says to the log, a record for each line.
 type lines struct {
@@ -455,13 +457,13 @@ func (p *process) died() bool {
 	return !p.retired
 }
 
-// refused says whether it ended because its module could not begin.
-func (p *process) refused() bool {
+// exit is its exit status, -1 while it runs or where a signal ended it.
+func (p *process) exit() int {
 	select {
 	case <-p.ended:
-		return p.cmd.ProcessState.ExitCode() == exitRefused
+		return p.cmd.ProcessState.ExitCode()
 	default:
-		return false
+		return -1
 	}
 }
 

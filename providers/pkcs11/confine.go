@@ -165,19 +165,21 @@ type deniedError struct {
 }
 
 func (e *deniedError) Error() string {
-	return fmt.Sprintf("user %d cannot read %s: %v", os.Getuid(), e.path, e.err)
+	return fmt.Sprintf("user %d cannot read %s: %v", os.Geteuid(), e.path, e.err)
 }
 
 func (e *deniedError) Unwrap() error { return e.err }
 
-// readable says that the file cannot be read. One that is missing is the module's to tell.
+// readable says that the file cannot be read, or the directory not be passed. One that is missing is the module's to tell.
 func readable(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrPermission) {
-		return &deniedError{path, err}
+	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		err = unix.Access(path, unix.X_OK)
+	} else if err == nil {
+		err = unix.Access(path, unix.R_OK)
 	}
-	if err == nil {
-		_ = unix.Close(fd) // it was only opened
+	if errors.Is(err, fs.ErrPermission) {
+		return &deniedError{path, unix.EACCES}
 	}
 	return nil
 }

@@ -63,6 +63,7 @@ type process struct {
 // call is one that waits for its answer.
 type call struct {
 	socket  *socket
+	expects expectation
 	answer  chan *response
 	sent    time.Time
 	release func() // of an abandoned one: called when it ends after all
@@ -174,7 +175,7 @@ func newSocket() (*socket, *os.File, error) {
 		_ = theirs.Close()
 		return nil, nil, err
 	}
-	return &socket{conn: conn, out: &sender{to: conn, broken: func(error) { _ = conn.Close() }}}, theirs, nil
+	return &socket{conn: conn, out: &sender{to: patientWriter{conn, stallTime}, broken: func(error) { _ = conn.Close() }}}, theirs, nil
 }
 
 func (p *process) closeAll() {
@@ -194,6 +195,10 @@ type lines struct {
 	rest []byte
 	last string // line that it said, or that says why it dies
 	dies bool
+
+	since   time.Time // the last time that room was made for more
+	written int       // lines for which room was not made since
+	unsaid  int
 }
 
 // maxLine bounds a line of a worker's.
@@ -208,15 +213,50 @@ func (l *lines) Write(b []byte) (int, error) {
 		if !whole && len(line) < maxLine {
 			return len(b), nil
 		}
-		if text := strings.TrimSpace(string(line)); text != "" {
-			l.log.Warn("the PKCS #11 module's process says", "text", text)
+		if text := strings.TrimSpace(string(line[:min(len(line), maxLine)])); text != "" {
+			l.tell(text)
 			dies := strings.HasPrefix(text, "SIG") || strings.HasPrefix(text, "fatal error:") || strings.HasPrefix(text, "panic:")
 			if dies || !l.dies {
 				l.last, l.dies = text, l.dies || dies
 			}
 		}
-		l.rest = append([]byte(nil), rest...)
+		l.rest = rest
 	}
+}
+
+const (
+	// A worker's words: so many lines at once, and one more for each pause, go into the log. What it says beyond is counted.
+	maxLines  = 100
+	linePause = time.Second
+)
+
+// tell writes a line to the log, where there is room for it. The caller holds l.mu.
+func (l *lines) tell(text string) {
+	now := time.Now()
+	if l.since.IsZero() {
+		l.since = now
+	}
+	more := int(now.Sub(l.since) / linePause)
+	l.since = l.since.Add(time.Duration(more) * linePause)
+	l.written = max(l.written-more, 0)
+	if l.written >= maxLines {
+		l.unsaid++
+		return
+	}
+	l.written++
+	if l.unsaid > 0 {
+		l.log.Warn("the PKCS #11 module's process said more than the log takes", "lines", l.unsaid)
+		l.unsaid = 0
+	}
+	l.log.Warn("the PKCS #11 module's process says", "text", text)
+}
+
+// note has said say something that is our own.
+func (l *lines) note(text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tell(text)
+	l.last, l.dies = text, true
 }
 
 func (l *lines) said() string {
@@ -228,6 +268,7 @@ func (l *lines) said() string {
 // receive gives a socket's answers to their calls, until there are no more.
 func (p *process) receive(s *socket) {
 	in := newFrames(s.conn)
+	in.most = p.mostBytes
 	defer in.wipe()
 	for {
 		content, err := in.next()
@@ -269,6 +310,12 @@ func (p *process) wait(readers *sync.WaitGroup) {
 func (p *process) deliver(a *response) bool {
 	p.mu.Lock()
 	c, ok := p.calls[a.id]
+	if ok && !c.expects.met(a) {
+		p.mu.Unlock()
+		a.wipe()
+		p.stderr.note("it gave an answer that is none to what it was asked")
+		return false
+	}
 	delete(p.calls, a.id)
 	if ok {
 		c.socket.calls--
@@ -302,7 +349,7 @@ func (a *response) wipe() {
 // do asks the worker. Where ctx ends the wait the call goes on, and release is called when it has ended; its errors are
 // the context's, then, or StatusCommunicationFailure where the worker died.
 func (p *process) do(ctx context.Context, r *request, release func()) (*response, error) {
-	c := &call{answer: make(chan *response, 1), sent: time.Now()}
+	c := &call{expects: r.expects(), answer: make(chan *response, 1), sent: time.Now()}
 	p.mu.Lock()
 	if p.calls == nil || p.retired {
 		p.mu.Unlock()
@@ -407,11 +454,11 @@ func (p *process) retire() {
 
 // finish has the module finalized, which a worker outlives no longer than closeTime.
 func (p *process) finish() {
+	time.AfterFunc(closeTime, p.kill) // before the write, for which a worker that reads nothing has no room
 	out := p.sockets[0].out
 	if _, err := out.add(func(c *codec) { c.request(&request{method: methodClose}) }); err == nil {
 		out.flush()
 	}
-	time.AfterFunc(closeTime, p.kill)
 }
 
 const closeTime = 2 * time.Second

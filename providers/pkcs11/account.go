@@ -78,6 +78,17 @@ func (l launch) runsAs() account {
 	return *l.user
 }
 
+// hintUser ends the hint of a token that is not found: its files, or its device, may be somebody else's.
+func (l launch) hintUser() string {
+	switch {
+	case l.user != nil:
+		return fmt.Sprintf("; the module runs as user %d, who must be let at the token", l.user.UID)
+	case os.Geteuid() == 0:
+		return "; the module runs as root without root's capabilities: user in the configuration says whose the token is"
+	}
+	return ""
+}
+
 // orders are what a new worker is told.
 func (l launch) orders() orders {
 	o := orders{Capabilities: l.capabilities, Environment: workerEnvironment(os.Environ(), l.environment, l.user), Files: append([]string{l.library}, l.files...)}

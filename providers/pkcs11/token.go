@@ -236,7 +236,7 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module cannot begin: %s", p.stderr.said())
 			return e.WithHint("let that user read it, and the directories above it; or name another one with user in the configuration")
 		case exitRefused:
-			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent)
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent + t.launch.hintUser())
 			e.Device = p.stderr.said()
 			return e
 		}
@@ -254,8 +254,8 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 			which = "several tokens may be the one that is meant"
 		}
 		hint := "token_label, serial_number or uri in the configuration say which"
-		if u := t.launch.user; u != nil && a.what == "" {
-			hint += fmt.Sprintf("; the module runs as user %d, whose the token's files must be", u.UID)
+		if a.what == "" {
+			hint += t.launch.hintUser()
 		}
 		return psa.Errorf(psa.StatusProviderAbsent, "%s; %s", which, there).WithHint(hint)
 	default:

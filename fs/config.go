@@ -491,7 +491,7 @@ func (p *configParser) keyManagers(v value) {
 			}},
 			{name: "sqlite_db_path", set: func(v value) {
 				p.absolute(v, &p.config.SQLite)
-				p.trusted(v, "sqlite_db_path", filepath.Dir(p.config.SQLite), p.config.SQLite)
+				p.trusted(v, "sqlite_db_path", nil, filepath.Dir(p.config.SQLite), p.config.SQLite)
 			}},
 			{name: "store_path", instead: "it belongs to Parsec's OnDisk manager: sqlite_db_path says where the SQLite file lies"},
 		})
@@ -590,6 +590,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 		}},
 	}
 	before := len(p.problems)
+	var owned []func() // what waits for the whole table
 	for _, own := range kind.Settings {
 		settings = append(settings, setting{name: own.Name, set: func(v value) {
 			if err := own.Check(v.raw); err != nil {
@@ -597,12 +598,20 @@ func (p *configParser) provider(v value) (Provider, bool) {
 				return
 			}
 			r.Settings[own.Name] = v.raw
-			if own.Files != nil {
-				p.trusted(v, own.Name, own.Files(v.raw)...)
+			if own.Files == nil {
+				return
 			}
+			if own.Owners == nil {
+				p.trusted(v, own.Name, nil, own.Files(v.raw)...)
+				return
+			}
+			owned = append(owned, func() { p.trusted(v, own.Name, own.Owners(r.Settings), own.Files(v.raw)...) })
 		}})
 	}
 	p.table(v, settings)
+	for _, check := range owned {
+		check()
+	}
 	if kind.Check != nil && len(p.problems) == before {
 		if err := kind.Check(r.Settings); err != nil {
 			p.problem(v.path, "provider: "+err.Error())
@@ -790,12 +799,12 @@ func (p *configParser) absolute(v value, to *string) {
 
 // trusted reports files that the setting names and that others could change. One that is missing may come yet, and is
 // judged again when it is used.
-func (p *configParser) trusted(v value, name string, files ...string) {
+func (p *configParser) trusted(v value, name string, owners []uint32, files ...string) {
 	for _, file := range files {
 		if file == "" {
 			continue
 		}
-		if err := providers.CheckTrusted(file); psa.StatusOf(err) == psa.StatusNotPermitted {
+		if err := providers.CheckTrusted(file, owners...); psa.StatusOf(err) == psa.StatusNotPermitted {
 			p.problemHint(v.path, fmt.Sprintf("%s: %v", name, err), psa.HintOf(err))
 			return
 		}

@@ -16,6 +16,8 @@ type Setting struct {
 	// Files are the files that a value names and that decide what the program does: they must be trusted (CheckTrusted).
 	// It gets a value that Check found right; nil: the setting names none.
 	Files func(v any) []string
+	// Owners are those who may own the files beside root and whom the program runs as; it gets all of the table's settings.
+	Owners func(settings map[string]any) []uint32
 }
 
 // Config is what a new instance gets.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,7 +23,7 @@ import (
 
 // OpenTrusted opens a trusted file. It is that file which was judged: nobody can exchange it in between.
 func OpenTrusted(path string, flags int) (*os.File, error) {
-	at, fd, err := walkTrusted(path, false, flags)
+	at, fd, err := walkTrusted(path, false, flags, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -39,9 +40,9 @@ func OpenTrusted(path string, flags int) (*os.File, error) {
 }
 
 // CheckTrusted says what is wrong with a file or directory that somebody else opens. Where it does not exist that is the
-// error (fs.ErrNotExist), and the directories that do exist are trusted.
-func CheckTrusted(path string) error {
-	_, fd, err := walkTrusted(path, false, unix.O_PATH)
+// error (fs.ErrNotExist), and the directories that do exist are trusted. Whom it decides for may own it too.
+func CheckTrusted(path string, owners ...uint32) error {
+	_, fd, err := walkTrusted(path, false, unix.O_PATH, owners)
 	if err != nil {
 		return err
 	}
@@ -51,7 +52,7 @@ func CheckTrusted(path string) error {
 // MakeTrustedDir makes a directory and those above it, 0700, where they are missing, and says what is wrong with one that
 // exists.
 func MakeTrustedDir(path string) error {
-	_, fd, err := walkTrusted(path, true, unix.O_PATH)
+	_, fd, err := walkTrusted(path, true, unix.O_PATH, nil)
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ const (
 )
 
 // walkTrusted goes to a file step by step, so that each is judged by the descriptor from which the next one starts.
-func walkTrusted(path string, make bool, flags int) (place, int, error) {
+func walkTrusted(path string, make bool, flags int, owners []uint32) (place, int, error) {
 	failed := func(err error) (place, int, error) {
 		return named, -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -92,7 +93,7 @@ func walkTrusted(path string, make bool, flags int) (place, int, error) {
 	if here, err = unix.Open("/", step, 0); err != nil {
 		return failed(err)
 	}
-	if err := judge(here, at, path, abs == at); err != nil {
+	if err := judge(here, at, path, abs == at, owners); err != nil {
 		return named, -1, err
 	}
 	rest, links := split(abs), 0
@@ -114,7 +115,7 @@ func walkTrusted(path string, make bool, flags int) (place, int, error) {
 			closeFD(next)
 			return failed(err)
 		}
-		if err := judge(next, filepath.Join(at, name), path, last && target == ""); err != nil {
+		if err := judge(next, filepath.Join(at, name), path, last && target == "", owners); err != nil {
 			closeFD(next)
 			return named, -1, err
 		}
@@ -125,7 +126,7 @@ func walkTrusted(path string, make bool, flags int) (place, int, error) {
 		}
 		closeFD(next)
 		if last && nameless(here, target) {
-			return openNameless(here, name, path, flags)
+			return openNameless(here, name, path, flags, owners)
 		}
 		if links++; links > maxLinks {
 			return failed(unix.ELOOP)
@@ -180,12 +181,12 @@ func nameless(dir int, target string) bool {
 	return !filepath.IsAbs(target) && strings.Contains(target, ":[") && unix.Fstatfs(dir, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
-func openNameless(dir int, name, path string, flags int) (place, int, error) {
+func openNameless(dir int, name, path string, flags int, owners []uint32) (place, int, error) {
 	fd, err := unix.Openat(dir, name, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return viaProc, -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	if err := judge(fd, path, path, true); err != nil {
+	if err := judge(fd, path, path, true, owners); err != nil {
 		closeFD(fd)
 		return viaProc, -1, err
 	}
@@ -193,7 +194,7 @@ func openNameless(dir int, name, path string, flags int) (place, int, error) {
 }
 
 // judge says who else could change the file at path by part of the way to it, open as fd; last is the file itself.
-func judge(fd int, part, path string, last bool) error {
+func judge(fd int, part, path string, last bool, owners []uint32) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: part, Err: err}
@@ -202,7 +203,7 @@ func judge(fd int, part, path string, last bool) error {
 	if !last {
 		could = "exchange " + path
 	}
-	if st.Uid != 0 && int(st.Uid) != own {
+	if st.Uid != 0 && int(st.Uid) != own && !slices.Contains(owners, st.Uid) {
 		return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s, and could %s", st.Uid, part, could).
 			WithHint(fmt.Sprintf("chown -h %d %s, or keep it where only its owner can change it", own, part))
 	}

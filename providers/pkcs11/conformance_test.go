@@ -1,6 +1,7 @@
 package pkcs11_test
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -60,12 +61,12 @@ func open(t *testing.T, settings map[string]any) providers.Provider {
 	return p
 }
 
-func conformance(t *testing.T, k *pkcs11test.Token) {
+func conformance(t *testing.T, k *pkcs11test.Token, more map[string]any) {
 	// Where nobody has the token its worker ends, and the next one tries all mechanisms again: the long form's time.
 	// tpm2-pkcs11 reads its store when it is loaded, and does not see later what other programs made, which is adopted last.
 	leave := func() {}
 	if os.Getenv("PARSECFS_TEST_LONG") != "1" {
-		holder := open(t, settingsOf(k, nil))
+		holder := open(t, settingsOf(k, more))
 		leave = sync.OnceFunc(func() {
 			if err := holder.Close(); err != nil {
 				t.Errorf("Close: %v", err)
@@ -77,7 +78,7 @@ func conformance(t *testing.T, k *pkcs11test.Token) {
 		if strings.HasSuffix(t.Name(), "/Adoption") && strings.Contains(k.Library, "tpm2") {
 			leave()
 		}
-		return open(t, settingsOf(k, nil))
+		return open(t, settingsOf(k, more))
 	}, providertest.Options{
 		Slow: func(c psa.Capability) bool {
 			// A token takes its time for an RSA key; the full form of the tests makes them all.
@@ -90,15 +91,55 @@ func conformance(t *testing.T, k *pkcs11test.Token) {
 
 func TestConformanceOnSoftHSM(t *testing.T) {
 	t.Parallel()
-	conformance(t, pkcs11test.SoftHSM(t, "conformance")[0])
+	conformance(t, pkcs11test.SoftHSM(t, "conformance")[0], nil)
 }
 
 func TestConformanceOnNSS(t *testing.T) {
 	t.Parallel()
-	conformance(t, pkcs11test.NSS(t))
+	conformance(t, pkcs11test.NSS(t), nil)
 }
 
 func TestConformanceOnTPM(t *testing.T) {
 	t.Parallel()
-	conformance(t, pkcs11test.TPM2(t))
+	conformance(t, pkcs11test.TPM2(t), nil)
+}
+
+const (
+	// stranger is a user who has no account and no file, but what a test gives.
+	stranger = 2011
+	nobody   = 65534
+)
+
+// conformanceAs runs the suite on a token that is another user's, and whose module runs as that user.
+func conformanceAs(t *testing.T, uid int, k *pkcs11test.Token) {
+	k.GiveTo(uid)
+	conformance(t, k, map[string]any{"user": fmt.Sprintf("%d:%[1]d", uid)})
+}
+
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it starts processes of other users")
+	}
+}
+
+func TestConformanceOnSoftHSMAsAnotherUser(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	conformanceAs(t, stranger, pkcs11test.SoftHSM(t, "conformance")[0])
+}
+
+func TestConformanceOnNSSAsAnotherUser(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	if os.Getenv("PARSECFS_TEST_LONG") != "1" {
+		t.Skip("the long form's: NSS writes its database for each key, which takes its time")
+	}
+	conformanceAs(t, stranger, pkcs11test.NSS(t))
+}
+
+func TestConformanceOnTPMAsAnotherUser(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	conformanceAs(t, nobody, pkcs11test.TPM2(t)) // dbus-daemon lets users in that have an account
 }

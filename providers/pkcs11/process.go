@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,11 +28,14 @@ import (
 
 // launch is what a worker is started with.
 type launch struct {
-	library     string
-	reserved    string   // C_Initialize's reserved argument
-	environment []string // NAME=value, beside the program's own
-	width       int      // calls at once
-	lock        string   // a file that each worker has locked
+	library      string
+	reserved     string   // C_Initialize's reserved argument
+	environment  []string // NAME=value, beside what a worker gets of the program's own
+	files        []string // that environment names, and the module reads
+	user         *account // whose process the module is; nil: whose the program is
+	capabilities []int    // that it keeps
+	width        int      // calls at once
+	lock         string   // a file that each worker has locked
 }
 
 // process is a worker, and the calls that are under way in it.
@@ -59,6 +63,7 @@ type process struct {
 // call is one that waits for its answer.
 type call struct {
 	socket  *socket
+	expects expectation
 	answer  chan *response
 	sent    time.Time
 	release func() // of an abandoned one: called when it ends after all
@@ -109,7 +114,7 @@ type socket struct {
 
 // start runs this program again as a worker.
 func (l launch) start(log *slog.Logger) (*process, error) {
-	// Looked at each time: the module's code runs as our own user. One that is missing is the worker's to tell.
+	// Looked at each time: the module gets the PIN and uses the keys. One that is missing is the worker's to tell.
 	if err := providers.CheckTrusted(l.library); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -118,6 +123,14 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 		return nil, err
 	}
 	defer lock.Close() // the worker has its own
+	// Its memory is no other process's to read, whoever runs it: a worker without a user of its own is one of the same user.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("PR_SET_DUMPABLE: %w", err)
+	}
+	orders, err := json.Marshal(l.orders())
+	if err != nil {
+		return nil, err
+	}
 	p := &process{width: l.width, stderr: &lines{log: log}, born: time.Now(), ended: make(chan struct{}), calls: map[uint64]*call{}}
 	var theirs []*os.File
 	defer func() {
@@ -135,7 +148,7 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 	}
 	p.cmd = &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{workerName, l.library, l.reserved, strconv.Itoa(len(p.sockets)), strconv.Itoa(l.width)},
-		Dir: "/", Env: workerEnvironment(os.Environ(), l.environment), ExtraFiles: append([]*os.File{lock}, theirs...), Stderr: p.stderr,
+		Dir: "/", Env: []string{ordersName + "=" + string(orders), "GOTRACEBACK=none"}, ExtraFiles: append([]*os.File{lock}, theirs...), Stderr: p.stderr,
 		WaitDelay: closeTime, // what the module started may have the same stderr
 	}
 	if err := p.cmd.Start(); err != nil {
@@ -162,7 +175,7 @@ func newSocket() (*socket, *os.File, error) {
 		_ = theirs.Close()
 		return nil, nil, err
 	}
-	return &socket{conn: conn, out: &sender{to: conn, broken: func(error) { _ = conn.Close() }}}, theirs, nil
+	return &socket{conn: conn, out: &sender{to: patientWriter{conn, stallTime}, broken: func(error) { _ = conn.Close() }}}, theirs, nil
 }
 
 func (p *process) closeAll() {
@@ -174,16 +187,6 @@ func (p *process) closeAll() {
 // kill ends the worker; wait says the rest.
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
 
-// workerEnvironment is own without what is meant for this program alone. A worker's crash writes no registers into the
-// log: they may have keys in them.
-func workerEnvironment(own, more []string) []string {
-	env := slices.DeleteFunc(own, func(v string) bool {
-		name, _, _ := strings.Cut(v, "=")
-		return name == "NOTIFY_SOCKET" || name == "WATCHDOG_PID" || name == "WATCHDOG_USEC" || strings.HasPrefix(name, "LISTEN_")
-	})
-	return append(append(env, more...), "GOTRACEBACK=none")
-}
-
 // lines writes what a worker says to the log, a record for each line.
 type lines struct {
 	log *slog.Logger
@@ -192,6 +195,10 @@ type lines struct {
 	rest []byte
 	last string // line that it said, or that says why it dies
 	dies bool
+
+	since   time.Time // the last time that room was made for more
+	written int       // lines for which room was not made since
+	unsaid  int
 }
 
 // maxLine bounds a line of a worker's.
@@ -206,15 +213,50 @@ func (l *lines) Write(b []byte) (int, error) {
 		if !whole && len(line) < maxLine {
 			return len(b), nil
 		}
-		if text := strings.TrimSpace(string(line)); text != "" {
-			l.log.Warn("the PKCS #11 module's process says", "text", text)
+		if text := strings.TrimSpace(string(line[:min(len(line), maxLine)])); text != "" {
+			l.tell(text)
 			dies := strings.HasPrefix(text, "SIG") || strings.HasPrefix(text, "fatal error:") || strings.HasPrefix(text, "panic:")
 			if dies || !l.dies {
 				l.last, l.dies = text, l.dies || dies
 			}
 		}
-		l.rest = append([]byte(nil), rest...)
+		l.rest = rest
 	}
+}
+
+const (
+	// A worker's words: so many lines at once, and one more for each pause, go into the log. What it says beyond is counted.
+	maxLines  = 100
+	linePause = time.Second
+)
+
+// tell writes a line to the log, where there is room for it. The caller holds l.mu.
+func (l *lines) tell(text string) {
+	now := time.Now()
+	if l.since.IsZero() {
+		l.since = now
+	}
+	more := int(now.Sub(l.since) / linePause)
+	l.since = l.since.Add(time.Duration(more) * linePause)
+	l.written = max(l.written-more, 0)
+	if l.written >= maxLines {
+		l.unsaid++
+		return
+	}
+	l.written++
+	if l.unsaid > 0 {
+		l.log.Warn("the PKCS #11 module's process said more than the log takes", "lines", l.unsaid)
+		l.unsaid = 0
+	}
+	l.log.Warn("the PKCS #11 module's process says", "text", text)
+}
+
+// note has said say something that is our own.
+func (l *lines) note(text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tell(text)
+	l.last, l.dies = text, true
 }
 
 func (l *lines) said() string {
@@ -226,6 +268,7 @@ func (l *lines) said() string {
 // receive gives a socket's answers to their calls, until there are no more.
 func (p *process) receive(s *socket) {
 	in := newFrames(s.conn)
+	in.most = p.mostBytes
 	defer in.wipe()
 	for {
 		content, err := in.next()
@@ -267,6 +310,12 @@ func (p *process) wait(readers *sync.WaitGroup) {
 func (p *process) deliver(a *response) bool {
 	p.mu.Lock()
 	c, ok := p.calls[a.id]
+	if ok && !c.expects.met(a) {
+		p.mu.Unlock()
+		a.wipe()
+		p.stderr.note("it gave an answer that is none to what it was asked")
+		return false
+	}
 	delete(p.calls, a.id)
 	if ok {
 		c.socket.calls--
@@ -300,7 +349,7 @@ func (a *response) wipe() {
 // do asks the worker. Where ctx ends the wait the call goes on, and release is called when it has ended; its errors are
 // the context's, then, or StatusCommunicationFailure where the worker died.
 func (p *process) do(ctx context.Context, r *request, release func()) (*response, error) {
-	c := &call{answer: make(chan *response, 1), sent: time.Now()}
+	c := &call{expects: r.expects(), answer: make(chan *response, 1), sent: time.Now()}
 	p.mu.Lock()
 	if p.calls == nil || p.retired {
 		p.mu.Unlock()
@@ -405,11 +454,11 @@ func (p *process) retire() {
 
 // finish has the module finalized, which a worker outlives no longer than closeTime.
 func (p *process) finish() {
+	time.AfterFunc(closeTime, p.kill) // before the write, for which a worker that reads nothing has no room
 	out := p.sockets[0].out
 	if _, err := out.add(func(c *codec) { c.request(&request{method: methodClose}) }); err == nil {
 		out.flush()
 	}
-	time.AfterFunc(closeTime, p.kill)
 }
 
 const closeTime = 2 * time.Second
@@ -455,13 +504,13 @@ func (p *process) died() bool {
 	return !p.retired
 }
 
-// refused says whether it ended because its module could not begin.
-func (p *process) refused() bool {
+// exit is its exit status, -1 while it runs or where a signal ended it.
+func (p *process) exit() int {
 	select {
 	case <-p.ended:
-		return p.cmd.ProcessState.ExitCode() == exitRefused
+		return p.cmd.ProcessState.ExitCode()
 	default:
-		return false
+		return -1
 	}
 }
 

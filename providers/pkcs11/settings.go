@@ -79,7 +79,15 @@ var settings = []providers.Setting{
 	{Name: "environment", Help: "a table of environment variables for the module, such as SOFTHSM2_CONF", Check: func(v any) error {
 		_, err := parseEnvironment(v)
 		return err
-	}, Files: environmentFiles},
+	}, Files: environmentFiles, Owners: owners},
+	{Name: "user", Help: "whom the module runs as, " + userForms + "; a mount that is not root's has its own alone", Check: func(v any) error {
+		_, err := parseAccount(v)
+		return err
+	}},
+	{Name: "keep_capabilities", Help: "a list of capabilities that the module's process keeps (default none)", Check: func(v any) error {
+		_, err := parseCapabilities(v)
+		return err
+	}},
 	{Name: "init_args", Help: "what C_Initialize gets as its reserved argument, which NSS wants", Check: text},
 	{Name: "sessions", Help: fmt.Sprintf("how many calls the token does at once, 1 to %d (default %d)", maxSessions, defaultSessions), Check: func(v any) error {
 		if n, ok := v.(int64); !ok || n < 1 || n > maxSessions {
@@ -126,6 +134,15 @@ func pinFile(source string) string {
 		return "" // none is given
 	}
 	return s.file
+}
+
+// owners are those who may own what the environment names, beside root and whom the program runs as: the module runs as that
+// user, who decides what it does in any case.
+func owners(settings map[string]any) []uint32 {
+	if a, err := parseAccount(settings["user"]); err == nil {
+		return []uint32{a.UID}
+	}
+	return nil
 }
 
 // environmentFiles are the files and directories that the values name, or list: configurations, directories of tokens,
@@ -208,6 +225,17 @@ func together(settings map[string]any) (w words, err error) {
 		if w.launch.environment, err = parseEnvironment(v); err != nil {
 			return w, err
 		}
+		w.launch.files = environmentFiles(v)
+	}
+	if v, ok := settings["user"]; ok {
+		if w.launch.user, err = parseAccount(v); err != nil {
+			return w, err
+		}
+	}
+	if v, ok := settings["keep_capabilities"]; ok {
+		if w.launch.capabilities, err = parseCapabilities(v); err != nil {
+			return w, err
+		}
 	}
 	if n, ok := settings["sessions"].(int64); ok {
 		w.launch.width = int(n)
@@ -237,6 +265,13 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 	w, err := together(c.Settings)
 	if err != nil {
 		return wrong("%w", err)
+	}
+	if err := w.launch.mayBecome(); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() == 0 && w.launch.user == nil {
+		c.Log.Warn("the PKCS #11 module runs as root, and can change what is root's; user = \"NAME\" in its table has it run as somebody who "+
+			"owns the token's files and no more", "provider", c.Name)
 	}
 	if s := &w.selector; s.bySlot && (s.serial != "" || s.label != "") {
 		c.Log.Warn("slot_number is left out of account: numbers of slots change, and serial number or label say which token is meant", "provider", c.Name)

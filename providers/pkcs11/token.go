@@ -67,7 +67,7 @@ var (
 // openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no
 // part in a login.
 func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
-	key := fmt.Sprintf("%q %q %q %d %+v %x %q %q", l.library, l.reserved, l.environment, l.width, s, sha256.Sum256(pin.value), pin.file, pin.credential)
+	key := fmt.Sprintf("%q %q %q %+v %v %d %+v %x %q %q", l.library, l.reserved, l.environment, l.runsAs(), l.capabilities, l.width, s, sha256.Sum256(pin.value), pin.file, pin.credential)
 	tokensMu.Lock()
 	defer tokensMu.Unlock()
 	t := tokens[key]
@@ -225,8 +225,18 @@ func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
 func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	a, err := p.do(ctx, &request{method: methodOpen, selector: t.selector}, func() {})
 	if err != nil {
-		if p.refused() {
-			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent)
+		if err == errNotSent { // it ended before it could be asked
+			select {
+			case <-p.ended:
+			case <-ctx.Done():
+			}
+		}
+		switch p.exit() {
+		case exitDenied:
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module cannot begin: %s", p.stderr.said())
+			return e.WithHint("let that user read it, and the directories above it; or name another one with user in the configuration")
+		case exitRefused:
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent + t.launch.hintUser())
 			e.Device = p.stderr.said()
 			return e
 		}
@@ -243,7 +253,11 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 		if a.outcome == outcomeAmbiguous {
 			which = "several tokens may be the one that is meant"
 		}
-		return psa.Errorf(psa.StatusProviderAbsent, "%s; %s", which, there).WithHint("token_label, serial_number or uri in the configuration say which")
+		hint := "token_label, serial_number or uri in the configuration say which"
+		if a.what == "" {
+			hint += t.launch.hintUser()
+		}
+		return psa.Errorf(psa.StatusProviderAbsent, "%s; %s", which, there).WithHint(hint)
 	default:
 		return a.err("opening the token")
 	}

@@ -129,8 +129,12 @@ type response struct {
 // maxFrame bounds a request and a response in bytes.
 const maxFrame = 16 << 20
 
-// maxList bounds the elements of a list in a message.
-const maxList = 1 << 16
+// maxList bounds the elements of a list in a message, and maxElements those of all its lists: one takes more memory than it
+// has bytes.
+const (
+	maxList     = 1 << 16
+	maxElements = 1 << 19
+)
 
 var errFrame = errors.New("a damaged frame")
 
@@ -139,6 +143,7 @@ type codec struct {
 	out     *buffer
 	in      []byte // what is left to be read
 	reading bool
+	read    uint64 // elements of lists
 	err     error
 }
 
@@ -197,10 +202,11 @@ func list[T any](c *codec, v *[]T, each func(*T)) {
 	n := uint64(len(*v))
 	c.uint(&n)
 	if c.reading {
-		if n > min(uint64(len(c.in)), maxList) {
+		if n > min(uint64(len(c.in)), maxList, maxElements-c.read) {
 			c.fail()
 			return
 		}
+		c.read += n
 		*v = nil
 		if n > 0 {
 			*v = make([]T, n)
@@ -320,6 +326,7 @@ func parse(content []byte, fields func(*codec)) error {
 // frames splits what is read into frames. Its buffer is wiped as it is used.
 type frames struct {
 	from  io.Reader
+	most  func() int // bytes that a frame may have, asked when one begins; nil: maxFrame
 	room  []byte
 	start int // what was read and not given yet: room[start:end]
 	end   int
@@ -337,8 +344,11 @@ func (f *frames) next() ([]byte, error) {
 			return nil, err
 		}
 	}
-	n := binary.BigEndian.Uint32(f.room[f.start:])
-	if n > maxFrame {
+	n, most := binary.BigEndian.Uint32(f.room[f.start:]), maxFrame
+	if f.most != nil {
+		most = f.most()
+	}
+	if int64(n) > int64(most) {
 		return nil, errFrame
 	}
 	f.start += frameHead

@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -40,24 +39,21 @@ func WorkerMain() {
 	if os.Args[0] != workerName || len(os.Args) != 5 {
 		return
 	}
-	err := work(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
+	err := start(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
 	if err == nil {
 		end()
 	}
 	fmt.Fprintln(os.Stderr, err)
+	if _, denied := errors.AsType[*deniedError](err); denied {
+		os.Exit(exitDenied)
+	}
 	if _, refused := errors.AsType[p11.Error](err); refused {
 		os.Exit(exitRefused)
 	}
 	os.Exit(1)
 }
 
-func work(library, reserved, sockets, width string) error {
-	// Who started it says when it ends: by the socket, never by a terminal's or a service manager's signal to all.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	// What a crash leaves behind would have keys in it.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
-	}
+func start(library, reserved, sockets, width string) error {
 	count, err := strconv.Atoi(sockets)
 	if err != nil {
 		return err
@@ -66,7 +62,22 @@ func work(library, reserved, sockets, width string) error {
 	if err != nil {
 		return err
 	}
-	closeOthers(firstSocket + count)
+	if orders, ok := os.LookupEnv(ordersName); ok {
+		return confine(orders, count)
+	}
+	return work(library, reserved, count, n)
+}
+
+func work(library, reserved string, count, n int) error {
+	// Who started it says when it ends: by the socket, never by a terminal's or a service manager's signal to all.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	if err := confined(); err != nil {
+		return err
+	}
+	// Another process of the same user has no business in this one's memory.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
+	}
 	unix.CloseOnExec(workerLock) // what the module starts has no part in it
 	go endWithStarter()
 	// Who waits in the module, or in read(2), keeps nobody from a turn, and the runtime need not look after that.
@@ -142,23 +153,6 @@ func end() {
 	ending.Store(true)
 	changes.Lock()
 	os.Exit(0)
-}
-
-// closeOthers closes what was inherited, from first on, without being meant for a worker.
-func closeOthers(first int) {
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return
-	}
-	for _, name := range names {
-		fd, err := strconv.Atoi(name.Name())
-		if err != nil || fd < first {
-			continue
-		}
-		if to, err := os.Readlink("/proc/self/fd/" + name.Name()); err == nil && !strings.HasPrefix(to, "anon_inode:[event") {
-			_ = unix.Close(fd) // the folder that was read is closed already
-		}
-	}
 }
 
 // module is a loaded module with one of its tokens.

@@ -18,8 +18,10 @@ func NSS(t *testing.T) *Token {
 		Serial:  "0000000000000000",
 		PIN:     pin,
 		t:       t,
+		uid:     os.Geteuid(),
 		dir:     folder(t),
 	}
+	k.home = k.dir
 	k.InitArgs = "configdir='sql:" + k.dir + "' certPrefix='' keyPrefix='' secmod='secmod.db' flags="
 	if err := os.WriteFile(k.pinFile(), []byte(pin+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -33,7 +35,7 @@ func (k *Token) pinFile() string { return filepath.Join(k.dir, "pin") }
 // nssObjects lists the private keys, as certutil does.
 func (k *Token) nssObjects() []string {
 	k.t.Helper()
-	out, err := run(nil, "certutil", "-K", "-d", "sql:"+k.dir, "-f", k.pinFile())
+	out, err := runAs(k.uid, nil, "certutil", "-K", "-d", "sql:"+k.dir, "-f", k.pinFile())
 	if err != nil {
 		if strings.Contains(err.Error(), "no keys found") {
 			return nil
@@ -55,11 +57,11 @@ func (k *Token) nssObjects() []string {
 func (k *Token) nssP256() (id string) {
 	k.t.Helper()
 	noise := filepath.Join(k.dir, "noise")
-	if err := os.WriteFile(noise, make([]byte, 64), 0o600); err != nil {
+	if err := os.WriteFile(noise, make([]byte, 64), 0o644); err != nil {
 		k.t.Fatal(err)
 	}
 	before := k.nssObjects()
-	must(k.t, nil, "certutil", "-G", "-k", "ec", "-q", "nistp256", "-d", "sql:"+k.dir, "-f", k.pinFile(), "-z", noise)
+	k.must("certutil", "-G", "-k", "ec", "-q", "nistp256", "-d", "sql:"+k.dir, "-f", k.pinFile(), "-z", noise)
 	for _, o := range k.nssObjects() {
 		if !slices.Contains(before, o) {
 			return strings.Fields(o)[1]

@@ -5,11 +5,13 @@ package pkcs11test
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -24,6 +26,8 @@ type Token struct {
 	InitArgs string   // what C_Initialize takes in pReserved: NSS's string; "" is none
 
 	t    *testing.T
+	uid  int    // whose it is
+	home string // the folder that has all of it
 	dir  string // of the kind of token: the database, the folder of tokens, the store
 	away string // where Remove puts it
 }
@@ -66,7 +70,14 @@ func module(t *testing.T, patterns ...string) string {
 
 // run gives what a program prints; env is added to the test's own.
 func run(env []string, name string, args ...string) (string, error) {
+	return runAs(os.Geteuid(), env, name, args...)
+}
+
+func runAs(uid int, env []string, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
+	if uid != os.Geteuid() {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
 	cmd.Env = append(os.Environ(), env...)
 	var out, words bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &words
@@ -85,11 +96,36 @@ func must(t *testing.T, env []string, name string, args ...string) string {
 	return out
 }
 
+// must runs a program as the user whose token it is.
+func (k *Token) must(name string, args ...string) string {
+	k.t.Helper()
+	out, err := runAs(k.uid, k.Env, name, args...)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return out
+}
+
+// GiveTo makes the token another user's, and that user's group of the same number, who alone reads it then.
+func (k *Token) GiveTo(uid int) {
+	k.t.Helper()
+	k.uid = uid
+	err := filepath.WalkDir(k.home, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.Type()&fs.ModeSocket != 0 {
+			return err
+		}
+		return os.Lchown(path, uid, uid)
+	})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+}
+
 // Tool runs OpenSC's pkcs11-tool with the token, logged in, as another program would use it, and gives what it prints.
 // It cannot load NSS softokn, which wants InitArgs.
 func (k *Token) Tool(args ...string) string {
 	k.t.Helper()
-	return must(k.t, k.Env, "pkcs11-tool",
+	return k.must("pkcs11-tool",
 		append([]string{"--module", k.Library, "--token-label", k.Label, "--login", "--pin", k.PIN}, args...)...)
 }
 

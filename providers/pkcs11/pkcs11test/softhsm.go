@@ -34,7 +34,7 @@ func SoftHSM(t *testing.T, labels ...string) []*Token {
 	var made []*Token
 	for _, label := range labels {
 		serial := serials[label]
-		k := &Token{Library: library, Label: label, Serial: serial, PIN: pin, SOPIN: soPIN, Env: env, t: t}
+		k := &Token{Library: library, Label: label, Serial: serial, PIN: pin, SOPIN: soPIN, Env: env, t: t, uid: os.Geteuid(), home: dir}
 		k.dir = softHSMFolder(t, tokens, serial)
 		k.away = filepath.Join(away, filepath.Base(k.dir))
 		made = append(made, k)
@@ -80,11 +80,11 @@ func softHSMFolder(t *testing.T, tokens, serial string) string {
 // number, PINs and the slot stay, and so does the login of a module that is loaded.
 func (k *Token) Reinitialise() {
 	k.t.Helper()
-	must(k.t, k.Env, "softhsm2-util", "--init-token", "--serial", k.Serial, "--label", k.Label, "--pin", k.PIN, "--so-pin", k.SOPIN)
+	k.must("softhsm2-util", "--init-token", "--serial", k.Serial, "--label", k.Label, "--pin", k.PIN, "--so-pin", k.SOPIN)
 }
 
 // Import lets softhsm2-util import a private key, which is a file with unencrypted PKCS#8 in PEM; id is hexadecimal.
 func (k *Token) Import(file, id, label string) {
 	k.t.Helper()
-	must(k.t, k.Env, "softhsm2-util", "--import", file, "--serial", k.Serial, "--label", label, "--id", id, "--pin", k.PIN)
+	k.must("softhsm2-util", "--import", file, "--serial", k.Serial, "--label", label, "--id", id, "--pin", k.PIN)
 }

@@ -396,6 +396,21 @@ func TestPKCS11Hangs(t *testing.T) {
 // workersOf are the processes of modules that a daemon started, each as a pidfd, which is readable when it has ended.
 func workersOf(t *testing.T, daemon int) (pidfds []int) {
 	t.Helper()
+	for pid := range workerStatuses(t, daemon) {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		pidfds = append(pidfds, fd)
+	}
+	return pidfds
+}
+
+// workerStatuses are the numbers of the processes of modules that a daemon started, with what /proc/PID/status says.
+func workerStatuses(t *testing.T, daemon int) map[int]string {
+	t.Helper()
+	statuses := map[int]string{}
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
@@ -410,14 +425,9 @@ func workersOf(t *testing.T, daemon int) (pidfds []int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { unix.Close(fd) })
-		pidfds = append(pidfds, fd)
+		statuses[pid] = string(status)
 	}
-	return pidfds
+	return statuses
 }
 
 // TestPKCS11LeavesNoProcess: a module's process ends with the daemon, whatever ends that, and whatever the module does.
@@ -499,5 +509,39 @@ func TestPKCS11LastError(t *testing.T) {
 		k.Harm("")
 		s.Until("ready")
 		s.AllWork()
+	}
+}
+
+// TestPKCS11AnotherUser: a mount's token is another user's, whose the module's process is, and who can do nothing with it but
+// that: keys work, after a crash too, and none is lost.
+func TestPKCS11AnotherUser(t *testing.T) {
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it starts processes of other users")
+	}
+	const stranger = 2011
+	k := pkcs11test.SoftHSM(t, "theirs")[0]
+	k.GiveTo(stranger)
+	s := tokenStore(t, k, "", fmt.Sprintf("user = \"%d:%[1]d\"\n", stranger))
+	s.AllWork()
+	statuses := workerStatuses(t, s.M.Process().Pid)
+	if len(statuses) == 0 {
+		t.Error("the module runs nowhere")
+	}
+	for _, status := range statuses {
+		for _, line := range []string{"Uid:\t2011\t2011\t2011\t2011\n", "Groups:\t \n", "CapBnd:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+			if !strings.Contains(status, "\n"+line) {
+				t.Errorf("the module's process has not %q:\n%s", line, status)
+			}
+		}
+	}
+	before := k.Objects()
+	s.M.Kill()
+	s.M.Restart()
+	s.Until("ready")
+	s.AllWork()
+	if after := k.Objects(); !slices.Equal(before, after) {
+		t.Errorf("the objects were %q and are %q", before, after)
 	}
 }

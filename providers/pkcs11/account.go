@@ -1,0 +1,140 @@
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+const userForms = `"USER" or "USER:GROUP", names or numbers`
+
+// parseAccount reads the setting user, as chown(1) does. Without a group it is the user's own.
+func parseAccount(v any) (*account, error) {
+	s, ok := v.(string)
+	if !ok || s == "" {
+		return nil, errors.New(userForms)
+	}
+	name, groupName, hasGroup := strings.Cut(s, ":")
+	a := &account{Home: "/"}
+	entry, err := user.Lookup(name)
+	if uid, ok := idOf(name); ok && err != nil {
+		a.UID = uid
+		entry, err = user.LookupId(name)
+		if _, unknown := errors.AsType[user.UnknownUserIdError](err); unknown && hasGroup {
+			entry, err = nil, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w; a number that no user has wants a group: %s", s, err, userForms)
+	}
+	if entry != nil {
+		a.Name, a.Home = entry.Username, entry.HomeDir
+		uid, ok := idOf(entry.Uid)
+		gid, also := idOf(entry.Gid)
+		if !ok || !also {
+			return nil, fmt.Errorf("%q is user %s of group %s", s, entry.Uid, entry.Gid)
+		}
+		a.UID, a.GID = uid, gid
+	}
+	if !hasGroup {
+		return a, nil
+	}
+	id, ok := idOf(groupName)
+	if group, err := user.LookupGroup(groupName); err == nil {
+		id, ok = idOf(group.Gid)
+	}
+	if !ok {
+		return nil, fmt.Errorf("%q: there is no group %q", s, groupName)
+	}
+	a.GID = id
+	return a, nil
+}
+
+// mayBecome refuses a user whom this program cannot start a process of.
+func (l launch) mayBecome() error {
+	own := os.Geteuid()
+	if own == 0 {
+		return nil
+	}
+	if len(l.capabilities) > 0 {
+		return psa.Errorf(psa.StatusNotPermitted, "keep_capabilities is for a mount of root's").WithHint("leave it out")
+	}
+	if u := l.user; u != nil && (int(u.UID) != own || int(u.GID) != os.Getegid()) {
+		return psa.Errorf(psa.StatusNotPermitted, "user: only root's mount has a module run as user %d of group %d; this one is user %d's", u.UID, u.GID, own).
+			WithHint("leave user out")
+	}
+	return nil
+}
+
+// runsAs tells users apart.
+func (l launch) runsAs() account {
+	if l.user == nil {
+		return account{}
+	}
+	return *l.user
+}
+
+// hintUser ends the hint of a token that is not found: its files, or its device, may be somebody else's.
+func (l launch) hintUser() string {
+	switch {
+	case l.user != nil:
+		return fmt.Sprintf("; the module runs as user %d, who must be let at the token", l.user.UID)
+	case os.Geteuid() == 0:
+		return "; the module runs as root without root's capabilities: user in the configuration says whose the token is"
+	}
+	return ""
+}
+
+// orders are what a new worker is told.
+func (l launch) orders() orders {
+	o := orders{Capabilities: l.capabilities, Environment: workerEnvironment(os.Environ(), l.environment, l.user), Files: append([]string{l.library}, l.files...)}
+	if os.Geteuid() == 0 {
+		o.User = l.user
+	}
+	return o
+}
+
+// passedOn are the variables that a module gets from this program's own environment: where and in which language it runs, and
+// the names that modules and what they stand on read. The rest is nobody's business there.
+var passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SYSTEM_BUS_ADDRESS",
+	"DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF", "OPENSC_DEBUG", "PCSCLITE_*",
+	"YUBIHSM_PKCS11_*"}
+
+// workerEnvironment is what of our own environment a module gets, more, and what is of its user. A worker's crash writes no
+// registers into the log: they may have keys in them.
+func workerEnvironment(own, more []string, a *account) (env []string) {
+	for _, v := range own {
+		name, _, _ := strings.Cut(v, "=")
+		for _, pattern := range passedOn {
+			if prefix, open := strings.CutSuffix(pattern, "*"); name == pattern || open && strings.HasPrefix(name, prefix) {
+				env = append(env, v)
+			}
+		}
+	}
+	if a != nil {
+		env = append(env, "HOME="+a.Home)
+		if a.Name != "" {
+			env = append(env, "USER="+a.Name, "LOGNAME="+a.Name)
+		}
+	}
+	return lastOfEach(append(append(env, more...), "GOTRACEBACK=none"))
+}
+
+// lastOfEach leaves a variable its last value: getenv(3) finds the first.
+func lastOfEach(env []string) []string {
+	at, kept := map[string]int{}, env[:0:0]
+	for _, v := range env {
+		name, _, _ := strings.Cut(v, "=")
+		if i, ok := at[name]; ok {
+			kept[i] = v
+			continue
+		}
+		at[name] = len(kept)
+		kept = append(kept, v)
+	}
+	return kept
+}

@@ -1,0 +1,232 @@
+package pkcs11
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A worker begins as this program does, with all that it may, and no module. It gives everything away that a module has no
+// use for, on one thread, and executes itself again from there: what runs then, all of its threads, never had it.
+
+// orders are what a worker does with itself before it executes itself again, as JSON in the variable ordersName.
+type orders struct {
+	User         *account // nil: whose the program is
+	Capabilities []int    // that it keeps
+	Environment  []string // the whole of it
+	Files        []string // that the module reads
+}
+
+// account is a user whom a worker runs as.
+type account struct {
+	UID, GID uint32
+	Name     string // empty: it has none
+	Home     string
+}
+
+const (
+	ordersName = "PARSECFS_WORKER"
+	// exitDenied is a worker's exit status where its user may not read what the module needs.
+	exitDenied = 4
+)
+
+// confine does what the orders say, and returns only where that failed.
+func confine(text string, sockets int) error {
+	var o orders
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return err
+	}
+	runtime.LockOSThread() // what follows is of this thread alone, which executes the program
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("RLIMIT_CORE: %w", err)
+	}
+	if err := unix.CloseRange(uint(firstSocket+sockets), math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close_range: %w", err)
+	}
+	if err := o.becomeUser(); err != nil {
+		return err
+	}
+	for _, path := range o.Files {
+		if err := readable(path); err != nil {
+			return err
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_SET_NO_NEW_PRIVS: %w", err)
+	}
+	if err := enterDomain(); err != nil {
+		return err
+	}
+	if err := denySystemCalls(); err != nil {
+		return err
+	}
+	return fmt.Errorf("execute %s again: %w", os.Args[0], syscall.Exec("/proc/self/exe", os.Args, o.Environment))
+}
+
+// becomeUser changes the user, and leaves the thread no capability but those that are kept, now or later.
+func (o *orders) becomeUser() error {
+	have, err := capabilities()
+	if err != nil {
+		return err
+	}
+	kept := uint64(0)
+	for _, c := range o.Capabilities {
+		kept |= 1 << c
+	}
+	if kept&^have != 0 {
+		return errors.New("this program itself has not all of keep_capabilities")
+	}
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_SET_KEEPCAPS: %w", err)
+	}
+	if u := o.User; u != nil {
+		// Those of the standard library change all threads, as libc does.
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(int(u.GID), int(u.GID), int(u.GID)),
+			syscall.Setresuid(int(u.UID), int(u.UID), int(u.UID))); err != nil {
+			return fmt.Errorf("become user %d: %w", u.UID, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_CAP_AMBIENT: %w", err)
+	}
+	if setpcap := have & (1 << unix.CAP_SETPCAP); setpcap != 0 {
+		if err := setCapabilities(kept|setpcap, kept); err != nil {
+			return err
+		}
+		if err := o.lockCapabilities(kept); err != nil {
+			return err
+		}
+	} // else no new privileges keep it from the others
+	return setCapabilities(kept, kept)
+}
+
+// lockCapabilities has what is kept outlive an execve, and nothing else come back by one.
+func (o *orders) lockCapabilities(kept uint64) error {
+	for _, c := range o.Capabilities {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
+			return fmt.Errorf("PR_CAP_AMBIENT_RAISE: %w", err)
+		}
+	}
+	for c := 0; ; c++ {
+		if kept&(1<<c) != 0 {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err == unix.EINVAL && c > 0 {
+			break // after the last that the kernel knows
+		} else if err != nil {
+			return fmt.Errorf("PR_CAPBSET_DROP: %w", err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, lockedBits, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_SET_SECUREBITS: %w", err)
+	}
+	return nil
+}
+
+// lockedBits are of linux/securebits.h: to be user 0 gives no capabilities (NOROOT), a change of the user does nothing with
+// them (NO_SETUID_FIXUP), none becomes ambient (NO_CAP_AMBIENT_RAISE), KEEP_CAPS stays off, and all of that stays so.
+const lockedBits = 1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<5 | 1<<6 | 1<<7
+
+func capabilities() (uint64, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return 0, fmt.Errorf("capget: %w", err)
+	}
+	return uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32, nil
+}
+
+func setCapabilities(permitted, inheritable uint64) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	for i := range data {
+		p := uint32(permitted >> (32 * i))
+		data[i] = unix.CapUserData{Effective: p, Permitted: p, Inheritable: uint32(inheritable >> (32 * i))}
+	}
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	return nil
+}
+
+// deniedError is of a file that the module needs, and that its user may not read.
+type deniedError struct {
+	path string
+	err  error
+}
+
+func (e *deniedError) Error() string {
+	return fmt.Sprintf("user %d cannot read %s: %v", os.Geteuid(), e.path, e.err)
+}
+
+func (e *deniedError) Unwrap() error { return e.err }
+
+// readable says that the file cannot be read, or the directory not be passed. One that is missing is the module's to tell.
+func readable(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		err = unix.Access(path, unix.X_OK)
+	} else if err == nil {
+		err = unix.Access(path, unix.R_OK)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return &deniedError{path, unix.EACCES}
+	}
+	return nil
+}
+
+// confined says what is missing where a worker was not started as it should be.
+func confined() error {
+	on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err == nil && on != 1 {
+		err = errors.New("the process may gain new privileges")
+	}
+	return err
+}
+
+// keepable are the capabilities that a device may want. None of them leads to another process's memory.
+var keepable = map[string]int{
+	"CAP_DAC_OVERRIDE":    unix.CAP_DAC_OVERRIDE,
+	"CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
+	"CAP_IPC_LOCK":        unix.CAP_IPC_LOCK,
+	"CAP_SYS_NICE":        unix.CAP_SYS_NICE,
+}
+
+func parseCapabilities(v any) (kept []int, err error) {
+	names := slices.Sorted(func(yield func(string) bool) {
+		for name := range keepable {
+			if !yield(name) {
+				return
+			}
+		}
+	})
+	list, ok := v.([]any)
+	if !ok {
+		return nil, fmt.Errorf("a list of %q", names)
+	}
+	for _, one := range list {
+		name, _ := one.(string)
+		c, ok := keepable[name]
+		if !ok {
+			return nil, fmt.Errorf("%v: allowed are %q", one, names)
+		}
+		kept = append(kept, c)
+	}
+	slices.Sort(kept)
+	return slices.Compact(kept), nil
+}
+
+// idOf is a uid or a gid; the last one means "no change" to the kernel.
+func idOf(s string) (uint32, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err == nil && n != math.MaxUint32
+}

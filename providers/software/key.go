@@ -150,7 +150,7 @@ func publicOf(private crypto.PrivateKey) crypto.PublicKey {
 
 // parsePrivate reads PKCS#8 that must hold a key of the attributes' type and size.
 func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
-	if foreignCurve(a) != nil {
+	if isForeign(a) {
 		scalar, err := rawBytes(a, der)
 		if err != nil {
 			return nil, err
@@ -178,7 +178,7 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 
 // parsePublic reads a SubjectPublicKeyInfo that must hold a key of the attributes' type and size.
 func parsePublic(a psa.Attributes, der []byte) (crypto.PublicKey, error) {
-	if foreignCurve(a) != nil {
+	if isForeign(a) {
 		point, err := rawBytes(a, der)
 		if err != nil {
 			return nil, err
@@ -242,19 +242,12 @@ func (k *key) beginExport(op psa.Op) (psa.Run, error) {
 }
 
 func (k *key) beginSign(op psa.Op) (psa.Run, error) {
-	var own []byte // Close wipes the key's
-	var signer crypto.Signer
-	switch private := k.private.(type) {
-	case ed25519.PrivateKey:
-		own = bytes.Clone(private)
-		signer = ed25519.PrivateKey(own)
-	case *koblitz:
-		own = bytes.Clone(private.scalar)
-		signer = &koblitz{own, private.public}
-	default:
-		return psa.SignerRun(op, private.(crypto.Signer))
+	private, ok := k.private.(ed25519.PrivateKey)
+	if !ok {
+		return psa.SignerRun(op, k.private.(crypto.Signer))
 	}
-	r, err := psa.SignerRun(op, signer)
+	own := ed25519.PrivateKey(bytes.Clone(private)) // Close wipes the key's
+	r, err := psa.SignerRun(op, own)
 	if err != nil {
 		psa.Wipe(own)
 		return nil, err

@@ -123,7 +123,7 @@ func generate(a psa.Attributes) (providers.Blob, error) {
 		return rawBlob(a, secret, public)
 	}
 	switch {
-	case foreignCurve(a) != nil:
+	case isForeign(a):
 		private, err = newForeign(a)
 	case !a.Type.IsAsymmetric():
 		secret := make([]byte, a.Bits/8)
@@ -199,7 +199,7 @@ func rawBlob(a psa.Attributes, secret, public []byte) (b providers.Blob, err err
 }
 
 func blobOf(a psa.Attributes, private crypto.PrivateKey) (providers.Blob, error) {
-	if foreignCurve(a) != nil {
+	if isForeign(a) {
 		pkcs8, spki, err := foreignParts(a, private.(crypto.Signer))
 		return providers.Blob{Public: spki, Secret: pkcs8}, err
 	}
@@ -215,21 +215,17 @@ func blobOf(a psa.Attributes, private crypto.PrivateKey) (providers.Blob, error)
 }
 
 func publicDER(a psa.Attributes, pub crypto.PublicKey) (der []byte, err error) {
-	if foreignCurve(a) != nil {
-		_, der, err = rawParts(a, nil, foreignPoint(a, pub.(*ecdsa.PublicKey)))
+	if isForeign(a) {
+		_, der, err = rawParts(a, nil, foreignPoint(a, pub))
 		return der, err
 	}
 	return psa.MarshalPublicKey(pub)
 }
 
-// wipe overwrites an Ed25519 or secp256k1 key. The other kinds have copies inside the standard library that nobody can
-// reach.
+// wipe overwrites an Ed25519 key. The other kinds have copies inside their libraries that nobody can reach.
 func wipe(private crypto.PrivateKey) {
-	switch k := private.(type) {
-	case ed25519.PrivateKey:
+	if k, ok := private.(ed25519.PrivateKey); ok {
 		psa.Wipe(k)
-	case *koblitz:
-		psa.Wipe(k.scalar)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"runtime"
 	"runtime/debug"
 	"slices"
 
@@ -36,6 +37,8 @@ type provider struct{}
 var (
 	_ providers.Random = provider{}
 	_ providers.Hasher = provider{}
+
+	_ providers.Weigher = provider{}
 )
 
 func (provider) Describe() providers.Description {
@@ -47,6 +50,8 @@ func (provider) Describe() providers.Description {
 		Vendor:      "parsecfs",
 		Version:     version(),
 		Location:    "local",
+		// One processor is left to those whose operation is a short one.
+		Limits: providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1)},
 	}
 }
 

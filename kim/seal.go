@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // sealSchema is the version of what seals hold and are bound to. It is part of the associated data, so it changes
@@ -132,7 +133,10 @@ func (s *Sealer) open(key []byte) error {
 		psa.Wipe(key)
 		return nil
 	}
-	s.now.Store(&dataKey{key: key, aead: newGCM(key), audit: audit})
+	d := &dataKey{key: secret.Clone(key), audit: audit}
+	psa.Wipe(key)
+	secret.Do(func() { d.aead = newGCM(d.key) })
+	s.now.Store(d)
 	return nil
 }
 
@@ -160,7 +164,7 @@ func (s *Sealer) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := s.now.Swap(&dataKey{absent: errClosed()})
-	psa.Wipe(before.key)
+	secret.Free(before.key)
 }
 
 func wrappingAbsent(path string, err error) error {
@@ -246,12 +250,14 @@ func (s *Sealer) Unseal(k Key, provider [16]byte, sealed []byte) ([]byte, error)
 	if d.absent != nil {
 		return nil, d.absent
 	}
-	secret, err := d.aead.Open(nil, nil, sealed, sealedFor(k, provider))
+	var b []byte
+	var err error
+	secret.Do(func() { b, err = d.aead.Open(nil, nil, sealed, sealedFor(k, provider)) })
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %x does not belong to its row, or was damaged", k.ID).
 			WithHint("restore the KIM from a backup")
 	}
-	return secret, nil
+	return b, nil
 }
 
 // sealedFor is the associated data: fixed lengths, and at most one thing behind them, so that no two rows share one.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // Type is the back end. Its alias is the name that Parsec's configuration has for software keys.
@@ -103,10 +104,16 @@ func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes
 	if a.PCRs != 0 {
 		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "software has no PCRs").WithHint("a TPM binds keys to the platform's state")
 	}
-	if m == nil {
-		return generate(a)
-	}
-	return take(a, m)
+	var b providers.Blob
+	var err error
+	secret.Do(func() {
+		if m == nil {
+			b, err = generate(a)
+		} else {
+			b, err = take(a, m)
+		}
+	})
+	return b, err
 }
 
 // curves are those of PSA_ECC_FAMILY_SECP_R1 in the table.

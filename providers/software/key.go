@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"sync"
+	"sync/atomic"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -341,7 +342,7 @@ func (k *key) Close() error {
 type wipingRun struct {
 	psa.Run
 	secret []byte
-	once   sync.Once
+	ended  atomic.Bool // by whoever came first: the copy is not given back while a Finish computes with it
 }
 
 // wiping gives a run its copy to wipe; where there is no run it is wiped now.
@@ -353,16 +354,19 @@ func wiping(r psa.Run, own []byte, err error) (psa.Run, error) {
 	return &wipingRun{Run: r, secret: own}, nil
 }
 
-func (r *wipingRun) free() { r.once.Do(func() { secret.Free(r.secret) }) }
-
 func (r *wipingRun) Finish(ctx context.Context) (psa.Result, error) {
-	defer r.free()
+	if !r.ended.CompareAndSwap(false, true) {
+		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
+	}
+	defer secret.Free(r.secret)
 	return r.Run.Finish(ctx)
 }
 
 func (r *wipingRun) Abort() {
-	r.Run.Abort()
-	r.free()
+	if r.ended.CompareAndSwap(false, true) {
+		r.Run.Abort()
+		secret.Free(r.secret)
+	}
 }
 
 // erasedRun is a Run that makes something new of its key, which it leaves nowhere for long. The others compute with what the

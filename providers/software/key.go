@@ -249,10 +249,11 @@ func (k *key) beginSign(op psa.Op) (psa.Run, error) {
 	private, ok := k.private.(ed25519.PrivateKey)
 	if !ok {
 		r, err := psa.SignerRun(op, k.private.(crypto.Signer))
-		if err != nil || k.used {
+		// The standard library makes its own form of a key once, the others at each signature.
+		if err != nil || k.used && !isForeign(k.attributes) {
 			return r, err
 		}
-		k.used = true // the library makes its own form of a key then
+		k.used = true
 		return erased(r), nil
 	}
 	// Close wipes the key's. The library keeps what it makes of a key as long as that, and wants it on the heap.

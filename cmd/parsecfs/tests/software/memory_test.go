@@ -125,9 +125,11 @@ func plant(t *testing.T) (list []*planted) {
 		t.Fatal(err)
 	}
 	der, err = x509.MarshalPKCS8PrivateKey(decrypts)
+	//lint:ignore SA1019 the key's policy asks for it
 	sealed, e := rsa.EncryptPKCS1v15(rand.Reader, &decrypts.PublicKey, []byte("a message"))
 	asymmetric("RSA-2048 decrypt", "rsa-2048-pkcs1v15-crypt", pemOf(t, der, errors.Join(err, e)), "decrypt", [][]byte{sealed},
-		decrypts.D.Bytes(), decrypts.Primes[0].Bytes(), decrypts.Primes[1].Bytes(), decrypts.Precomputed.Dp.Bytes(), decrypts.Precomputed.Dq.Bytes())
+		decrypts.D.Bytes(), decrypts.Primes[0].Bytes(), decrypts.Primes[1].Bytes(),
+		decrypts.Precomputed.Dp.Bytes(), decrypts.Precomputed.Dq.Bytes())
 
 	for name, curve := range map[string]ecdh.Curve{"p256": ecdh.P256(), "p384": ecdh.P384()} {
 		for _, does := range []string{"ecdsa", "ecdh"} {

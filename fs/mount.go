@@ -79,6 +79,7 @@ func Run(ctx context.Context, o MountOptions) error {
 	for _, w := range k.Warnings() {
 		o.Log.Warn(w)
 	}
+	tellMemory(o.Log)
 	// A working directory on the mount would make it busy for ever, and one below it would wait for ourselves.
 	if err := os.Chdir("/"); err != nil {
 		return err

@@ -271,7 +271,11 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 		return err
 	}
 	k.o.Step(steps.creating)
-	blob, err := call(k.ctx, p, uid, k.o.GenerateTimeout, func(ctx context.Context) (providers.Blob, error) {
+	op := psa.Generate
+	if j.material != nil || j.source != 0 {
+		op = psa.Import
+	}
+	blob, err := callIn(k.ctx, p, p.lane(impl, op, j.attrs), uid, k.o.GenerateTimeout, func(ctx context.Context) (providers.Blob, error) {
 		if j.source != 0 {
 			return k.copy(ctx, p, impl, h, j)
 		}

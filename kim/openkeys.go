@@ -25,6 +25,7 @@ type openKeys struct {
 type openKey struct {
 	number   int64
 	provider *Provider
+	impl     providers.Provider
 	once     sync.Once
 	row      Key
 	key      providers.Key
@@ -164,7 +165,7 @@ func (k *KIM) load(ctx context.Context, e *openKey) error {
 		return err
 	}
 	defer psa.Wipe(blob.Secret)
-	e.row, e.provider = row, p
+	e.row, e.provider, e.impl = row, p, impl
 	e.key, err = recovering(ctx, p, func(ctx context.Context) (providers.Key, error) {
 		return impl.Open(ctx, row.Handle, row.Attributes, blob)
 	})
@@ -211,7 +212,7 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (R
 		k.keys.release(e)
 		return nil, err
 	}
-	return &queuedRun{k: k, keys: []*openKey{e}, uid: uid, run: run}, nil
+	return k.queued(op, uid, run, e), nil
 }
 
 // Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
@@ -231,7 +232,7 @@ func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, 
 		k.keys.release(e)
 		return nil, err
 	}
-	return &queuedRun{k: k, keys: []*openKey{e, by}, uid: uid, run: run}, nil
+	return k.queued(op, uid, run, e, by), nil
 }
 
 // hold opens a key; release must follow unless it fails.
@@ -290,8 +291,14 @@ func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, 
 type queuedRun struct {
 	k    *KIM
 	keys []*openKey // that it uses, of one provider
+	lane *queue
 	uid  uint32
 	run  psa.Run // nil after its end
+}
+
+func (k *KIM) queued(op psa.Op, uid uint32, run psa.Run, keys ...*openKey) *queuedRun {
+	e := keys[0]
+	return &queuedRun{k: k, keys: keys, lane: e.provider.lane(e.impl, op.Operation, e.row.Attributes), uid: uid, run: run}
 }
 
 func (r *queuedRun) release() {
@@ -317,13 +324,13 @@ func (r *queuedRun) Abort() {
 
 func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
 	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
-		return call(ctx, r.keys[0].provider, r.uid, r.k.o.OperationTimeout, f, late)
+		return callIn(ctx, r.keys[0].provider, r.lane, r.uid, r.k.o.OperationTimeout, f, late)
 	})
 }
 
 func (r *queuedRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
 	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
-		return stay(ctx, r.keys[0].provider, r.uid, r.k.o.OperationTimeout, f, late, tell)
+		return stayIn(ctx, r.keys[0].provider, r.lane, r.uid, r.k.o.OperationTimeout, f, late, tell)
 	})
 }
 

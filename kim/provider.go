@@ -25,6 +25,7 @@ type Provider struct {
 	started time.Time
 	log     *slog.Logger
 	queue   queue
+	slow    queue // of the calls that the provider calls slow; unused where it calls none so
 
 	wake  chan struct{} // capacity 1: look at the device now
 	first chan struct{} // closed after the first look
@@ -57,7 +58,7 @@ var errNotSeen = psa.Errorf(psa.StatusProviderAbsent, "the device has not answer
 func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig) (*Provider, error) {
 	p := &Provider{k: k, number: row.Number, uuid: row.UUID, config: c, started: time.Now(), identity: row.Identity, down: errNotSeen, damage: row.Damage,
 		log: k.o.Log.With("provider", c.Name), wake: make(chan struct{}, 1), first: make(chan struct{})}
-	p.queue.length = k.o.QueueLength
+	p.queue.length, p.slow.length = k.o.QueueLength, k.o.QueueLength
 	for line := range strings.Lines(row.Capabilities) {
 		c, err := psa.ParseCapability(strings.TrimSuffix(line, "\n"))
 		if err != nil {
@@ -86,9 +87,17 @@ func (p *Provider) tryOpen(ctx context.Context) {
 		return
 	}
 	p.impl = impl
-	p.queue.mu.Lock()
-	p.queue.width = impl.Describe().Limits.Parallel
-	p.queue.mu.Unlock()
+	limits := impl.Describe().Limits
+	p.queue.setWidth(limits.Parallel)
+	p.slow.setWidth(limits.Slow)
+}
+
+// lane is the queue for an operation on a key of these attributes: a slow one must not keep the others waiting.
+func (p *Provider) lane(impl providers.Provider, op psa.Operation, a psa.Attributes) *queue {
+	if w, ok := impl.(providers.Weigher); ok && w.Slow(op, a) {
+		return &p.slow
+	}
+	return &p.queue
 }
 
 func (p *Provider) close() error {
@@ -189,7 +198,7 @@ func (p *Provider) Status(ctx context.Context) string {
 		p.log.Debug("the provider is too busy to be asked how it is", "err", err)
 	}
 	var notes []string
-	if n := p.queue.stuckCalls(); n > 0 {
+	if n := p.queue.stuckCalls() + p.slow.stuckCalls(); n > 0 {
 		notes = append(notes, fmt.Sprintf("%d stuck calls", n))
 	}
 	p.mu.Lock()

@@ -38,6 +38,12 @@ type waiter struct {
 	out  chan struct{} // closed when somebody else took its place
 }
 
+func (q *queue) setWidth(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.width = n
+}
+
 // enter waits for a turn; leave must follow unless it fails.
 func (q *queue) enter(ctx context.Context, uid uint32) error {
 	q.mu.Lock()
@@ -261,9 +267,14 @@ type reply[T any] struct {
 // call asks a provider through its queue and waits, its turn included, at most timeout and as long as ctx. Where the
 // wait ends first the place stays taken until the provider returns; then late gets what it gave.
 func call[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error)) (T, error) {
+	return callIn(ctx, p, &p.queue, uid, timeout, f, late)
+}
+
+// callIn is call through one of the provider's queues.
+func callIn[T any](ctx context.Context, p *Provider, q *queue, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error)) (T, error) {
 	done := make(chan reply[T], 2) // the second one comes after tell, and is the same error
 	go func() {
-		value, err := stay(ctx, p, uid, timeout, f, late, func(err error) { done <- reply[T]{err: err} })
+		value, err := stayIn(ctx, p, q, uid, timeout, f, late, func(err error) { done <- reply[T]{err: err} })
 		done <- reply[T]{value, err}
 	}()
 	r := <-done
@@ -273,6 +284,13 @@ func call[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Dura
 // stay is call in the caller's own goroutine, which saves the way to another one and back: it returns only when the
 // provider does. Whoever waits elsewhere is told with the same error where the wait ends before that.
 func stay[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error), tell func(error)) (T, error) {
+	return stayIn(ctx, p, &p.queue, uid, timeout, f, late, tell)
+}
+
+// stayIn is stay through one of the provider's queues.
+func stayIn[T any](
+	ctx context.Context, p *Provider, q *queue, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error), tell func(error),
+) (T, error) {
 	var none T
 	outer := ctx
 	if outer.Done() != nil {
@@ -281,22 +299,22 @@ func stay[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Dura
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c := &timed{cancel: cancel, tell: func() { tell(stuck(p)) }}
-	p.queue.watch(c, timeout)
+	q.watch(c, timeout)
 	if outer.Done() != nil {
-		defer context.AfterFunc(outer, func() { p.queue.giveUp(c, context.Cause(outer)) })()
+		defer context.AfterFunc(outer, func() { q.giveUp(c, context.Cause(outer)) })()
 	}
-	if err := p.queue.enter(ctx, uid); err != nil {
-		p.queue.end(c)
+	if err := q.enter(ctx, uid); err != nil {
+		q.end(c)
 		return none, notBegun(p, err)
 	}
-	if outer.Err() != nil || !p.queue.begin(c) {
-		p.queue.leave()
-		p.queue.end(c)
+	if outer.Err() != nil || !q.begin(c) {
+		q.leave()
+		q.end(c)
 		return none, notBegun(p, cmp.Or(context.Cause(outer), context.DeadlineExceeded))
 	}
 	value, err := recovering(ctx, p, f)
-	p.queue.leave()
-	if p.queue.end(c) {
+	q.leave()
+	if q.end(c) {
 		p.suspect(err)
 		return value, err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // The steps of a rewrap, as Options.Step is told them.
@@ -180,7 +181,7 @@ func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, rec
 	if err != nil {
 		return err
 	}
-	defer psa.Wipe(sealed.key)
+	defer secret.Free(sealed.key)
 	guard, err := NewRowKey(key)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // sealSchema is the version of what seals hold and are bound to. It is part of the associated data, so it changes
@@ -237,7 +238,7 @@ func (s *Sealer) open(key []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now.Load().aead != nil {
-		psa.Wipe(key)
+		secret.Free(d.key)
 		return nil
 	}
 	s.now.Store(d)
@@ -252,7 +253,7 @@ func (s *Sealer) replace(key []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	psa.Wipe(s.now.Swap(d).key)
+	secret.Free(s.now.Swap(d).key)
 	return nil
 }
 
@@ -263,7 +264,10 @@ func newDataKey(key []byte) (*dataKey, error) {
 		psa.Wipe(key)
 		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive the audit key: %w", err)
 	}
-	return &dataKey{key: key, aead: newGCM(key), audit: audit}, nil
+	d := &dataKey{key: secret.Clone(key), audit: audit}
+	psa.Wipe(key)
+	secret.Do(func() { d.aead = newGCM(d.key) })
+	return d, nil
 }
 
 // stay says why the data key is not there, where it is not; it is false if that was known.
@@ -282,7 +286,7 @@ func (s *Sealer) stay(err error) bool {
 func (s *Sealer) lose(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	psa.Wipe(s.now.Swap(&dataKey{absent: why}).key)
+	secret.Free(s.now.Swap(&dataKey{absent: why}).key)
 }
 
 // dataKey is a copy of the data key for the caller to wipe, nil while it is not there.
@@ -381,21 +385,25 @@ func (s *Sealer) Unseal(k Key, provider [16]byte, sealed []byte) ([]byte, error)
 	if d.absent != nil {
 		return nil, d.absent
 	}
-	secret, err := d.aead.Open(nil, nil, sealed, sealedFor(k, provider))
+	var b []byte
+	var err error
+	secret.Do(func() { b, err = d.aead.Open(nil, nil, sealed, sealedFor(k, provider)) })
 	if err != nil {
 		return nil, damagedSecret(k)
 	}
-	return secret, nil
+	return b, nil
 }
 
 // reseal seals anew, under the data key to, what this one sealed for k.
 func (d *dataKey) reseal(to *dataKey, k Key, provider [16]byte, sealed []byte) ([]byte, error) {
-	secret, err := d.aead.Open(nil, nil, sealed, sealedFor(k, provider))
+	var b []byte
+	var err error
+	secret.Do(func() { b, err = d.aead.Open(nil, nil, sealed, sealedFor(k, provider)) })
 	if err != nil {
 		return nil, damagedSecret(k)
 	}
-	defer psa.Wipe(secret)
-	return to.aead.Seal(nil, nil, secret, sealedFor(k, provider)), nil
+	defer psa.Wipe(b)
+	return to.aead.Seal(nil, nil, b, sealedFor(k, provider)), nil
 }
 
 func damagedSecret(k Key) error {

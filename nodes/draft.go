@@ -235,7 +235,9 @@ func isTOML(b []byte) bool {
 }
 
 func importStage(v *view) stage {
+	var found *psa.Material
 	return stage{
+		drop: func() { found.Wipe() },
 		scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
 			end, reference, more := psa.ScanReference(b, alone, v.key.Attributes)
 			if end > 0 {
@@ -253,6 +255,7 @@ func importStage(v *view) stage {
 				m.Wipe()
 				return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
 			}
+			found = m
 			return end, func(ctx context.Context) error {
 				defer m.Wipe()
 				return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, m)

@@ -25,6 +25,8 @@ type stage struct {
 	// scan finds the first complete thing in b: where it ends and what it asks for. end 0 without an error is "not
 	// yet". alone says that b came with one WRITE.
 	scan func(b []byte, alone bool) (end int, apply func(ctx context.Context) error, err error)
+	// drop wipes what scan has found, where nothing comes of it; nil: there is no secret in it.
+	drop func()
 	// most is how many bytes it may hold, stageMost if 0.
 	most int
 	// atClose: whether b takes effect at the end of the file alone: it cannot be taken back, and lines that follow may
@@ -131,7 +133,9 @@ var _ = (fs.FileWriter)((*stagedHandle)(nil))
 // Write parses the stage and applies it as soon as it is complete, so that a shell's echo sees the error: what FLUSH
 // answers, shells throw away. It is safe because a stage that is not complete changes nothing.
 func (h *stagedHandle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
-	if err := h.write(ctx, data, off); err != nil {
+	err := h.write(ctx, data, off)
+	psa.Wipe(data) // the request's buffer serves others next, and may hold a key
+	if err != nil {
 		return 0, h.n.t.fail(ctx, h.n.place(), "write", err)
 	}
 	return uint32(len(data)), 0
@@ -225,20 +229,30 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 		kept := append([]byte(nil), h.buf[end:]...)
 		psa.Wipe(h.buf)
 		h.buf = kept
-		if err := h.rest(); err != nil {
-			return nil, err
-		}
+		err = h.rest()
 	}
-	return h.begin(ctx, &application{off: off, data: append([]byte(nil), data...)}, apply)
+	var a *application
+	if err == nil {
+		a, err = h.begin(ctx, &application{off: off, data: append([]byte(nil), data...)}, apply)
+	}
+	if err != nil && s.drop != nil {
+		s.drop()
+	}
+	return a, err
 }
 
 // begin sets an effect off.
 func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(context.Context) error) (*application, error) {
-	if err := h.n.t.auditing.ready(callerOf(ctx).UID, AuditDeed); err != nil {
-		return nil, h.spoil(err)
-	}
-	end, err := h.n.t.machine.Begin()
+	err := h.n.t.auditing.ready(callerOf(ctx).UID, AuditDeed)
 	if err != nil {
+		err = h.spoil(err)
+	}
+	var end func()
+	if err == nil {
+		end, err = h.n.t.machine.Begin()
+	}
+	if err != nil {
+		psa.Wipe(a.data)
 		return nil, err
 	}
 	a.finished = make(chan struct{})

@@ -35,6 +35,7 @@ var (
 	_ Counters = (*narrowed)(nil)
 	_ Attester = (*narrowed)(nil)
 	_ Informer = (*narrowed)(nil)
+	_ Weigher  = (*narrowed)(nil)
 
 	_ Certifier = (*narrowedKey)(nil)
 )
@@ -176,6 +177,12 @@ func (p *narrowed) Hash(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return nil, p.refusal(psa.Hash)
 	}
 	return hasher.Hash(ctx, op)
+}
+
+// Slow is p's, never where it makes no difference.
+func (p *narrowed) Slow(op psa.Operation, a psa.Attributes) bool {
+	w, ok := p.Provider.(Weigher)
+	return ok && w.Slow(op, a)
 }
 
 // Attest is p's, StatusNotSupported where it has none.

@@ -16,6 +16,9 @@ type Handle [16]byte
 type Limits struct {
 	// Parallel is how many calls it takes at once; 0 is as many as there are.
 	Parallel int
+	// Slow is how many of the calls that Weigher calls slow it takes at once, beside any number of the others; Parallel is 0
+	// then. 0 makes no difference between calls.
+	Slow int
 }
 
 // Description is what a provider says of itself, without asking its device.
@@ -102,6 +105,13 @@ type Random interface {
 type Hasher interface {
 	// Hash begins psa_hash_compute: op has psa.Hash and the algorithm.
 	Hash(ctx context.Context, op psa.Op) (psa.Run, error)
+}
+
+// Weigher is implemented by providers with Limits.Slow.
+type Weigher interface {
+	// Slow says whether an operation on a key of these attributes, psa.Generate and psa.Import for the making of one, keeps a
+	// processor busy for so long that other users feel it.
+	Slow(op psa.Operation, a psa.Attributes) bool
 }
 
 // Foreign is a key that lies on the device, whoever made it.

@@ -100,6 +100,24 @@ func (in *input) digest() []byte {
 	return in.held.b
 }
 
+// ECDSAVerifier is a public key for ECDSA on a curve that crypto/ecdsa has not.
+type ECDSAVerifier interface {
+	BitSize() int
+	// VerifyASN1 judges a signature in DER of a digest of any length, as ecdsa.VerifyASN1 does.
+	VerifyASN1(digest, signature []byte) bool
+}
+
+// curveBits is the size of the curve of a public key for ECDSA, 0 of another.
+func curveBits(pub crypto.PublicKey) int {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		return pub.Curve.Params().BitSize
+	case ECDSAVerifier:
+		return pub.BitSize()
+	}
+	return 0
+}
+
 // signing is what signing and verifying have in common: how the algorithm takes its input.
 type signing struct {
 	input
@@ -116,7 +134,7 @@ func (s *signing) prepare(op Op, pub crypto.PublicKey, message bool) error {
 	switch pub.(type) {
 	case *rsa.PublicKey:
 		fits = s.alg.IsRSAPKCS1v15Sign() || s.alg.IsRSAPSS()
-	case *ecdsa.PublicKey:
+	case *ecdsa.PublicKey, ECDSAVerifier:
 		fits = s.alg.IsECDSA()
 	case ed25519.PublicKey:
 		fits = s.alg == PureEdDSA || s.alg == Ed25519ph
@@ -197,9 +215,7 @@ func SignerRun(op Op, s crypto.Signer) (Run, error) {
 	if err := r.prepare(op, s.Public(), op.Operation == Sign); err != nil {
 		return nil, err
 	}
-	if pub, ok := s.Public().(*ecdsa.PublicKey); ok {
-		r.bits = pub.Curve.Params().BitSize
-	}
+	r.bits = curveBits(s.Public())
 	if op.Algorithm == DeterministicECDSA(op.Algorithm.Hash()) {
 		if _, ok := s.(*ecdsa.PrivateKey); !ok {
 			return nil, Errorf(StatusNotSupported, "%s with a %T", op.Algorithm, s)
@@ -244,8 +260,8 @@ type verifierRun struct {
 	signature []byte
 }
 
-// VerifierRun verifies with an *rsa.PublicKey, an *ecdsa.PublicKey or an ed25519.PublicKey: Inputs["signature"] is in
-// PSA's encoding, the main input is the message (verify) or the digest (verify_hash). Finish gives no output, or
+// VerifierRun verifies with an *rsa.PublicKey, an *ecdsa.PublicKey, an ECDSAVerifier or an ed25519.PublicKey: Inputs["signature"]
+// is in PSA's encoding, the main input is the message (verify) or the digest (verify_hash). Finish gives no output, or
 // StatusInvalidSignature. A missing signature is StatusInsufficientData.
 func VerifierRun(op Op, pub crypto.PublicKey) (Run, error) {
 	if op.Operation != Verify && op.Operation != VerifyHash {
@@ -286,16 +302,25 @@ func (r *verifierRun) valid(digest []byte) bool {
 		}
 		return rsa.VerifyPSS(pub, h, digest, r.signature, opts) == nil
 	case *ecdsa.PublicKey:
-		if len(r.signature) != 2*((pub.Curve.Params().BitSize+7)/8) {
-			return false
-		}
-		der, err := ECDSARawToDER(r.signature)
-		return err == nil && ecdsa.VerifyASN1(pub, digest, der)
+		der, ok := r.der()
+		return ok && ecdsa.VerifyASN1(pub, digest, der)
+	case ECDSAVerifier:
+		der, ok := r.der()
+		return ok && pub.VerifyASN1(digest, der)
 	case ed25519.PublicKey:
 		opts := &ed25519.Options{Hash: r.opts.HashFunc()}
 		return ed25519.VerifyWithOptions(pub, digest, r.signature, opts) == nil
 	}
 	return false
+}
+
+// der is an ECDSA signature as crypto/ecdsa takes it; false where it has another length than the curve's.
+func (r *verifierRun) der() ([]byte, bool) {
+	if len(r.signature) != 2*((curveBits(r.pub)+7)/8) {
+		return nil, false
+	}
+	der, err := ECDSARawToDER(r.signature)
+	return der, err == nil
 }
 
 type hashRun struct{ input }

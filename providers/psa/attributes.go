@@ -95,7 +95,7 @@ func (t KeyType) sizes() []int {
 		return bits
 	case t.isDH():
 		return []int{2048, 3072, 4096, 6144, 8192}
-	case t.isSLHDSA(), t.PublicKey() == KeyTypeMLDSAPublicKey:
+	case t.IsSLHDSA(), t.PublicKey() == KeyTypeMLDSAPublicKey:
 		return []int{128, 192, 256}
 	case t.PublicKey() == KeyTypeMLKEMPublicKey:
 		return []int{512, 768, 1024}
@@ -219,7 +219,7 @@ func (a Algorithm) fitsKey(t KeyType, bits int) bool {
 	case a == MLDSA, a == DeterministicMLDSA, a&^hashBits == hashMLDSABase, a&^hashBits == detHashMLDSABase:
 		return public == KeyTypeMLDSAPublicKey
 	case a == SLHDSA, a == DeterministicSLHDSA, a&^hashBits == hashSLHDSABase, a&^hashBits == detHashSLHDSABase:
-		return t.isSLHDSA()
+		return t.IsSLHDSA()
 	case a == MLKEM:
 		return public == KeyTypeMLKEMPublicKey
 	case a.IsKeyAgreement() && a&agreementBits == ECDH:
@@ -487,7 +487,7 @@ func (a Attributes) SignatureLength() int {
 		return 2 * ((a.Bits + 7) / 8)
 	case a.Type.PublicKey() == KeyTypeMLDSAPublicKey: // FIPS 204, table 2
 		return map[int]int{128: 2420, 192: 3309, 256: 4627}[a.Bits]
-	case a.Type.isSLHDSA(): // FIPS 205, table 2
+	case a.Type.IsSLHDSA(): // FIPS 205, table 2
 		if f := SLHDSAFamily(a.Type & slhdsaMask); f == SLHDSASHA2F || f == SLHDSASHAKEF {
 			return map[int]int{128: 17088, 192: 35664, 256: 49856}[a.Bits]
 		}

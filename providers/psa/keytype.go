@@ -112,13 +112,13 @@ func (t KeyType) IsRSA() bool { return t.PublicKey() == KeyTypeRSAPublicKey }
 
 // IsECC says whether t is an elliptic-curve key, public or a pair.
 func (t KeyType) IsECC() bool {
-	return t.IsAsymmetric() && !t.isSLHDSA() && t.PublicKey()&^familyMask == eccPublicKey
+	return t.IsAsymmetric() && !t.IsSLHDSA() && t.PublicKey()&^familyMask == eccPublicKey
 }
 
 func (t KeyType) isDH() bool { return t.IsAsymmetric() && t.PublicKey()&^familyMask == dhPublicKey }
 
 // SLH-DSA shares ECC's base; its families have the top bit of the low byte.
-func (t KeyType) isSLHDSA() bool {
+func (t KeyType) IsSLHDSA() bool {
 	return t.IsAsymmetric() && t.PublicKey()&^slhdsaMask == slhdsaPublicKey
 }
 

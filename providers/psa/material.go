@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	secrets "github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // MaterialFormat says what the bytes of a Material are.
@@ -81,6 +83,11 @@ const (
 // damaged or that is no key is StatusInvalidArgument; encrypted keys, and types and sizes that nothing here reads,
 // are StatusNotSupported; more than MaxMaterial bytes StatusTooLarge.
 func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attributes, err error) {
+	secrets.Do(func() { end, m, a, err = scanMaterial(b, draft) })
+	return end, m, a, err
+}
+
+func scanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attributes, err error) {
 	if len(b) == 0 {
 		return 0, nil, Attributes{}, nil
 	}

@@ -341,7 +341,7 @@ func DefaultTemplate(t KeyType, bits int) (Attributes, error) {
 		a.Algorithm = MLDSA
 	case t.PublicKey() == KeyTypeMLKEMPublicKey:
 		a.Algorithm = MLKEM
-	case t.isSLHDSA():
+	case t.IsSLHDSA():
 		a.Algorithm = SLHDSA
 	default:
 		return Attributes{}, Errorf(StatusInvalidArgument, "a %s key says nothing of its algorithm", t).

@@ -4,21 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/x509"
 	"sync"
-
-	"github.com/jacobsa/crypto/cmac"
-	"golang.org/x/crypto/chacha20poly1305"
+	"sync/atomic"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 type key struct {
@@ -30,15 +26,23 @@ type key struct {
 	mu      sync.Mutex
 	closed  bool
 	private crypto.PrivateKey // nil for symmetric and public keys, and those of a scheme
+	used    bool              // it has signed
+	ecdh    *ecdh.PrivateKey  // the same for key agreement, once it was needed
 	secret  []byte            // a symmetric key; PKCS#8 for export, where the usage has it, else nil
+	ciphers                   // made of a symmetric key, once for all operations
 
 	scheme    *scheme // of kinds that crypto/x509 does not know
 	rawSecret []byte
 	rawPublic []byte
 }
 
-// open reads a blob of the attributes' kind.
-func open(a psa.Attributes, b providers.Blob) (*key, error) {
+// open reads a blob of the attributes' kind. What becomes of the key in memory is erased with the key.
+func open(a psa.Attributes, b providers.Blob) (k *key, err error) {
+	secret.Do(func() { k, err = read(a, b) })
+	return k, err
+}
+
+func read(a psa.Attributes, b providers.Blob) (*key, error) {
 	k := &key{attributes: a, scheme: schemeOf(a)}
 	for _, c := range table {
 		if c.Covers(a.Type, a.Bits, c.Algorithm) {
@@ -57,7 +61,7 @@ func open(a psa.Attributes, b providers.Blob) (*key, error) {
 		if len(b.Public) != 0 {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "a %s key with a public key", a.Type)
 		}
-		k.secret = bytes.Clone(b.Secret)
+		k.secret = secret.Clone(b.Secret)
 		return k, nil
 	case a.Type.IsPublicKey():
 		if len(b.Secret) != 0 {
@@ -78,7 +82,7 @@ func open(a psa.Attributes, b providers.Blob) (*key, error) {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
 		}
 		if a.Usage&psa.UsageExport != 0 {
-			k.secret = bytes.Clone(b.Secret)
+			k.secret = secret.Clone(b.Secret)
 		}
 	}
 	k.public = bytes.Clone(b.Public)
@@ -93,25 +97,29 @@ func (k *key) openRaw(b providers.Blob) (err error) {
 			return psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", k.attributes.Type)
 		}
 	}
-	if k.rawSecret, k.rawPublic, err = k.scheme.parseRaw(k.attributes, der); err != nil {
+	raw, public, err := k.scheme.parseRaw(k.attributes, der)
+	if err != nil {
 		return err
 	}
+	k.rawPublic = public
+	k.rawSecret = secret.Clone(raw)
+	psa.Wipe(raw)
 	// The public part is not sealed: another one there must not pass for this key's.
 	_, spki, err := rawParts(k.attributes, nil, k.rawPublic)
 	if err != nil || !bytes.Equal(spki, b.Public) {
-		psa.Wipe(k.rawSecret)
+		secret.Free(k.rawSecret)
 		return psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
 	}
 	k.public = bytes.Clone(b.Public)
 	if k.attributes.Usage&psa.UsageExport != 0 {
-		k.secret = bytes.Clone(b.Secret)
+		k.secret = secret.Clone(b.Secret)
 	}
 	return nil
 }
 
 // beginRaw begins an operation of a key of a scheme. The secret is a copy that the run wipes: it outlives the key.
 func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
-	s, public, own := k.scheme, k.rawPublic, bytes.Clone(k.rawSecret)
+	s, public, own := k.scheme, k.rawPublic, secret.Clone(k.rawSecret)
 	var r psa.Run
 	err := errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	switch {
@@ -128,11 +136,7 @@ func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
 	case op.Operation == psa.Decapsulate && s.decapsulate != nil:
 		r, err = psa.DecapsulateRun(op, s.ciphertext, func(c []byte) ([]byte, error) { return s.decapsulate(own, c) })
 	}
-	if err != nil {
-		psa.Wipe(own)
-		return nil, err
-	}
-	return &wipingRun{r, own}, nil
+	return wiping(erased(r), own, err)
 }
 
 // checkLength checks a symmetric key's bytes.
@@ -150,7 +154,7 @@ func publicOf(private crypto.PrivateKey) crypto.PublicKey {
 
 // parsePrivate reads PKCS#8 that must hold a key of the attributes' type and size.
 func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
-	if foreignCurve(a) != nil {
+	if isForeign(a) {
 		scalar, err := rawBytes(a, der)
 		if err != nil {
 			return nil, err
@@ -178,7 +182,7 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 
 // parsePublic reads a SubjectPublicKeyInfo that must hold a key of the attributes' type and size.
 func parsePublic(a psa.Attributes, der []byte) (crypto.PublicKey, error) {
-	if foreignCurve(a) != nil {
+	if isForeign(a) {
 		point, err := rawBytes(a, der)
 		if err != nil {
 			return nil, err
@@ -237,29 +241,25 @@ func (k *key) beginExport(op psa.Op) (psa.Run, error) {
 	if k.attributes.Usage&psa.UsageExport == 0 {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)
 	}
-	secret := bytes.Clone(k.secret)
-	return &wipingRun{psa.ExportRun(func() ([]byte, error) { return bytes.Clone(secret), nil }), secret}, nil
+	own := secret.Clone(k.secret)
+	return wiping(psa.ExportRun(func() ([]byte, error) { return bytes.Clone(own), nil }), own, nil)
 }
 
 func (k *key) beginSign(op psa.Op) (psa.Run, error) {
-	var own []byte // Close wipes the key's
-	var signer crypto.Signer
-	switch private := k.private.(type) {
-	case ed25519.PrivateKey:
-		own = bytes.Clone(private)
-		signer = ed25519.PrivateKey(own)
-	case *koblitz:
-		own = bytes.Clone(private.scalar)
-		signer = &koblitz{own, private.public}
-	default:
-		return psa.SignerRun(op, private.(crypto.Signer))
+	private, ok := k.private.(ed25519.PrivateKey)
+	if !ok {
+		r, err := psa.SignerRun(op, k.private.(crypto.Signer))
+		// The standard library makes its own form of a key once, the others at each signature.
+		if err != nil || k.used && !isForeign(k.attributes) {
+			return r, err
+		}
+		k.used = true
+		return erased(r), nil
 	}
-	r, err := psa.SignerRun(op, signer)
-	if err != nil {
-		psa.Wipe(own)
-		return nil, err
-	}
-	return &wipingRun{r, own}, nil
+	// Close wipes the key's. The library keeps what it makes of a key as long as that, and wants it on the heap.
+	own := ed25519.PrivateKey(bytes.Clone(private))
+	r, err := psa.SignerRun(op, own)
+	return wiping(erased(r), own, err)
 }
 
 func (k *key) beginCrypt(op psa.Op) (psa.Run, error) {
@@ -269,84 +269,73 @@ func (k *key) beginCrypt(op psa.Op) (psa.Run, error) {
 		}
 		return psa.RSADecryptRun(op, k.private.(crypto.Decrypter))
 	}
-	switch {
-	case op.Algorithm == psa.ChaCha20Poly1305:
-		aead, err := chacha20poly1305.New(k.secret)
+	if op.Algorithm == psa.XTS {
+		return psa.XTSRun(op, k.half, k.secret)
+	}
+	if op.Algorithm.IsAEAD() && !op.Algorithm.IsCCM() {
+		aead, err := k.aead(op.Algorithm)
 		if err != nil {
-			return nil, psa.Errorf(psa.StatusGenericError, "ChaCha20-Poly1305: %w", err)
+			return nil, err
 		}
 		return psa.AEADRun(op, aead, op.Algorithm.NonceLength())
-	case op.Algorithm == psa.XTS:
-		return psa.XTSRun(op, aes.NewCipher, k.secret)
 	}
-	block, err := aes.NewCipher(k.secret)
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "AES: %w", err)
-	}
-	if !op.Algorithm.IsAEAD() {
-		return psa.CipherRun(op, block)
-	}
-	nonce := op.Algorithm.NonceLength()
-	if n := len(op.Inputs["nonce"]); n > 0 && op.Algorithm.IsCCM() { // it takes 7 to 13 bytes (SP 800-38C, A.1)
-		nonce = n
-	}
-	var aead cipher.AEAD
-	if op.Algorithm == psa.AEADWithShortenedTag(psa.GCM, op.Algorithm.TagLength()) {
-		aead, err = cipher.NewGCMWithTagSize(block, op.Algorithm.TagLength())
-	} else {
-		aead, err = psa.NewCCM(block, nonce, op.Algorithm.TagLength())
-	}
+	block, err := k.aes(0, 1)
 	if err != nil {
 		return nil, err
 	}
-	return psa.AEADRun(op, aead, nonce)
-}
-
-func (k *key) beginMAC(op psa.Op) (psa.Run, error) {
-	if op.Algorithm.IsHMAC() {
-		h, _ := op.Algorithm.CryptoHash() // the table has only hashes that are there
-		return psa.MACRun(op, hmac.New(h.New, k.secret))
+	if !op.Algorithm.IsAEAD() { // the library copies the cipher into each stream
+		r, err := psa.CipherRun(op, block)
+		return erased(r), err
 	}
-	mac, err := cmac.New(k.secret)
+	nonce := op.Algorithm.NonceLength()
+	if n := len(op.Inputs["nonce"]); n > 0 { // it takes 7 to 13 bytes (SP 800-38C, A.1)
+		nonce = n
+	}
+	aead, err := psa.NewCCM(block, nonce, op.Algorithm.TagLength())
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "CMAC: %w", err)
+		return nil, err
 	}
-	return psa.MACRun(op, mac)
+	r, err := psa.AEADRun(op, aead, nonce) // it makes streams
+	return erased(r), err
 }
 
 func (k *key) beginAgree(op psa.Op) (psa.Run, error) {
-	switch private := k.private.(type) {
-	case *ecdh.PrivateKey:
-		return psa.AgreeRun(op, private)
-	case *ecdsa.PrivateKey:
-		own, err := private.ECDH()
-		if err != nil {
-			return nil, psa.Errorf(psa.StatusGenericError, "ECDH: %w", err)
+	if k.ecdh == nil {
+		switch private := k.private.(type) {
+		case *ecdh.PrivateKey:
+			k.ecdh = private
+		case *ecdsa.PrivateKey:
+			var err error
+			secret.Do(func() { k.ecdh, err = private.ECDH() })
+			if err != nil {
+				return nil, psa.Errorf(psa.StatusGenericError, "ECDH: %w", err)
+			}
+		default:
+			return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 		}
-		return psa.AgreeRun(op, own)
 	}
-	return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
+	return psa.AgreeRun(op, k.ecdh)
 }
 
 func (k *key) beginDerive(op psa.Op) (psa.Run, error) {
-	own := bytes.Clone(k.secret) // Close wipes the key's
+	own := secret.Clone(k.secret) // Close wipes the key's
 	r, err := psa.DeriveRun(op, own)
-	if err != nil {
-		psa.Wipe(own)
-		return nil, err
-	}
-	return &wipingRun{r, own}, nil
+	return wiping(erased(r), own, err)
 }
 
 // Close wipes the bytes that the key holds, and lets go of what cannot be wiped.
 func (k *key) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.closed {
+		return nil
+	}
 	k.closed = true
 	wipe(k.private)
-	psa.Wipe(k.secret)
-	psa.Wipe(k.rawSecret)
-	k.private, k.secret, k.rawSecret = nil, nil, nil
+	secret.Free(k.secret)
+	secret.Free(k.rawSecret)
+	k.private, k.ecdh, k.secret, k.rawSecret, k.ciphers = nil, nil, nil, nil, ciphers{}
+	secret.Dropped()
 	return nil
 }
 
@@ -354,14 +343,46 @@ func (k *key) Close() error {
 type wipingRun struct {
 	psa.Run
 	secret []byte
+	ended  atomic.Bool // by whoever came first: the copy is not given back while a Finish computes with it
+}
+
+// wiping gives a run its copy to wipe; where there is no run it is wiped now.
+func wiping(r psa.Run, own []byte, err error) (psa.Run, error) {
+	if err != nil {
+		secret.Free(own)
+		return nil, err
+	}
+	return &wipingRun{Run: r, secret: own}, nil
 }
 
 func (r *wipingRun) Finish(ctx context.Context) (psa.Result, error) {
-	defer psa.Wipe(r.secret)
+	if !r.ended.CompareAndSwap(false, true) {
+		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
+	}
+	defer secret.Free(r.secret)
 	return r.Run.Finish(ctx)
 }
 
 func (r *wipingRun) Abort() {
-	r.Run.Abort()
-	psa.Wipe(r.secret)
+	if r.ended.CompareAndSwap(false, true) {
+		r.Run.Abort()
+		secret.Free(r.secret)
+	}
+}
+
+// erasedRun is a Run that makes something new of its key, which it leaves nowhere for long. The others compute with what the
+// key has already: they need no erasing, which costs as much as a signature.
+type erasedRun struct{ psa.Run }
+
+// erased is r with its end erased, nil of nil.
+func erased(r psa.Run) psa.Run {
+	if r == nil || !secret.Erases {
+		return r
+	}
+	return &erasedRun{r}
+}
+
+func (r *erasedRun) Finish(ctx context.Context) (result psa.Result, err error) {
+	secret.Do(func() { result, err = r.Run.Finish(ctx) })
+	return result, err
 }

@@ -14,11 +14,13 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"runtime"
 	"runtime/debug"
 	"slices"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
+	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // Type is the back end. Its alias is the name that Parsec's configuration has for software keys.
@@ -36,6 +38,8 @@ type provider struct{}
 var (
 	_ providers.Random = provider{}
 	_ providers.Hasher = provider{}
+
+	_ providers.Weigher = provider{}
 )
 
 func (provider) Describe() providers.Description {
@@ -47,6 +51,8 @@ func (provider) Describe() providers.Description {
 		Vendor:      "parsecfs",
 		Version:     version(),
 		Location:    "local",
+		// One processor is left to those whose operation is a short one.
+		Limits: providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1)},
 	}
 }
 
@@ -98,10 +104,16 @@ func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes
 	if a.PCRs != 0 {
 		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "software has no PCRs").WithHint("a TPM binds keys to the platform's state")
 	}
-	if m == nil {
-		return generate(a)
-	}
-	return take(a, m)
+	var b providers.Blob
+	var err error
+	secret.Do(func() {
+		if m == nil {
+			b, err = generate(a)
+		} else {
+			b, err = take(a, m)
+		}
+	})
+	return b, err
 }
 
 // curves are those of PSA_ECC_FAMILY_SECP_R1 in the table.
@@ -123,7 +135,7 @@ func generate(a psa.Attributes) (providers.Blob, error) {
 		return rawBlob(a, secret, public)
 	}
 	switch {
-	case foreignCurve(a) != nil:
+	case isForeign(a):
 		private, err = newForeign(a)
 	case !a.Type.IsAsymmetric():
 		secret := make([]byte, a.Bits/8)
@@ -199,7 +211,7 @@ func rawBlob(a psa.Attributes, secret, public []byte) (b providers.Blob, err err
 }
 
 func blobOf(a psa.Attributes, private crypto.PrivateKey) (providers.Blob, error) {
-	if foreignCurve(a) != nil {
+	if isForeign(a) {
 		pkcs8, spki, err := foreignParts(a, private.(crypto.Signer))
 		return providers.Blob{Public: spki, Secret: pkcs8}, err
 	}
@@ -215,21 +227,17 @@ func blobOf(a psa.Attributes, private crypto.PrivateKey) (providers.Blob, error)
 }
 
 func publicDER(a psa.Attributes, pub crypto.PublicKey) (der []byte, err error) {
-	if foreignCurve(a) != nil {
-		_, der, err = rawParts(a, nil, foreignPoint(a, pub.(*ecdsa.PublicKey)))
+	if isForeign(a) {
+		_, der, err = rawParts(a, nil, foreignPoint(a, pub))
 		return der, err
 	}
 	return psa.MarshalPublicKey(pub)
 }
 
-// wipe overwrites an Ed25519 or secp256k1 key. The other kinds have copies inside the standard library that nobody can
-// reach.
+// wipe overwrites an Ed25519 key. The other kinds have copies inside their libraries that nobody can reach.
 func wipe(private crypto.PrivateKey) {
-	switch k := private.(type) {
-	case ed25519.PrivateKey:
+	if k, ok := private.(ed25519.PrivateKey); ok {
 		psa.Wipe(k)
-	case *koblitz:
-		psa.Wipe(k.scalar)
 	}
 }
 

@@ -16,13 +16,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/decred/dcrd/dcrec/secp256k1/v4"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -266,6 +265,9 @@ func brainpoolKey(t *testing.T, change func(point []byte)) []byte {
 	return blob.Public
 }
 
+// koblitzOrder is the order of secp256k1 (SEC 2, 2.4.1).
+var koblitzOrder, _ = hex.DecodeString("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141")
+
 // koblitzKey is a private key for secp256k1.
 func koblitzKey(t *testing.T, scalar []byte) []byte {
 	t.Helper()
@@ -304,7 +306,7 @@ func TestWrongMaterial(t *testing.T) {
 	even := spki(t, &rsa.PublicKey{N: new(big.Int).Sub(rsa2048.N, big.NewInt(1)), E: 65537})
 	offBrainpool := brainpoolKey(t, func(point []byte) { point[len(point)-1] ^= 1 })
 	infinity := brainpoolKey(t, func(point []byte) { clear(point[1:]) })
-	zero, order := koblitzKey(t, make([]byte, 32)), koblitzKey(t, secp256k1.Params().N.Bytes())
+	zero, order := koblitzKey(t, make([]byte, 32)), koblitzKey(t, koblitzOrder)
 	private, public, raw := psa.FormatPKCS8, psa.FormatSPKI, psa.FormatRaw
 	for _, c := range []struct {
 		what     string
@@ -683,7 +685,8 @@ func TestProvider(t *testing.T) {
 	p := newProvider(t)
 	d := p.Describe()
 	d.Description, d.Version = "", ""
-	if want := (providers.Description{Type: "Software", TypeUUID: "1c1139dc-ad7c-47dc-ad6b-db6fdb466552", Vendor: "parsecfs", Location: "local"}); d != want {
+	if want := (providers.Description{Type: "Software", TypeUUID: "1c1139dc-ad7c-47dc-ad6b-db6fdb466552", Vendor: "parsecfs", Location: "local",
+		Limits: providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1)}}); d != want {
 		t.Errorf("described as %+v", d)
 	}
 	if id, err := p.Identity(t.Context()); id != "software" || err != nil {

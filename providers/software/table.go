@@ -70,7 +70,7 @@ func newTable() []psa.Capability {
 			hashAndSign(psa.ECCKeyPair(psa.SECPR1), bits, psa.DeterministicECDSA(h))
 		}
 	}
-	for k := range foreign {
+	for _, k := range foreign() {
 		for _, h := range []psa.Algorithm{psa.SHA256, psa.SHA384, psa.SHA512, psa.AnyHash} {
 			hashAndSign(k.t, k.bits, psa.ECDSA(h))
 		}

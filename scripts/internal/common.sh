@@ -38,6 +38,10 @@ find_go() {
 	if ! git rev-parse HEAD >/dev/null 2>&1; then
 		export GOFLAGS="${GOFLAGS:-} -buildvcs=false"
 	fi
+	# Where the toolchain can, the program erases what it leaves of keys in memory.
+	if GOEXPERIMENT="${GOEXPERIMENT:+$GOEXPERIMENT,}runtimesecret" go list runtime/secret >/dev/null 2>&1; then
+		export GOEXPERIMENT="${GOEXPERIMENT:+$GOEXPERIMENT,}runtimesecret"
+	fi
 	# go keeps its cache there, and a bare container sets none.
 	export HOME="${HOME:-/root}" CGO_ENABLED=1
 }

@@ -5,6 +5,8 @@
 //	bench run FLOOR SIGN AUDITED UNITS
 //	                        measure, with the minimal handler's file and keys' sign: plain, with an audit trail and
 //	                        with the authenticator SystemdUnit; and print the table
+//	bench turns KEYS UID
+//	                        measure a signature of root's beside UID, who generates 40 RSA-4096 keys, and print the ratio
 //	bench compare OURS THEIRS
 //	                        measure the keys plain, lost and foreign in the keys/ of two mounts, and print the ratios
 //	bench tpm SOCKET FLOOR KEYS
@@ -39,6 +41,10 @@ func main() {
 		err = serve(os.Args[2])
 	case len(os.Args) == 6 && os.Args[1] == "run":
 		err = run(os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+	case len(os.Args) == 4 && os.Args[1] == "turns":
+		err = turns(os.Args[2], os.Args[3])
+	case len(os.Args) == 3 && os.Args[1] == "generate":
+		err = generate(os.Args[2])
 	case len(os.Args) == 4 && os.Args[1] == "compare":
 		err = compare(os.Args[2], os.Args[3])
 	case len(os.Args) == 5 && os.Args[1] == "tpm":
@@ -48,7 +54,7 @@ func main() {
 	case len(os.Args) == 2 && os.Args[1] == "echo":
 		err = echo()
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

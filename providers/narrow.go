@@ -32,6 +32,7 @@ var (
 
 	_ Adopter  = (*narrowed)(nil)
 	_ Wrapper  = (*narrowed)(nil)
+	_ Counters = (*narrowed)(nil)
 	_ Attester = (*narrowed)(nil)
 	_ Informer = (*narrowed)(nil)
 
@@ -251,4 +252,47 @@ func (p *narrowed) Unwrap(ctx context.Context, wrapped []byte) ([]byte, error) {
 		return nil, errNoWrapping()
 	}
 	return w.Unwrap(ctx, wrapped)
+}
+
+func (p *narrowed) counters() (Counters, error) {
+	if c, ok := p.Provider.(Counters); ok {
+		return c, nil
+	}
+	return nil, psa.Errorf(psa.StatusNotSupported, "this provider has no counters").WithHint("a Tpm provider has")
+}
+
+// NewCounter is p's, StatusNotSupported where it has none.
+func (p *narrowed) NewCounter(ctx context.Context, auth []byte) ([]byte, uint64, error) {
+	c, err := p.counters()
+	if err != nil {
+		return nil, 0, err
+	}
+	return c.NewCounter(ctx, auth)
+}
+
+// Counter is p's, StatusNotSupported where it has none.
+func (p *narrowed) Counter(ctx context.Context, reference, auth []byte) (uint64, error) {
+	c, err := p.counters()
+	if err != nil {
+		return 0, err
+	}
+	return c.Counter(ctx, reference, auth)
+}
+
+// Advance is p's, StatusNotSupported where it has none.
+func (p *narrowed) Advance(ctx context.Context, reference, auth []byte) (uint64, error) {
+	c, err := p.counters()
+	if err != nil {
+		return 0, err
+	}
+	return c.Advance(ctx, reference, auth)
+}
+
+// RemoveCounter is p's, StatusNotSupported where it has none.
+func (p *narrowed) RemoveCounter(ctx context.Context, reference, auth []byte) error {
+	c, err := p.counters()
+	if err != nil {
+		return err
+	}
+	return c.RemoveCounter(ctx, reference, auth)
 }

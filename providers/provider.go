@@ -138,6 +138,20 @@ type Wrapper interface {
 	Unwrap(ctx context.Context, wrapped []byte) ([]byte, error)
 }
 
+// Counters is implemented by providers whose device keeps numbers that only grow, whatever becomes of the disk.
+type Counters interface {
+	// NewCounter makes a counter under this authorization, 1 to 32 bytes that nobody guesses, and gives the reference by which
+	// it is found again, and its value. It is above that of each counter that the device ever removed.
+	NewCounter(ctx context.Context, auth []byte) (reference []byte, value uint64, err error)
+	// Counter reads it, so that nobody on the way changes the answer. One that is gone, or another one in its place, is
+	// StatusDoesNotExist; a refusal can be made up on the way, a value cannot.
+	Counter(ctx context.Context, reference, auth []byte) (uint64, error)
+	// Advance makes it one more, durably, and gives the new value. After an error it may be one more, too.
+	Advance(ctx context.Context, reference, auth []byte) (uint64, error)
+	// RemoveCounter gives its place back; an absent one is success, and so is another one in its place, which stays.
+	RemoveCounter(ctx context.Context, reference, auth []byte) error
+}
+
 // Certifier is implemented by keys that another key of their provider can vouch for.
 type Certifier interface {
 	// Certify begins psa.Attest as Begin does, signed by another open key of the same provider instead of the device's own

@@ -65,6 +65,7 @@ func Run(t *testing.T, open func(t *testing.T) providers.Provider, o Options) {
 		{"CancelledFinish", s.cancelledFinish},
 		{"Random", s.random},
 		{"Adoption", s.adoption},
+		{"Counters", s.counters},
 	} {
 		t.Run(property.name, property.run)
 	}

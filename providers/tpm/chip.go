@@ -93,7 +93,7 @@ func (l *link) Send(command []byte) ([]byte, error) {
 			return nil, err
 		}
 		switch tpm2.TPMRC(binary.BigEndian.Uint32(b[6:])) {
-		case tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded:
+		case tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded, tpm2.TPMRCNVRate, tpm2.TPMRCNVUnavailable:
 			if time.Since(since) < pauses {
 				time.Sleep(pause)
 				pause = min(2*pause, lastPause)

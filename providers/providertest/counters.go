@@ -15,7 +15,7 @@ func (s *suite) counters(t *testing.T) {
 	if !ok {
 		t.Skip("it has no counters")
 	}
-	auth := [2][]byte{bytes.Repeat([]byte{1}, 32), {2, 0}} // a TPM's authorizations end where zeros do
+	auth := [2][]byte{bytes.Repeat([]byte{1, 0}, 16), {2, 0}} // all bytes count, zeros too
 	var references [2][]byte
 	var values [2]uint64
 	for i := range auth {
@@ -46,7 +46,7 @@ func (s *suite) counters(t *testing.T) {
 			read(c)
 		}
 	}
-	for _, wrong := range [][]byte{auth[1], {3}} {
+	for _, wrong := range [][]byte{auth[1], {3}, {1}, auth[0][:31]} {
 		if _, err := c.Counter(t.Context(), references[0], wrong); psa.StatusOf(err) != psa.StatusDoesNotExist {
 			t.Errorf("read with the authorization %x: %v", wrong, err)
 		}

@@ -3,6 +3,8 @@ package tpm
 import (
 	"bytes"
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/asn1"
 	"encoding/binary"
 	"fmt"
@@ -55,11 +57,16 @@ func counterName(index tpm2.TPMHandle, written bool) (tpm2.TPM2BName, error) {
 	return *name, nil
 }
 
-func checkCounterAuth(auth []byte) error {
+// counterAuth derives a counter's authorization in the TPM from the caller's; the caller wipes it.
+func counterAuth(auth []byte) ([]byte, error) {
 	if len(auth) == 0 || len(auth) > maxCounterAuth {
-		return psa.Errorf(psa.StatusInvalidArgument, "a counter's authorization of %d bytes; allowed: 1 to %d", len(auth), maxCounterAuth)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "a counter's authorization of %d bytes; allowed: 1 to %d", len(auth), maxCounterAuth)
 	}
-	return nil
+	b, err := hkdf.Key(sha256.New, auth, nil, "parsecfs counter 1", derivedAuth)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusGenericError, "a counter's authorization: %w", err)
+	}
+	return textAuth(b), nil
 }
 
 // parseCounter reads a reference that NewCounter gave.
@@ -91,9 +98,10 @@ func parseCounter(reference []byte) (tpm2.NamedHandle, error) {
 
 // NewCounter defines an NV counter at a free index of the owner's, and increments it once: before that it has no value.
 func (p *provider) NewCounter(ctx context.Context, auth []byte) (reference []byte, value uint64, err error) {
-	if err := checkCounterAuth(auth); err != nil {
+	if auth, err = counterAuth(auth); err != nil {
 		return nil, 0, err
 	}
+	defer psa.Wipe(auth)
 	c := p.chip
 	var n tpm2.NamedHandle
 	err = c.use(ctx, "make a counter", func() error {
@@ -187,7 +195,7 @@ func opened(n tpm2.NamedHandle, err error) error {
 	return err
 }
 
-func (c *chip) counterAuth(n tpm2.NamedHandle, auth []byte) tpm2.AuthHandle {
+func (c *chip) counting(n tpm2.NamedHandle, auth []byte) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: n.Handle, Name: n.Name, Auth: c.once(auth)}
 }
 
@@ -203,7 +211,7 @@ func (c *chip) count(n tpm2.NamedHandle, auth []byte) (uint64, error) {
 	case !bytes.Equal(lies, n.Name.Buffer):
 		return 0, errNoCounter(n, "something else is there")
 	}
-	rsp, err := tpm2.NVRead{AuthHandle: c.counterAuth(n, auth), NVIndex: n, Size: counterSize}.Execute(c.link)
+	rsp, err := tpm2.NVRead{AuthHandle: c.counting(n, auth), NVIndex: n, Size: counterSize}.Execute(c.link)
 	if err != nil {
 		return 0, opened(n, err)
 	}
@@ -214,7 +222,7 @@ func (c *chip) count(n tpm2.NamedHandle, auth []byte) (uint64, error) {
 }
 
 func (c *chip) increment(n tpm2.NamedHandle, auth []byte) error {
-	_, err := tpm2.NVIncrement{AuthHandle: c.counterAuth(n, auth), NVIndex: n}.Execute(c.link)
+	_, err := tpm2.NVIncrement{AuthHandle: c.counting(n, auth), NVIndex: n}.Execute(c.link)
 	return opened(n, err)
 }
 
@@ -239,9 +247,10 @@ func (p *provider) Counter(ctx context.Context, reference, auth []byte) (value u
 	if err != nil {
 		return 0, err
 	}
-	if err := checkCounterAuth(auth); err != nil {
+	if auth, err = counterAuth(auth); err != nil {
 		return 0, err
 	}
+	defer psa.Wipe(auth)
 	c := p.chip
 	err = c.use(ctx, "read a counter", func() (err error) {
 		value, err = c.count(n, auth)
@@ -257,9 +266,10 @@ func (p *provider) Advance(ctx context.Context, reference, auth []byte) (value u
 	if err != nil {
 		return 0, err
 	}
-	if err := checkCounterAuth(auth); err != nil {
+	if auth, err = counterAuth(auth); err != nil {
 		return 0, err
 	}
+	defer psa.Wipe(auth)
 	c := p.chip
 	again, before := false, uint64(0)
 	err = c.use(ctx, "advance a counter", func() (err error) {
@@ -288,9 +298,10 @@ func (p *provider) RemoveCounter(ctx context.Context, reference, auth []byte) er
 	if err != nil {
 		return err
 	}
-	if err := checkCounterAuth(auth); err != nil {
+	if auth, err = counterAuth(auth); err != nil {
 		return err
 	}
+	defer psa.Wipe(auth)
 	c := p.chip
 	return c.use(ctx, "remove a counter", func() error {
 		_, err := c.count(n, auth)

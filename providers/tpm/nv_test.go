@@ -15,7 +15,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/tpm/tpmtest"
 )
 
-var counterAuth = bytes.Repeat([]byte{7}, maxCounterAuth)
+var storeAuth = bytes.Repeat([]byte{7}, maxCounterAuth)
 
 // counting is the provider, seen as one that counts, until end.
 func counting(t *testing.T, chip *tpmtest.Chip) (c providers.Counters, end func()) {
@@ -47,12 +47,12 @@ func TestCounterOnlyGrows(t *testing.T) {
 	t.Parallel()
 	chip := tpmtest.Start(t)
 	c, end := counting(t, chip)
-	reference, value, err := c.NewCounter(t.Context(), counterAuth)
+	reference, value, err := c.NewCounter(t.Context(), storeAuth)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 6 {
-		if got, err := c.Advance(t.Context(), reference, counterAuth); err != nil || got != value+1 {
+		if got, err := c.Advance(t.Context(), reference, storeAuth); err != nil || got != value+1 {
 			t.Fatalf("%d behind %d: %v", got, value, err)
 		}
 		value++
@@ -64,22 +64,26 @@ func TestCounterOnlyGrows(t *testing.T) {
 			end()
 			c, end = counting(t, chip)
 		}
-		if got, err := c.Counter(t.Context(), reference, counterAuth); err != nil || got != value {
+		if got, err := c.Counter(t.Context(), reference, storeAuth); err != nil || got != value {
 			t.Fatalf("%d, %v; want %d", got, err, value)
 		}
 	}
 	gone := func(what string) {
 		t.Helper()
-		_, err := c.Counter(t.Context(), reference, counterAuth)
-		_, aerr := c.Advance(t.Context(), reference, counterAuth)
+		_, err := c.Counter(t.Context(), reference, storeAuth)
+		_, aerr := c.Advance(t.Context(), reference, storeAuth)
 		if psa.StatusOf(err) != psa.StatusDoesNotExist || psa.HintOf(err) == "" || psa.StatusOf(aerr) != psa.StatusDoesNotExist {
 			t.Errorf("%s: %v, %v", what, err, aerr)
 		}
-		if err := c.RemoveCounter(t.Context(), reference, counterAuth); err != nil {
+		if err := c.RemoveCounter(t.Context(), reference, storeAuth); err != nil {
 			t.Errorf("%s, removed: %v", what, err)
 		}
 	}
 	n, err := parseCounter(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inTPM, err := counterAuth(storeAuth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +112,7 @@ func TestCounterOnlyGrows(t *testing.T) {
 		owner(t, chip, func(l *link, auth tpm2.AuthHandle) error {
 			define := tpm2.NVDefineSpace{AuthHandle: auth, PublicInfo: tpm2.New2B(public)}
 			if what == "a number that anybody sets" {
-				define.Auth.Buffer = counterAuth // it knows even that
+				define.Auth.Buffer = inTPM // it knows even that
 			}
 			if _, err := define.Execute(l); err != nil {
 				return err
@@ -142,7 +146,7 @@ func TestCounterOnlyGrows(t *testing.T) {
 
 	// Who has the authorization and makes it again gets one that is above it.
 	owner(t, chip, func(l *link, auth tpm2.AuthHandle) error {
-		_, err := tpm2.NVDefineSpace{AuthHandle: auth, Auth: tpm2.TPM2BAuth{Buffer: counterAuth},
+		_, err := tpm2.NVDefineSpace{AuthHandle: auth, Auth: tpm2.TPM2BAuth{Buffer: inTPM},
 			PublicInfo: tpm2.New2B(counterTemplate(n.Handle, false))}.Execute(l)
 		return err
 	})
@@ -152,13 +156,13 @@ func TestCounterOnlyGrows(t *testing.T) {
 	owner(t, chip, func(l *link, _ tpm2.AuthHandle) error {
 		name, err := counterName(n.Handle, false)
 		if err == nil {
-			_, err = tpm2.NVIncrement{AuthHandle: tpm2.AuthHandle{Handle: n.Handle, Name: name, Auth: tpm2.PasswordAuth(counterAuth)},
+			_, err = tpm2.NVIncrement{AuthHandle: tpm2.AuthHandle{Handle: n.Handle, Name: name, Auth: tpm2.PasswordAuth(inTPM)},
 				NVIndex: tpm2.NamedHandle{Handle: n.Handle, Name: name}}.Execute(l)
 		}
 		return err
 	})
 	c, end = counting(t, chip)
-	if got, err := c.Counter(t.Context(), reference, counterAuth); err != nil || got <= value {
+	if got, err := c.Counter(t.Context(), reference, storeAuth); err != nil || got <= value {
 		t.Errorf("made again, it is %d behind %d: %v", got, value, err)
 	}
 	end()
@@ -211,16 +215,16 @@ func TestCounterOverBrokenConnection(t *testing.T) {
 	for _, behind := range []bool{false, true} {
 		for _, at := range []tpm2.TPMCC{tpm2.TPMCCNVDefineSpace, tpm2.TPMCCNVIncrement, tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead} {
 			breaks(at, behind)
-			reference, value, err := c.NewCounter(t.Context(), counterAuth)
+			reference, value, err := c.NewCounter(t.Context(), storeAuth)
 			if err != nil {
 				t.Fatalf("%v, behind it %t: %v", at, behind, err)
 			}
 			breaks(at, behind)
-			if got, err := c.Advance(t.Context(), reference, counterAuth); err != nil || got != value+1 {
+			if got, err := c.Advance(t.Context(), reference, storeAuth); err != nil || got != value+1 {
 				t.Errorf("%v, behind it %t: %d behind %d, %v", at, behind, got, value, err)
 			}
 			breaks(tpm2.TPMCCNVUndefineSpace, behind)
-			if err := c.RemoveCounter(t.Context(), reference, counterAuth); err != nil {
+			if err := c.RemoveCounter(t.Context(), reference, storeAuth); err != nil {
 				t.Errorf("%v, behind it %t: %v", at, behind, err)
 			}
 		}
@@ -278,20 +282,20 @@ func TestCounterForged(t *testing.T) {
 		p := newProvider(t, tpmtest.Start(t))
 		defer p.Close()
 		c := p.(*provider)
-		reference, value, err := c.NewCounter(t.Context(), counterAuth)
+		reference, value, err := c.NewCounter(t.Context(), storeAuth)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.chip.link.TPMCloser = &forged{TPMCloser: c.chip.link.TPMCloser, replays: replays}
 		if replays {
-			if _, err := c.Counter(t.Context(), reference, counterAuth); err != nil {
+			if _, err := c.Counter(t.Context(), reference, storeAuth); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got, err := c.Counter(t.Context(), reference, counterAuth); psa.StatusOf(err) != psa.StatusCommunicationFailure {
+		if got, err := c.Counter(t.Context(), reference, storeAuth); psa.StatusOf(err) != psa.StatusCommunicationFailure {
 			t.Errorf("repeated %t: %d, %v", replays, got, err)
 		}
-		if got, err := c.Counter(t.Context(), reference, counterAuth); err != nil || got != value {
+		if got, err := c.Counter(t.Context(), reference, storeAuth); err != nil || got != value {
 			t.Errorf("afterwards: %d, %v", got, err)
 		}
 	}
@@ -303,9 +307,23 @@ func TestCounterNoRoom(t *testing.T) {
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	c := p.(*provider)
+	if _, err := p.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for index, size := lastOwned+tpm2.TPMHandle(1), uint16(2048); size >= 16; index++ { // another's, so that there is little left to fill
+		public := tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: size, Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true}}
+		auth := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+		_, err := tpm2.NVDefineSpace{AuthHandle: auth, PublicInfo: tpm2.New2B(public)}.Execute(c.chip.link)
+		switch {
+		case isRC(err, tpm2.TPMRCNVSpace):
+			size /= 2
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
 	var made [][]byte
 	for range 4096 {
-		reference, _, err := c.NewCounter(t.Context(), counterAuth)
+		reference, _, err := c.NewCounter(t.Context(), storeAuth)
 		if err == nil {
 			made = append(made, reference)
 			continue
@@ -318,10 +336,10 @@ func TestCounterNoRoom(t *testing.T) {
 	if left := indices(t, c.chip.link); len(left) != min(len(made), 64) {
 		t.Errorf("%d counters, %d indices", len(made), len(left))
 	}
-	if err := c.RemoveCounter(t.Context(), made[0], counterAuth); err != nil {
+	if err := c.RemoveCounter(t.Context(), made[0], storeAuth); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := c.NewCounter(t.Context(), counterAuth); err != nil {
+	if _, _, err := c.NewCounter(t.Context(), storeAuth); err != nil {
 		t.Errorf("in the place of a removed one: %v", err)
 	}
 }

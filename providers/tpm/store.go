@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/base64"
 	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
@@ -51,6 +52,15 @@ func newAuth() ([]byte, error) {
 	}
 	return auth, nil
 }
+
+// textAuth is an authorization without a zero byte, for the same reason, from 24 bytes that were derived.
+func textAuth(derived []byte) []byte {
+	defer psa.Wipe(derived)
+	return base64.RawStdEncoding.AppendEncode(nil, derived)
+}
+
+// derivedAuth is how many bytes textAuth takes: its text is as long as a digest, which bounds authorizations.
+const derivedAuth = authSize / 4 * 3
 
 func (s *stored) marshal() ([]byte, error) {
 	s.Version = storedVersion

@@ -46,6 +46,9 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 		Log:              o.Log,
 		Step:             o.Step,
 	}
+	if pin := o.Config.Wrapping.PIN; pin.Given() {
+		options.WrappingPIN = pin.Read
+	}
 	for _, p := range o.Config.Providers {
 		options.Providers = append(options.Providers, kim.ProviderConfig{
 			Name: p.Name, Type: p.Type.Name, UID: p.UID, GID: p.GID, Mode: p.Mode,
@@ -268,14 +271,23 @@ func Backup(ctx context.Context, o StateOptions, w io.Writer) error {
 }
 
 // Rewrap wraps the data key in another way: "file", or "tpm:PROVIDER" with PCRs, nil as kim.Rewrapping has them. The
-// recovery key is read from its file, or, for a provider, made there, which is told by made; "" is without one. The file
-// is this program's: a daemon is only told the key.
+// recovery key is read from its file, or, for a provider, made there, which is told by made; "" is without one. A provider
+// asks for the configuration's PIN from now on, or for none where that has none. The files are this program's: a daemon is
+// only told what is in them.
 func Rewrap(ctx context.Context, o StateOptions, kind string, pcrs *psa.PCRs, file string) (made bool, err error) {
 	if name, ok := strings.CutPrefix(kind, kim.WrapProvider); kind != kim.WrapFile && (!ok || name == "") {
 		return false, &Error{KindUsage, fmt.Errorf("no wrapping %q; allowed: %s, %sPROVIDER", kind, kim.WrapFile, kim.WrapProvider), "parsecfs state rewrap --help"}
 	}
 	r := kim.Rewrapping{Kind: kind, PCRs: pcrs}
-	defer func() { psa.Wipe(r.Recovery) }()
+	defer func() {
+		psa.Wipe(r.Recovery)
+		psa.Wipe(r.PIN)
+	}()
+	if kind != kim.WrapFile {
+		if r.PIN, err = o.Config.Wrapping.PIN.Read(); err != nil {
+			return false, &Error{KindOther, err, psa.HintOf(err)}
+		}
+	}
 	if file != "" {
 		r.Recovery, err = kim.ReadRecoveryKey(file)
 		if errors.Is(err, os.ErrNotExist) && kind != kim.WrapFile {
@@ -291,7 +303,7 @@ func Rewrap(ctx context.Context, o StateOptions, kind string, pcrs *psa.PCRs, fi
 	}
 	err = withState(ctx, o,
 		func(c *client) error {
-			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery}
+			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery, PIN: r.PIN}
 			if pcrs != nil {
 				in.PCRs = new(uint32(*pcrs))
 			}
@@ -337,6 +349,11 @@ func checkWrapping(ctx context.Context, k *kim.KIM, c *Config, stateDir string) 
 		return &Error{KindConfig, fmt.Errorf("%s: wrapping_pcrs are %v, but the store's data key is bound to %v", c.File, want.PCRs.List(), pcrs.List()), command}
 	case !recovery && want.Kind != kim.WrapFile:
 		return &Error{KindConfig, fmt.Errorf("%s: wrapping is %q, but the store has no recovery key", c.File, want.Kind), command}
+	case want.PIN.Given():
+		// Where that cannot be told, the provider's status says why.
+		if pin, err := k.WrappedWithPIN(ctx); err == nil && !pin {
+			return &Error{KindConfig, fmt.Errorf("%s: wrapping_pin_source is set, but the store's data key is wrapped without a PIN", c.File), command}
+		}
 	}
 	return nil
 }

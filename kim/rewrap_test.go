@@ -52,6 +52,7 @@ func TestRewrapRefused(t *testing.T) {
 		"no kind":                {kim.Rewrapping{}, psa.StatusInvalidArgument},
 		"an unknown kind":        {kim.Rewrapping{Kind: "paper"}, psa.StatusInvalidArgument},
 		"a file's PCRs":          {kim.Rewrapping{Kind: "file", PCRs: &pcrs}, psa.StatusInvalidArgument},
+		"a file's PIN":           {kim.Rewrapping{Kind: "file", PIN: []byte("1234")}, psa.StatusInvalidArgument},
 		"PCR 24":                 {kim.Rewrapping{Kind: "tpm:chip", PCRs: &many, Recovery: recovery}, psa.StatusInvalidArgument},
 		"no recovery key":        {kim.Rewrapping{Kind: "tpm:chip"}, psa.StatusNotPermitted},
 		"no provider":            {kim.Rewrapping{Kind: "tpm:other", Recovery: recovery}, psa.StatusDoesNotExist},

@@ -117,6 +117,8 @@ store where its TPM is lost; whoever has it and the state directory, or a backup
 With --pcrs a TPM unwraps only while these registers are as they are now: after new firmware, or another boot
 order, only the recovery key opens the store. Without it, wrapping_pcrs of the configuration count, or what was before.
 
+With wrapping_pin_source in the configuration a TPM unwraps only with the PIN that is there now, and without it with none.
+
 Old backups stay as they are, each with the wrapping key of its time.`,
 		DisableFlagsInUseLine: true,
 		Args:                  positional(cobra.ExactArgs(1)),

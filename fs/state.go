@@ -352,7 +352,8 @@ func checkWrapping(ctx context.Context, k *kim.KIM, c *Config, stateDir string) 
 	case want.PIN.Given():
 		// Where that cannot be told, the provider's status says why.
 		if pin, err := k.WrappedWithPIN(ctx); err == nil && !pin {
-			return &Error{KindConfig, fmt.Errorf("%s: wrapping_pin_source is set, but the store's data key is wrapped without a PIN", c.File), command}
+			err := fmt.Errorf("%s: wrapping_pin_source is set, but the store's data key is wrapped without a PIN", c.File)
+			return &Error{KindConfig, err, command}
 		}
 	}
 	return nil

@@ -42,7 +42,8 @@ func (s *wrapStore) beside(do func(l transport.TPM) error) {
 func (s *wrapStore) wrongPINs() (n uint32) {
 	s.T.Helper()
 	s.beside(func(l transport.TPM) error {
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTLockoutCounter), PropertyCount: 1}.Execute(l)
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties,
+			Property: uint32(tpm2.TPMPTLockoutCounter), PropertyCount: 1}.Execute(l)
 		if err != nil {
 			return err
 		}
@@ -110,7 +111,8 @@ func TestWrappedWithPIN(t *testing.T) {
 	s.M.Restart()
 	s.sealed("the PIN is refused by the TPM", hint)
 	for range 3 {
-		if stderr, code := s.rewrap("tpm:chip"); code != 1 || !strings.Contains(stderr, "the PIN is refused by the TPM") || !strings.Contains(stderr, hint) {
+		stderr, code := s.rewrap("tpm:chip")
+		if code != 1 || !strings.Contains(stderr, "the PIN is refused by the TPM") || !strings.Contains(stderr, hint) {
 			t.Errorf("with the wrong PIN: exit %d: %s", code, stderr)
 		}
 	}
@@ -193,7 +195,8 @@ func TestWrappedWithPIN(t *testing.T) {
 	opens()
 	s.M.Kill()
 	s.configure(withPIN)
-	if err := s.M.Start(); err == nil || !strings.Contains(err.Error(), "wrapped without a PIN") || !strings.Contains(err.Error(), "hint: parsecfs state rewrap") {
+	err := s.M.Start()
+	if err == nil || !strings.Contains(err.Error(), "wrapped without a PIN") || !strings.Contains(err.Error(), "hint: parsecfs state rewrap") {
 		t.Errorf("a mount that wants a PIN: %v", err)
 	}
 	s.mustRewrap("tpm:chip") // without a daemon

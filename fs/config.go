@@ -49,10 +49,11 @@ type Core struct {
 	BufferPerUser       int64  // bytes that the requests of one user hold
 }
 
-// Wrapping is how [core_settings] wants the store's data key wrapped: wrapping and wrapping_pcrs.
+// Wrapping is how [core_settings] wants the store's data key wrapped: wrapping, wrapping_pcrs and wrapping_pin_source.
 type Wrapping struct {
-	Kind string    // "file" or "tpm:PROVIDER"; empty leaves it to the store
-	PCRs *psa.PCRs // nil leaves them to the store
+	Kind string              // "file" or "tpm:PROVIDER"; empty leaves it to the store
+	PCRs *psa.PCRs           // nil leaves them to the store
+	PIN  providers.PINSource // not given: none
 }
 
 // Mount is [mount].
@@ -273,6 +274,7 @@ func (p *configParser) core(v value) {
 		{name: "buffer_per_user", set: func(v value) { p.number(v, &c.BufferPerUser, 1024, 1<<40, "bytes") }},
 		{name: "wrapping", set: func(v value) { p.text(v, &p.config.Wrapping.Kind, wrappings) }},
 		{name: "wrapping_pcrs", set: p.wrappingPCRs},
+		{name: "wrapping_pin_source", set: p.wrappingPIN},
 		{name: "allow_root", instead: "parsecfs is made to run as root; permissions on the files say who may use a key"},
 		{name: "thread_pool_size", instead: "there is no pool: each provider has a queue as wide as its device allows"},
 		{name: "idle_listener_sleep_duration", instead: "nothing is polled: leave it out"},
@@ -675,17 +677,29 @@ func (p *configParser) wrappingPCRs(v value) {
 	p.config.Wrapping.PCRs = &pcrs
 }
 
+func (p *configParser) wrappingPIN(v value) {
+	s, ok := v.raw.(string)
+	source, err := providers.ParsePINSource(s)
+	if !ok || err != nil {
+		p.wrong(v, providers.PINForms)
+		return
+	}
+	p.config.Wrapping.PIN = source
+}
+
 // checkWrapping runs last, when all providers are known.
 func (p *configParser) checkWrapping() {
 	w := p.config.Wrapping
 	at := path{"core_settings"}
-	if w.Kind == "" && w.PCRs == nil {
+	if w.Kind == "" && w.PCRs == nil && !w.PIN.Given() {
 		return
 	}
 	name, byProvider := strings.CutPrefix(w.Kind, kim.WrapProvider)
 	switch {
 	case w.PCRs != nil && !byProvider:
 		p.problem(at.key("wrapping_pcrs"), `wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`)
+	case w.PIN.Given() && !byProvider:
+		p.problem(at.key("wrapping_pin_source"), `wrapping_pin_source is of wrapping = "tpm:PROVIDER" alone`)
 	case w.Kind == kim.WrapFile, byProvider && slices.ContainsFunc(p.config.Providers, func(r Provider) bool { return r.Name == name }):
 	case byProvider:
 		p.problem(at.key("wrapping"), fmt.Sprintf("wrapping: no [[provider]] has the name %q", name))

@@ -46,6 +46,7 @@ transactions_per_user = 6
 buffer_per_user = 1_000_000
 wrapping = "tpm:second"
 wrapping_pcrs = [7, 0]
+wrapping_pin_source = "file:///run/pin"
 [mount]
 path = "/mnt/keys/"
 dropbox = "off"
@@ -81,7 +82,7 @@ provider_type = "Slots"
 	if c.Core != wantCore {
 		t.Errorf("core_settings: %+v, want %+v", c.Core, wantCore)
 	}
-	if w := c.Wrapping; w.Kind != "tpm:second" || w.PCRs == nil || *w.PCRs != 1<<0|1<<7 {
+	if w := c.Wrapping; w.Kind != "tpm:second" || w.PCRs == nil || *w.PCRs != 1<<0|1<<7 || w.PIN.File != "/run/pin" {
 		t.Errorf("wrapping: %+v", w)
 	}
 	if c.Mount != (Mount{"/mnt/keys", false, 500 * time.Millisecond}) {
@@ -150,6 +151,10 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "[core_settings]\nwrapping = 'tpm:software'\nwrapping_pcrs = 0", `c.toml:9: wrong value for core_settings.wrapping_pcrs`},
 		{minimal + "[core_settings]\nwrapping = 'file'\nwrapping_pcrs = []", `c.toml:9: wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`},
 		{minimal + "[core_settings]\nwrapping_pcrs = [0]", `c.toml:8: wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`},
+		{minimal + "[core_settings]\nwrapping = 'tpm:software'\nwrapping_pin_source = 'pin'", `c.toml:9: wrong value for core_settings.wrapping_pin_source; allowed: an absolute path, file:PATH, or credential:NAME`},
+		{minimal + "[core_settings]\nwrapping = 'tpm:software'\nwrapping_pin_source = 1234", `c.toml:9: wrong value for core_settings.wrapping_pin_source`},
+		{minimal + "[core_settings]\nwrapping = 'file'\nwrapping_pin_source = '/run/pin'", `c.toml:9: wrapping_pin_source is of wrapping = "tpm:PROVIDER" alone`},
+		{minimal + "[core_settings]\nwrapping_pin_source = 'credential:pin'", `c.toml:8: wrapping_pin_source is of wrapping = "tpm:PROVIDER" alone`},
 		{minimal + "[mount]\nattr_timeout = 2", `c.toml:8: wrong value for mount.attr_timeout; allowed: seconds, or a string like "500ms" or "1m30s", from 0s to 1s`},
 		{minimal + "[mount]\npath = 'mnt'", `c.toml:8: wrong value for mount.path; allowed: an absolute path`},
 		{minimal + "[mount]\ndropbox = true", `c.toml:8: wrong value for mount.dropbox; allowed: "lineage", "off"`},

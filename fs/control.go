@@ -61,6 +61,7 @@ type request struct {
 	PCRs     *uint32 `json:"pcrs,omitempty"`     // of rewrap
 	Recovery []byte  `json:"recovery,omitempty"` // of rewrap: the content of the recovery key's file
 	NewKey   bool    `json:"new_key,omitempty"`  // of rewrap: a new data key
+	PIN      []byte  `json:"pin,omitempty"`      // of rewrap: what a provider wants from now on
 }
 
 type response struct {
@@ -284,6 +285,7 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 		return
 	}
 	defer psa.Wipe(in.Recovery)
+	defer psa.Wipe(in.PIN)
 	if err := may.permits(in); err != nil {
 		c.refused(by, in.Command, err)
 		send(response{End: true, Error: err.Error(), Hint: psa.HintOf(err)})
@@ -310,7 +312,7 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 		err = c.kim.Backup(c.ctx, chunks(func(p []byte) error { return send(response{Data: p}) }))
 		c.did(by, in.Command, begun, err)
 	case commandRewrap:
-		r := kim.Rewrapping{Kind: in.Wrapping, Recovery: in.Recovery, NewDataKey: in.NewKey}
+		r := kim.Rewrapping{Kind: in.Wrapping, Recovery: in.Recovery, PIN: in.PIN, NewDataKey: in.NewKey}
 		if in.PCRs != nil {
 			r.PCRs = new(psa.PCRs(*in.PCRs))
 		}
@@ -346,6 +348,7 @@ func readRequest(r io.Reader) (in request, err error) {
 		if line, _, ok := bytes.Cut(b[:n], []byte("\n")); ok {
 			if err := json.Unmarshal(line, &in); err != nil {
 				psa.Wipe(in.Recovery)
+				psa.Wipe(in.PIN)
 				return request{}, err
 			}
 			return in, nil

@@ -46,6 +46,9 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 		Log:              o.Log,
 		Step:             o.Step,
 	}
+	if pin := o.Config.Wrapping.PIN; pin.Given() {
+		options.WrappingPIN = pin.Read
+	}
 	for _, p := range o.Config.Providers {
 		options.Providers = append(options.Providers, kim.ProviderConfig{
 			Name: p.Name, Type: p.Type.Name, UID: p.UID, GID: p.GID, Mode: p.Mode,
@@ -279,15 +282,23 @@ type Rewrapping struct {
 }
 
 // Rewrap wraps the data key in another way. The recovery key is read from its file, or made there where it may be a new
-// one, for a provider and for a new data key, which is told by made. The file is this program's: a daemon is only told
-// the key.
+// one, for a provider and for a new data key, which is told by made. A provider asks for the configuration's PIN from now
+// on, or for none where that has none. The files are this program's: a daemon is only told what is in them.
 func Rewrap(ctx context.Context, o StateOptions, how Rewrapping) (made bool, err error) {
 	kind, file := how.Kind, how.RecoveryFile
 	if name, ok := strings.CutPrefix(kind, kim.WrapProvider); kind != kim.WrapFile && (!ok || name == "") {
 		return false, &Error{KindUsage, fmt.Errorf("no wrapping %q; allowed: %s, %sPROVIDER", kind, kim.WrapFile, kim.WrapProvider), "parsecfs state rewrap --help"}
 	}
 	r := kim.Rewrapping{Kind: kind, PCRs: how.PCRs, NewDataKey: how.NewDataKey}
-	defer func() { psa.Wipe(r.Recovery) }()
+	defer func() {
+		psa.Wipe(r.Recovery)
+		psa.Wipe(r.PIN)
+	}()
+	if kind != kim.WrapFile {
+		if r.PIN, err = o.Config.Wrapping.PIN.Read(); err != nil {
+			return false, &Error{KindOther, err, psa.HintOf(err)}
+		}
+	}
 	if file != "" {
 		r.Recovery, err = kim.ReadRecoveryKey(file)
 		if errors.Is(err, os.ErrNotExist) && (kind != kim.WrapFile || how.NewDataKey) {
@@ -303,7 +314,7 @@ func Rewrap(ctx context.Context, o StateOptions, how Rewrapping) (made bool, err
 	}
 	err = withState(ctx, o,
 		func(c *client) error {
-			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery, NewKey: r.NewDataKey}
+			in := request{Command: commandRewrap, Wrapping: kind, Recovery: r.Recovery, PIN: r.PIN, NewKey: r.NewDataKey}
 			if r.PCRs != nil {
 				in.PCRs = new(uint32(*r.PCRs))
 			}
@@ -361,6 +372,12 @@ func checkWrapping(ctx context.Context, k *kim.KIM, c *Config, stateDir string) 
 		return &Error{KindConfig, fmt.Errorf("%s: wrapping_pcrs are %v, but the store's data key is bound to %v", c.File, want.PCRs.List(), pcrs.List()), command}
 	case !recovery && want.Kind != kim.WrapFile:
 		return &Error{KindConfig, fmt.Errorf("%s: wrapping is %q, but the store has no recovery key", c.File, want.Kind), command}
+	case want.PIN.Given():
+		// Where that cannot be told, the provider's status says why.
+		if pin, err := k.WrappedWithPIN(ctx); err == nil && !pin {
+			err := fmt.Errorf("%s: wrapping_pin_source is set, but the store's data key is wrapped without a PIN", c.File)
+			return &Error{KindConfig, err, command}
+		}
 	}
 	return nil
 }

@@ -45,7 +45,9 @@ type Options struct {
 	OpenKeys         int           // how many keys that nobody uses stay open; 0 is 1024
 	QueueLength      int           // how many calls may wait for one provider; 0 is 256
 	KeysPerUser      int           // keys and drafts per uid; 0 is 10000
-	Log              *slog.Logger
+	// WrappingPIN gives the PIN that the data key is wrapped with, each time that it is needed; the KIM wipes it. nil: none.
+	WrappingPIN func() ([]byte, error)
+	Log         *slog.Logger
 	// Step, if set, is called at each of Steps; tests end the process there.
 	Step func(step string)
 }
@@ -97,6 +99,8 @@ type KIM struct {
 	legacy     bool // under rewrapping: the data key was recovered, and the store's rows have no MACs yet
 	// sealing is held for reading by who unseals, and by who changes the data key.
 	sealing sync.RWMutex
+
+	pins pinTries
 
 	mu       sync.Mutex
 	jobs     map[int64]*job // what is under way, by the key's number

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
@@ -38,6 +39,8 @@ type Rewrapping struct {
 	Kind string // "file" or "tpm:PROVIDER"
 	// PCRs bind it to a TPM's state; nil leaves them as they are where the kind stays, and is none where it changes.
 	PCRs *psa.PCRs
+	// PIN is what a provider wants before it unwraps; empty is none, whatever there was before.
+	PIN []byte
 	// Recovery is the content of a recovery key's file, which is the store's recovery key from now on; where the data key
 	// cannot be had otherwise it must be that already, and opens it. nil changes nothing.
 	Recovery []byte
@@ -65,6 +68,9 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	}
 	if o.PCRs != nil && (*o.PCRs>>(psa.MaxPCR+1) != 0 || !byProvider && *o.PCRs != 0) {
 		return psa.Errorf(psa.StatusInvalidArgument, "PCRs %#x; allowed: a TPM's, from 0 to %d", uint32(*o.PCRs), psa.MaxPCR)
+	}
+	if !byProvider && len(o.PIN) > 0 {
+		return psa.Errorf(psa.StatusInvalidArgument, "a PIN is of a provider's wrapping alone")
 	}
 	if !k.rewrapping.TryLock() {
 		return psa.Errorf(psa.StatusBadState, "the data key is being rewrapped already").WithHint("try again")
@@ -127,7 +133,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 		} else if row.Kind == o.Kind {
 			next.PCRs = row.PCRs
 		}
-		err = k.wrapBy(ctx, provider, to, &next)
+		err = k.wrapBy(ctx, provider, to, o.PIN, &next)
 	} else {
 		err = k.wrapInFile(row, to, &next)
 	}
@@ -155,7 +161,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 		return err
 	}
 	k.o.Step(stepRewrapReplaced)
-	k.o.Log.Info("the data key was rewrapped", "kind", next.Kind, "pcrs", next.PCRs.List(), "new", o.NewDataKey)
+	k.o.Log.Info("the data key was rewrapped", "kind", next.Kind, "pcrs", next.PCRs.List(), "pin", len(o.PIN) > 0, "new", o.NewDataKey)
 	if _, err := tidy(k.o.Dir, next); err != nil {
 		return err
 	}
@@ -301,7 +307,7 @@ func wrapSecret(key []byte, id [16]byte) []byte {
 }
 
 // wrapBy has the provider wrap the data key, and unwrap it again.
-func (k *KIM) wrapBy(ctx context.Context, name string, key []byte, next *WrappedKey) error {
+func (k *KIM) wrapBy(ctx context.Context, name string, key, pin []byte, next *WrappedKey) error {
 	p := k.Provider(name)
 	if p == nil {
 		return psa.Errorf(psa.StatusDoesNotExist, "no provider %q is configured", name)
@@ -315,18 +321,21 @@ func (k *KIM) wrapBy(ctx context.Context, name string, key []byte, next *Wrapped
 	}
 	rand.Read(next.WrappingID[:])
 	secret := wrapSecret(key, next.WrappingID) // the call's, which may outlast this one
+	own := bytes.Clone(pin)
 	pcrs := next.PCRs
 	next.Wrapped, err = call(ctx, p, daemonUID, k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
 		defer psa.Wipe(secret)
-		return wrapper.Wrap(ctx, secret, pcrs)
+		defer psa.Wipe(own)
+		return wrapper.Wrap(ctx, secret, pcrs, own)
 	}, func([]byte, error) {})
 	if !begun(err) {
 		psa.Wipe(secret)
+		psa.Wipe(own)
 	}
 	if err != nil {
 		return err
 	}
-	got, err := p.unwrapRow(ctx, wrapper, *next)
+	got, err := p.unwrapRow(ctx, wrapper, *next, pin)
 	if err != nil {
 		return err
 	}
@@ -349,12 +358,20 @@ func (p *Provider) wrapper() (providers.Wrapper, error) {
 	return w, nil
 }
 
-// unwrapRow gives the data key in a row that this provider wrapped.
-func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey) (opened, error) {
+// unwrapRow gives the data key in a row that this provider wrapped, with this PIN. One that is refused is noted.
+func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey, pin []byte) (opened, error) {
+	own := bytes.Clone(pin) // the call's, which may outlast this one
+	sum := sha256.Sum256(pin)
 	secret, err := call(ctx, p, daemonUID, p.k.o.OperationTimeout, func(ctx context.Context) ([]byte, error) {
-		return wrapper.Unwrap(ctx, row.Wrapped)
+		defer psa.Wipe(own)
+		secret, err := wrapper.Unwrap(ctx, row.Wrapped, own)
+		p.k.pins.note(row, sum, err)
+		return secret, err
 	}, func(late []byte, _ error) { psa.Wipe(late) })
 	if err != nil {
+		if !begun(err) {
+			psa.Wipe(own)
+		}
 		return opened{}, err
 	}
 	const before = dataKeyBytes + len(row.WrappingID)
@@ -384,10 +401,10 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	var key opened
 	wrapper, err := p.wrapper()
 	if err == nil {
-		key, err = p.unwrapRow(ctx, wrapper, *row)
+		key, err = p.unwrapWithPIN(ctx, wrapper, *row)
 	}
 	if err == nil {
-		err = k.sealer.guard(ctx, k.store, *row, key, func(next *WrappedKey) error { return k.wrapBy(ctx, p.Name(), key.key, next) })
+		err = k.sealer.guard(ctx, k.store, *row, key, func(next *WrappedKey) error { return k.wrapBy(ctx, p.Name(), key.key, nil, next) })
 	}
 	if err == nil {
 		err = k.checkGeneration(ctx, p, key.key, accept)
@@ -452,11 +469,13 @@ func (k *KIM) stayAbsent(row WrappedKey, why error) error {
 func sealedBy(row WrappedKey, why error) error {
 	name := strings.TrimPrefix(row.Kind, WrapProvider)
 	hint := "they open by themselves when the device that wrapped the KIM's data key is back; if it is lost for good: parsecfs state rewrap --recovery-key FILE file"
-	if psa.StatusOf(why) == psa.StatusNotPermitted {
-		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
-	}
-	if errors.Is(why, errOldStore) {
+	switch {
+	case errors.Is(why, errOldStore):
 		hint = psa.HintOf(why)
+	case errors.Is(why, providers.ErrPIN):
+		hint = pinHint(row, why)
+	case psa.StatusOf(why) == psa.StatusNotPermitted:
+		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
 	}
 	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s does not unwrap the data key: %w", name, why).WithHint(hint)
 }

@@ -244,21 +244,30 @@ func errNoWrapping() error {
 }
 
 // Wrap is p's, StatusNotSupported where it has none.
-func (p *narrowed) Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs) ([]byte, error) {
+func (p *narrowed) Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs, pin []byte) ([]byte, error) {
 	w, ok := p.Provider.(Wrapper)
 	if !ok {
 		return nil, errNoWrapping()
 	}
-	return w.Wrap(ctx, secret, pcrs)
+	return w.Wrap(ctx, secret, pcrs, pin)
 }
 
 // Unwrap is p's, StatusNotSupported where it has none.
-func (p *narrowed) Unwrap(ctx context.Context, wrapped []byte) ([]byte, error) {
+func (p *narrowed) Unwrap(ctx context.Context, wrapped, pin []byte) ([]byte, error) {
 	w, ok := p.Provider.(Wrapper)
 	if !ok {
 		return nil, errNoWrapping()
 	}
-	return w.Unwrap(ctx, wrapped)
+	return w.Unwrap(ctx, wrapped, pin)
+}
+
+// WantsPIN is p's, StatusNotSupported where it wraps nothing.
+func (p *narrowed) WantsPIN(wrapped []byte) (bool, error) {
+	w, ok := p.Provider.(Wrapper)
+	if !ok {
+		return false, errNoWrapping()
+	}
+	return w.WantsPIN(wrapped)
 }
 
 func (p *narrowed) counters() (Counters, error) {

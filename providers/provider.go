@@ -2,6 +2,8 @@ package providers
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -142,11 +144,22 @@ type Adopter interface {
 
 // Wrapper is implemented by providers that encrypt a small secret, at most 64 bytes, so that their device alone opens it.
 type Wrapper interface {
-	// Wrap encrypts the secret; with PCRs it is opened only while those are as they are now.
-	Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs) ([]byte, error)
-	// Unwrap gives the secret back; the caller wipes it. What this device never wrapped is StatusProviderAbsent.
-	Unwrap(ctx context.Context, wrapped []byte) ([]byte, error)
+	// Wrap encrypts the secret; with PCRs it is opened only while those are as they are now, and with a PIN, at most MaxPIN
+	// bytes (none: empty), only with that.
+	Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs, pin []byte) ([]byte, error)
+	// Unwrap gives the secret back; the caller wipes it. What this device never wrapped is StatusProviderAbsent. The PIN
+	// counts where WantsPIN says so, and then its errors are an ErrPIN where they are about it; it is tried once.
+	Unwrap(ctx context.Context, wrapped, pin []byte) ([]byte, error)
+	// WantsPIN says whether it was wrapped with a PIN. It is local: it never waits for the device.
+	WantsPIN(wrapped []byte) (bool, error)
 }
+
+var (
+	// ErrPIN is about the PIN of a Wrapper: none is given, or the device does not take one now, or it refused this one.
+	ErrPIN = errors.New("the PIN")
+	// ErrPINRefused is the ErrPIN of a device that refused this PIN, and may have counted that.
+	ErrPINRefused = fmt.Errorf("%w is refused", ErrPIN)
+)
 
 // Counters is implemented by providers whose device keeps numbers that only grow, whatever becomes of the disk.
 type Counters interface {

@@ -118,6 +118,8 @@ store where its TPM is lost; whoever has it and the state directory, or a backup
 With --pcrs a TPM unwraps only while these registers are as they are now: after new firmware, or another boot
 order, only the recovery key opens the store. Without it, wrapping_pcrs of the configuration count, or what was before.
 
+With wrapping_pin_source in the configuration a TPM unwraps only with the PIN that is there now, and without it with none.
+
 Old backups stay as they are, each with the wrapping key of its time, and with it open what is sealed by the same key
 now. With --new-data-key all is sealed anew, by a key that no backup of before has; so it is done always where a TPM
 takes the place of a file. The recovery key must be given then, the one that you keep or a new one: it opens the new key.

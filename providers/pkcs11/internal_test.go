@@ -171,30 +171,12 @@ func FuzzReference(f *testing.F) {
 	})
 }
 
-func FuzzPINSource(f *testing.F) {
-	for _, s := range []string{"/run/pin", "file:/run/pin", "file:///run/pin", "credential:pin", "credential:../pin", "|command", "", "file:", "pin"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		source, err := parsePINSource(s)
-		if err != nil {
-			return
-		}
-		if source.file != "" && (!filepath.IsAbs(source.file) || source.credential != "") {
-			t.Errorf("%q is the file %q", s, source.file)
-		}
-		if c := source.credential; c != "" && filepath.Base(c) != c || !source.given() {
-			t.Errorf("%q is the credential %q", s, c)
-		}
-	})
-}
-
 func FuzzPIN(f *testing.F) {
 	for _, s := range []string{"1234", "str:1234", "hex:31323334", "hex:3", "hex:", "str:", "hex:zz"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if pin, err := parsePIN(s); err == nil && (len(pin) == 0 || len(pin) > maxPIN) {
+		if pin, err := parsePIN(s); err == nil && (len(pin) == 0 || len(pin) > providers.MaxPIN) {
 			t.Errorf("%q: %d bytes", s, len(pin))
 		}
 	})

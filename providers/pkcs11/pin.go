@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"bytes"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,42 +8,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
-
-// pinSource is where a PIN is: given as it is, in a file, or in a credential of the service manager's. All empty is no
-// PIN.
-type pinSource struct {
-	value      []byte
-	file       string
-	credential string
-}
-
-const pinForms = "an absolute path, file:PATH, or credential:NAME for one of the service manager's (systemd.exec(5), LoadCredential=)"
-
-// parsePINSource reads the setting pin_source, and a URI's pin-source.
-func parsePINSource(s string) (pinSource, error) {
-	if name, ok := strings.CutPrefix(s, "credential:"); ok {
-		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-			return pinSource{}, errors.New("credential: and the name of a credential")
-		}
-		return pinSource{credential: name}, nil
-	}
-	path := strings.TrimPrefix(strings.TrimPrefix(s, "file:"), "//") // file:///run/pin (RFC 8089, 2)
-	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
-		return pinSource{}, errors.New("allowed: " + pinForms)
-	}
-	return pinSource{file: path}, nil
-}
 
 // parsePIN reads a PIN as Parsec's configuration has it.
 func parsePIN(v any) ([]byte, error) {
@@ -60,71 +31,10 @@ func parsePIN(v any) ([]byte, error) {
 			return nil, errors.New("hex: and bytes in hexadecimal")
 		}
 	}
-	if len(pin) == 0 || len(pin) > maxPIN {
-		return nil, fmt.Errorf("a PIN has 1 to %d bytes", maxPIN)
+	if len(pin) == 0 || len(pin) > providers.MaxPIN {
+		return nil, fmt.Errorf("a PIN has 1 to %d bytes", providers.MaxPIN)
 	}
 	return pin, nil
-}
-
-// maxPIN bounds a PIN in bytes.
-const maxPIN = 1 << 10
-
-func (s pinSource) given() bool { return s.value != nil || s.file != "" || s.credential != "" }
-
-// read gives the PIN as it is now, which the caller wipes; nil where there is none.
-func (s pinSource) read() ([]byte, error) {
-	switch {
-	case s.credential != "":
-		dir := os.Getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" {
-			return nil, psa.Errorf(psa.StatusNotPermitted, "the PIN is in the credential %s, and there is no $CREDENTIALS_DIRECTORY", s.credential).
-				WithHint("LoadCredential=" + s.credential + ":PATH in the service's unit")
-		}
-		return readPIN(filepath.Join(dir, s.credential), 0o007) // the service manager gives a group that is the service's own
-	case s.file != "":
-		return readPIN(s.file, 0o077)
-	}
-	return bytes.Clone(s.value), nil
-}
-
-// readPIN reads a file that is trusted and that nobody else may read; one newline at its end is not the PIN's.
-func readPIN(path string, forbidden fs.FileMode) ([]byte, error) {
-	fail := func(format string, args ...any) ([]byte, error) {
-		return nil, psa.Errorf(psa.StatusNotPermitted, "the PIN: %w", fmt.Errorf(format, args...))
-	}
-	f, err := providers.OpenTrusted(path, os.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		_, wrapped := fail("%w", err)
-		return nil, psa.Errorf(psa.StatusOf(wrapped), "%w", wrapped).WithHint(psa.HintOf(err))
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fail("%w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return fail("%s is no regular file", path)
-	}
-	if info.Mode().Perm()&forbidden != 0 {
-		_, err := fail("others may read or change %s", path)
-		return nil, psa.Errorf(psa.StatusOf(err), "%w", err).WithHint("chmod 0400 " + path)
-	}
-	b := make([]byte, maxPIN+3)
-	n, err := io.ReadFull(f, b)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		psa.Wipe(b)
-		return fail("%s: %w", path, err)
-	}
-	pin := trimPIN(b[:n])
-	if len(pin) == 0 || len(pin) > maxPIN {
-		psa.Wipe(b)
-		return fail("%s has %d bytes; a PIN has 1 to %d", path, len(pin), maxPIN)
-	}
-	return pin, nil
-}
-
-func trimPIN(b []byte) []byte {
-	return bytes.TrimSuffix(bytes.TrimSuffix(b, []byte("\n")), []byte("\r"))
 }
 
 // refusals is a file that remembers the last PIN that a token refused, so that it is not tried again, not by the next

@@ -66,12 +66,12 @@ var settings = []providers.Setting{
 		_, err := parsePIN(v)
 		return err
 	}},
-	{Name: "pin_source", Help: "where the PIN is: " + pinForms, Check: func(v any) error {
+	{Name: "pin_source", Help: "where the PIN is: " + providers.PINForms, Check: func(v any) error {
 		s, ok := v.(string)
 		if !ok {
-			return errors.New("a string: " + pinForms)
+			return errors.New("a string: " + providers.PINForms)
 		}
-		_, err := parsePINSource(s)
+		_, err := providers.ParsePINSource(s)
 		return err
 	}, Files: func(v any) []string { return []string{pinFile(v.(string))} }},
 	{Name: "software_public_operations", Help: "what needs no secret is done in software; false means the same here", Check: boolean},
@@ -117,23 +117,23 @@ func parseTokenURI(s string) (map[string]string, error) {
 		return nil, errors.New("module-path is an absolute path")
 	}
 	if source, ok := values["pin-source"]; ok {
-		if _, err := parsePINSource(source); err != nil {
+		if _, err := providers.ParsePINSource(source); err != nil {
 			return nil, fmt.Errorf("pin-source: %w", err)
 		}
 	}
-	if pin, ok := values["pin-value"]; ok && (pin == "" || len(pin) > maxPIN) {
-		return nil, fmt.Errorf("pin-value: a PIN has 1 to %d bytes", maxPIN)
+	if pin, ok := values["pin-value"]; ok && (pin == "" || len(pin) > providers.MaxPIN) {
+		return nil, fmt.Errorf("pin-value: a PIN has 1 to %d bytes", providers.MaxPIN)
 	}
 	return values, nil
 }
 
 // pinFile is the file that pin_source names, "" if it names none.
 func pinFile(source string) string {
-	s, err := parsePINSource(source)
+	s, err := providers.ParsePINSource(source)
 	if err != nil {
 		return "" // none is given
 	}
-	return s.file
+	return s.File
 }
 
 // owners are those who may own what the environment names, beside root and whom the program runs as: the module runs as that
@@ -182,7 +182,7 @@ func parseEnvironment(v any) (env []string, err error) {
 type words struct {
 	launch   launch
 	selector selector
-	pin      pinSource
+	pin      providers.PINSource
 }
 
 // together puts the settings together; each was checked by itself.
@@ -212,11 +212,11 @@ func together(settings map[string]any) (w words, err error) {
 	case pin != "" && source != "":
 		return w, errors.New("the PIN itself, and a source of it: only one of them")
 	case get("user_pin") != "":
-		w.pin.value, err = parsePIN(pin)
+		w.pin.Value, err = parsePIN(pin)
 	case pin != "":
-		w.pin.value = []byte(pin)
+		w.pin.Value = []byte(pin)
 	case source != "":
-		w.pin, err = parsePINSource(source)
+		w.pin, err = providers.ParsePINSource(source)
 	}
 	if err != nil {
 		return w, err

@@ -66,8 +66,9 @@ var (
 
 // openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no
 // part in a login.
-func openToken(l launch, s selector, pin pinSource, log *slog.Logger) *token {
-	key := fmt.Sprintf("%q %q %q %+v %v %d %+v %x %q %q", l.library, l.reserved, l.environment, l.runsAs(), l.capabilities, l.width, s, sha256.Sum256(pin.value), pin.file, pin.credential)
+func openToken(l launch, s selector, pin providers.PINSource, log *slog.Logger) *token {
+	key := fmt.Sprintf("%q %q %q %+v %v %d %+v %x %q %q", l.library, l.reserved, l.environment, l.runsAs(), l.capabilities, l.width, s,
+		sha256.Sum256(pin.Value), pin.File, pin.Credential)
 	tokensMu.Lock()
 	defer tokensMu.Unlock()
 	t := tokens[key]
@@ -291,7 +292,7 @@ func identityOf(t tokenInfo) string {
 
 // pins is a provider's PIN, and what its token said of it.
 type pins struct {
-	source  pinSource
+	source  providers.PINSource
 	refused refusals
 }
 
@@ -305,7 +306,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	if flags&p11.CKF_LOGIN_REQUIRED == 0 {
 		return nil
 	}
-	pin, err := own.source.read()
+	pin, err := own.source.Read()
 	if err != nil {
 		return err
 	}

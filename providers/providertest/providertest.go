@@ -66,6 +66,7 @@ func Run(t *testing.T, open func(t *testing.T) providers.Provider, o Options) {
 		{"Random", s.random},
 		{"Adoption", s.adoption},
 		{"Counters", s.counters},
+		{"Wrapping", s.wrapping},
 	} {
 		t.Run(property.name, property.run)
 	}

@@ -35,7 +35,7 @@ func TestNoBank(t *testing.T) {
 		}
 		a.PCRs = 1<<0 | 1<<7
 		_, bound := p.Create(t.Context(), providers.Handle{}, a, nil)
-		_, wrapped := p.(providers.Wrapper).Wrap(t.Context(), make([]byte, 32), a.PCRs)
+		_, wrapped := p.(providers.Wrapper).Wrap(t.Context(), make([]byte, 32), a.PCRs, nil)
 		_, quoted := done(t, []byte("challenge"))(p.(providers.Attester).Attest(t.Context(), psa.Op{Operation: psa.Attest}))
 		for what, err := range map[string]error{"a bound key": bound, "a bound wrapping": wrapped, "a quote": quoted} {
 			if psa.StatusOf(err) != want || err != nil && psa.HintOf(err) == "" {

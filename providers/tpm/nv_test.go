@@ -310,8 +310,9 @@ func TestCounterNoRoom(t *testing.T) {
 	if _, err := p.Identity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for index, size := lastOwned+tpm2.TPMHandle(1), uint16(2048); size >= 16; index++ { // another's, so that there is little left to fill
-		public := tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: size, Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true}}
+	for index, size := lastOwned+tpm2.TPMHandle(1), uint16(2048); size >= 16; index++ { // another's: little is left to fill
+		public := tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: size,
+			Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true}}
 		auth := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
 		_, err := tpm2.NVDefineSpace{AuthHandle: auth, PublicInfo: tpm2.New2B(public)}.Execute(c.chip.link)
 		switch {

@@ -33,7 +33,7 @@ func TestWrap(t *testing.T) {
 	blobs := map[psa.PCRs][]byte{0: nil, 1 << debug: nil, 1<<debug | 1<<0 | 1<<7: nil}
 	w, end := wrapping(t, chip)
 	for pcrs := range blobs {
-		b, err := w.Wrap(t.Context(), secret, pcrs)
+		b, err := w.Wrap(t.Context(), secret, pcrs, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func TestWrap(t *testing.T) {
 		blobs[pcrs] = b
 	}
 	for _, size := range []int{0, 65} {
-		if _, err := w.Wrap(t.Context(), make([]byte, size), 0); psa.StatusOf(err) != psa.StatusInvalidArgument {
+		if _, err := w.Wrap(t.Context(), make([]byte, size), 0, nil); psa.StatusOf(err) != psa.StatusInvalidArgument {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
@@ -52,7 +52,7 @@ func TestWrap(t *testing.T) {
 		t.Helper()
 		for range 5 {
 			for pcrs, b := range blobs {
-				got, err := w.Unwrap(t.Context(), b)
+				got, err := w.Unwrap(t.Context(), b, nil)
 				if psa.StatusOf(err) != want(pcrs) || err == nil && !bytes.Equal(got, secret) {
 					t.Fatalf("with PCRs %v: %q, %v", pcrs.List(), got, err)
 				}
@@ -68,7 +68,7 @@ func TestWrap(t *testing.T) {
 	always := func(s psa.Status) func(psa.PCRs) psa.Status { return func(psa.PCRs) psa.Status { return s } }
 	try(always(psa.StatusSuccess))
 	chip.Kill()
-	if _, err := w.Unwrap(t.Context(), blobs[0]); psa.StatusOf(err) != psa.StatusProviderAbsent && psa.StatusOf(err) != psa.StatusCommunicationFailure {
+	if _, err := w.Unwrap(t.Context(), blobs[0], nil); psa.StatusOf(err) != psa.StatusProviderAbsent && psa.StatusOf(err) != psa.StatusCommunicationFailure {
 		t.Errorf("without a TPM: %v", err)
 	}
 	chip.Restart()
@@ -112,7 +112,7 @@ func TestUnwrapBesideKeys(t *testing.T) {
 	p := newProvider(t, tpmtest.Start(t))
 	defer p.Close()
 	w := p.(providers.Wrapper)
-	b, err := w.Wrap(t.Context(), []byte("secret"), 0)
+	b, err := w.Wrap(t.Context(), []byte("secret"), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestUnwrapBesideKeys(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, err := w.Unwrap(t.Context(), b); err != nil || string(got) != "secret" {
+			if got, err := w.Unwrap(t.Context(), b, nil); err != nil || string(got) != "secret" {
 				t.Fatalf("%q, %v", got, err)
 			}
 		}
@@ -141,12 +141,14 @@ func FuzzParseWrapped(f *testing.F) {
 		if pcrs != 0 {
 			policy = make([]byte, 32)
 		}
-		b, err := asn1.Marshal(wrapped{wrappedVersion, make([]byte, 34), tpm2.Marshal(sealedTemplate(policy)), []byte("private"), pcrs})
-		if err != nil {
-			f.Fatal(err)
+		for version, salt := range map[int][]byte{wrappedVersion: nil, wrappedPINVersion: make([]byte, pinSalt)} {
+			b, err := asn1.Marshal(wrapped{version, make([]byte, 34), tpm2.Marshal(sealedTemplate(policy, salt != nil)), []byte("private"), pcrs, salt})
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(b)
+			f.Add(b[:len(b)-3])
 		}
-		f.Add(b)
-		f.Add(b[:len(b)-3])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w, err := parseWrapped(b)
@@ -156,7 +158,7 @@ func FuzzParseWrapped(f *testing.F) {
 			}
 			return
 		}
-		if w.Version != wrappedVersion || w.PCRs>>(psa.MaxPCR+1) != 0 {
+		if (w.Version == wrappedPINVersion) != (len(w.Salt) == pinSalt) || w.PCRs>>(psa.MaxPCR+1) != 0 {
 			t.Errorf("%+v", w)
 		}
 	})

@@ -64,8 +64,8 @@ func (l launch) mayBecome() error {
 		return psa.Errorf(psa.StatusNotPermitted, "keep_capabilities is for a mount of root's").WithHint("leave it out")
 	}
 	if u := l.user; u != nil && (int(u.UID) != own || int(u.GID) != os.Getegid()) {
-		return psa.Errorf(psa.StatusNotPermitted, "user: only root's mount has a module run as user %d of group %d; this one is user %d's", u.UID, u.GID, own).
-			WithHint("leave user out")
+		return psa.Errorf(psa.StatusNotPermitted, "user: only root's mount has a module run as user %d of group %d; this one is user %d's",
+			u.UID, u.GID, own).WithHint("leave user out")
 	}
 	return nil
 }
@@ -91,7 +91,8 @@ func (l launch) hintUser() string {
 
 // orders are what a new worker is told.
 func (l launch) orders() orders {
-	o := orders{Capabilities: l.capabilities, Environment: workerEnvironment(os.Environ(), l.environment, l.user), Files: append([]string{l.library}, l.files...)}
+	o := orders{Capabilities: l.capabilities, Environment: workerEnvironment(os.Environ(), l.environment, l.user)}
+	o.Files = append([]string{l.library}, l.files...)
 	if os.Geteuid() == 0 {
 		o.User = l.user
 	}
@@ -100,8 +101,8 @@ func (l launch) orders() orders {
 
 // passedOn are the variables that a module gets from this program's own environment: where and in which language it runs, and
 // the names that modules and what they stand on read. The rest is nobody's business there.
-var passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SYSTEM_BUS_ADDRESS",
-	"DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF", "OPENSC_DEBUG", "PCSCLITE_*",
+var passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_RUNTIME_DIR",
+	"DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF", "OPENSC_DEBUG", "PCSCLITE_*",
 	"YUBIHSM_PKCS11_*"}
 
 // workerEnvironment is what of our own environment a module gets, more, and what is of its user. A worker's crash writes no

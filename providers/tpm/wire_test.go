@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestResponsesComeWhole: however a response is cut on its way; one that is not as long as it says is an error.
@@ -53,7 +54,7 @@ func TestResponsesComeWhole(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := w.Send([]byte("ask!"))
+		got, err := w.exchange(t.Context(), []byte("ask!"), time.Minute)
 		if e := <-served; e != nil {
 			t.Errorf("a response %s: %v", c.name, e)
 		}

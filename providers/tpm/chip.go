@@ -406,7 +406,7 @@ func (c *chip) loadBy(k *stored, others int, session func() tpm2.Session) (*load
 		return nil, err
 	}
 	public := tpm2.BytesAs2B[tpm2.TPMTPublic](k.Public)
-	_, name, err := named(public, nil)
+	name, err := nameIn(k.Public)
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ var Type = providers.Type{
 			_, err := parseAuth(v)
 			return err
 		}},
-		{Name: "tpm_srk_name", Help: "the storage root key's name, in hexadecimal: another TPM is refused (default: the first one that is seen)",
+		{Name: "tpm_srk_name", Help: "the storage root key's name, in hexadecimal: another TPM is refused (default: the first one seen)",
 			Check: func(v any) error {
 				_, err := parseSRKName(v)
 				return err
@@ -139,6 +139,10 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 		name := hex.EncodeToString(c.parent.name.Buffer)
 		if err := c.checkPin(name); err != nil {
 			return err
+		}
+		if c.known != "" && c.known != name {
+			id = name // whoever asked knows that it is another one
+			return nil
 		}
 		// The session shows that this is not somebody who knows the name alone.
 		parent := tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name}

@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -47,7 +48,8 @@ func (t *trusted) check() error {
 		t.meet(name)
 	}
 	if t.known != name {
-		return psa.Errorf(psa.StatusProviderAbsent, "this is another TPM, or it was cleared: its storage root key is %s, and the keys are under %s", name, t.known).
+		return psa.Errorf(psa.StatusProviderAbsent,
+			"this is another TPM, or it was cleared: its storage root key is %s, and the keys are under %s", name, t.known).
 			WithHint("put the TPM back that has the keys; somebody may stand in between")
 	}
 	return nil
@@ -71,7 +73,7 @@ func (t *trusted) meet(name string) {
 		t.log.Info("this TPM is used for the first time", "tpm_srk_name", name)
 		return
 	}
-	t.log.Warn("this TPM is used for the first time, and trusted to be the one that is meant: compare its name, and pin it in the configuration",
+	t.log.Warn("this TPM is used for the first time, and trusted to be the one that is meant: compare its name, and pin it",
 		"tpm_srk_name", name)
 }
 
@@ -118,14 +120,29 @@ func named(out tpm2.TPM2BPublic, said *tpm2.TPM2BName) (*tpm2.TPMTPublic, tpm2.T
 	if !bytes.Equal(tpm2.Marshal(area), out.Bytes()) {
 		return nil, tpm2.TPM2BName{}, errLies("a public area with more bytes than its parts")
 	}
-	name, err := nameOf(area)
+	name, err := nameIn(out.Bytes())
 	if err != nil {
-		return nil, name, errLies("%w", err)
+		return nil, name, err
 	}
 	if said != nil && !bytes.Equal(name.Buffer, said.Buffer) {
 		return nil, name, errLies("the name %x of what is named %x", said.Buffer, name.Buffer)
 	}
 	return area, name, nil
+}
+
+// nameIn is the name that goes with a public area (TCG TPM 2.0, part 1, 16), as it is marshalled.
+func nameIn(public []byte) (tpm2.TPM2BName, error) {
+	if len(public) < 4 {
+		return tpm2.TPM2BName{}, errLies("a public area of %d bytes", len(public))
+	}
+	alg := tpm2.TPMIAlgHash(binary.BigEndian.Uint16(public[2:]))
+	hash, err := alg.Hash()
+	if err != nil {
+		return tpm2.TPM2BName{}, errLies("a public area that is named by the algorithm %#x", alg)
+	}
+	h := hash.New()
+	h.Write(public)
+	return tpm2.TPM2BName{Buffer: h.Sum(bytes.Clone(public[2:4]))}, nil
 }
 
 // audited is a session that makes the responses of commands which need no authorization the TPM's own; the caller ends it.

@@ -104,7 +104,8 @@ func blocking(socket int) (int, error) {
 	}
 	most := unix.NsecToTimeval(slice.Nanoseconds())
 	err = errors.Join(unix.SetNonblock(fd, false),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &most), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &most))
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &most),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &most))
 	if err != nil {
 		unix.Close(fd)
 		return -1, err

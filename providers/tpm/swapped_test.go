@@ -1,11 +1,13 @@
 package tpm
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -75,5 +77,45 @@ func TestSwappedPoint(t *testing.T) {
 				t.Errorf("names too %v: %v was sent to somebody else's key", names, x.Code)
 			}
 		}
+	}
+}
+
+// TestCutAnswer: an answer that is cut short, on a connection that stays open, is an error long before its caller's timeout,
+// and holds nobody else up.
+func TestCutAnswer(t *testing.T) {
+	t.Parallel()
+	relay := tpmtest.NewRelay(t, tpmtest.Start(t))
+	p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": relay.TCTI()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Identity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	relay.Watch(func(x tpmtest.Exchange) tpmtest.Answer {
+		return tpmtest.Answer{Response: x.Response[:len(x.Response)/2], Silent: true}
+	})
+	patience, end := context.WithTimeout(t.Context(), 30*time.Second)
+	defer end()
+	done := make(chan error, 1)
+	go func() {
+		_, err := p.Identity(patience)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil || patience.Err() != nil {
+			t.Errorf("a cut answer: %v", err)
+		}
+	case <-patience.Done():
+		t.Error("a cut answer is waited for until its caller has gone, and after")
+	}
+	relay.Watch(nil)
+	relay.Drop()
+	if _, err := p.Identity(t.Context()); err != nil {
+		t.Errorf("after it: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
 	}
 }

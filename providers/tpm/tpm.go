@@ -6,6 +6,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -140,14 +141,18 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 		if err := c.checkPin(name); err != nil {
 			return err
 		}
-		if c.known != "" && c.known != name {
-			id = name // whoever asked knows that it is another one
-			return nil
+		// The session shows that this is not somebody who knows the name alone; another TPM gets none.
+		var sessions []tpm2.Session
+		if c.known == "" || c.known == name {
+			sessions = append(sessions, c.once(nil, encryptOut))
 		}
-		// The session shows that this is not somebody who knows the name alone.
 		parent := tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name}
-		if _, err := (tpm2.ReadPublic{ObjectHandle: parent}).Execute(c.link, c.once(nil, encryptOut)); err != nil {
+		rsp, err := tpm2.ReadPublic{ObjectHandle: parent}.Execute(c.link, sessions...)
+		if err != nil {
 			return err
+		}
+		if !bytes.Equal(rsp.Name.Buffer, c.parent.name.Buffer) {
+			return errLies("the storage root key is %x, and was %s", rsp.Name.Buffer, name)
 		}
 		if c.known == "" {
 			c.meet(name)

@@ -587,6 +587,7 @@ func (s *story) tryCell(relay *tpmtest.Relay, st step, c cell, earlier map[tpm2.
 		timeout = shortPatience
 	}
 	err := s.try(relay, st, change, timeout)
+	relay.Rest()
 	where := fmt.Sprintf("%s: response %d (%v): %s", st.name, c.response, code, c.change)
 	switch {
 	case errors.Is(err, errWrong), errors.Is(err, errHangs):

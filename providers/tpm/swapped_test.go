@@ -66,6 +66,7 @@ func TestSwappedPoint(t *testing.T) {
 		if err := put(); err == nil || names && psa.StatusOf(err) != psa.StatusProviderAbsent {
 			t.Errorf("names too %v: an import says %v", names, err)
 		}
+		relay.Rest()
 		if swapped == 0 {
 			t.Error("nothing was swapped")
 		}

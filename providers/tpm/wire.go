@@ -20,7 +20,8 @@ import (
 
 // conn is a connection to a TPM. A command whose response does not come whole in time leaves it of no further use.
 type conn interface {
-	// exchange waits for the response's beginning as long as ctx, and most at most, and for its end for drain.
+	// exchange waits for the response's beginning as long as ctx, or grace where that is longer, and most at most, and for
+	// its end for drain.
 	exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error)
 	Close() error
 }
@@ -30,6 +31,8 @@ const (
 	responseMost = 64 << 10
 	// drain is how long a response that has begun may take: it lies ready as a whole in each kind of TPM.
 	drain = time.Second
+	// grace is how long any command may take: callers who go are not to cost the others their connection, and what is loaded.
+	grace = time.Second
 	// slice is how often a wait looks whether it is to end.
 	slice = 50 * time.Millisecond
 	// headerSize is of a command's or a response's tag, size and code (TCG TPM 2.0, part 1, 18.3).
@@ -44,15 +47,22 @@ var (
 // wait is how long an exchange may still take.
 type wait struct {
 	ctx   context.Context
+	asked time.Time
 	until time.Time
 	begun bool // the response's first bytes are there
 }
 
+func newWait(ctx context.Context, most time.Duration) *wait {
+	now := time.Now()
+	return &wait{ctx: ctx, asked: now, until: now.Add(most)}
+}
+
 func (w *wait) over() error {
-	if err := w.ctx.Err(); err != nil {
+	now := time.Now()
+	if w.ctx.Err() != nil && now.Sub(w.asked) > grace {
 		return context.Cause(w.ctx)
 	}
-	if !time.Now().After(w.until) {
+	if !now.After(w.until) {
 		return nil
 	}
 	if w.begun {
@@ -168,7 +178,7 @@ func (s *socket) fill(w *wait, b []byte) error {
 
 // exchange is swtpm's data channel: the command alone, and the response alone.
 func (s *socket) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
-	w := &wait{ctx: ctx, until: time.Now().Add(most)}
+	w := newWait(ctx, most)
 	if err := s.write(w, command); err != nil {
 		return nil, err
 	}
@@ -238,7 +248,7 @@ func dialSimulator(ctx context.Context, host string, port int) (*mssim, error) {
 }
 
 func (s *mssim) signal(ctx context.Context, what uint32) error {
-	w := &wait{ctx: ctx, until: time.Now().Add(dialTimeout)}
+	w := newWait(ctx, dialTimeout)
 	if err := s.platform.write(w, binary.BigEndian.AppendUint32(nil, what)); err != nil {
 		return err
 	}
@@ -253,7 +263,7 @@ func (s *mssim) signal(ctx context.Context, what uint32) error {
 }
 
 func (s *mssim) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
-	w := &wait{ctx: ctx, until: time.Now().Add(most)}
+	w := newWait(ctx, most)
 	head := append(binary.BigEndian.AppendUint32(nil, simulatorSend), 0) // locality 0
 	head = binary.BigEndian.AppendUint32(head, uint32(len(command)))
 	if err := s.command.write(w, append(head, command...)); err != nil {
@@ -324,15 +334,23 @@ func (d *device) exchange(ctx context.Context, command []byte, most time.Duratio
 		b, err := whole(make([]byte, responseMost), f.Read)
 		done <- reply{b, err}
 	}()
-	timer := time.NewTimer(most)
-	defer timer.Stop()
+	least, longest := time.NewTimer(grace), time.NewTimer(most)
+	defer least.Stop()
+	defer longest.Stop()
+	gone := ctx.Done()
+	var patient <-chan time.Time // once the caller has gone
 	err := errSlow
-	select {
-	case r := <-done:
-		return r.b, r.err
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	case <-timer.C:
+	for waiting := true; waiting; {
+		select {
+		case r := <-done:
+			return r.b, r.err
+		case <-gone:
+			gone, patient = nil, least.C
+		case <-patient:
+			err, waiting = context.Cause(ctx), false
+		case <-longest.C:
+			waiting = false
+		}
 	}
 	d.left = true
 	leftDevices.Lock()

@@ -87,6 +87,13 @@ func (r *Relay) Watch(change func(Exchange) Answer) {
 	r.sent = nil
 }
 
+// Rest ends change; what went by stays known.
+func (r *Relay) Rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.change = nil
+}
+
 // Sent are the commands that came since Watch, with the TPM's own responses.
 func (r *Relay) Sent() []Exchange {
 	r.mu.Lock()

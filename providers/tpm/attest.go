@@ -47,7 +47,8 @@ func (c *chip) endorsed(template tpm2.TPMTPublic, others int, f func(key tpm2.Au
 	if err := errors.Join(c.forgetSigning(), c.shrink(max(c.room-1-others, 0))); err != nil {
 		return err
 	}
-	rsp, err := tpm2.CreatePrimary{PrimaryHandle: c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement), InPublic: tpm2.New2B(template)}.Execute(c.link)
+	hierarchy := c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement)
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(template)}.Execute(c.link)
 	if err != nil {
 		return err
 	}
@@ -239,7 +240,8 @@ func (c *chip) activate(object tpm2.AuthHandle, credential, seed []byte) (secret
 // endorses is the policy of TCG's endorsement keys: who uses one knows the hierarchy's authorization
 // (TPM2_PolicySecret; TCG EK Credential Profile, B.3.3).
 func (c *chip) endorses(t transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
-	_, err := tpm2.PolicySecret{AuthHandle: c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement), PolicySession: session, NonceTPM: nonce}.Execute(t)
+	hierarchy := c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement)
+	_, err := tpm2.PolicySecret{AuthHandle: hierarchy, PolicySession: session, NonceTPM: nonce}.Execute(t)
 	return err
 }
 

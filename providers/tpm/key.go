@@ -438,7 +438,8 @@ func (c *chip) sequence(key tpm2.AuthHandle, hash tpm2.TPMAlgID, message []byte)
 
 // update gives a sequence all of a message but its last part.
 func (c *chip) update(sequence tpm2.TPMHandle, auth, message []byte) (last []byte, err error) {
-	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, encryptIn, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))
+	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize,
+		encryptIn, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))
 	if err != nil {
 		return nil, err
 	}

@@ -293,8 +293,8 @@ func (p *provider) DestroyObject(ctx context.Context, reference string, _ []byte
 		if err != nil || area == nil || !bytes.Equal(name, want) {
 			return err
 		}
-		_, err = tpm2.EvictControl{Auth: c.hierarchy(tpm2.TPMRHOwner, c.auths.owner), ObjectHandle: tpm2.NamedHandle{Handle: handle, Name: tpm2.TPM2BName{Buffer: name}},
-			PersistentHandle: handle}.Execute(c.link)
+		_, err = tpm2.EvictControl{Auth: c.hierarchy(tpm2.TPMRHOwner, c.auths.owner), PersistentHandle: handle,
+			ObjectHandle: tpm2.NamedHandle{Handle: handle, Name: tpm2.TPM2BName{Buffer: name}}}.Execute(c.link)
 		return err
 	})
 }

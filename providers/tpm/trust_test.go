@@ -93,7 +93,7 @@ func TestKnownTPM(t *testing.T) {
 // TestSRKName: what cannot be a name is refused, where it is read.
 func TestSRKName(t *testing.T) {
 	t.Parallel()
-	for _, v := range []any{"", "000b", "000c" + strings.Repeat("00", 32), "000b" + strings.Repeat("0", 63), "000b" + strings.Repeat("zz", 32), int64(5)} {
+	for _, v := range []any{int64(5), "", "000b", "000c" + strings.Repeat("00", 32), "000b" + strings.Repeat("0", 63), "000b" + strings.Repeat("zz", 32)} {
 		if _, err := parseSRKName(v); err == nil {
 			t.Errorf("%v is taken", v)
 		}
@@ -142,4 +142,43 @@ func TestSocketOfOthers(t *testing.T) {
 	must(os.Lchown(link, 2003, 2003))
 	refused("by another's link", link)
 	must(try(path))
+}
+
+// TestTwoOnOneTPM: a provider whose keys are on a TPM that is gone refuses the one in its place, which serves another provider.
+func TestTwoOnOneTPM(t *testing.T) {
+	t.Parallel()
+	chip := tpmtest.Start(t)
+	relay := tpmtest.NewRelay(t, chip)
+	var all []providers.Provider
+	for _, known := range []string{"000b" + strings.Repeat("5a", 32), ""} {
+		p, err := Type.New(t.Context(), providers.Config{Settings: map[string]any{"tcti": relay.TCTI()}, Known: known})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	for range 3 {
+		for i, want := range []psa.Status{psa.StatusProviderAbsent, psa.StatusSuccess} {
+			if _, err := all[i].(providers.Wrapper).Wrap(t.Context(), []byte("secret"), 0); psa.StatusOf(err) != want {
+				t.Errorf("provider %d: %v", i, err)
+			}
+			if _, err := all[i].Identity(t.Context()); err != nil {
+				t.Errorf("provider %d: %v", i, err)
+			}
+		}
+	}
+	made := 0
+	for _, x := range relay.Sent() {
+		if x.Code == tpm2.TPMCCCreatePrimary {
+			made++
+		}
+	}
+	if made != 1 {
+		t.Errorf("the two connected %d times", made)
+	}
+	for _, p := range all {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -98,7 +98,7 @@ func TestAnswersInTime(t *testing.T) {
 			}
 		},
 	} {
-		ways := map[string]func(t *testing.T, serve func(io.ReadWriter)) conn{"socket": openPair, "simulator": openSimulator, "device": openTerminal}
+		ways := map[string]func(*testing.T, func(io.ReadWriter)) conn{"socket": openPair, "simulator": openSimulator, "device": openTerminal}
 		for way, open := range ways {
 			t.Run(name+" by "+way, func(t *testing.T) {
 				t.Parallel()

@@ -52,9 +52,9 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 	for _, p := range o.Config.Providers {
 		options.Providers = append(options.Providers, kim.ProviderConfig{
 			Name: p.Name, Type: p.Type.Name, UID: p.UID, GID: p.GID, Mode: p.Mode,
-			Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+			Open: func(ctx context.Context, dir, known string) (providers.Provider, error) {
 				log := o.Log.With("provider", p.Name)
-				own, err := p.Type.New(ctx, providers.Config{Name: p.Name, StateDir: dir, Settings: p.Settings, Log: log})
+				own, err := p.Type.New(ctx, providers.Config{Name: p.Name, StateDir: dir, Settings: p.Settings, Known: known, Log: log})
 				if err != nil {
 					return nil, err
 				}

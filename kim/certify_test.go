@@ -16,7 +16,7 @@ import (
 func TestCertify(t *testing.T) {
 	chip := tpmtest.Start(t)
 	k := open(t, kim.Options{Dir: filepath.Join(t.TempDir(), "state"), Providers: []kim.ProviderConfig{{Name: "tpm", Type: tpm.Type.Name, Mode: 0o755,
-		Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+		Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
 			return tpm.Type.New(ctx, providers.Config{Name: "tpm", StateDir: dir, Settings: map[string]any{"tcti": chip.TCTI()}})
 		}}}})
 	p := k.Provider("tpm")

@@ -72,7 +72,7 @@ func (d *device) holds() []string {
 
 func (d *device) config() kim.ProviderConfig {
 	return kim.ProviderConfig{Name: "outside", Type: outside.Type.Name, Mode: 0o755,
-		Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+		Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
 			return outside.Type.New(ctx, providers.Config{Name: "outside", StateDir: dir, Settings: map[string]any{"socket": d.socket}})
 		}}
 }

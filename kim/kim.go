@@ -30,8 +30,9 @@ type ProviderConfig struct {
 	Name, Type string
 	UID, GID   uint32 // of its directory
 	Mode       uint32 // of its directory
-	// Open makes the instance; it must not wait for the device. Files of its own go below dir.
-	Open func(ctx context.Context, dir string) (providers.Provider, error)
+	// Open makes the instance; it must not wait for the device, whose identity is known, if it was ever seen. Files of its
+	// own go below dir.
+	Open func(ctx context.Context, dir, known string) (providers.Provider, error)
 }
 
 // Options of Open.

@@ -26,7 +26,7 @@ var ctx = context.Background()
 
 func softwareConfig(name string) kim.ProviderConfig {
 	return kim.ProviderConfig{Name: name, Type: software.Type.Name, Mode: 0o755,
-		Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+		Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
 			return software.Type.New(ctx, providers.Config{Name: name, StateDir: dir})
 		}}
 }

@@ -81,7 +81,9 @@ func (p *Provider) tryOpen(ctx context.Context) {
 	if p.impl != nil || p.damage != nil {
 		return
 	}
-	impl, err := recovering(ctx, p, func(ctx context.Context) (providers.Provider, error) { return p.config.Open(ctx, p.k.o.Dir) })
+	impl, err := recovering(ctx, p, func(ctx context.Context) (providers.Provider, error) {
+		return p.config.Open(ctx, p.k.o.Dir, p.identity)
+	})
 	if err != nil {
 		p.down = psa.Errorf(psa.StatusProviderAbsent, "it cannot be opened: %w", err)
 		return

@@ -21,7 +21,7 @@ import (
 
 func tpmConfig(name string, chip *tpmtest.Chip) kim.ProviderConfig {
 	return kim.ProviderConfig{Name: name, Type: tpm.Type.Name, Mode: 0o755,
-		Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+		Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
 			return tpm.Type.New(ctx, providers.Config{Name: name, StateDir: dir, Settings: map[string]any{"tcti": chip.TCTI()}})
 		}}
 }

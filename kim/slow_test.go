@@ -18,7 +18,7 @@ func TestSlowCallsOfSoftware(t *testing.T) {
 	t.Parallel()
 	k, err := Open(t.Context(), Options{Dir: t.TempDir(), QueueLength: 10, Providers: []ProviderConfig{{
 		Name: "software", Type: software.Type.Name, Mode: 0o755,
-		Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+		Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
 			impl, err := software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
 			return providers.Narrow(impl, providers.Narrowing{AllowDeprecated: true}), err
 		},

@@ -47,7 +47,7 @@ func mount(t *testing.T, change func(*nodes.Options)) *mounted {
 		Dir: filepath.Join(t.TempDir(), "state"),
 		Log: slog.New(slog.DiscardHandler),
 		Providers: []kim.ProviderConfig{{Name: "software", Type: "Software", Mode: 0755,
-			Open: func(ctx context.Context, dir string) (providers.Provider, error) {
+			Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
 				return software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
 			}}},
 	})

@@ -25,7 +25,10 @@ type Config struct {
 	Name     string
 	StateDir string // the instance may keep files below it, in a folder of its own name
 	Settings map[string]any
-	Log      *slog.Logger
+	// Known is what Identity said of the device that has the provider's keys, "" before it was ever seen: what is secret
+	// goes to that device alone.
+	Known string
+	Log   *slog.Logger
 }
 
 // Type is one kind of back end that this program was built with.

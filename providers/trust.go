@@ -209,8 +209,8 @@ func judge(fd int, part, path string, last bool, owners []uint32) error {
 	}
 	kind := st.Mode & unix.S_IFMT
 	onTheWay := kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 && !last
-	if kind == unix.S_IFLNK || onTheWay || st.Mode&0o022 == 0 {
-		return nil // a link's mode says nothing
+	if kind == unix.S_IFLNK || kind == unix.S_IFSOCK || onTheWay || st.Mode&0o022 == 0 {
+		return nil // a link's mode says nothing, and a socket's who may connect to whoever made it
 	}
 	return psa.Errorf(psa.StatusNotPermitted, "others than its owner may write %s (mode %04o), and could %s", part, st.Mode&0o7777, could).
 		WithHint("chmod go-w " + part)

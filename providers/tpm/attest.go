@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -46,16 +47,17 @@ func (c *chip) endorsed(template tpm2.TPMTPublic, others int, f func(key tpm2.Au
 	if err := errors.Join(c.forgetSigning(), c.shrink(max(c.room-1-others, 0))); err != nil {
 		return err
 	}
-	rsp, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement), InPublic: tpm2.New2B(template)}.Execute(c.link)
+	hierarchy := c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement)
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(template)}.Execute(c.link)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.flush(rsp.ObjectHandle)) }()
-	area, err := rsp.OutPublic.Contents()
+	area, name, err := made(rsp.OutPublic, &rsp.Name, template)
 	if err != nil {
 		return err
 	}
-	return f(tpm2.AuthHandle{Handle: rsp.ObjectHandle, Name: rsp.Name}, area)
+	return f(tpm2.AuthHandle{Handle: rsp.ObjectHandle, Name: name}, area)
 }
 
 // endorsementKey is the public area of the TPM's endorsement key, attestationKey that of its attestation key. Both are
@@ -101,7 +103,7 @@ func (c *chip) signedByOwn(f func(signer) error) error {
 		if err != nil {
 			return err
 		}
-		key.Auth = tpm2.PasswordAuth(nil)
+		key.Auth = c.once(nil)
 		return f(signer{key, tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, public}) // its scheme is its own
 	})
 }
@@ -238,7 +240,8 @@ func (c *chip) activate(object tpm2.AuthHandle, credential, seed []byte) (secret
 // endorses is the policy of TCG's endorsement keys: who uses one knows the hierarchy's authorization
 // (TPM2_PolicySecret; TCG EK Credential Profile, B.3.3).
 func (c *chip) endorses(t transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
-	_, err := tpm2.PolicySecret{AuthHandle: hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement), PolicySession: session, NonceTPM: nonce}.Execute(t)
+	hierarchy := c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement)
+	_, err := tpm2.PolicySecret{AuthHandle: hierarchy, PolicySession: session, NonceTPM: nonce}.Execute(t)
 	return err
 }
 
@@ -361,7 +364,7 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 			}
 		}
 		return psa.WholeRun(psa.MaxChallenge, func(ctx context.Context, challenge []byte) (map[string][]byte, error) {
-			return c.quote(ctx, pcrs, challenge)
+			return p.quote(ctx, pcrs, challenge)
 		}), nil
 	case psa.ActivateCredential:
 		return activation(func(ctx context.Context, open func(*chip, tpm2.AuthHandle) error) error {
@@ -371,7 +374,7 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 				}
 				return c.endorsed(akTemplate(), 1, func(ak tpm2.AuthHandle, _ *tpm2.TPMTPublic) error {
 					ak.Auth = c.once(nil, encryptOut)
-					return open(c, ak)
+					return open(c.chip, ak)
 				})
 			})
 		}), nil
@@ -382,9 +385,10 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 }
 
 // quote has the TPM sign what is in registers (TPM2_Quote).
-func (c *chip) quote(ctx context.Context, pcrs psa.PCRs, challenge []byte) (out map[string][]byte, err error) {
+func (p *provider) quote(ctx context.Context, pcrs psa.PCRs, challenge []byte) (out map[string][]byte, err error) {
+	c := p.chip
 	err = c.use(ctx, string(psa.Attest), func() error {
-		if err := c.hasRegisters(pcrs); err != nil {
+		if _, err := c.hasRegisters(pcrs); err != nil {
 			return err
 		}
 		return c.signedByOwn(func(s signer) error {
@@ -440,14 +444,21 @@ func (p *provider) beginMakeCredential(op psa.Op) (psa.Run, error) {
 	}), nil
 }
 
+// factsTimeout is how long a chip makes its two keys, which are kept, after whoever asked has gone.
+const factsTimeout = time.Minute
+
 // Facts are the endorsement key and the attestation key, in PEM, the latter's public area too (TPMT_PUBLIC, in
-// hexadecimal), and SHA-256's bank of registers.
+// hexadecimal), the storage root key's name, and SHA-256's bank of registers.
 func (p *provider) Facts(ctx context.Context) (facts []providers.Fact, err error) {
 	c := p.chip
 	err = c.use(ctx, "info", func() error {
+		on, end := context.WithTimeout(context.WithoutCancel(ctx), factsTimeout)
+		defer end()
+		c.link.ctx = on
 		facts = nil
 		keys := c.keyFacts(&facts)
-		values, err := c.registers()
+		facts = append(facts, providers.Fact{Name: "tpm_srk_name", Value: hex.EncodeToString(c.parent.name.Buffer)})
+		values, err := c.registers(1<<(psa.MaxPCR+1) - 1)
 		for n, v := range values {
 			if v != nil {
 				facts = append(facts, providers.Fact{Name: fmt.Sprint("pcrs.", n), Value: hex.EncodeToString(v)})
@@ -483,12 +494,17 @@ func (c *chip) keyFacts(facts *[]providers.Fact) error {
 	return nil
 }
 
-// registers are the values of SHA-256's bank, nil where there is none.
-func (c *chip) registers() (values [psa.MaxPCR + 1][]byte, err error) {
-	for left := psa.PCRs(1<<len(values) - 1); left != 0; {
-		rsp, err := tpm2.PCRRead{PCRSelectionIn: selected(left)}.Execute(c.link)
+// registers are the values of those of SHA-256's bank, nil where there is none.
+func (c *chip) registers(pcrs psa.PCRs) (values [psa.MaxPCR + 1][]byte, err error) {
+	err = c.withAudit(func(s tpm2.Session) error { return c.readRegisters(pcrs, &values, s) })
+	return values, err
+}
+
+func (c *chip) readRegisters(left psa.PCRs, values *[psa.MaxPCR + 1][]byte, s tpm2.Session) error {
+	for left != 0 {
+		rsp, err := tpm2.PCRRead{PCRSelectionIn: selected(left)}.Execute(c.link, s)
 		if err != nil {
-			return values, err
+			return err
 		}
 		var got psa.PCRs
 		for _, s := range rsp.PCRSelectionOut.PCRSelections {
@@ -500,12 +516,12 @@ func (c *chip) registers() (values [psa.MaxPCR + 1][]byte, err error) {
 		}
 		numbers := (got & left).List()
 		if len(numbers) == 0 || len(numbers) != len(rsp.PCRValues.Digests) {
-			return values, nil
+			return nil
 		}
 		for i, n := range numbers {
 			values[n] = rsp.PCRValues.Digests[i].Buffer
 		}
 		left &^= got
 	}
-	return values, nil
+	return nil
 }

@@ -146,7 +146,7 @@ func TestEndorsementAuth(t *testing.T) {
 				t.Errorf("%q: attest, signed by a key: %v", auth, err)
 			}
 			facts, err := p.Facts(t.Context())
-			if works != (err == nil) || works != (len(facts) == 3+psa.MaxPCR+1) || len(facts) < psa.MaxPCR+1 {
+			if works != (err == nil) || works != (len(facts) == 4+psa.MaxPCR+1) || len(facts) < psa.MaxPCR+1 {
 				t.Errorf("%q: %d facts, %v", auth, len(facts), err)
 			}
 		}
@@ -218,7 +218,7 @@ func TestAttestAfterClear(t *testing.T) {
 	t.Parallel()
 	chip := tpmtest.Start(t)
 	p := newProvider(t, chip).(*provider)
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	before, err := p.Facts(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -231,6 +231,13 @@ func TestAttestAfterClear(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := p.Facts(t.Context()); psa.StatusOf(err) != psa.StatusProviderAbsent {
+		t.Errorf("the storage root key is another one now: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p = newProvider(t, chip).(*provider)
 	after, err := p.Facts(t.Context())
 	if err != nil {
 		t.Fatal(err)

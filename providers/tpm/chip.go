@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -71,8 +72,28 @@ func openChip(t tcti, a auths) (*chip, error) {
 
 // link is a connection. TPM warnings that ask to try again are obeyed (TCG TPM 2.0, part 2, 6.6.3).
 type link struct {
-	transport.TPMCloser
+	conn
+	ctx    context.Context // of the use under way
 	broken error
+}
+
+// usually is how long a command takes at most, on a slow chip that others use too. Those that make keys, or look for
+// primes, have long. The caller's end comes first.
+const (
+	usually = 10 * time.Second
+	long    = 5 * time.Minute
+)
+
+// most bounds a command's exchange.
+func most(command []byte) time.Duration {
+	if len(command) < headerSize {
+		return usually
+	}
+	switch tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) {
+	case tpm2.TPMCCCreatePrimary, tpm2.TPMCCCreate, tpm2.TPMCCCreateLoaded, tpm2.TPMCCLoad, tpm2.TPMCCImport:
+		return long
+	}
+	return usually
 }
 
 const (
@@ -84,7 +105,10 @@ const (
 func (l *link) Send(command []byte) ([]byte, error) {
 	pause, since := firstPause, time.Now()
 	for {
-		b, err := l.TPMCloser.Send(command)
+		if l.broken != nil {
+			return nil, l.broken
+		}
+		b, err := l.exchange(l.ctx, command, most(command))
 		if err == nil && len(b) < headerSize {
 			err = fmt.Errorf("a response of %d bytes", len(b))
 		}
@@ -95,7 +119,11 @@ func (l *link) Send(command []byte) ([]byte, error) {
 		switch tpm2.TPMRC(binary.BigEndian.Uint32(b[6:])) {
 		case tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded, tpm2.TPMRCNVRate, tpm2.TPMRCNVUnavailable:
 			if time.Since(since) < pauses {
-				time.Sleep(pause)
+				select {
+				case <-time.After(pause):
+				case <-l.ctx.Done():
+					l.broken = context.Cause(l.ctx)
+				}
 				pause = min(2*pause, lastPause)
 				continue
 			}
@@ -104,9 +132,10 @@ func (l *link) Send(command []byte) ([]byte, error) {
 	}
 }
 
-// use runs f with the TPM, alone. Where the connection broke, or the TPM had forgotten what was loaded, f runs once
-// more: it must leave nothing behind in the TPM.
-func (c *chip) use(ctx context.Context, what string, f func() error) error {
+// alone runs f with the TPM, whichever that is, and nobody else meanwhile. Where the connection broke, or the TPM had
+// forgotten what was loaded, f runs once more: it must leave nothing behind in the TPM. An answer that does not come in time
+// is not waited for again.
+func (c *chip) alone(ctx context.Context, what string, f func() error) error {
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
@@ -125,9 +154,10 @@ func (c *chip) use(ctx context.Context, what string, f func() error) error {
 			return nil
 		}
 		gone := c.link != nil && c.link.broken != nil
+		late := gone && tooLate(c.link.broken)
 		if gone || lost(err) || crowded(err) {
 			c.disconnect()
-			if !again {
+			if !again && !late {
 				continue
 			}
 		}
@@ -139,6 +169,11 @@ func (c *chip) use(ctx context.Context, what string, f func() error) error {
 		}
 		return err
 	}
+}
+
+// tooLate says whether an exchange ended because somebody's time was up.
+func tooLate(err error) bool {
+	return errors.Is(err, errSlow) || errors.Is(err, errCut) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 func (c *chip) disconnect() {
@@ -167,6 +202,7 @@ func (c *chip) close() error {
 	if c.link == nil {
 		return nil
 	}
+	c.link.ctx = context.Background()
 	for len(c.keys) > 0 {
 		if err := c.evict(); err != nil {
 			break
@@ -190,13 +226,14 @@ func (c *chip) flush(h tpm2.TPMHandle) error {
 // connect makes what a connection begins with: the parent.
 func (c *chip) connect(ctx context.Context) error {
 	if c.link != nil {
+		c.link.ctx = ctx
 		return nil
 	}
 	t, err := c.tcti.dial(ctx)
 	if err != nil {
 		return err
 	}
-	c.link = &link{TPMCloser: t}
+	c.link = &link{conn: t, ctx: ctx}
 	err = c.prepare()
 	if isRC(err, tpm2.TPMRCInitialize) { // nobody started it: a simulator, or a chip on a bare bus
 		if _, err = (tpm2.Startup{StartupType: tpm2.TPMSUClear}).Execute(c.link); err == nil {
@@ -218,34 +255,35 @@ func (c *chip) prepare() error {
 	if err != nil {
 		return err
 	}
-	c.room = max(int(slots)-1, 1)
+	c.room = min(max(int(slots)-1, 1), mostRoom)
 	if !c.tcti.managed() {
 		if err := c.sweep(); err != nil {
 			return err
 		}
 	}
-	rsp, err := tpm2.CreatePrimary{
-		PrimaryHandle: c.ownerAuth(),
-		InPublic:      tpm2.New2B(srkTemplate()),
-	}.Execute(c.link)
+	// There is no key yet to salt a session with: a password that is empty says nothing, and another one only makes an HMAC.
+	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+	if len(c.auths.owner) > 0 {
+		owner.Auth = tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(c.auths.owner))
+	}
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: owner, InPublic: tpm2.New2B(srkTemplate())}.Execute(c.link)
 	if err != nil {
 		return err
 	}
-	public, err := rsp.OutPublic.Contents()
+	public, name, err := made(rsp.OutPublic, &rsp.Name, srkTemplate())
 	if err != nil {
 		return err
 	}
-	c.parent = &parent{rsp.ObjectHandle, rsp.Name, *public}
+	c.parent = &parent{rsp.ObjectHandle, name, *public}
 	return nil
 }
 
-func (c *chip) ownerAuth() tpm2.AuthHandle { return hierarchy(tpm2.TPMRHOwner, c.auths.owner) }
+// mostRoom bounds what a TPM says of its slots.
+const mostRoom = 16
 
-func hierarchy(h tpm2.TPMHandle, auth []byte) tpm2.AuthHandle {
-	if len(auth) == 0 {
-		return tpm2.AuthHandle{Handle: h, Auth: tpm2.PasswordAuth(nil)}
-	}
-	return tpm2.AuthHandle{Handle: h, Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(auth))}
+// hierarchy authorizes with a hierarchy's secret, which may be empty: the session proves the answer, too.
+func (c *chip) hierarchy(h tpm2.TPMHandle, auth []byte) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: h, Auth: c.once(auth)}
 }
 
 // srkTemplate is TCG's storage root key on P-256, with an empty unique field (template H-2 of the TCG EK Credential
@@ -277,8 +315,8 @@ func (c *chip) sweep() error {
 	return nil
 }
 
-func (c *chip) property(p tpm2.TPMPT) (uint32, error) {
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(p), PropertyCount: 1}.Execute(c.link)
+func (c *chip) property(p tpm2.TPMPT, s ...tpm2.Session) (uint32, error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(p), PropertyCount: 1}.Execute(c.link, s...)
 	if err != nil {
 		return 0, err
 	}
@@ -344,8 +382,14 @@ func (c *chip) evict() error {
 	return c.flush(oldest.handle)
 }
 
-// load brings a key into the TPM, beside so many others at most.
+// load brings a key into the TPM, beside so many others at most. Who answers so far may be anybody: whatever uses the key
+// names it, in a session, and finds out.
 func (c *chip) load(k *stored, others int) (*loaded, error) {
+	return c.loadBy(k, others, func() tpm2.Session { return tpm2.PasswordAuth(nil) })
+}
+
+// loadBy is load with what authorizes the parent's use.
+func (c *chip) loadBy(k *stored, others int, session func() tpm2.Session) (*loaded, error) {
 	if k.Handle != 0 {
 		return c.resident(k, others)
 	}
@@ -361,16 +405,24 @@ func (c *chip) load(k *stored, others int) (*loaded, error) {
 	if err := c.shrink(others); err != nil {
 		return nil, err
 	}
-	rsp, err := c.loadInto(k)
+	public := tpm2.BytesAs2B[tpm2.TPMTPublic](k.Public)
+	name, err := nameIn(k.Public)
+	if err != nil {
+		return nil, err
+	}
+	rsp, err := c.loadInto(k, public, session())
 	for isRC(err, tpm2.TPMRCObjectMemory) && len(c.keys) > 0 {
 		if err = c.evict(); err == nil {
-			rsp, err = c.loadInto(k)
+			rsp, err = c.loadInto(k, public, session())
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	l := &loaded{k.Private, rsp.ObjectHandle, rsp.Name}
+	if !bytes.Equal(rsp.Name.Buffer, name.Buffer) {
+		return nil, errLies("the key %x, loaded as %x", name.Buffer, rsp.Name.Buffer)
+	}
+	l := &loaded{k.Private, rsp.ObjectHandle, name}
 	c.keys = append(c.keys, l)
 	return l, nil
 }
@@ -384,11 +436,11 @@ func (c *chip) shrink(n int) error {
 	return nil
 }
 
-func (c *chip) loadInto(k *stored) (*tpm2.LoadResponse, error) {
+func (c *chip) loadInto(k *stored, public tpm2.TPM2BPublic, session tpm2.Session) (*tpm2.LoadResponse, error) {
 	return tpm2.Load{
-		ParentHandle: c.parentAuth(tpm2.PasswordAuth(nil)), // the blob is encrypted by the parent, and there is no secret beside it
+		ParentHandle: c.parentAuth(session), // the blob is encrypted by the parent, and there is no secret beside it
 		InPrivate:    tpm2.TPM2BPrivate{Buffer: k.Private},
-		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](k.Public),
+		InPublic:     public,
 	}.Execute(c.link)
 }
 
@@ -426,41 +478,42 @@ func selected(pcrs psa.PCRs) tpm2.TPMLPCRSelection {
 	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(numbers...)}}}
 }
 
-// policy is what keys that are made now with these PCRs have in their public area; nothing without any.
-func (c *chip) policy(pcrs psa.PCRs) (digest []byte, err error) {
+// policy is what keys that are made now with these PCRs have in their public area; nothing without any. It is computed here,
+// from registers that the TPM vouches for: a policy session would take what anybody in between adds to it.
+func (c *chip) policy(pcrs psa.PCRs) ([]byte, error) {
 	if pcrs == 0 {
 		return nil, nil
 	}
-	if err := c.hasRegisters(pcrs); err != nil {
-		return nil, err
-	}
-	trial, end, err := tpm2.PolicySession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Trial())
+	values, err := c.hasRegisters(pcrs)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, end()) }()
-	if err := bind(pcrs)(c.link, trial.Handle(), tpm2.TPM2BNonce{}); err != nil {
-		return nil, err
+	state := sha256.New()
+	for _, n := range pcrs.List() {
+		state.Write(values[n])
 	}
-	rsp, err := tpm2.PolicyGetDigest{PolicySession: trial.Handle()}.Execute(c.link)
+	policy, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
 		return nil, err
 	}
-	return rsp.PolicyDigest.Buffer, nil
+	is := tpm2.PolicyPCR{PcrDigest: tpm2.TPM2BDigest{Buffer: state.Sum(nil)}, Pcrs: selected(pcrs)}
+	if err := errors.Join(is.Update(policy), tpm2.PolicyAuthValue{}.Update(policy)); err != nil {
+		return nil, err
+	}
+	return policy.Hash().Digest, nil
 }
 
-// hasRegisters refuses registers that the bank of SHA-256 does not have: a TPM leaves those out of a policy or a quote in
-// silence (TCG TPM 2.0, part 1, 17.7), and what is bound to them is bound to nothing.
-func (c *chip) hasRegisters(pcrs psa.PCRs) error {
-	values, err := c.registers()
-	if err != nil {
-		return err
+// hasRegisters reads registers, and refuses those that the bank of SHA-256 does not have: a TPM leaves them out of a policy
+// or a quote in silence (TCG TPM 2.0, part 1, 17.7), and what is bound to them is bound to nothing.
+func (c *chip) hasRegisters(pcrs psa.PCRs) (values [psa.MaxPCR + 1][]byte, err error) {
+	if values, err = c.registers(pcrs); err != nil {
+		return values, err
 	}
 	for _, n := range pcrs.List() {
 		if values[n] == nil {
-			return psa.Errorf(psa.StatusNotSupported, "the TPM keeps no PCR %d in a bank of SHA-256", n).
+			return values, psa.Errorf(psa.StatusNotSupported, "the TPM keeps no PCR %d in a bank of SHA-256", n).
 				WithHint("the firmware's setup, or tpm2_pcrallocate and a restart, switches that bank on")
 		}
 	}
-	return nil
+	return values, nil
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"encoding/asn1"
+	"errors"
 	"io"
 	"math/big"
 	"sync"
@@ -89,7 +90,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) { return k.
 
 func (k *key) Certify(ctx context.Context, op psa.Op, signer providers.Key) (psa.Run, error) {
 	by, ok := signer.(*key)
-	if !ok || by.p.chip != k.p.chip || op.Operation != psa.Attest {
+	if !ok || by.p.chip.chip != k.p.chip.chip || op.Operation != psa.Attest {
 		return nil, psa.Errorf(psa.StatusNotSupported, "%s with a signer that is no key of this TPM", op.Operation)
 	}
 	alg, err := by.attributes.Resolve(psa.Sign, 0)
@@ -227,7 +228,7 @@ func (u *use) with(ctx context.Context, what string, others int, f func(c *chip,
 		if err != nil {
 			return err
 		}
-		return f(c, l)
+		return f(c.chip, l)
 	})
 }
 
@@ -279,7 +280,8 @@ func (u *use) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) (out []byte,
 			InScheme:  scheme, Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
 		}.Execute(c.link)
 		if err != nil {
-			return err
+			// An error proves nothing: where it was forged, the TPM and the session that is kept are out of step.
+			return errors.Join(err, c.forgetSigning())
 		}
 		out, err = signatureOf(&rsp.Signature)
 		return err
@@ -409,28 +411,45 @@ func (u *use) mac(ctx context.Context, message []byte) (out []byte, err error) {
 }
 
 func (c *chip) sequence(key tpm2.AuthHandle, hash tpm2.TPMAlgID, message []byte) ([]byte, error) {
-	start, err := tpm2.HmacStart{Handle: key, HashAlg: hash}.Execute(c.link)
+	// A sequence has no name that a session could bind: its authorization shows that it is the one that was begun here.
+	auth, err := newAuth()
 	if err != nil {
 		return nil, err
 	}
-	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, encryptIn, tpm2.Salted(c.parent.handle, c.parent.public))
+	defer psa.Wipe(auth)
+	start, err := tpm2.HmacStart{Handle: key, Auth: tpm2.TPM2BAuth{Buffer: bytes.Clone(auth)}, HashAlg: hash}.Execute(c.link)
 	if err != nil {
+		return nil, err
+	}
+	failed := func(err error) ([]byte, error) {
 		_ = c.flush(start.SequenceHandle) // the first error is the one to tell
 		return nil, err
 	}
-	defer end()
-	handle := tpm2.AuthHandle{Handle: start.SequenceHandle, Auth: session}
+	if message, err = c.update(start.SequenceHandle, auth, message); err != nil {
+		return failed(err)
+	}
+	rsp, err := tpm2.SequenceComplete{SequenceHandle: tpm2.AuthHandle{Handle: start.SequenceHandle, Auth: c.once(auth, encryptBoth)},
+		Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, Hierarchy: tpm2.TPMRHNull}.Execute(c.link)
+	if err != nil {
+		return failed(err)
+	}
+	return rsp.Result.Buffer, nil
+}
+
+// update gives a sequence all of a message but its last part.
+func (c *chip) update(sequence tpm2.TPMHandle, auth, message []byte) (last []byte, err error) {
+	session, end, err := tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize,
+		encryptIn, tpm2.Auth(auth), tpm2.Salted(c.parent.handle, c.parent.public))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	handle := tpm2.AuthHandle{Handle: sequence, Auth: session}
 	for len(message) > bufferSize {
 		if _, err := (tpm2.SequenceUpdate{SequenceHandle: handle, Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message[:bufferSize])}}).Execute(c.link); err != nil {
-			_ = c.flush(start.SequenceHandle)
 			return nil, err
 		}
 		message = message[bufferSize:]
 	}
-	rsp, err := tpm2.SequenceComplete{SequenceHandle: handle, Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, Hierarchy: tpm2.TPMRHNull}.Execute(c.link)
-	if err != nil {
-		_ = c.flush(start.SequenceHandle)
-		return nil, err
-	}
-	return rsp.Result.Buffer, nil
+	return message, nil
 }

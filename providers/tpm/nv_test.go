@@ -2,13 +2,14 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"encoding/asn1"
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -182,17 +183,17 @@ func TestCounterOnlyGrows(t *testing.T) {
 
 // broken is a connection that ends at the next command of that code, before or behind it.
 type broken struct {
-	transport.TPMCloser
+	conn
 	at     tpm2.TPMCC
 	behind bool
 }
 
-func (b *broken) Send(command []byte) ([]byte, error) {
+func (b *broken) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
 	if tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) != b.at {
-		return b.TPMCloser.Send(command)
+		return b.conn.exchange(ctx, command, most)
 	}
 	if b.behind {
-		if _, err := b.TPMCloser.Send(command); err != nil {
+		if _, err := b.conn.exchange(ctx, command, most); err != nil {
 			return nil, err
 		}
 	}
@@ -210,7 +211,7 @@ func TestCounterOverBrokenConnection(t *testing.T) {
 		if _, err := p.Identity(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		c.chip.link.TPMCloser = &broken{c.chip.link.TPMCloser, at, behind}
+		c.chip.link.conn = &broken{c.chip.link.conn, at, behind}
 	}
 	for _, behind := range []bool{false, true} {
 		for _, at := range []tpm2.TPMCC{tpm2.TPMCCNVDefineSpace, tpm2.TPMCCNVIncrement, tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead} {
@@ -255,13 +256,13 @@ func indices(t *testing.T, l *link) (owned []tpm2.TPMHandle) {
 
 // forged answers NV_Read with what an earlier answer said, or with another number in it.
 type forged struct {
-	transport.TPMCloser
+	conn
 	replays bool
 	old     []byte
 }
 
-func (f *forged) Send(command []byte) ([]byte, error) {
-	b, err := f.TPMCloser.Send(command)
+func (f *forged) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
+	b, err := f.conn.exchange(ctx, command, most)
 	if err != nil || tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) != tpm2.TPMCCNVRead || binary.BigEndian.Uint32(b[6:]) != 0 {
 		return b, err
 	}
@@ -286,7 +287,7 @@ func TestCounterForged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.chip.link.TPMCloser = &forged{TPMCloser: c.chip.link.TPMCloser, replays: replays}
+		c.chip.link.conn = &forged{conn: c.chip.link.conn, replays: replays}
 		if replays {
 			if _, err := c.Counter(t.Context(), reference, storeAuth); err != nil {
 				t.Fatal(err)

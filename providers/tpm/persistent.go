@@ -49,17 +49,49 @@ func parseObject(s string) (tpm2.TPMHandle, []byte, error) {
 	return tpm2.TPMHandle(handle), name, nil
 }
 
-// lying reads what lies under a persistent handle; nil where nothing does.
-func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
+// glance reads what is said to lie under a persistent handle; nil where nothing does.
+func (c *chip) glance(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	rsp, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(c.link)
 	if isRC(err, tpm2.TPMRCHandle) {
-		return nil, nil, nil
+		return nil, tpm2.TPM2BName{}, nil
 	}
+	if err != nil {
+		return nil, tpm2.TPM2BName{}, err
+	}
+	return named(rsp.OutPublic, &rsp.Name)
+}
+
+// lying is glance that the TPM vouches for: a session takes the object's name, and so the object must be known to be asked
+// for again. That there is none, a list says.
+func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
+	area, name, err := c.glance(handle)
 	if err != nil {
 		return nil, nil, err
 	}
-	area, err := rsp.OutPublic.Contents()
-	return area, rsp.Name.Buffer, err
+	if area != nil {
+		_, err := tpm2.ReadPublic{ObjectHandle: tpm2.NamedHandle{Handle: handle, Name: name}}.Execute(c.link, c.once(nil, encryptOut))
+		return area, name.Buffer, err
+	}
+	return nil, nil, c.withAudit(func(s tpm2.Session) error {
+		list, _, err := c.persistent(uint32(handle), 1, s)
+		if err == nil && len(list) > 0 && list[0] == handle {
+			err = errLies("nothing under the handle %#x, which it lists", uint32(handle))
+		}
+		return err
+	})
+}
+
+// persistent lists persistent handles from one on, and says whether there are more.
+func (c *chip) persistent(from, n uint32, s tpm2.Session) ([]tpm2.TPMHandle, bool, error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: from, PropertyCount: n}.Execute(c.link, s)
+	if err != nil {
+		return nil, false, err
+	}
+	handles, err := rsp.CapabilityData.Data.Handles()
+	if err != nil {
+		return nil, false, err
+	}
+	return handles.Handle, bool(rsp.MoreData) && len(handles.Handle) > 0, nil
 }
 
 // resident finds an adopted key where it lies, with room for it beside so many others: a TPM copies it into a slot to
@@ -69,7 +101,7 @@ func (c *chip) resident(k *stored, others int) (*loaded, error) {
 		return nil, err
 	}
 	handle := tpm2.TPMHandle(k.Handle)
-	area, name, err := c.lying(handle)
+	area, name, err := c.glance(handle)
 	switch {
 	case err != nil:
 		return nil, err
@@ -78,7 +110,7 @@ func (c *chip) resident(k *stored, others int) (*loaded, error) {
 	case !bytes.Equal(tpm2.Marshal(area), k.Public):
 		return nil, psa.Errorf(psa.StatusProviderAbsent, "another key lies under the handle %#x now", k.Handle)
 	}
-	return &loaded{handle: handle, name: tpm2.TPM2BName{Buffer: name}}, nil
+	return &loaded{handle: handle, name: name}, nil
 }
 
 // Foreign lists the persistent objects.
@@ -89,34 +121,47 @@ func (p *provider) Foreign(ctx context.Context) (list []providers.Foreign, err e
 		if err := c.shrink(c.room - 1); err != nil {
 			return err
 		}
-		for next, more := uint32(firstPersistent), true; more; {
-			rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: next, PropertyCount: 64}.Execute(c.link)
+		handles, err := c.allPersistent()
+		if err != nil {
+			return err
+		}
+		for _, h := range handles {
+			area, name, err := c.lying(h)
 			if err != nil {
 				return err
 			}
-			handles, err := rsp.CapabilityData.Data.Handles()
-			if err != nil {
-				return err
-			}
-			more = bool(rsp.MoreData) && len(handles.Handle) > 0
-			for _, h := range handles.Handle {
-				next = uint32(h) + 1
-				if !isPersistent(int64(h)) {
-					more = false
-					continue
-				}
-				area, name, err := c.lying(h)
-				if err != nil {
-					return err
-				}
-				if area != nil {
-					list = append(list, providers.Foreign{Object: object(h, name), Attributes: p.usual(area)})
-				}
+			if area != nil {
+				list = append(list, providers.Foreign{Object: object(h, name), Attributes: p.usual(area)})
 			}
 		}
 		return nil
 	})
 	return list, err
+}
+
+// allPersistent are the handles of all persistent objects.
+func (c *chip) allPersistent() (all []tpm2.TPMHandle, err error) {
+	err = c.withAudit(func(s tpm2.Session) error {
+		for next, more := uint32(firstPersistent), true; more; {
+			var handles []tpm2.TPMHandle
+			var err error
+			if handles, more, err = c.persistent(next, 64, s); err != nil {
+				return err
+			}
+			for _, h := range handles {
+				if !isPersistent(int64(h)) {
+					return nil
+				}
+				if uint32(h) < next {
+					return errLies("the handle %#x in a list from %#x on", uint32(h), next)
+				}
+				all = append(all, h)
+				next = uint32(h) + 1
+			}
+		}
+		return nil
+	})
+	return all, err
 }
 
 // usual are the attributes of an object for which none are asked, none where no key can be made of it.
@@ -180,7 +225,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 			return err
 		}
 		if !area.ObjectAttributes.NoDA {
-			if err := c.maySpareTry(); err != nil {
+			if err := c.withAudit(c.maySpareTry); err != nil {
 				return err
 			}
 		}
@@ -195,12 +240,12 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 }
 
 // maySpareTry refuses where one more wrong authorization would lock the TPM for everybody (TCG TPM 2.0, part 1, 19.8).
-func (c *chip) maySpareTry() error {
-	tried, err := c.property(tpm2.TPMPTLockoutCounter)
+func (c *chip) maySpareTry(s tpm2.Session) error {
+	tried, err := c.property(tpm2.TPMPTLockoutCounter, s)
 	if err != nil {
 		return err
 	}
-	most, err := c.property(tpm2.TPMPTMaxAuthFail)
+	most, err := c.property(tpm2.TPMPTMaxAuthFail, s)
 	if err != nil {
 		return err
 	}
@@ -248,8 +293,8 @@ func (p *provider) DestroyObject(ctx context.Context, reference string, _ []byte
 		if err != nil || area == nil || !bytes.Equal(name, want) {
 			return err
 		}
-		_, err = tpm2.EvictControl{Auth: c.ownerAuth(), ObjectHandle: tpm2.NamedHandle{Handle: handle, Name: tpm2.TPM2BName{Buffer: name}},
-			PersistentHandle: handle}.Execute(c.link)
+		_, err = tpm2.EvictControl{Auth: c.hierarchy(tpm2.TPMRHOwner, c.auths.owner), PersistentHandle: handle,
+			ObjectHandle: tpm2.NamedHandle{Handle: handle, Name: tpm2.TPM2BName{Buffer: name}}}.Execute(c.link)
 		return err
 	})
 }

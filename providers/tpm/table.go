@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -91,37 +92,51 @@ func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) err
 func (p *provider) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 	var table []psa.Capability
 	err := p.chip.use(ctx, "capabilities", func() error {
-		algorithms, err := p.chip.algorithms()
-		if err != nil {
+		return p.chip.withAudit(func(s tpm2.Session) (err error) {
+			table, err = p.chip.capabilities(s)
 			return err
-		}
-		tested := map[string]bool{}
-		table = newTable(func(a psa.Attributes) bool {
-			for _, need := range needs(a) {
-				if !algorithms[need] {
-					return false
-				}
-			}
-			kind, parms := parameters(a)
-			asked := tpm2.TPMTPublicParms{Type: kind, Parameters: parms}
-			name := string(tpm2.Marshal(asked))
-			works, known := tested[name]
-			if !known && err == nil {
-				_, e := tpm2.TestParms{Parameters: asked}.Execute(p.chip.link)
-				if works = e == nil; !works && p.chip.link.broken != nil {
-					err = e
-				}
-				tested[name] = works
-			}
-			return works
 		})
-		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	p.table.Store(&table)
 	return slices.Clone(table), nil
+}
+
+// capabilities are what the TPM does.
+func (c *chip) capabilities(s tpm2.Session) ([]psa.Capability, error) {
+	algorithms, err := c.algorithms(s)
+	if err != nil {
+		return nil, err
+	}
+	tested := map[string]bool{}
+	table := newTable(func(a psa.Attributes) bool {
+		for _, need := range needs(a) {
+			if !algorithms[need] {
+				return false
+			}
+		}
+		kind, parms := parameters(a)
+		asked := tpm2.TPMTPublicParms{Type: kind, Parameters: parms}
+		name := string(tpm2.Marshal(asked))
+		works, known := tested[name]
+		if !known && err == nil {
+			_, e := tpm2.TestParms{Parameters: asked}.Execute(c.link, s)
+			if works = e == nil; !works && !refusal(e) {
+				err = e
+			}
+			tested[name] = works
+		}
+		return works
+	})
+	return table, err
+}
+
+// refusal says whether a response code is about what was asked, and not about the session.
+func refusal(err error) bool {
+	var rc tpm2.TPMRC
+	return errors.As(err, &rc) && !lost(err) && !isRC(err, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth, tpm2.TPMRCNonce, tpm2.TPMRCAttributes)
 }
 
 // needs are the TPM's algorithms that a key uses (TCG Algorithm Registry, table 3).
@@ -148,10 +163,10 @@ func needs(a psa.Attributes) []tpm2.TPMAlgID {
 	return append(list, tpm2.TPMAlgKeyedHash, tpm2.TPMAlgHMAC)
 }
 
-func (c *chip) algorithms() (map[tpm2.TPMAlgID]bool, error) {
+func (c *chip) algorithms(s tpm2.Session) (map[tpm2.TPMAlgID]bool, error) {
 	all := map[tpm2.TPMAlgID]bool{}
 	for next, more := uint32(0), true; more; {
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapAlgs, Property: next, PropertyCount: 128}.Execute(c.link)
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapAlgs, Property: next, PropertyCount: 128}.Execute(c.link, s)
 		if err != nil {
 			return nil, err
 		}
@@ -160,6 +175,9 @@ func (c *chip) algorithms() (map[tpm2.TPMAlgID]bool, error) {
 			return nil, err
 		}
 		for _, a := range list.AlgProperties {
+			if uint32(a.Alg) < next {
+				return nil, errLies("the algorithm %#x in a list from %#x on", uint32(a.Alg), next)
+			}
 			all[a.Alg] = true
 			next = uint32(a.Alg) + 1
 		}

@@ -1,21 +1,13 @@
 package tpm
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strings"
-	"syscall"
-	"time"
 
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/tcp"
-	"golang.org/x/sys/unix"
-
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -27,13 +19,6 @@ type tcti struct {
 	host string
 	port string
 }
-
-const (
-	dialTimeout = 2 * time.Second
-	// commandTimeout is what the longest command takes on a slow chip: an RSA key.
-	commandTimeout = 5 * time.Minute
-	responseMost   = 64 << 10
-)
 
 const tctiForms = "device, device:PATH, swtpm:path=SOCKET, swtpm:host=NAME,port=N, mssim:host=NAME,port=N"
 
@@ -98,110 +83,33 @@ func (t tcti) device() string {
 }
 
 // dial connects; a TPM that is not there is StatusProviderAbsent.
-func (t tcti) dial(ctx context.Context) (transport.TPMCloser, error) {
+func (t tcti) dial(ctx context.Context) (conn, error) {
 	c, err := t.open(ctx)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "no connection to the TPM: %w", err)
+		e := psa.Errorf(psa.StatusProviderAbsent, "no connection to the TPM: %w", err)
+		e.Hint = psa.HintOf(err)
+		return nil, e
 	}
 	return c, nil
 }
 
-func (t tcti) open(ctx context.Context) (transport.TPMCloser, error) {
-	switch {
-	case t.kind == "device":
-		fd, err := unix.Open(t.device(), unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: t.device(), Err: err}
-		}
-		return newWire(fd, t.device()), nil
-	case t.kind == "mssim":
-		port, err := net.LookupPort("tcp", t.port)
-		if err != nil {
+func (t tcti) open(ctx context.Context) (conn, error) {
+	if t.kind == "device" {
+		return openDevice(t.device())
+	}
+	if t.path != "" {
+		// Whoever listens there sees, and says, all that a TPM would.
+		if err := providers.CheckTrusted(t.path); err != nil {
 			return nil, err
 		}
-		c, err := tcp.Open(tcp.Config{CommandAddress: net.JoinHostPort(t.host, t.port), PlatformAddress: net.JoinHostPort(t.host, fmt.Sprint(port+1))})
-		if err != nil {
-			return nil, err
-		}
-		return c, c.PowerOn()
-	case t.path != "":
 		return dialSocket(ctx, "unix", t.path)
+	}
+	port, err := net.LookupPort("tcp", t.port)
+	if err != nil {
+		return nil, err
+	}
+	if t.kind == "mssim" {
+		return dialSimulator(ctx, t.host, port)
 	}
 	return dialSocket(ctx, "tcp", net.JoinHostPort(t.host, t.port))
 }
-
-// wire is a descriptor to which one write is a command and from which its response is read: the kernel's device, or
-// swtpm's data channel. It blocks: the Go runtime's poller would set a timer and wake a thread for each command, and a
-// device of the kernel that does not block answers a read too early with nothing.
-type wire struct {
-	f   *os.File
-	buf []byte
-}
-
-func newWire(fd int, name string) *wire {
-	return &wire{os.NewFile(uintptr(fd), name), make([]byte, responseMost)}
-}
-
-func dialSocket(ctx context.Context, network, address string) (*wire, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	c, err := d.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	raw, err := c.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	fd := -1
-	if e := raw.Control(func(p uintptr) { fd, err = blocking(int(p)) }); err == nil {
-		err = e
-	}
-	if err != nil {
-		return nil, err
-	}
-	return newWire(fd, address), nil
-}
-
-// blocking gives a socket's descriptor that blocks, for commandTimeout at most.
-func blocking(socket int) (int, error) {
-	fd, err := unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	most := unix.NsecToTimeval(commandTimeout.Nanoseconds())
-	err = errors.Join(unix.SetNonblock(fd, false),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &most), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &most))
-	if err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
-}
-
-// headerSize is of a command's or a response's tag, size and code (TCG TPM 2.0, part 1, 18.3).
-const headerSize = 10
-
-func (w *wire) Send(command []byte) ([]byte, error) {
-	if _, err := w.f.Write(command); err != nil {
-		return nil, err
-	}
-	n := 0
-	for size := headerSize; n < size; {
-		more, err := w.f.Read(w.buf[n:])
-		if err != nil {
-			return nil, err
-		}
-		if n += more; n >= headerSize {
-			size = int(binary.BigEndian.Uint32(w.buf[2:]))
-			if size < headerSize || size > len(w.buf) || n > size {
-				return nil, fmt.Errorf("a response of %d bytes that says %d", n, size)
-			}
-		}
-	}
-	b := bytes.Clone(w.buf[:n])
-	psa.Wipe(w.buf[:n])
-	return b, nil
-}
-
-func (w *wire) Close() error { return w.f.Close() }

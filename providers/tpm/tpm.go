@@ -6,6 +6,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -40,6 +41,11 @@ var Type = providers.Type{
 			_, err := parseAuth(v)
 			return err
 		}},
+		{Name: "tpm_srk_name", Help: "the storage root key's name, in hexadecimal: another TPM is refused (default: the first one seen)",
+			Check: func(v any) error {
+				_, err := parseSRKName(v)
+				return err
+			}},
 	},
 	New: func(_ context.Context, c providers.Config) (providers.Provider, error) {
 		where, _ := c.Settings["tcti"].(string)
@@ -58,11 +64,16 @@ var Type = providers.Type{
 				}
 			}
 		}
-		shared, err := openChip(t, a)
-		if err != nil {
+		own := &trusted{log: c.Log, known: c.Known}
+		if v, ok := c.Settings["tpm_srk_name"]; ok {
+			if own.pinned, err = parseSRKName(v); err != nil {
+				return nil, psa.Errorf(psa.StatusInvalidArgument, "tpm_srk_name: %w", err)
+			}
+		}
+		if own.chip, err = openChip(t, a); err != nil {
 			return nil, err
 		}
-		return &provider{chip: shared}, nil
+		return &provider{chip: own}, nil
 	},
 }
 
@@ -87,7 +98,7 @@ func parseAuth(v any) ([]byte, error) {
 }
 
 type provider struct {
-	chip  *chip
+	chip  *trusted
 	table atomic.Pointer[[]psa.Capability] // of the TPM as it was last seen
 }
 
@@ -124,12 +135,30 @@ func (p *provider) lines() []psa.Capability {
 // Identity is the name of the storage root key (TCG TPM 2.0, part 1, 16): another TPM has another, and so has this one
 // after TPM2_Clear.
 func (p *provider) Identity(ctx context.Context) (id string, err error) {
-	err = p.chip.use(ctx, "identity", func() error {
-		rsp, err := tpm2.ReadPublic{ObjectHandle: p.chip.parent.handle}.Execute(p.chip.link)
-		if err == nil {
-			id = hex.EncodeToString(rsp.Name.Buffer)
+	c := p.chip
+	err = c.alone(ctx, "identity", func() error {
+		name := hex.EncodeToString(c.parent.name.Buffer)
+		if err := c.checkPin(name); err != nil {
+			return err
 		}
-		return err
+		// The session shows that this is not somebody who knows the name alone; another TPM gets none.
+		var sessions []tpm2.Session
+		if c.known == "" || c.known == name {
+			sessions = append(sessions, c.once(nil, encryptOut))
+		}
+		parent := tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name}
+		rsp, err := tpm2.ReadPublic{ObjectHandle: parent}.Execute(c.link, sessions...)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(rsp.Name.Buffer, c.parent.name.Buffer) {
+			return errLies("the storage root key is %x, and was %s", rsp.Name.Buffer, name)
+		}
+		if c.known == "" {
+			c.meet(name)
+		}
+		id = name
+		return nil
 	})
 	return id, err
 }
@@ -214,6 +243,9 @@ func (p *provider) generate(ctx context.Context, a psa.Attributes, s *stored) er
 		if err != nil {
 			return err
 		}
+		if _, _, err := made(rsp.OutPublic, nil, template(a, false, policy)); err != nil {
+			return err
+		}
 		s.Parent, s.Private, s.Public = c.parent.name.Buffer, rsp.OutPrivate.Buffer, rsp.OutPublic.Bytes()
 		return nil
 	})
@@ -252,7 +284,7 @@ func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, 
 			return err
 		}
 		rsp, err := tpm2.Import{
-			ParentHandle: c.parentAuth(tpm2.PasswordAuth(nil)), // all that is secret is encrypted for the parent already
+			ParentHandle: c.parentAuth(c.once(nil)), // all that is secret is encrypted for the parent already
 			ObjectPublic: tpm2.New2B(public),
 			Duplicate:    tpm2.TPM2BPrivate{Buffer: duplicate}, InSymSeed: tpm2.TPM2BEncryptedSecret{Buffer: seed},
 			Symmetric: tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
@@ -261,7 +293,7 @@ func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, 
 			return err
 		}
 		s.Parent, s.Private, s.Public = c.parent.name.Buffer, rsp.OutPrivate.Buffer, tpm2.Marshal(public)
-		_, err = c.load(s, c.room-1)
+		_, err = c.loadBy(s, c.room-1, func() tpm2.Session { return c.once(nil) })
 		return err
 	})
 }

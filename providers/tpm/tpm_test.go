@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -13,10 +14,10 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	keyfile "github.com/foxboron/go-tpm-keyfiles"
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -109,7 +110,7 @@ func raw(t *testing.T, chip *tpmtest.Chip) *link {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &link{TPMCloser: c}
+	return &link{conn: c, ctx: t.Context()}
 }
 
 func newProvider(t *testing.T, chip *tpmtest.Chip) providers.Provider {
@@ -576,12 +577,12 @@ func TestSmallTPM(t *testing.T) {
 
 // garbled changes the session's nonce in the next response; behind it are its attributes and an HMAC of 32 bytes.
 type garbled struct {
-	transport.TPMCloser
+	conn
 	once bool
 }
 
-func (g *garbled) Send(command []byte) ([]byte, error) {
-	b, err := g.TPMCloser.Send(command)
+func (g *garbled) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
+	b, err := g.conn.exchange(ctx, command, most)
 	if err == nil && !g.once {
 		g.once = true
 		b[len(b)-40] ^= 1
@@ -608,7 +609,7 @@ func TestGarbled(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := p.(*provider).chip
-	c.link.TPMCloser = &garbled{TPMCloser: c.link.TPMCloser}
+	c.link.conn = &garbled{conn: c.link.conn}
 	if err := sign(); psa.StatusOf(err) != psa.StatusCommunicationFailure {
 		t.Errorf("a garbled response: %v", err)
 	}

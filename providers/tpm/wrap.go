@@ -143,7 +143,7 @@ func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, er
 			}
 		}()
 		if w.Salt != nil {
-			if err := c.maySpareTry(); err != nil {
+			if err := c.withAudit(c.maySpareTry); err != nil {
 				return psa.Errorf(psa.StatusNotPermitted, "%w is not tried: %w", providers.ErrPIN, err).WithHint(psa.HintOf(err))
 			}
 			if tried { // the TPM may have counted it

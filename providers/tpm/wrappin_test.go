@@ -2,13 +2,14 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"encoding/asn1"
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -16,7 +17,7 @@ import (
 )
 
 // tried is how many wrong authorizations the TPM counts.
-func tried(t *testing.T, c *chip) uint32 {
+func tried(t *testing.T, c *trusted) uint32 {
 	t.Helper()
 	var n uint32
 	err := c.use(t.Context(), "count", func() (err error) {
@@ -30,7 +31,7 @@ func tried(t *testing.T, c *chip) uint32 {
 }
 
 // clearLockout begins the count anew (TPM2_DictionaryAttackLockReset, which go-tpm lacks), with an empty password.
-func clearLockout(t *testing.T, c *chip) {
+func clearLockout(t *testing.T, c *trusted) {
 	t.Helper()
 	command := binary.BigEndian.AppendUint32([]byte{0x80, 0x02, 0, 0, 0, 27}, uint32(tpm2.TPMCCDictionaryAttackLockReset))
 	command = binary.BigEndian.AppendUint32(command, uint32(tpm2.TPMRHLockout))
@@ -45,13 +46,13 @@ func clearLockout(t *testing.T, c *chip) {
 
 // recorded keeps what is sent to the TPM.
 type recorded struct {
-	transport.TPMCloser
+	conn
 	all bytes.Buffer
 }
 
-func (r *recorded) Send(command []byte) ([]byte, error) {
+func (r *recorded) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
 	r.all.Write(command)
-	return r.TPMCloser.Send(command)
+	return r.conn.exchange(ctx, command, most)
 }
 
 // TestWrapWithPIN: the right PIN opens, and the TPM counts each wrong one, beside PCRs too; it never gets one in the clear,
@@ -65,8 +66,8 @@ func TestWrapWithPIN(t *testing.T) {
 	if _, err := p.Identity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	wire := &recorded{TPMCloser: p.chip.link.TPMCloser}
-	p.chip.link.TPMCloser = wire
+	wire := &recorded{conn: p.chip.link.conn}
+	p.chip.link.conn = wire
 	for _, pcrs := range []psa.PCRs{0, 1 << 16} {
 		b, err := p.Wrap(t.Context(), secret, pcrs, pin)
 		if err != nil {
@@ -190,7 +191,7 @@ func TestPINTriedOnce(t *testing.T) {
 	if _, err := p.Unwrap(t.Context(), b, []byte("1234")); err != nil {
 		t.Fatal(err)
 	}
-	p.chip.link.TPMCloser = &broken{p.chip.link.TPMCloser, tpm2.TPMCCUnseal, true}
+	p.chip.link.conn = &broken{p.chip.link.conn, tpm2.TPMCCUnseal, true}
 	if _, err := p.Unwrap(t.Context(), b, []byte("4321")); psa.StatusOf(err) != psa.StatusCommunicationFailure {
 		t.Errorf("%v", err)
 	}
@@ -203,11 +204,11 @@ func TestPINTriedOnce(t *testing.T) {
 }
 
 // locked answers each TPM2_Unseal as a TPM that is locked against guessing does.
-type locked struct{ transport.TPMCloser }
+type locked struct{ conn }
 
-func (l *locked) Send(command []byte) ([]byte, error) {
+func (l *locked) exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error) {
 	if tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) != tpm2.TPMCCUnseal {
-		return l.TPMCloser.Send(command)
+		return l.conn.exchange(ctx, command, most)
 	}
 	return binary.BigEndian.AppendUint32([]byte{0x80, 0x01, 0, 0, 0, headerSize}, uint32(tpm2.TPMRCLockout)), nil
 }
@@ -221,7 +222,7 @@ func TestPINWhileLocked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.chip.link.TPMCloser = &locked{p.chip.link.TPMCloser}
+	p.chip.link.conn = &locked{p.chip.link.conn}
 	_, err = p.Unwrap(t.Context(), b, []byte("1234"))
 	if !errors.Is(err, providers.ErrPIN) || errors.Is(err, providers.ErrPINRefused) || psa.HintOf(err) == "" {
 		t.Errorf("%v, hint %q", err, psa.HintOf(err))

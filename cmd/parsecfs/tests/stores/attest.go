@@ -14,6 +14,7 @@ type DeviceInfo struct {
 	EndorsementKey    string            `toml:"endorsement_key"`
 	AttestationKey    string            `toml:"attestation_key"`
 	AttestationPublic string            `toml:"attestation_key_public"`
+	SRKName           string            `toml:"tpm_srk_name"`
 	PCRs              map[string]string `toml:"pcrs"`
 }
 

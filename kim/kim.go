@@ -88,6 +88,7 @@ type KIM struct {
 	providers []*Provider // by name
 	byDefault *Provider   // nil where the default is not configured
 	keys      *openKeys
+	guesses   guesses
 
 	// still lets journal entries come and go; a backup holds all of it.
 	still *semaphore.Weighted
@@ -328,6 +329,11 @@ func (k *KIM) SetUnits(ctx context.Context, number int64, units []string) error 
 // decrypt. A copy of a key that takes none is StatusNotPermitted.
 func (k *KIM) SetCallerNonce(ctx context.Context, number int64, allow bool) error {
 	return k.store.SetCallerNonce(ctx, number, allow)
+}
+
+// ResetFailures lets short tags be verified with a key again; those of a copy are root's to reset.
+func (k *KIM) ResetFailures(ctx context.Context, number int64, root bool) error {
+	return k.store.ResetFailures(ctx, number, root)
 }
 
 // SetCertificate keeps a chain in PEM beside a key; an empty one removes it.

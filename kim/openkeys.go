@@ -30,6 +30,7 @@ type openKey struct {
 	key      providers.Key
 	err      error
 	gone     atomic.Bool // destroyed
+	nonces   nonces
 
 	users int // under openKeys.mu, like what follows
 	idle  *list.Element
@@ -206,7 +207,7 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (R
 		k.keys.release(e)
 		return nil, err
 	}
-	return &queuedRun{k: k, keys: []*openKey{e}, uid: uid, run: run}, nil
+	return &queuedRun{k: k, keys: []*openKey{e}, uid: uid, run: run, counts: countsOf(op, e.row.Attributes)}, nil
 }
 
 // Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
@@ -287,6 +288,7 @@ type queuedRun struct {
 	keys []*openKey // that it uses, of one provider
 	uid  uint32
 	run  psa.Run // nil after its end
+	counts
 }
 
 func (r *queuedRun) release() {
@@ -337,10 +339,25 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 		r.Abort()
 		return psa.Result{}, err
 	}
-	result, err := ask(r.run.Finish, func(late psa.Result, _ error) {
+	guessed, err := r.k.count(r.keys[0], r.counts)
+	if err != nil {
+		r.Abort()
+		return psa.Result{}, err
+	}
+	result, err := ask(r.run.Finish, func(late psa.Result, err error) {
 		late.Wipe()
+		if err := guessed(err); err != nil {
+			r.keys[0].provider.log.Error("a forgery was not counted", "key", r.keys[0].number, "err", err)
+		}
 		r.release()
 	})
+	if !isStuck(err) {
+		if failed := guessed(err); failed != nil {
+			// What was not counted is not answered.
+			result.Wipe()
+			result, err = psa.Result{}, failed
+		}
+	}
 	if err != nil && !begun(err) {
 		r.Abort()
 		return psa.Result{}, err

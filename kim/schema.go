@@ -138,4 +138,11 @@ ALTER TABLE data_key ADD COLUMN before_id BLOB;
 -- Whether encryption takes a nonce of the caller's choice; a copy of a key that takes none is bound to that.
 ALTER TABLE keys ADD COLUMN caller_nonce INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN nonce_bound INTEGER NOT NULL DEFAULT 0;
+`, `
+-- How many nonces were made at random with the key, or may have been, and how many forgeries of short tags were refused. A
+-- copy has a share of both of its source's bounds.
+ALTER TABLE keys ADD COLUMN nonces INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN copied INTEGER NOT NULL DEFAULT 0;
+UPDATE keys SET copied = nonce_bound;
 `}

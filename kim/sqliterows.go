@@ -297,11 +297,11 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
 	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object,
-	caller_nonce, nonce_bound`
+	caller_nonce, nonce_bound, nonces, failures, copied`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(26)
+	f, dest := newFields(29)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
@@ -331,6 +331,9 @@ func scanKey(scan func(...any) error) (Entry, error) {
 	asked := f.bool("caller_nonce") // of a draft before it became a copy, perhaps
 	k.NonceBound = f.bool("nonce_bound")
 	k.CallerNonce = asked && !k.NonceBound
+	k.Nonces = f.integer("nonces", 0, MaxNonces)
+	k.Failures = f.integer("failures", 0, MaxFailures)
+	k.Copied = f.bool("copied")
 
 	at := k.State // what the row must have the fields of
 	switch k.State {
@@ -682,7 +685,8 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 			return err
 		}
 		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
-			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), nonce_bound = 0, `+noBefore)
+			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), nonce_bound = 0,
+			nonces = 0, failures = 0, copied = 0, `+noBefore)
 	})
 }
 

@@ -46,6 +46,7 @@ func Run(t *testing.T, open Opener) {
 		{"Owner", testOwner},
 		{"HandedOver", testHandedOver},
 		{"NobodyOwns", testNobodyOwns},
+		{"Counts", testCounts},
 		{"Numbers", testNumbers},
 		{"Pages", testPages},
 		{"Inodes", testInodes},

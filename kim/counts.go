@@ -135,7 +135,7 @@ func (k *KIM) guess(ctx context.Context, number int64) (leave func(), err error)
 	case row.Failures >= MaxFailures:
 		err = errTooManyFailures(row)
 	case row.Failures+of.under >= MaxFailures:
-		err = psa.Errorf(psa.StatusQueueFull, "key %s refused %d forgeries, and no more are tried at once than are left", row.Name, row.Failures).
+		err = psa.Errorf(psa.StatusBadState, "key %s refused %d forgeries, and no more are tried at once than are left", row.Name, row.Failures).
 			WithHint("ask again; or the key's owner can write failures = 0 into attributes")
 	default:
 		of.under++

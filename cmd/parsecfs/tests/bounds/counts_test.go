@@ -34,7 +34,7 @@ func guess(t *testing.T, file string, request []byte) syscall.Errno {
 // guess at once, until its owner says otherwise; nobody else can.
 func TestShortTags(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ template, file string }{{"aes-128-cmac-tag4", "verify_mac"}, {"aes-256-ccm-tag4", "decrypt"}, {"hmac-sha256-tag4", "verify_mac"}} {
+	for _, c := range []struct{ template, file string }{{"aes-128-cmac-tag4", "verify_mac"}, {"aes-256-ccm-tag4", "decrypt"}} {
 		t.Run(c.template, func(t *testing.T) {
 			t.Parallel()
 			m := parsecfstest.Mount(t, parsecfstest.Options{})
@@ -81,7 +81,7 @@ func TestShortTags(t *testing.T) {
 						switch e := guess(t, file, wrong); e {
 						case syscall.EBADMSG:
 							told.Add(1)
-						case syscall.EAGAIN: // as many are under way as may fail
+						case syscall.EBUSY: // as many are under way as may fail
 						case syscall.EACCES:
 							return
 						default:

@@ -22,7 +22,7 @@ import (
 
 // OpenTrusted opens a trusted file. It is that file which was judged: nobody can exchange it in between.
 func OpenTrusted(path string, flags int) (*os.File, error) {
-	at, fd, err := walkTrusted(path, false, flags)
+	at, fd, err := walkTrusted(path, toFile, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func OpenTrusted(path string, flags int) (*os.File, error) {
 // CheckTrusted says what is wrong with a file or directory that somebody else opens. Where it does not exist that is the
 // error (fs.ErrNotExist), and the directories that do exist are trusted.
 func CheckTrusted(path string) error {
-	_, fd, err := walkTrusted(path, false, unix.O_PATH)
+	_, fd, err := walkTrusted(path, toFile, unix.O_PATH)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func CheckTrusted(path string) error {
 // MakeTrustedDir makes a directory and those above it, 0700, where they are missing, and says what is wrong with one that
 // exists.
 func MakeTrustedDir(path string) error {
-	_, fd, err := walkTrusted(path, true, unix.O_PATH)
+	_, fd, err := walkTrusted(path, making, unix.O_PATH)
 	if err != nil {
 		return err
 	}
@@ -66,6 +66,43 @@ func MakeTrustedDir(path string) error {
 	return nil
 }
 
+// OpenMountpoint opens a directory for its place alone (O_PATH), whose name nobody but root and our own user can give to
+// another one: they own it, and what leads to it is trusted. Who may write in it does not matter, as a mount hides it.
+func OpenMountpoint(path string) (*os.File, error) {
+	_, parent, err := walkTrusted(filepath.Dir(path), toParent, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(parent)
+	fd, err := unix.Openat(parent, filepath.Base(path), unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	if err := judgeOwner(fd, path, "exchange it"); err != nil {
+		closeFD(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// CheckWay says who else could lead a path elsewhere: what it stands for is no matter, only what leads there.
+func CheckWay(path string) error {
+	_, fd, err := walkTrusted(path, toParent, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// walk says what walkTrusted does at the end of the way.
+type walk int
+
+const (
+	toFile   walk = iota
+	toParent      // of what is meant: it is on the way
+	making        // directories that are missing
+)
+
 // maxLinks bounds the symbolic links on one way, as the kernel does.
 const maxLinks = 40
 
@@ -78,7 +115,7 @@ const (
 )
 
 // walkTrusted goes to a file step by step, so that each is judged by the descriptor from which the next one starts.
-func walkTrusted(path string, make bool, flags int) (place, int, error) {
+func walkTrusted(path string, how walk, flags int) (place, int, error) {
 	failed := func(err error) (place, int, error) {
 		return named, -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -92,7 +129,7 @@ func walkTrusted(path string, make bool, flags int) (place, int, error) {
 	if here, err = unix.Open("/", step, 0); err != nil {
 		return failed(err)
 	}
-	if err := judge(here, at, path, abs == at); err != nil {
+	if err := judge(here, at, path, abs == at && how != toParent); err != nil {
 		return named, -1, err
 	}
 	rest, links := split(abs), 0
@@ -100,7 +137,7 @@ func walkTrusted(path string, make bool, flags int) (place, int, error) {
 		name, last := rest[0], len(rest) == 1
 		rest = rest[1:]
 		next, err := unix.Openat(here, name, step, 0)
-		if make && errors.Is(err, unix.ENOENT) {
+		if how == making && errors.Is(err, unix.ENOENT) {
 			if err := unix.Mkdirat(here, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 				return named, -1, &fs.PathError{Op: "mkdir", Path: filepath.Join(at, name), Err: err}
 			}
@@ -114,7 +151,7 @@ func walkTrusted(path string, make bool, flags int) (place, int, error) {
 			closeFD(next)
 			return failed(err)
 		}
-		if err := judge(next, filepath.Join(at, name), path, last && target == ""); err != nil {
+		if err := judge(next, filepath.Join(at, name), path, last && target == "" && how != toParent); err != nil {
 			closeFD(next)
 			return named, -1, err
 		}
@@ -198,13 +235,12 @@ func judge(fd int, part, path string, last bool) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: part, Err: err}
 	}
-	own, could := os.Geteuid(), "change it"
+	could := "change it"
 	if !last {
 		could = "exchange " + path
 	}
-	if st.Uid != 0 && int(st.Uid) != own {
-		return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s, and could %s", st.Uid, part, could).
-			WithHint(fmt.Sprintf("chown -h %d %s, or keep it where only its owner can change it", own, part))
+	if err := judgeOwner(fd, part, could); err != nil {
+		return err
 	}
 	kind := st.Mode & unix.S_IFMT
 	onTheWay := kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 && !last
@@ -213,4 +249,18 @@ func judge(fd int, part, path string, last bool) error {
 	}
 	return psa.Errorf(psa.StatusNotPermitted, "others than its owner may write %s (mode %04o), and could %s", part, st.Mode&0o7777, could).
 		WithHint("chmod go-w " + part)
+}
+
+// judgeOwner says what somebody else could do who owns what is open as fd.
+func judgeOwner(fd int, part, could string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: part, Err: err}
+	}
+	own := os.Geteuid()
+	if st.Uid == 0 || int(st.Uid) == own {
+		return nil
+	}
+	return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s, and could %s", st.Uid, part, could).
+		WithHint(fmt.Sprintf("chown -h %d %s, or keep it where only its owner can change it", own, part))
 }

@@ -16,7 +16,12 @@ type Setting struct {
 	// Files are the files that a value names and that decide what the program does: they must be trusted (CheckTrusted).
 	// It gets a value that Check found right; nil: the setting names none.
 	Files func(v any) []string
+	// Secret says whether a value is or holds a secret, which is nobody's to read; nil: none does. It gets what Files gets.
+	Secret func(v any) bool
 }
+
+// IsSecret is Setting.Secret of a value that is nothing but a secret.
+func IsSecret(any) bool { return true }
 
 // Config is what a new instance gets.
 type Config struct {

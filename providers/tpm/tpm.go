@@ -35,11 +35,11 @@ var Type = providers.Type{
 		{Name: "owner_hierarchy_auth", Help: "the owner hierarchy's authorization, as text, str:TEXT or hex:BYTES (default empty)", Check: func(v any) error {
 			_, err := parseAuth(v)
 			return err
-		}},
+		}, Secret: providers.IsSecret},
 		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same way: for attestation alone (default empty)", Check: func(v any) error {
 			_, err := parseAuth(v)
 			return err
-		}},
+		}, Secret: providers.IsSecret},
 	},
 	New: func(_ context.Context, c providers.Config) (providers.Provider, error) {
 		where, _ := c.Settings["tcti"].(string)

@@ -71,3 +71,20 @@ func (s *sqliteStore) ShareCounts(ctx context.Context, number, source int64) err
 		return t.setCounts(k, "nonces = ?, failures = ?, copied = 1", MaxNonces-nonces, MaxFailures-guesses)
 	})
 }
+
+// quotasWorth is how many users' quotas of keys there are over all. Beyond it whoever has an equal share or more makes no more:
+// who has many uids, as each user has who may name 65 536 of them, does not have as many quotas.
+const quotasWorth = 8
+
+// keysOverAll refuses a draft of a user with so many keys where there are too many over all. No key goes to make room.
+func (t *tx) keysOverAll(d NewDraft, own int) error {
+	var all, users int64
+	if err := t.row("SELECT coalesce(sum(keys), 0), count(*) FROM owners", nil, &all, &users); err != nil {
+		return err
+	}
+	if all < quotasWorth*int64(d.Quota) || int64(own)*users < all {
+		return nil
+	}
+	return psa.Errorf(psa.StatusQuota, "all users together have %d keys and drafts, and user %d has %d of them, an equal share or more", all, d.UID, own).
+		WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
+}

@@ -543,6 +543,9 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			} else if err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
+			if err := t.keysOverAll(d, n); err != nil {
+				return err
+			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
 		k = Key{ID: newUUID(), Provider: d.Provider, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}

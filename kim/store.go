@@ -105,7 +105,8 @@ type NewDraft struct {
 	UID, GID uint32
 	// Inodes are stored with it. Their Ino is only the file's own number, below 256.
 	Inodes []Inode
-	// Quota is how many keys and drafts this uid may have in the whole KIM, this one included; 0 is no limit.
+	// Quota is how many keys and drafts this uid may have in the whole KIM, this one included; 0 is no limit. Eight quotas
+	// are for all users together: beyond them whoever has an equal share or more is refused.
 	Quota int
 }
 

@@ -1,6 +1,7 @@
 package kimtest
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -98,4 +99,27 @@ func testCounts(t *testing.T, s *suite) {
 	if all := guesses + kim.MaxFailures - source.Failures; all > kim.MaxFailures || guesses == 0 {
 		t.Errorf("a key and its copies have %d guesses together, the copies %d", all, guesses)
 	}
+}
+
+// testQuotaOverAll: many uids do not have as many quotas; whoever has most is refused first, and one who has none is let in.
+func testQuotaOverAll(t *testing.T, s *suite) {
+	s.start()
+	p := s.provider("software").Number
+	made := 0
+	insert := func(uid uint32) error {
+		made++
+		_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: fmt.Sprint("k", made), UID: uid, Quota: 4})
+		return err
+	}
+	for range 4 {
+		s.ok(insert(1000))
+	}
+	for uid := uint32(2000); uid < 2014; uid++ {
+		for range 2 {
+			s.ok(insert(uid))
+		}
+	}
+	s.ok(insert(2000)) // it had less than an equal share
+	s.status(insert(2000), psa.StatusQuota)
+	s.ok(insert(3000))
 }

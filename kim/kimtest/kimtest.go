@@ -47,6 +47,7 @@ func Run(t *testing.T, open Opener) {
 		{"HandedOver", testHandedOver},
 		{"NobodyOwns", testNobodyOwns},
 		{"Counts", testCounts},
+		{"QuotaOverAll", testQuotaOverAll},
 		{"Numbers", testNumbers},
 		{"Pages", testPages},
 		{"Inodes", testInodes},

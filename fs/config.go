@@ -134,7 +134,7 @@ provider_type = "Software"
 // LoadConfig reads a configuration file. The error is an *Error of KindConfig that joins one *Problem for each mistake;
 // warnings are settings that are accepted and mean nothing here.
 func LoadConfig(file string, types providers.Registry) (c *Config, warnings []*Problem, err error) {
-	data, err := readConfig(file)
+	data, readers, err := readConfig(file)
 	if err != nil {
 		hint := psa.HintOf(err)
 		if errors.Is(err, os.ErrNotExist) {
@@ -142,29 +142,37 @@ func LoadConfig(file string, types providers.Registry) (c *Config, warnings []*P
 		}
 		return nil, nil, &Error{KindConfig, err, hint}
 	}
-	return ParseConfig(file, data, types)
+	return parseConfig(file, data, readers, types)
 }
 
-// readConfig reads a file that says what is to be done, and so is nobody's to change but root's and our own user's.
-func readConfig(file string) ([]byte, error) {
+// readConfig reads a file that says what is to be done, and so is nobody's to change but root's and our own user's; readers
+// says who else may read it, "" for nobody.
+func readConfig(file string) (data []byte, readers string, err error) {
 	f, err := providers.OpenTrusted(file, os.O_RDONLY)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if readers, err = readersOf(f); err != nil {
+		return nil, "", err
+	}
+	data, err = io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if len(data) > maxConfigBytes {
-		return nil, fmt.Errorf("%s: larger than %d bytes, which is no configuration", file, maxConfigBytes)
+		return nil, "", fmt.Errorf("%s: larger than %d bytes, which is no configuration", file, maxConfigBytes)
 	}
-	return data, nil
+	return data, readers, nil
 }
 
-// ParseConfig is LoadConfig of data; file is its name in messages.
+// ParseConfig is LoadConfig of data that nobody else may read; file is its name in messages.
 func ParseConfig(file string, data []byte, types providers.Registry) (c *Config, warnings []*Problem, err error) {
-	p := &configParser{file: file, types: types, config: &Config{
+	return parseConfig(file, data, "", types)
+}
+
+func parseConfig(file string, data []byte, readers string, types providers.Registry) (c *Config, warnings []*Problem, err error) {
+	p := &configParser{file: file, readers: readers, types: types, config: &Config{
 		File: file,
 		Core: Core{
 			LogLevel:            slog.LevelInfo,
@@ -193,6 +201,7 @@ func ParseConfig(file string, data []byte, types providers.Registry) (c *Config,
 // configParser checks the document against the tables below and fills in config.
 type configParser struct {
 	file     string
+	readers  string // who may read the file beside its owner and root
 	types    providers.Registry
 	lines    lines
 	config   *Config
@@ -600,6 +609,9 @@ func (p *configParser) provider(v value) (Provider, bool) {
 				return
 			}
 			r.Settings[own.Name] = v.raw
+			if own.Secret != nil && own.Secret(v.raw) {
+				p.secret(v, own.Name)
+			}
 			if own.Files == nil {
 				return
 			}
@@ -624,7 +636,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 
 // readCapabilities reads the lines of a capabilities file.
 func readCapabilities(file string) ([]psa.Capability, error) {
-	data, err := readConfig(file)
+	data, _, err := readConfig(file)
 	if err != nil {
 		return nil, err
 	}

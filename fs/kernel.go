@@ -29,7 +29,12 @@ type connection struct {
 func connect(dir string, needOthers bool) (connection, error) {
 	options := []string{"default_permissions", "max_read=" + strconv.Itoa(maxTransfer)}
 	if os.Geteuid() == 0 {
-		fd, err := mountDirect(dir, append(options, "allow_other"))
+		at, err := openMountpoint(dir)
+		if err != nil {
+			return connection{}, err
+		}
+		defer at.Close()
+		fd, err := mountDirect(at, append(options, "allow_other"))
 		return connection{fd, true}, err
 	}
 	others := userAllowOther("/etc/fuse.conf")
@@ -47,7 +52,7 @@ func connect(dir string, needOthers bool) (connection, error) {
 
 // mountDirect opens /dev/fuse close-on-exec, which go-fuse does not: a child that inherited it would keep a dead
 // daemon's mount alive, and could answer its requests.
-func mountDirect(dir string, options []string) (int, error) {
+func mountDirect(at *os.File, options []string) (int, error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		hint := "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
@@ -57,9 +62,12 @@ func mountDirect(dir string, options []string) (int, error) {
 		return -1, &Error{KindFUSE, fmt.Errorf("/dev/fuse: %w", err), hint}
 	}
 	data := append([]string{fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d", fd, unix.S_IFDIR, os.Geteuid(), os.Getegid())}, options...)
-	err = unix.Mount("parsecfs", dir, mountType, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, strings.Join(data, ","))
+	dir, place := at.Name(), "/proc/self/fd/"+strconv.Itoa(int(at.Fd()))
+	err = unix.Mount("parsecfs", place, mountType, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, strings.Join(data, ","))
 	if err == nil {
-		return fd, nil
+		if err = landed(dir, place); err == nil {
+			return fd, nil
+		}
 	}
 	unix.Close(fd)
 	hint := ""

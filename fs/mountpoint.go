@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // mountType is what /proc/mounts shows as the file system's type, and what mount -t takes.
@@ -88,6 +92,33 @@ func ResolveMountpoint(dir string) (string, error) {
 	return abs, nil
 }
 
+// ResolveNewMountpoint is ResolveMountpoint for who mounts there. For root, on whose mounts everybody relies, nobody else may
+// own or change what leads there: between two looks a name, or a link, would stand for another directory.
+func ResolveNewMountpoint(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil || os.Geteuid() != 0 {
+		return ResolveMountpoint(dir)
+	}
+	trusted := func(err error) error {
+		if psa.StatusOf(err) == psa.StatusNotPermitted {
+			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s: %w", dir, err), psa.HintOf(err)}
+		}
+		return nil // what is missing is told below
+	}
+	if err := trusted(providers.CheckWay(filepath.Dir(abs))); err != nil {
+		return "", err
+	}
+	// A mount is not asked: it could be a dead one, or a stuck one.
+	if _, found, err := mountAt(abs); err == nil && !found {
+		if info, err := os.Lstat(abs); err == nil && info.Mode().Type() == os.ModeSymlink {
+			if err := trusted(providers.CheckWay(abs)); err != nil {
+				return "", err
+			}
+		}
+	}
+	return ResolveMountpoint(dir)
+}
+
 func missing(dir string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s does not exist", dir), "mkdir -p " + dir}
@@ -141,6 +172,30 @@ func clearMountpoint(dir string, detached func()) error {
 		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not empty, and a mount would hide what it holds", dir), "give an empty directory"}
 	}
 	return nil
+}
+
+// openMountpoint opens a mountpoint for root, whose mount everybody relies on: it is refused where others could put another
+// directory under its name.
+func openMountpoint(dir string) (*os.File, error) {
+	at, err := providers.OpenMountpoint(dir)
+	if err != nil {
+		return nil, &Error{KindMountpoint, fmt.Errorf("the mountpoint %s: %w", dir, err),
+			cmp.Or(psa.HintOf(err), "mount on a directory that only root can rename")}
+	}
+	return at, nil
+}
+
+// landed says whether the mount that was just made at an open directory is the one that its name leads to, and takes it away
+// otherwise.
+func landed(dir, place string) error {
+	m, found, err := mountAt(dir)
+	if err == nil && found && m.kind == mountType {
+		return nil
+	}
+	if where, err := os.Readlink(place); err == nil {
+		_ = unix.Unmount(where, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+	}
+	return cmp.Or(err, errors.New("the directory was renamed meanwhile"))
 }
 
 // isAlive asks the daemon behind a FUSE mount. Attributes would come from the kernel's cache; statfs never does.

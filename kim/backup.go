@@ -2,8 +2,10 @@ package kim
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -24,6 +26,9 @@ const (
 	manifestFile = "manifest.toml"
 	// maxManifest bounds the one entry of a backup that is read into memory.
 	maxManifest = 64 << 10
+	// maxTail bounds the zeros behind the end: tools fill up to their record, which has 10 KiB unless they are told otherwise.
+	maxTail  = 1 << 20
+	tarBlock = 512
 )
 
 // manifest is the first entry of a backup; it says what the others are.
@@ -165,12 +170,15 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 		return fileError(err, "cannot restore to %s", path)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(aside)) }()
-	key, err := unpack(ctx, aside, r)
+	key, version, err := unpack(ctx, aside, r)
 	if err != nil {
 		return err
 	}
 	defer psa.Wipe(key)
-	if err := checkRestored(ctx, filepath.Join(aside, kimFile)); err != nil {
+	if err := checkSchema(filepath.Join(aside, kimFile), version); err != nil {
+		return err
+	}
+	if err := checkRestored(ctx, filepath.Join(aside, kimFile), key != nil); err != nil {
 		return err
 	}
 	// The KIM last: while it is missing the restore has not happened, and can be done again.
@@ -208,8 +216,27 @@ func placeWrappingKey(dir string, key []byte) error {
 	return nil
 }
 
-// checkRestored opens the KIM once, which brings it up to date, and reads all of it.
-func checkRestored(ctx context.Context, path string) error {
+// checkSchema compares what a manifest says of the KIM with the KIM, before that is opened and brought up to date.
+func checkSchema(path string, version int) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fileError(err, "cannot read %s", path)
+	}
+	defer f.Close()
+	// The database header's user version (SQLite, Database File Format, 1.3).
+	var b [4]byte
+	if _, err := f.ReadAt(b[:], 60); err != nil {
+		return notWhole("%s is no SQLite file: %w", kimFile, err)
+	}
+	if got := binary.BigEndian.Uint32(b[:]); got != uint32(version) {
+		return notWhole("%s has schema %d, and %s says %d", kimFile, got, manifestFile, version)
+	}
+	return nil
+}
+
+// checkRestored opens the KIM once, which brings it up to date, and reads all of it. One that a wrapping key came with has
+// what that key opens: it would be a new store otherwise, and the keys lost without a word.
+func checkRestored(ctx context.Context, path string, withKey bool) error {
 	s, err := OpenSQLite(ctx, path)
 	if err != nil {
 		return err
@@ -218,6 +245,9 @@ func checkRestored(ctx context.Context, path string) error {
 	sq := s.(*sqliteStore)
 	if err := sq.check(ctx); err != nil {
 		return err
+	}
+	if _, found, err := s.DataKey(ctx); withKey && err == nil && !found {
+		return notWhole("%s has no data key, and a wrapping key lies beside it", kimFile)
 	}
 	if err := sq.skipNumbers(ctx); err != nil {
 		return err
@@ -235,10 +265,11 @@ func notWhole(format string, args ...any) error {
 	return psa.Errorf(psa.StatusDataInvalid, "this is no whole backup of parsecfs: %w", fmt.Errorf(format, args...))
 }
 
-// unpack writes the KIM of a backup to dir, and gives its wrapping key, nil if it has none. The archive's paths and
-// modes are never used.
-func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, err error) {
-	t := tar.NewReader(contextReader{ctx, r})
+// unpack writes the KIM of a backup to dir, and gives its wrapping key, nil if it has none, and the schema that its manifest
+// names. The archive's paths and modes are never used.
+func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, version int, err error) {
+	all := &countingReader{r: contextReader{ctx, r}}
+	t := tar.NewReader(all)
 	defer func() {
 		if err != nil {
 			psa.Wipe(key)
@@ -250,15 +281,15 @@ func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, err error
 	}()
 	m, err := readManifest(t)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for _, want := range m.Files {
 		h, err := t.Next()
 		if err != nil {
-			return key, notWhole("%s is missing: %w", want.Name, err)
+			return key, 0, notWhole("%s is missing: %w", want.Name, err)
 		}
-		if h.Name != want.Name || h.Typeflag != tar.TypeReg || h.Size != want.Size {
-			return key, notWhole("entry %q is not %s with %d bytes", h.Name, want.Name, want.Size)
+		if h.Name != want.Name || !plain(h) || h.Size != want.Size {
+			return key, 0, notWhole("entry %q is not %s with %d bytes", h.Name, want.Name, want.Size)
 		}
 		sum := sha256.New()
 		switch want.Name {
@@ -270,21 +301,62 @@ func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, err error
 			err = unpackFile(filepath.Join(dir, kimFile), io.TeeReader(t, sum))
 		}
 		if psa.StatusOf(err) == psa.StatusInsufficientStorage || psa.StatusOf(err) == psa.StatusStorageFailure {
-			return key, err
+			return key, 0, err
 		}
 		if err != nil {
-			return key, notWhole("%s: %w", want.Name, err)
+			return key, 0, notWhole("%s: %w", want.Name, err)
 		}
 		if hex.EncodeToString(sum.Sum(nil)) != want.SHA256 {
-			return key, notWhole("%s is damaged: it has another SHA-256 than the manifest says", want.Name)
+			return key, 0, notWhole("%s is damaged: it has another SHA-256 than the manifest says", want.Name)
 		}
 	}
-	if h, err := t.Next(); err == nil {
-		return key, notWhole("it has an entry %q that its manifest does not name", h.Name)
-	} else if !errors.Is(err, io.EOF) {
-		return key, notWhole("%w", err)
+	return key, m.Schema, checkEnd(t, all)
+}
+
+// plain says whether an entry is a file of as many bytes as the archive has of it. A sparse one, in GNU's form or in that of
+// pax records, can be terabytes of zeros.
+func plain(h *tar.Header) bool {
+	for record := range h.PAXRecords {
+		if strings.HasPrefix(record, "GNU.sparse.") {
+			return false
+		}
 	}
-	return key, nil
+	return h.Typeflag == tar.TypeReg
+}
+
+// checkEnd sees to it that a backup ends as a tar does, after its last entry was read: two blocks of zeros, as many more as
+// the tool likes that wrote it, and nothing else.
+func checkEnd(t *tar.Reader, all *countingReader) error {
+	left := all.n + (tarBlock-all.n%tarBlock)%tarBlock + 2*tarBlock
+	if h, err := t.Next(); err == nil {
+		return notWhole("it has an entry %q that its manifest does not name", h.Name)
+	} else if !errors.Is(err, io.EOF) {
+		return notWhole("%w", err)
+	}
+	if all.n < left {
+		return notWhole("it has no end")
+	}
+	b := make([]byte, maxTail+1)
+	n, err := io.ReadFull(all, b)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return notWhole("%w", err)
+	}
+	if n > maxTail || len(bytes.Trim(b[:n], "\x00")) > 0 {
+		return notWhole("something follows its end")
+	}
+	return nil
+}
+
+// countingReader counts the bytes that were read.
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 func readManifest(t *tar.Reader) (m manifest, err error) {
@@ -292,7 +364,7 @@ func readManifest(t *tar.Reader) (m manifest, err error) {
 	if err != nil {
 		return m, notWhole("%w", err)
 	}
-	if h.Name != manifestFile || h.Typeflag != tar.TypeReg || h.Size > maxManifest {
+	if h.Name != manifestFile || !plain(h) || h.Size > maxManifest {
 		return m, notWhole("its first entry is not %s", manifestFile)
 	}
 	text := make([]byte, h.Size)

@@ -266,7 +266,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	if err != nil {
 		return err
 	}
-	if err := k.boundNonce(row, j.source); err != nil {
+	if err := k.bindCopy(row, j.source); err != nil {
 		k.settled(p, row, k.store.AbortCreate(context.Background(), number))
 		return err
 	}
@@ -315,10 +315,14 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	return nil
 }
 
-// boundNonce keeps a copy from a right that its source does not give: nonces of the caller's choice.
-func (k *KIM) boundNonce(row Key, source int64) error {
+// bindCopy keeps a copy from what its source does not give: nonces of the caller's choice, and more nonces and guesses than
+// one key has.
+func (k *KIM) bindCopy(row Key, source int64) error {
 	if source == 0 {
 		return nil
+	}
+	if err := k.store.ShareCounts(context.Background(), row.Number, source); err != nil {
+		return err
 	}
 	from, err := k.Key(context.Background(), source)
 	if err != nil || from.CallerNonce {

@@ -91,6 +91,7 @@ type KIM struct {
 	providers []*Provider // by name
 	byDefault *Provider   // nil where the default is not configured
 	keys      *openKeys
+	guesses   guesses
 
 	// still lets journal entries come and go; a backup holds all of it.
 	still *semaphore.Weighted
@@ -340,6 +341,11 @@ func (k *KIM) SetCallerNonce(ctx context.Context, number int64, allow bool) erro
 	return k.store.SetCallerNonce(ctx, number, allow)
 }
 
+// ResetFailures lets short tags be verified with a key again; those of a copy are root's to reset.
+func (k *KIM) ResetFailures(ctx context.Context, number int64, root bool) error {
+	return k.store.ResetFailures(ctx, number, root)
+}
+
 // SetCertificate keeps a chain in PEM beside a key; an empty one removes it.
 func (k *KIM) SetCertificate(ctx context.Context, number int64, chain []byte) error {
 	return k.store.SetCertificate(ctx, number, chain)
@@ -347,6 +353,9 @@ func (k *KIM) SetCertificate(ctx context.Context, number int64, chain []byte) er
 
 // Certificate is the chain that is kept beside a key, nil if there is none.
 func (k *KIM) Certificate(ctx context.Context, number int64) ([]byte, error) {
+	if _, err := k.Key(ctx, number); err != nil {
+		return nil, err // a key that is gone, or lost, is none without a chain
+	}
 	return k.store.Certificate(ctx, number)
 }
 

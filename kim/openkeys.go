@@ -31,6 +31,7 @@ type openKey struct {
 	key      providers.Key
 	err      error
 	gone     atomic.Bool // destroyed
+	nonces   nonces
 
 	users int // under openKeys.mu, like what follows
 	idle  *list.Element
@@ -294,11 +295,13 @@ type queuedRun struct {
 	lane *queue
 	uid  uint32
 	run  psa.Run // nil after its end
+	counts
 }
 
 func (k *KIM) queued(op psa.Op, uid uint32, run psa.Run, keys ...*openKey) *queuedRun {
 	e := keys[0]
-	return &queuedRun{k: k, keys: keys, lane: e.provider.lane(e.impl, op.Operation, e.row.Attributes), uid: uid, run: run}
+	return &queuedRun{k: k, keys: keys, lane: e.provider.lane(e.impl, op.Operation, e.row.Attributes), uid: uid, run: run,
+		counts: countsOf(op, e.row.Attributes)}
 }
 
 func (r *queuedRun) release() {
@@ -349,10 +352,25 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 		r.Abort()
 		return psa.Result{}, err
 	}
-	result, err := ask(r.run.Finish, func(late psa.Result, _ error) {
+	guessed, err := r.k.count(r.keys[0], r.counts)
+	if err != nil {
+		r.Abort()
+		return psa.Result{}, err
+	}
+	result, err := ask(r.run.Finish, func(late psa.Result, err error) {
 		late.Wipe()
+		if err := guessed(err); err != nil {
+			r.keys[0].provider.log.Error("a forgery was not counted", "key", r.keys[0].number, "err", err)
+		}
 		r.release()
 	})
+	if !isStuck(err) {
+		if failed := guessed(err); failed != nil {
+			// What was not counted is not answered.
+			result.Wipe()
+			result, err = psa.Result{}, failed
+		}
+	}
 	if err != nil && !begun(err) {
 		r.Abort()
 		return psa.Result{}, err

@@ -143,9 +143,6 @@ ALTER TABLE keys ADD COLUMN nonce_bound INTEGER NOT NULL DEFAULT 0;
 -- inodes, so that a row which was taken away is missed; certificate is the SHA-256 of the chain beside the key.
 ALTER TABLE keys ADD COLUMN files BLOB;
 ALTER TABLE keys ADD COLUMN certificate BLOB;
--- How many random nonces may have been used, and how many short tags were wrong.
-ALTER TABLE keys ADD COLUMN nonces INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE keys ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN mac BLOB;
 ALTER TABLE providers ADD COLUMN files BLOB;
 ALTER TABLE providers ADD COLUMN mac BLOB;
@@ -165,4 +162,11 @@ CREATE TABLE anchor (
 	counter    BLOB,
 	mac        BLOB
 ) STRICT;
+
+-- How many nonces were made at random with the key, or may have been, and how many forgeries of short tags were refused. A
+-- copy has a share of both of its source's bounds.
+ALTER TABLE keys ADD COLUMN nonces INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE keys ADD COLUMN copied INTEGER NOT NULL DEFAULT 0;
+UPDATE keys SET copied = nonce_bound;
 `}

@@ -66,7 +66,7 @@ type table struct {
 }
 
 var (
-	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{5, 38}, 39}
+	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{5, 39}, 40}
 	providersTable = &table{"providers", "provider", providerColumns, "number = ?", []int{2, 4, 6, 9}, 10}
 	aliasesTable   = &table{"aliases", "alias", aliasColumns, "number = ?", []int{2, 7}, 9}
 	anchorTable    = &table{"anchor", "anchor", anchorColumns, "one = 1 + ?", []int{4}, 5}

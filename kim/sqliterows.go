@@ -316,16 +316,16 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 
 const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
 	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object,
-	caller_nonce, nonce_bound, before_type, before_bits, before_algorithm, before_usage, before_template, before_pcrs, device,
-	(SELECT uuid FROM providers WHERE providers.number = keys.provider), certificate, files, nonces, failures, mac`
+	caller_nonce, nonce_bound, nonces, failures, copied, before_type, before_bits, before_algorithm, before_usage, before_template,
+	before_pcrs, device, (SELECT uuid FROM providers WHERE providers.number = keys.provider), certificate, files, mac`
 
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func (r *RowKey) scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(39)
+	f, dest := newFields(40)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
-	proven := r.proves(f.values[38], "key", provenOf(keysTable, f.values)...)
+	proven := r.proves(f.values[39], "key", provenOf(keysTable, f.values)...)
 	var k Key
 	k.Number = f.integer("number", 1, math.MaxInt64)
 	k.ID = f.id("uuid")
@@ -352,10 +352,12 @@ func (r *RowKey) scanKey(scan func(...any) error) (Entry, error) {
 	asked := f.bool("caller_nonce") // of a draft before it became a copy, perhaps
 	k.NonceBound = f.bool("nonce_bound")
 	k.CallerNonce = asked && !k.NonceBound
+	k.Nonces = f.integer("nonces", 0, MaxNonces)
+	k.Failures = f.integer("failures", 0, MaxFailures)
+	k.Copied = f.bool("copied")
 	f.skip(8) // what it goes back to, its device and its provider's uuid are proven, and read elsewhere
 	k.certificate = f.blob("certificate")
 	k.files = f.files()
-	f.skip(2)
 	if !proven {
 		f.fault(wrongMAC)
 	}
@@ -571,6 +573,9 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			} else if err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
+			if err := t.keysOverAll(d, n); err != nil {
+				return err
+			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
 		k = Key{ID: newUUID(), Provider: d.Provider, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}
@@ -716,7 +721,8 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 			return err
 		}
 		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
-			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), nonce_bound = 0, `+noBefore)
+			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), nonce_bound = 0,
+			nonces = 0, failures = 0, copied = 0, `+noBefore)
 	})
 }
 
@@ -1029,21 +1035,27 @@ func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []
 }
 
 func (s *sqliteStore) Certificate(ctx context.Context, number int64) (chain []byte, err error) {
-	const query = "SELECT chain, certificate, keys.name FROM keys LEFT JOIN certificates ON key = number WHERE number = ?"
-	err = s.query(ctx, "cannot read a certificate", query, func(scan func(...any) error) error {
-		f, dest := newFields(3)
+	k, err := s.KeyByNumber(ctx, number)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = s.query(ctx, "cannot read a certificate", "SELECT chain FROM certificates WHERE key = ?", func(scan func(...any) error) error {
+		f, dest := newFields(1)
 		if err := scan(dest...); err != nil {
 			return err
 		}
 		chain = f.blob("chain")
-		want := f.blob("certificate")
-		if sum := sha256.Sum256(chain); s.guard.Load() != nil && (chain != nil || want != nil) && !bytes.Equal(sum[:], want) {
-			f.fault("it is not the one that was stored")
-		}
-		return f.damage(fmt.Sprintf("the certificate of key %q", f.text("name")))
+		return f.damage(fmt.Sprintf("the certificate of key %q", k.Name))
 	}, number)
 	if err != nil {
 		return nil, err
+	}
+	sum := sha256.Sum256(chain)
+	if s.guard.Load() != nil && (chain != nil || k.certificate != nil) && !bytes.Equal(sum[:], k.certificate) {
+		return nil, (&fields{bad: wrongMAC}).damage(fmt.Sprintf("the certificate of key %q", k.Name))
 	}
 	return chain, nil
 }

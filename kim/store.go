@@ -42,6 +42,9 @@ type Key struct {
 	Object      string   // the device's name of an adopted key, else empty
 	CallerNonce bool     // encryption takes a nonce of the caller's choice
 	NonceBound  bool     // a copy of a key without CallerNonce, which it never gets
+	Nonces      int64    // made at random with the key, or reserved for that: see Store.TakeNonces
+	Failures    int64    // of short tags: see Store.AddFailure
+	Copied      bool     // a copy: its Failures are root's to reset
 	// Damage is set where the row cannot be understood, or is not as it was stored (StatusDataCorrupt): then only Number,
 	// Provider and Name hold.
 	Damage error
@@ -111,7 +114,8 @@ type NewDraft struct {
 	UID, GID uint32
 	// Inodes are stored with it. Their Ino is only the file's own number, below 256.
 	Inodes []Inode
-	// Quota is how many keys and drafts this uid may have in the whole KIM, this one included; 0 is no limit.
+	// Quota is how many keys and drafts this uid may have in the whole KIM, this one included; 0 is no limit. Eight quotas
+	// are for all users together: beyond them whoever has an equal share or more is refused.
 	Quota int
 }
 
@@ -274,6 +278,16 @@ type Store interface {
 	SetCallerNonce(ctx context.Context, number int64, allow bool) error
 	// BindNonce binds a key in Creating to nonces that the provider makes, for ever once it is Ready.
 	BindNonce(ctx context.Context, number int64) error
+	// TakeNonces reserves up to n of the MaxNonces that may be made at random with a key that is Ready, and says how many it
+	// got: none is StatusNotPermitted. What is reserved never comes back.
+	TakeNonces(ctx context.Context, number, n int64) (int64, error)
+	// AddFailure counts one more forgery that was refused by a key that is Ready, up to MaxFailures.
+	AddFailure(ctx context.Context, number int64) error
+	// ResetFailures makes a key's Failures 0; those of a copy for root alone, else StatusNotPermitted.
+	ResetFailures(ctx context.Context, number int64, root bool) error
+	// ShareCounts gives a copy that is Creating a share of what its source, which is Ready, has left of both bounds, so that
+	// the two together have no more than the one had.
+	ShareCounts(ctx context.Context, number, source int64) error
 	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it.
 	SetCertificate(ctx context.Context, number int64, chain []byte) error
 	// Certificate is what SetCertificate kept, nil for nothing.

@@ -22,6 +22,7 @@ type attributesInput struct {
 	psa.Fields
 	AllowDestroy *bool     `toml:"allow_destroy"`
 	CallerNonce  *bool     `toml:"caller_nonce"`
+	Failures     *int64    `toml:"failures"`
 	Units        *[]string `toml:"units"`
 
 	Name         any `toml:"name"`
@@ -31,6 +32,7 @@ type attributesInput struct {
 	Provider     any `toml:"provider"`
 	UUID         any `toml:"uuid"`
 	Created      any `toml:"created"`
+	NoncesLeft   any `toml:"nonces_left"`
 	Fingerprints any `toml:"fingerprints"`
 }
 
@@ -49,7 +51,7 @@ func readAttributes(b []byte) (end int, x attributesInput, err error) {
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		line, _ := unknown.Errors[0].Position()
 		return 0, x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", line, strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce and units")
+			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce, failures and units")
 	}
 	var wrong *toml.DecodeError
 	if !errors.As(err, &wrong) {
@@ -113,6 +115,9 @@ func (v *view) decisions(k kim.Key, x attributesInput) (changes []func(context.C
 			return err
 		})
 	}
+	if x.Failures != nil && *x.Failures != k.Failures {
+		changes = append(changes, func(ctx context.Context) error { return v.t.kim.ResetFailures(ctx, k.Number, v.uid == 0) })
+	}
 	if x.Units != nil && !slices.Equal(*x.Units, k.Units) {
 		changes = append(changes, func(ctx context.Context) error {
 			if err := v.t.kim.SetUnits(ctx, k.Number, *x.Units); err != nil {
@@ -133,12 +138,15 @@ func (v *view) mayDecide(ctx context.Context, k kim.Key, x attributesInput) erro
 	if err := validUnits(x.Units); err != nil {
 		return err
 	}
+	if x.Failures != nil && *x.Failures != 0 && *x.Failures != k.Failures {
+		return psa.Errorf(psa.StatusInvalidArgument, "failures: only 0 can be written")
+	}
 	owner, err := v.t.kim.Owner(ctx, k)
 	if err != nil {
 		return err
 	}
 	if v.uid != owner && v.uid != 0 {
-		return gate.Refuse(syscall.EPERM, "allow_destroy, caller_nonce and units are the key's owner's to set", "")
+		return gate.Refuse(syscall.EPERM, "allow_destroy, caller_nonce, failures and units are the key's owner's to set", "")
 	}
 	return v.borrowed()
 }

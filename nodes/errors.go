@@ -85,10 +85,23 @@ type failure struct {
 type failures struct {
 	mu    sync.Mutex
 	users map[uint32][]failure // newest last
-	order []uint32             // uids by the time of their first failure
+	// uids by the time of their first failure: those who had no key then, and those who had. Each has a bound of its own, so
+	// that nobody with many uids pushes out who has keys.
+	order [2][]uint32
 }
 
-func (f *failures) add(uid uint32, x failure) {
+func (f *failures) knows(uid uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, known := f.users[uid]
+	return known
+}
+
+func (f *failures) add(uid uint32, holder bool, x failure) {
+	order := &f.order[0]
+	if holder {
+		order = &f.order[1]
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.users == nil {
@@ -96,11 +109,11 @@ func (f *failures) add(uid uint32, x failure) {
 	}
 	old, known := f.users[uid]
 	if !known {
-		if len(f.order) == failureUsersMost {
-			delete(f.users, f.order[0])
-			f.order = f.order[1:]
+		if len(*order) == failureUsersMost {
+			delete(f.users, (*order)[0])
+			*order = (*order)[1:]
 		}
-		f.order = append(f.order, uid)
+		*order = append(*order, uid)
 	}
 	if len(old) == failuresPerUser {
 		old = append(old[:0:0], old[1:]...)
@@ -168,7 +181,12 @@ func (t *Tree) remember(ctx context.Context, at place, op string, err error) sys
 		return e
 	}
 	c := callerOf(ctx)
-	t.failures.add(c.UID, failure{at: time.Now(), pid: c.TID, key: at.key, path: at.path(), op: op, errno: e, err: err})
+	holder := false
+	if !t.failures.knows(c.UID) {
+		used, _, err := t.kim.Quota(calm(ctx), c.UID)
+		holder = err == nil && used > 0
+	}
+	t.failures.add(c.UID, holder, failure{at: time.Now(), pid: c.TID, key: at.key, path: at.path(), op: op, errno: e, err: err})
 	if e == syscall.EIO {
 		t.log.Error("operation failed", "path", at.path(), "operation", op, "uid", c.UID, "error", err)
 	} else {

@@ -161,7 +161,7 @@ var exportRow = &row{number: 26, name: "export", kind: request, mode: 0600, op: 
 // keyRows are the files of a key.
 var keyRows = []*row{
 	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage,
-		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce and units by its owner always"},
+		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce, failures and units by its owner always"},
 	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities,
 		help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, stage: generateStage,

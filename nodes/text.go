@@ -214,6 +214,8 @@ type attributesText struct {
 	Created      time.Time         `toml:"created"`
 	AllowDestroy bool              `toml:"allow_destroy"`
 	CallerNonce  bool              `toml:"caller_nonce"`
+	NoncesLeft   *int64            `toml:"nonces_left,omitempty"`
+	Failures     *int64            `toml:"failures,omitempty"`
 	Units        []string          `toml:"units,omitempty"`
 	Fingerprints *pki.Fingerprints `toml:"fingerprints,omitempty"`
 }
@@ -229,6 +231,13 @@ func (v *view) attributes() ([]byte, error) {
 		if k.State == kim.Destroying {
 			x.State = string(kim.Ready)
 		}
+	}
+	if k.State == kim.Ready && k.Attributes.Algorithm.BoundsNonces() && k.Attributes.Usage&psa.UsageEncrypt != 0 {
+		left := kim.MaxNonces - k.Nonces
+		x.NoncesLeft = &left
+	}
+	if k.State == kim.Ready && k.Attributes.Algorithm.HasShortTag() {
+		x.Failures = &k.Failures
 	}
 	if k.Attributes.Type != psa.KeyTypeNone {
 		x.Type = k.Attributes.Type.String()

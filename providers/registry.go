@@ -18,7 +18,12 @@ type Setting struct {
 	Files func(v any) []string
 	// Owners are those who may own the files beside root and whom the program runs as; it gets all of the table's settings.
 	Owners func(settings map[string]any) []uint32
+	// Secret says whether a value is or holds a secret, which is nobody's to read; nil: none does. It gets what Files gets.
+	Secret func(v any) bool
 }
+
+// IsSecret is Setting.Secret of a value that is nothing but a secret.
+func IsSecret(any) bool { return true }
 
 // Config is what a new instance gets.
 type Config struct {

@@ -23,7 +23,7 @@ import (
 
 // OpenTrusted opens a trusted file. It is that file which was judged: nobody can exchange it in between.
 func OpenTrusted(path string, flags int) (*os.File, error) {
-	at, fd, err := walkTrusted(path, false, flags, nil)
+	at, fd, err := walkTrusted(path, toFile, flags, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func OpenTrusted(path string, flags int) (*os.File, error) {
 // CheckTrusted says what is wrong with a file or directory that somebody else opens. Where it does not exist that is the
 // error (fs.ErrNotExist), and the directories that do exist are trusted. Whom it decides for may own it too.
 func CheckTrusted(path string, owners ...uint32) error {
-	_, fd, err := walkTrusted(path, false, unix.O_PATH, owners)
+	_, fd, err := walkTrusted(path, toFile, unix.O_PATH, owners)
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func CheckTrusted(path string, owners ...uint32) error {
 // MakeTrustedDir makes a directory and those above it, 0700, where they are missing, and says what is wrong with one that
 // exists.
 func MakeTrustedDir(path string) error {
-	_, fd, err := walkTrusted(path, true, unix.O_PATH, nil)
+	_, fd, err := walkTrusted(path, making, unix.O_PATH, nil)
 	if err != nil {
 		return err
 	}
@@ -67,6 +67,43 @@ func MakeTrustedDir(path string) error {
 	return nil
 }
 
+// OpenMountpoint opens a directory for its place alone (O_PATH), whose name nobody but root and our own user can give to
+// another one: they own it, and what leads to it is trusted. Who may write in it does not matter, as a mount hides it.
+func OpenMountpoint(path string) (*os.File, error) {
+	_, parent, err := walkTrusted(filepath.Dir(path), toParent, unix.O_PATH, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(parent)
+	fd, err := unix.Openat(parent, filepath.Base(path), unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	if err := judgeOwner(fd, path, "exchange it", nil); err != nil {
+		closeFD(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// CheckWay says who else could lead a path elsewhere: what it stands for is no matter, only what leads there.
+func CheckWay(path string) error {
+	_, fd, err := walkTrusted(path, toParent, unix.O_PATH, nil)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// walk says what walkTrusted does at the end of the way.
+type walk int
+
+const (
+	toFile   walk = iota
+	toParent      // of what is meant: it is on the way
+	making        // directories that are missing
+)
+
 // maxLinks bounds the symbolic links on one way, as the kernel does.
 const maxLinks = 40
 
@@ -79,7 +116,7 @@ const (
 )
 
 // walkTrusted goes to a file step by step, so that each is judged by the descriptor from which the next one starts.
-func walkTrusted(path string, make bool, flags int, owners []uint32) (place, int, error) {
+func walkTrusted(path string, how walk, flags int, owners []uint32) (place, int, error) {
 	failed := func(err error) (place, int, error) {
 		return named, -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -93,7 +130,7 @@ func walkTrusted(path string, make bool, flags int, owners []uint32) (place, int
 	if here, err = unix.Open("/", step, 0); err != nil {
 		return failed(err)
 	}
-	if err := judge(here, at, path, abs == at, owners); err != nil {
+	if err := judge(here, at, path, abs == at && how != toParent, owners); err != nil {
 		return named, -1, err
 	}
 	rest, links := split(abs), 0
@@ -101,7 +138,7 @@ func walkTrusted(path string, make bool, flags int, owners []uint32) (place, int
 		name, last := rest[0], len(rest) == 1
 		rest = rest[1:]
 		next, err := unix.Openat(here, name, step, 0)
-		if make && errors.Is(err, unix.ENOENT) {
+		if how == making && errors.Is(err, unix.ENOENT) {
 			if err := unix.Mkdirat(here, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 				return named, -1, &fs.PathError{Op: "mkdir", Path: filepath.Join(at, name), Err: err}
 			}
@@ -115,7 +152,7 @@ func walkTrusted(path string, make bool, flags int, owners []uint32) (place, int
 			closeFD(next)
 			return failed(err)
 		}
-		if err := judge(next, filepath.Join(at, name), path, last && target == "", owners); err != nil {
+		if err := judge(next, filepath.Join(at, name), path, last && target == "" && how != toParent, owners); err != nil {
 			closeFD(next)
 			return named, -1, err
 		}
@@ -199,13 +236,12 @@ func judge(fd int, part, path string, last bool, owners []uint32) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: part, Err: err}
 	}
-	own, could := os.Geteuid(), "change it"
+	could := "change it"
 	if !last {
 		could = "exchange " + path
 	}
-	if st.Uid != 0 && int(st.Uid) != own && !slices.Contains(owners, st.Uid) {
-		return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s, and could %s", st.Uid, part, could).
-			WithHint(fmt.Sprintf("chown -h %d %s, or keep it where only its owner can change it", own, part))
+	if err := judgeOwner(fd, part, could, owners); err != nil {
+		return err
 	}
 	kind := st.Mode & unix.S_IFMT
 	onTheWay := kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 && !last
@@ -214,4 +250,18 @@ func judge(fd int, part, path string, last bool, owners []uint32) error {
 	}
 	return psa.Errorf(psa.StatusNotPermitted, "others than its owner may write %s (mode %04o), and could %s", part, st.Mode&0o7777, could).
 		WithHint("chmod go-w " + part)
+}
+
+// judgeOwner says what somebody else could do who owns what is open as fd.
+func judgeOwner(fd int, part, could string, owners []uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: part, Err: err}
+	}
+	own := os.Geteuid()
+	if st.Uid == 0 || int(st.Uid) == own || slices.Contains(owners, st.Uid) {
+		return nil
+	}
+	return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s, and could %s", st.Uid, part, could).
+		WithHint(fmt.Sprintf("chown -h %d %s, or keep it where only its owner can change it", own, part))
 }

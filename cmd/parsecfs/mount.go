@@ -62,7 +62,7 @@ Options of -o, as mount(8) and fstab(5) give them:
 			if inBackground && ready == nil {
 				return background(stateDir, dir, cmd.ErrOrStderr())
 			}
-			mountpoint, err := fs.ResolveMountpoint(dir)
+			mountpoint, err := fs.ResolveNewMountpoint(dir)
 			if err != nil {
 				return err
 			}

@@ -46,6 +46,8 @@ func Run(t *testing.T, open Opener) {
 		{"Owner", testOwner},
 		{"HandedOver", testHandedOver},
 		{"NobodyOwns", testNobodyOwns},
+		{"Counts", testCounts},
+		{"QuotaOverAll", testQuotaOverAll},
 		{"Numbers", testNumbers},
 		{"Pages", testPages},
 		{"Inodes", testInodes},

@@ -61,11 +61,14 @@ var settings = []providers.Setting{
 	}, Files: func(v any) []string {
 		values, _ := parseTokenURI(v.(string)) // it is right
 		return []string{values["module-path"], pinFile(values["pin-source"])}
+	}, Secret: func(v any) bool {
+		values, _ := parseTokenURI(v.(string))
+		return values["pin-value"] != ""
 	}},
 	{Name: "user_pin", Help: "the PIN, as text, str:TEXT or hex:BYTES; pin_source keeps it out of the configuration", Check: func(v any) error {
 		_, err := parsePIN(v)
 		return err
-	}},
+	}, Secret: providers.IsSecret},
 	{Name: "pin_source", Help: "where the PIN is: " + providers.PINForms, Check: func(v any) error {
 		s, ok := v.(string)
 		if !ok {

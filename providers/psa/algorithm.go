@@ -314,6 +314,20 @@ func (a Algorithm) MACLength() int {
 	return 16 // the block of CMAC's and CBC-MAC's ciphers, DES apart
 }
 
+// shortTag is below how many bytes a tag or MAC is one that can be guessed in days.
+const shortTag = 8
+
+// HasShortTag says whether a or, of a wildcard, the shortest that it permits, has a tag or MAC that can be forged by trying
+// (SP 800-38B, appendix A; SP 800-38C, appendix B; SP 800-38D, appendix C).
+func (a Algorithm) HasShortTag() bool {
+	n := a.TagLength() + a.MACLength()
+	return n > 0 && n < shortTag
+}
+
+// BoundsNonces says whether nonces of a that are made at random are too short for any number of them: an AEAD's 96 bits of
+// GCM (SP 800-38D, 8.3: 2^32 of them) and ChaCha20-Poly1305, and CCM's 104.
+func (a Algorithm) BoundsNonces() bool { return a.IsAEAD() && a.NonceLength() < 16 }
+
 // NonceLength is the default length in bytes of an AEAD's nonce (PSA_AEAD_NONCE_LENGTH), or of a cipher's IV with a
 // block of 16 bytes (PSA_CIPHER_IV_LENGTH), 0 for others.
 func (a Algorithm) NonceLength() int {

@@ -36,11 +36,11 @@ var Type = providers.Type{
 		{Name: "owner_hierarchy_auth", Help: "the owner hierarchy's authorization, as text, str:TEXT or hex:BYTES (default empty)", Check: func(v any) error {
 			_, err := parseAuth(v)
 			return err
-		}},
+		}, Secret: providers.IsSecret},
 		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same way: for attestation alone (default empty)", Check: func(v any) error {
 			_, err := parseAuth(v)
 			return err
-		}},
+		}, Secret: providers.IsSecret},
 		{Name: "tpm_srk_name", Help: "the storage root key's name, in hexadecimal: another TPM is refused (default: the first one seen)",
 			Check: func(v any) error {
 				_, err := parseSRKName(v)

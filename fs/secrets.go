@@ -1,0 +1,33 @@
+package fs
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// readersOf says who may read an open file beside its owner and root, "" for nobody. What an ACL gives shows in the group's
+// bits, which are its mask.
+func readersOf(f *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	switch {
+	case st.Mode&0o004 != 0:
+		return fmt.Sprintf("everybody (mode %04o)", st.Mode&0o7777), nil
+	case st.Mode&0o040 != 0:
+		return fmt.Sprintf("group %d (mode %04o)", st.Gid, st.Mode&0o7777), nil
+	}
+	return "", nil
+}
+
+// secret reports a secret in a configuration that others may read.
+func (p *configParser) secret(v value, name string) {
+	if p.readers == "" {
+		return
+	}
+	p.problemHint(v.path, fmt.Sprintf("%s is a secret, and %s may read %s", name, p.readers, p.file),
+		"chmod 600 "+p.file+"; a PIN can lie in a file of its own too (pin_source)")
+}

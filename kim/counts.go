@@ -1,0 +1,160 @@
+package kim
+
+import (
+	"context"
+	"sync"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+const (
+	// MaxNonces is how many nonces are made at random with one key: SP 800-38D, 8.3 has 2^32 for the 96 bits of GCM, and
+	// those of ChaCha20-Poly1305 and CCM are as short or hardly longer. Two are then the same in one key of 2^33.
+	MaxNonces = 1 << 32
+	// MaxFailures is how many forgeries of tags under 64 bits a key refuses before it verifies none: whoever guesses 2^10
+	// tags of 32 bits has found one with a chance of 2^-22.
+	MaxFailures = 1 << 10
+
+	// The first reservation of an open key, and the largest. Each is twice the one before, so that closing and crashes lose
+	// no more nonces than were made.
+	leastNonces = 1 << 6
+	mostNonces  = 1 << 16
+	// A copy has one part in so many of what its source has left.
+	copyShare = 16
+)
+
+// counts says what an operation counts.
+type counts struct {
+	nonce bool // it has a nonce made at random
+	guess bool // it tells whether a short tag is right
+}
+
+func countsOf(op psa.Op, a psa.Attributes) counts {
+	if a.Type.IsAsymmetric() {
+		return counts{}
+	}
+	return counts{
+		nonce: op.Operation == psa.Encrypt && op.Algorithm.BoundsNonces() && len(op.Inputs["nonce"]) == 0,
+		guess: (op.Operation == psa.Decrypt || op.Operation == psa.VerifyMac) && op.Algorithm.HasShortTag(),
+	}
+}
+
+// count counts an operation that is about to be done, durably, or refuses it. guessed must follow with what came of it, once,
+// and before anybody learns that; its own error is what they learn instead.
+func (k *KIM) count(e *openKey, c counts) (guessed func(error) error, err error) {
+	// A reservation or a forgery is stored also for a caller who goes away.
+	ctx := context.Background()
+	if c.nonce {
+		if err := e.nonces.take(func(n int64) (int64, error) { return k.store.TakeNonces(ctx, e.number, n) }); err != nil {
+			return nil, err
+		}
+	}
+	if !c.guess {
+		return func(error) error { return nil }, nil
+	}
+	leave, err := k.guess(ctx, e.number)
+	if err != nil {
+		return nil, err
+	}
+	return func(err error) error {
+		defer leave()
+		if psa.StatusOf(err) != psa.StatusInvalidSignature {
+			return nil
+		}
+		return k.store.AddFailure(ctx, e.number)
+	}, nil
+}
+
+// nonces are those that an open key has reserved.
+type nonces struct {
+	mu   sync.Mutex
+	left int64
+	last int64 // how many the last reservation asked for
+}
+
+func (n *nonces) take(reserve func(int64) (int64, error)) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.left == 0 {
+		ask := min(max(2*n.last, leastNonces), mostNonces)
+		got, err := reserve(ask)
+		if err != nil {
+			return err
+		}
+		n.left, n.last = got, ask
+	}
+	n.left--
+	return nil
+}
+
+// guesses are those at short tags that are under way, for each key that has any.
+type guesses struct {
+	mu  sync.Mutex
+	all map[int64]*guessing
+}
+
+type guessing struct {
+	users int // under guesses.mu
+
+	mu    sync.Mutex
+	under int64
+}
+
+func (g *guesses) of(number int64) *guessing {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.all == nil {
+		g.all = map[int64]*guessing{}
+	}
+	of := g.all[number]
+	if of == nil {
+		of = &guessing{}
+		g.all[number] = of
+	}
+	of.users++
+	return of
+}
+
+func (g *guesses) done(number int64, of *guessing) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if of.users--; of.users == 0 {
+		delete(g.all, number)
+	}
+}
+
+// guess lets in no more guesses at once than may fail. A failure is stored before it leaves, so that one which the row does
+// not count yet is still under way.
+func (k *KIM) guess(ctx context.Context, number int64) (leave func(), err error) {
+	of := k.guesses.of(number)
+	of.mu.Lock()
+	defer of.mu.Unlock()
+	row, err := k.Key(ctx, number)
+	switch {
+	case err != nil:
+	case row.Failures >= MaxFailures:
+		err = errTooManyFailures(row)
+	case row.Failures+of.under >= MaxFailures:
+		err = psa.Errorf(psa.StatusBadState, "key %s refused %d forgeries, and no more are tried at once than are left", row.Name, row.Failures).
+			WithHint("ask again; or the key's owner can write failures = 0 into attributes")
+	default:
+		of.under++
+		return func() {
+			of.mu.Lock()
+			of.under--
+			of.mu.Unlock()
+			k.guesses.done(number, of)
+		}, nil
+	}
+	k.guesses.done(number, of)
+	return nil, err
+}
+
+func errTooManyFailures(row Key) error {
+	hint := "the key's owner can write failures = 0 into attributes; somebody who may use this file was guessing"
+	if row.Copied {
+		hint = "root can write failures = 0 into attributes of a copy; somebody who may use this file was guessing"
+	}
+	return psa.Errorf(psa.StatusNotPermitted, "key %s refused %d forgeries of its short tags, and verifies none any more", row.Name, row.Failures).
+		WithHint(hint)
+}

@@ -1,0 +1,91 @@
+package kim
+
+import (
+	"context"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
+)
+
+// setCounts changes columns that nobody watches: no right and no name depends on them, and they change often.
+func (t *tx) setCounts(k Key, set string, args ...any) error {
+	t.prove(k)
+	_, err := t.exec("UPDATE keys SET "+set+" WHERE number = ?", append(args, k.Number)...)
+	return err
+}
+
+func (s *sqliteStore) TakeNonces(ctx context.Context, number, n int64) (got int64, err error) {
+	err = s.write(ctx, "cannot count nonces", func(t *tx) error {
+		k, err := t.keyIn(number, Ready)
+		if err != nil {
+			return err
+		}
+		if got = min(n, MaxNonces-k.Nonces); got <= 0 {
+			return psa.Errorf(psa.StatusNotPermitted, "key %s has no nonces left: with more of them at random, two could be the same", k.Name).
+				WithHint("make a new key and encrypt with that one; this one decrypts as before")
+		}
+		return t.setCounts(k, "nonces = ?", k.Nonces+got)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return got, nil
+}
+
+func (s *sqliteStore) AddFailure(ctx context.Context, number int64) error {
+	return s.write(ctx, "cannot count a forgery", func(t *tx) error {
+		k, err := t.keyIn(number, Ready)
+		if err != nil || k.Failures >= MaxFailures {
+			return err
+		}
+		return t.setCounts(k, "failures = ?", k.Failures+1)
+	})
+}
+
+func (s *sqliteStore) ResetFailures(ctx context.Context, number int64, root bool) error {
+	return s.write(ctx, "cannot store failures", func(t *tx) error {
+		k, err := t.keyIn(number, Ready)
+		if err != nil {
+			return err
+		}
+		if k.Copied && !root {
+			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy: its guesses are a share of another key's", k.Name).
+				WithHint("root can write failures = 0 here; or make the copy again")
+		}
+		return t.setCounts(k, "failures = 0")
+	})
+}
+
+func (s *sqliteStore) ShareCounts(ctx context.Context, number, source int64) error {
+	return s.write(ctx, "cannot bind a copy", func(t *tx) error {
+		k, err := t.keyIn(number, Creating)
+		if err != nil {
+			return err
+		}
+		from, err := t.keyIn(source, Ready)
+		if err != nil {
+			return err
+		}
+		nonces, guesses := (MaxNonces-from.Nonces)/copyShare, (MaxFailures-from.Failures)/copyShare
+		if err := t.setCounts(from, "nonces = nonces + ?, failures = failures + ?", nonces, guesses); err != nil {
+			return err
+		}
+		return t.setCounts(k, "nonces = ?, failures = ?, copied = 1", MaxNonces-nonces, MaxFailures-guesses)
+	})
+}
+
+// quotasWorth is how many users' quotas of keys there are over all. Beyond it whoever has an equal share or more makes no more:
+// who has many uids, as each user has who may name 65 536 of them, does not have as many quotas.
+const quotasWorth = 8
+
+// keysOverAll refuses a draft of a user with so many keys where there are too many over all. No key goes to make room.
+func (t *tx) keysOverAll(d NewDraft, own int) error {
+	var all, users int64
+	if err := t.row("SELECT coalesce(sum(keys), 0), count(*) FROM owners", nil, &all, &users); err != nil {
+		return err
+	}
+	if all < quotasWorth*int64(d.Quota) || int64(own)*users < all {
+		return nil
+	}
+	return psa.Errorf(psa.StatusQuota, "all users together have %d keys and drafts, and user %d has %d of them, an equal share or more", all, d.UID, own).
+		WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
+}

@@ -99,6 +99,7 @@ type KIM struct {
 	rewrapping sync.Mutex
 	inDoubt    bool // under rewrapping: whether the last rewrap is in the store is for the next Open to see
 	legacy     bool // under rewrapping: the data key was recovered, and the store's rows have no MACs yet
+	unwrapping sync.Mutex
 	// sealing is held for reading by who unseals, and by who changes the data key.
 	sealing sync.RWMutex
 

@@ -166,7 +166,10 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 		return err
 	}
 	k.o.Step(stepRewrapTidied)
-	return k.moveGeneration(ctx, row, next, key, to, counter)
+	if err := k.moveGeneration(ctx, row, next, key, to, counter); err != nil {
+		k.o.Log.Warn("the device does not count yet: an old copy of the KIM is noticed after the next start", "err", err)
+	}
+	return nil
 }
 
 // replace stores another wrapping of the same data key, and its recovery key where one was given.
@@ -208,6 +211,7 @@ func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, rec
 	damaged, err := k.store.Rekey(context.WithoutCancel(ctx), r)
 	if err != nil {
 		if psa.StatusOf(err) != psa.StatusBadState {
+			k.store.Unguard()
 			k.sealer.lose(psa.Errorf(psa.StatusProviderAbsent, "which data key the store has now is not known: %w", err).WithHint("mount again"))
 		}
 		return err
@@ -394,6 +398,8 @@ func (k *KIM) unwrap(ctx context.Context, p *Provider) error { return k.unwrapAs
 
 // unwrapAs is unwrap, which accepts an old store where accept says so.
 func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
+	k.unwrapping.Lock() // one after another: the later one finds what the first did
+	defer k.unwrapping.Unlock()
 	row, err := k.wrappedBy(ctx, p)
 	if err != nil || row == nil {
 		return err
@@ -411,6 +417,7 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	}
 	if err != nil {
 		psa.Wipe(key.key)
+		k.store.Unguard() // nothing is changed in a store that nobody may use
 		return k.stayAbsent(*row, err)
 	}
 	if err := k.sealer.open(key.key); err != nil {

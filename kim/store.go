@@ -327,6 +327,8 @@ type Store interface {
 	// is damaged. Before it nothing is proven, and what changes a key, an inode, a label or a link is
 	// StatusProviderAbsent. StatusDataCorrupt says what of the store as a whole is damaged; it is guarded all the same.
 	Guard(ctx context.Context, guard *RowKey) error
+	// Unguard undoes Guard: the data key counts no more.
+	Unguard()
 	// Rekey changes the data key's row, and guards the store by another key, under which all rows are proven that are
 	// now; a store that never was guarded is taken as it is. damaged counts the rows that stay damaged. Where the store's
 	// wrapping is another one than Old it is StatusBadState, and nothing changes.

@@ -371,6 +371,27 @@ func TestRandomBits(t *testing.T) {
 	t.Logf("%d flips in %d used bytes: %d keys as they were, in %d stores that open", flips, len(used), whole, opened)
 }
 
+// TestDamagedAnchor: where nobody knows any more who might come in at the top, root does, and the keys are as they were.
+func TestDamagedAnchor(t *testing.T) {
+	b := newBurgled(t)
+	for what, statement := range map[string]string{"changed": "UPDATE anchor SET generation = generation + 1", "gone": "DELETE FROM anchor"} {
+		b.reset()
+		b.exec(statement)
+		if whole := b.judge(what); whole != len(b.keys) {
+			t.Errorf("%s: %d keys are as they were", what, whole)
+		}
+		k := b.open()
+		i, found, err := k.Inode(ctx, 1)
+		if err != nil || !found || i.Mode == nil || *i.Mode != 0o700 || i.UID == nil || *i.UID != 0 {
+			t.Errorf("%s: the top is %+v, %v", what, i, err)
+		}
+		if !slices.ContainsFunc(k.Warnings(), func(w string) bool { return strings.Contains(w, "the store itself") }) {
+			t.Errorf("%s: nobody is told: %q", what, k.Warnings())
+		}
+		must(t, k.Close())
+	}
+}
+
 // TestForeignSchema: nothing in the file can have SQLite do what is not ours.
 func TestForeignSchema(t *testing.T) {
 	b := newBurgled(t)

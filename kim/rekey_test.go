@@ -18,7 +18,7 @@ import (
 
 // TestManyNewDataKey: a new data key seals any number of keys anew, and needs no memory for them.
 func TestManyNewDataKey(t *testing.T) {
-	keys, most := 2000, uint64(32<<20)
+	keys, most := 500, uint64(32<<20)
 	if os.Getenv("PARSECFS_TEST_LONG") != "" {
 		keys = 100_000
 	}

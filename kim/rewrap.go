@@ -283,6 +283,8 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 
 // recovered opens the KIM with a data key that the recovery key gave.
 func (k *KIM) recovered(ctx context.Context, row WrappedKey, key []byte) error {
+	k.unwrapping.Lock()
+	defer k.unwrapping.Unlock()
 	if row.MAC == nil { // of a time before rows had MACs: Rekey gives them theirs
 		k.legacy = true
 		return k.sealer.open(bytes.Clone(key))

@@ -122,11 +122,12 @@ func (s *sqliteStore) setGuard(r *RowKey) {
 	})
 }
 
-// provenRow is a row that a transaction changes.
+// provenRow is a row that a transaction changes, or whose files do.
 type provenRow struct {
-	table *table
-	files fileSet
-	dirty bool // files
+	table   *table
+	files   fileSet
+	dirty   bool // files
+	changed bool // anything else
 }
 
 // set notes whether a file has a row in inodes.
@@ -139,7 +140,7 @@ func (r *provenRow) set(file uint64, there bool) {
 
 // new notes a row that this transaction makes.
 func (t *tx) new(in *table, number int64) {
-	t.rows[number] = &provenRow{table: in}
+	t.rows[number] = &provenRow{table: in, changed: true}
 }
 
 // prove notes that the row of a key, which t.key read, changes.
@@ -147,10 +148,20 @@ func (t *tx) prove(k Key) {
 	if t.rows[k.Number] == nil {
 		t.rows[k.Number] = &provenRow{table: keysTable, files: k.files}
 	}
+	t.rows[k.Number].changed = true
 }
 
-// touch notes that the row with a number changes, or its files; it must be there, and undamaged.
-func (t *tx) touch(number int64) (*provenRow, error) {
+// touch notes that the row with a number changes; it must be there, and undamaged.
+func (t *tx) touch(number int64) error {
+	row, err := t.owning(number)
+	if err == nil {
+		row.changed = true
+	}
+	return err
+}
+
+// owning is the row with a number, to whose files something happens.
+func (t *tx) owning(number int64) (*provenRow, error) {
 	if t.guard == nil {
 		return nil, errUnguarded()
 	}
@@ -245,6 +256,9 @@ func (t *tx) proveRow(number int64) error {
 	if t.guard == nil {
 		return errUnguarded()
 	}
+	if !row.dirty && !row.changed {
+		return nil
+	}
 	in := row.table
 	if row.dirty {
 		if _, err := t.exec("UPDATE "+in.name+" SET files = ? WHERE "+in.where, row.files[:], number); err != nil {
@@ -256,6 +270,7 @@ func (t *tx) proveRow(number int64) error {
 	if err := t.row("SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}, dest...); err != nil {
 		return err
 	}
+	row.changed = false
 	_, err := t.exec("UPDATE "+in.name+" SET mac = ? WHERE "+in.where, t.guard.mac(in.kind, provenOf(in, f.values)...), number)
 	return err
 }
@@ -263,7 +278,7 @@ func (t *tx) proveRow(number int64) error {
 // proveProvider proves a new provider's row, for good: from now on one without a MAC is damaged.
 func (t *tx) proveProvider(number int64) error {
 	t.new(providersTable, number)
-	if _, err := t.touch(0); err != nil {
+	if err := t.touch(0); err != nil {
 		return err
 	}
 	_, err := t.exec("UPDATE anchor SET providers = max(providers, ?)", number)
@@ -370,7 +385,7 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 			return err
 		}
 		// The counter's authorization came of the data key that goes.
-		if _, err := t.touch(0); psa.StatusOf(err) == psa.StatusDataCorrupt {
+		if err := t.touch(0); psa.StatusOf(err) == psa.StatusDataCorrupt {
 			return nil
 		} else if err != nil {
 			return err
@@ -447,7 +462,7 @@ func (t *tx) rekeyRow(in *table, number int64, before *RowKey, reseal func(Key, 
 	if err != nil {
 		return 0, err
 	}
-	row := &provenRow{table: in, files: files}
+	row := &provenRow{table: in, files: files, changed: true}
 	if before == nil {
 		// The store is of a time without MACs: what is there is what belongs there.
 		inos, err := t.numbers("SELECT ino FROM inodes WHERE ino BETWEEN ? AND ?", number*256, number*256+255)
@@ -589,7 +604,7 @@ func (s *sqliteStore) SetGeneration(ctx context.Context, generation uint64, coun
 		return psa.Errorf(psa.StatusInvalidArgument, "generation %d", generation)
 	}
 	return s.write(ctx, "cannot store the generation", func(t *tx) error {
-		if _, err := t.touch(0); err != nil {
+		if err := t.touch(0); err != nil {
 			return err
 		}
 		_, err := t.exec("UPDATE anchor SET generation = ?, counter = ?", int64(generation), blobArg(counter))

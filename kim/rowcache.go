@@ -9,8 +9,8 @@ import (
 // cachedRows bounds the rows of keys that a store keeps in memory; none holds a secret.
 const cachedRows = 1024
 
-// rowCache keeps rows of keys between commits. While one is under way it gives and takes none, so that nobody who saw
-// what is new sees what was before.
+// rowCache keeps rows of keys between commits. While one is under way it takes none, and gives none that it changes, so that
+// nobody who saw what is new sees what was before.
 type rowCache struct {
 	mu         sync.Mutex
 	changes    uint64 // of what follows: a row that was read before one is not kept
@@ -68,15 +68,21 @@ func (c *rowCache) putFiles(number int64, files fileSet, changes uint64) {
 	c.files[number] = files
 }
 
-// commit runs one, and forgets all rows: it may change any, even if it fails.
-func (c *rowCache) commit(run func() error) error {
+// commit runs one that changes these rows, and forgets them: it may change them even if it fails. all: it may change any.
+func (c *rowCache) commit(numbers []int64, all bool, run func() error) error {
 	set := func(committing bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.changes++
 		c.committing = committing
-		clear(c.rows)
-		clear(c.files)
+		if all {
+			clear(c.rows)
+			clear(c.files)
+		}
+		for _, n := range numbers {
+			delete(c.rows, n)
+			delete(c.files, n)
+		}
 	}
 	set(true)
 	defer set(false)

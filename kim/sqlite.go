@@ -400,6 +400,8 @@ type tx struct {
 	changes []Change
 	guard   *RowKey
 	rows    map[int64]*provenRow // those that it changes, by their numbers
+	touched []int64              // the numbers of rows that the cache must forget; all: any
+	all     bool
 }
 
 func (t *tx) statement(query string) (*sql.Stmt, error) {
@@ -472,7 +474,7 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 	if err := t.proveRows(); err != nil {
 		return s.failed(what, err)
 	}
-	err = s.cache.commit(func() error {
+	err = s.cache.commit(t.touched, t.all, func() error {
 		_, err := t.exec("COMMIT")
 		return err
 	})

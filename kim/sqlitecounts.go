@@ -9,6 +9,7 @@ import (
 // setCounts changes columns that nobody watches: no right and no name depends on them, and they change often.
 func (t *tx) setCounts(k Key, set string, args ...any) error {
 	t.prove(k)
+	t.rows[k.Number].values = nil
 	_, err := t.exec("UPDATE keys SET "+set+" WHERE number = ?", append(args, k.Number)...)
 	return err
 }

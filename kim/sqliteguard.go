@@ -9,6 +9,7 @@ import (
 	"iter"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -67,7 +68,7 @@ type table struct {
 
 var (
 	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{5, 39}, 40}
-	providersTable = &table{"providers", "provider", providerColumns, "number = ?", []int{2, 4, 6, 9}, 10}
+	providersTable = &table{"providers", "provider", strings.Replace(providerColumns, "capabilities", "''", 1), "number = ?", []int{2, 4, 6, 9}, 10}
 	aliasesTable   = &table{"aliases", "alias", aliasColumns, "number = ?", []int{2, 7}, 9}
 	anchorTable    = &table{"anchor", "anchor", anchorColumns, "one = 1 + ?", []int{4}, 5}
 )
@@ -116,7 +117,7 @@ func (s *sqliteStore) Unguard() { s.setGuard(nil) }
 
 func (s *sqliteStore) setGuard(r *RowKey) {
 	// What was read before was not proven.
-	_ = s.cache.commit(func() error {
+	_ = s.cache.commit(nil, true, func() error {
 		s.guard.Store(r)
 		return nil
 	})
@@ -126,8 +127,9 @@ func (s *sqliteStore) setGuard(r *RowKey) {
 type provenRow struct {
 	table   *table
 	files   fileSet
-	dirty   bool // files
-	changed bool // anything else
+	dirty   bool  // files
+	changed bool  // anything else
+	values  []any // the row as it is now, where a statement gave it back
 }
 
 // set notes whether a file has a row in inodes.
@@ -167,6 +169,12 @@ func (t *tx) owning(number int64) (*provenRow, error) {
 	}
 	if row := t.rows[number]; row != nil {
 		return row, nil
+	}
+	// Nothing was committed since the cache was filled: this transaction has the turn.
+	if k, _, ok := t.s.cache.get(number); ok {
+		t.prove(k)
+		t.rows[number].changed = false
+		return t.rows[number], nil
 	}
 	in, files, err := t.find(number)
 	if err != nil {
@@ -260,18 +268,21 @@ func (t *tx) proveRow(number int64) error {
 		return nil
 	}
 	in := row.table
-	if row.dirty {
-		if _, err := t.exec("UPDATE "+in.name+" SET files = ? WHERE "+in.where, row.files[:], number); err != nil {
+	if row.dirty || row.values == nil {
+		query, args := "SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}
+		if row.dirty {
+			query, args = "UPDATE "+in.name+" SET files = ? WHERE "+in.where+" RETURNING "+in.columns, []any{row.files[:], number}
+		}
+		f, dest := newFields(in.n)
+		if err := t.row(query, args, dest...); err != nil {
 			return err
 		}
-		row.dirty = false
+		row.values, row.dirty = f.values, false
 	}
-	f, dest := newFields(in.n)
-	if err := t.row("SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}, dest...); err != nil {
-		return err
-	}
-	row.changed = false
-	_, err := t.exec("UPDATE "+in.name+" SET mac = ? WHERE "+in.where, t.guard.mac(in.kind, provenOf(in, f.values)...), number)
+	t.touched = append(t.touched, number)
+	mac := t.guard.mac(in.kind, provenOf(in, row.values)...)
+	row.changed, row.values = false, nil
+	_, err := t.exec("UPDATE "+in.name+" SET mac = ? WHERE "+in.where, mac, number)
 	return err
 }
 
@@ -380,6 +391,7 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 			}
 		}
 		t.changed(Change{Kind: AllChanged})
+		t.all = true
 		var err error
 		if damaged, err = t.rekey(before, r.Reseal); err != nil || r.Reseal == nil {
 			return err

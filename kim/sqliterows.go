@@ -610,7 +610,17 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 func (t *tx) update(k Key, set string, args ...any) error {
 	t.prove(k)
 	args = append(args, time.Now().UnixNano(), k.Number)
-	return t.one("key "+k.Name, k.change(), "UPDATE keys SET "+set+", changed = ? WHERE number = ?", args...)
+	f, dest := newFields(keysTable.n)
+	err := t.row("UPDATE keys SET "+set+", changed = ? WHERE number = ? RETURNING "+keyColumns, args, dest...)
+	if errors.Is(err, sql.ErrNoRows) {
+		return psa.Errorf(psa.StatusDoesNotExist, "there is no key %s", k.Name)
+	}
+	if err != nil {
+		return err
+	}
+	t.changed(k.change())
+	t.rows[k.Number].values = f.values
+	return nil
 }
 
 func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
@@ -652,6 +662,7 @@ func (t *tx) remove(k Key) error {
 
 func (t *tx) removeNumber(number int64) error {
 	delete(t.rows, number)
+	t.touched = append(t.touched, number)
 	for _, query := range []string{"DELETE FROM inodes WHERE ino BETWEEN ? AND ?", "DELETE FROM xattrs WHERE ino BETWEEN ? AND ?"} {
 		if _, err := t.exec(query, number*256, number*256+255); err != nil {
 			return err
@@ -822,6 +833,7 @@ func (s *sqliteStore) SetHidden(ctx context.Context, number int64, hidden bool) 
 			return err
 		}
 		// No part of what is proven: a start hides what it finds in the journal before it has the data key.
+		t.touched = append(t.touched, number)
 		return t.one("key "+k.Name, k.change(), "UPDATE keys SET hidden = ? WHERE number = ?", hidden, number)
 	})
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// State of a key's row (section 4, "Journal").
+// State of a key's row: the journal is the rows that are not at rest.
 type State string
 
 // The states of a key. Draft and Ready are at rest; Creating and Destroying are the journal.
@@ -155,7 +155,7 @@ type Change struct {
 	Kind          string // "key", "inode", "alias", "provider", "all"
 }
 
-// WrappedKey is the data key as the KIM stores it: encrypted by a wrapping key that lies elsewhere (section 7).
+// WrappedKey is the data key as the KIM stores it: encrypted by a wrapping key that lies elsewhere.
 type WrappedKey struct {
 	Kind       string   // of the wrapping key: "file", "tpm:PROVIDER" or "recovery"
 	WrappingID [16]byte // which wrapping key
@@ -185,13 +185,13 @@ const (
 	XattrReplace = 2 // XATTR_REPLACE: StatusDoesNotExist if it is not
 )
 
-// MaxXattrBytes bounds the labels of one inode: all names and values together (section 5).
+// MaxXattrBytes bounds the labels of one inode: all names and values together.
 const MaxXattrBytes = 64 << 10
 
 // MaxPage bounds what one listing returns, whatever it was asked for.
 const MaxPage = 4096
 
-// Store keeps the KIM's rows (section 7, last paragraph). Every method is one transaction, durable when it returns
+// Store keeps the KIM's rows. Every method is one transaction, durable when it returns
 // without an error and without any trace when it returns one; a context that ends while a method waits for its turn
 // ends it, one that has begun is finished. All methods may be called at once from many goroutines.
 //

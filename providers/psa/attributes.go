@@ -443,7 +443,7 @@ func (a Attributes) ownHash() Algorithm {
 	return SHA512
 }
 
-// Resolve is the concrete algorithm with which an operation runs. Under a policy of any hash (section 6) sign and
+// Resolve is the concrete algorithm with which an operation runs. Under a policy of any hash sign and
 // verify use the curve's own hash (RSA: SHA-256), sign_hash and verify_hash the SHA-2 whose digest has inputLen
 // bytes; another length is StatusInvalidArgument. A policy of a least MAC or tag length gives the full length. Other
 // policies are concrete already.

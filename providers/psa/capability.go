@@ -14,7 +14,7 @@ const CapabilitiesHeader = "# template\tkey_type\tbits\talgorithm\toperations"
 // noColumn stands in a column that is empty.
 const noColumn = "-"
 
-// Capability is one line of a capabilities file (section 6).
+// Capability is one line of a capabilities file.
 type Capability struct {
 	Template   string // "" if none
 	Type       KeyType

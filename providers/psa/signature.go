@@ -99,7 +99,7 @@ func cutFixed(n int, b []byte, alone bool, short error) (int, []byte, bool, erro
 }
 
 // splitSignature finds the signature at the beginning of what was written to a verify file: signature, then message
-// or digest (section 6). For ECDSA it is the strict DER, or else 2*n bytes r||s; for the others the key's fixed size.
+// or digest. For ECDSA it is the strict DER, or else 2*n bytes r||s; for the others the key's fixed size.
 // With ok the signature has n bytes, and raw is a copy of it in PSA's encoding. With more it takes more bytes to
 // say; at the end of the input that means that it does not split.
 func splitSignature(prefix []byte, a Attributes) (n int, raw []byte, ok bool, more bool) {

@@ -36,7 +36,7 @@ const (
 	StatusDataInvalid          Status = -153
 )
 
-// Our own status codes, for what PSA has no word for; the errno that each becomes stands behind it (section 8).
+// Our own status codes, for what PSA has no word for; the errno that each becomes stands behind it.
 const (
 	StatusProviderAbsent Status = -1001 - iota // ENODEV
 	StatusTimeout                              // ETIMEDOUT

@@ -55,7 +55,7 @@ var plainTemplates = []struct {
 // anyName stands for AnyHash in a template.
 const anyName = "any"
 
-// ParseTemplate reads one template of section 6, "ecdsa-p256-sha256". Its usage is all that the algorithm can do,
+// ParseTemplate reads one template, the first word of a line of capabilities: "ecdsa-p256-sha256". Its usage is all that the algorithm can do,
 // sign and verify messages and hashes, encrypt and decrypt, or derive, and never EXPORT. "aes-BITS-xts" names the
 // cipher as everybody does, so that its key has twice the bits. Errors are StatusInvalidArgument where s is no
 // template, and else those of Attributes.Validate.
@@ -323,7 +323,7 @@ func (a Attributes) spell() string {
 	return ""
 }
 
-// DefaultTemplate is what a bare imported key of this type and size gets (section 4): rsa-N-pkcs1v15-sha256,
+// DefaultTemplate is what a bare imported key of this type and size gets: rsa-N-pkcs1v15-sha256,
 // ecdsa-CURVE with the curve's own hash, ed25519 or x25519, and the post-quantum ones. A public key type stays one,
 // with the usage that it can serve. Other types have none: StatusInvalidArgument.
 func DefaultTemplate(t KeyType, bits int) (Attributes, error) {

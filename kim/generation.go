@@ -94,21 +94,7 @@ func (k *KIM) checkGeneration(ctx context.Context, p *Provider, dataKey []byte, 
 	if err != nil {
 		return err
 	}
-	if reference == nil {
-		return c.begin(ctx, k.store)
-	}
-	value, err := ask(ctx, c, func(ctx context.Context) (uint64, error) { return c.impl.Counter(ctx, reference, c.auth) })
-	switch gone := psa.StatusOf(err) == psa.StatusDoesNotExist; {
-	case gone && accept:
-		return c.begin(ctx, k.store)
-	case gone:
-		return oldStore("the device has not the counter that it had: %w", err)
-	case err != nil:
-		return err
-	case value > generation && !accept:
-		return oldStore("this is an old copy of it: it is of generation %d, and the device counts %d", generation, value)
-	}
-	if err := c.advance(ctx, k.store, value, reference); err != nil {
+	if err := c.check(ctx, k.store, generation, reference, accept); err != nil {
 		return err
 	}
 	k.mu.Lock()
@@ -118,6 +104,25 @@ func (k *KIM) checkGeneration(ctx context.Context, p *Provider, dataKey []byte, 
 		k.wg.Go(k.stepGenerations)
 	}
 	return nil
+}
+
+// check compares a store of this generation with its counter, or begins one where it has none.
+func (c *counters) check(ctx context.Context, s Store, generation uint64, reference []byte, accept bool) error {
+	if reference == nil {
+		return c.begin(ctx, s)
+	}
+	value, err := ask(ctx, c, func(ctx context.Context) (uint64, error) { return c.impl.Counter(ctx, reference, c.auth) })
+	switch gone := psa.StatusOf(err) == psa.StatusDoesNotExist; {
+	case gone && accept:
+		return c.begin(ctx, s)
+	case gone:
+		return oldStore("the device has not the counter that it had: %w", err)
+	case err != nil:
+		return err
+	case value > generation && !accept:
+		return oldStore("this is an old copy of it: it is of generation %d, and the device counts %d", generation, value)
+	}
+	return c.advance(ctx, s, value, reference)
 }
 
 var errOldStore = errors.New("somebody put another KIM in place")

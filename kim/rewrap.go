@@ -412,7 +412,8 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 		key, err = p.unwrapWithPIN(ctx, wrapper, *row)
 	}
 	if err == nil {
-		err = k.sealer.guard(ctx, k.store, *row, key, func(next *WrappedKey) error { return k.wrapBy(ctx, p.Name(), key.key, nil, next) })
+		err = guard(ctx, k.store, *row, key, func(text string) { k.o.Log.Warn(text) },
+			func(next *WrappedKey) error { return k.wrapBy(ctx, p.Name(), key.key, nil, next) })
 	}
 	if err == nil {
 		err = k.checkGeneration(ctx, p, key.key, accept)

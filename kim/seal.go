@@ -98,7 +98,7 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 		return absentSealer(wrappingAbsent(path, err)), nil
 	}
 	sealer := absentSealer(nil)
-	if err := sealer.guard(ctx, s, stored, key, func(next *WrappedKey) error {
+	if err := guard(ctx, s, stored, key, sealer.warn, func(next *WrappedKey) error {
 		next.WrappingID = w.id
 		next.Wrapped = w.wrap(key.key, *next)
 		return nil
@@ -195,9 +195,10 @@ func lostDataKey(why error) error {
 		WithHint("restore the KIM from a backup")
 }
 
-// guard has the store prove its rows by the data key. A store of a time before they had MACs gets them now, and its data
-// key another wrapping, which rewrap makes, so that it never is such a store again.
-func (s *Sealer) guard(ctx context.Context, store Store, row WrappedKey, key opened, rewrap func(*WrappedKey) error) error {
+// guard has the store prove its rows by the data key, and warns of what of it as a whole is damaged. A store of a time
+// before rows had MACs gets them now, and its data key another wrapping, which rewrap makes, so that it never is such a
+// store again.
+func guard(ctx context.Context, store Store, row WrappedKey, key opened, warn func(string), rewrap func(*WrappedKey) error) error {
 	guard, err := NewRowKey(key.key)
 	if err != nil {
 		return err
@@ -205,7 +206,7 @@ func (s *Sealer) guard(ctx context.Context, store Store, row WrappedKey, key ope
 	if key.schema == wrapSchema {
 		err := store.Guard(ctx, guard)
 		if psa.StatusOf(err) == psa.StatusDataCorrupt {
-			s.warn(fmt.Sprintf("%v; %s", err, psa.HintOf(err)))
+			warn(fmt.Sprintf("%v; %s", err, psa.HintOf(err)))
 			return nil
 		}
 		return err
@@ -216,7 +217,7 @@ func (s *Sealer) guard(ctx context.Context, store Store, row WrappedKey, key ope
 	}
 	damaged, err := store.Rekey(ctx, Rekeying{Old: row.WrappingID, Row: next, Guard: guard})
 	if damaged > 0 {
-		s.warn(fmt.Sprintf("%d rows of the KIM cannot be understood", damaged))
+		warn(fmt.Sprintf("%d rows of the KIM cannot be understood", damaged))
 	}
 	return err
 }

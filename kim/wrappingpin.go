@@ -11,11 +11,10 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// pinTries are the tries of a PIN on the wrapped data key: one at a time, and none of a PIN that the device refused for the
-// same wrapping. The KIM asks again and again while the data key is not there, and a device that guards PINs counts.
+// pinTries remember a PIN that the device refused for the wrapped data key, so that it is not tried again for the same
+// wrapping. The KIM asks again and again while the data key is not there, one after another, and a device that guards PINs
+// counts.
 type pinTries struct {
-	turn sync.Mutex // who tries
-
 	mu      sync.Mutex
 	id      [16]byte // of the wrapping
 	refused [sha256.Size]byte
@@ -53,24 +52,18 @@ func (k *KIM) wrappingPIN() ([]byte, error) {
 	return pin, nil
 }
 
-// unwrapWithPIN is unwrapRow with the configuration's PIN where the row wants one.
+// unwrapWithPIN is unwrapRow with the configuration's PIN where the row wants one. Its caller has KIM.unwrapping.
 func (p *Provider) unwrapWithPIN(ctx context.Context, wrapper providers.Wrapper, row WrappedKey) (opened, error) {
 	wants, err := wrapper.WantsPIN(row.Wrapped)
 	if err != nil || !wants {
 		return p.unwrapRow(ctx, wrapper, row, nil) // which says what is wrong with it
-	}
-	tries := &p.k.pins
-	tries.turn.Lock()
-	defer tries.turn.Unlock()
-	if p.k.sealer.Err() == nil { // who had the turn before opened it
-		return opened{p.k.sealer.dataKey(), wrapSchema}, nil
 	}
 	pin, err := p.k.wrappingPIN()
 	if err != nil {
 		return opened{}, err
 	}
 	defer psa.Wipe(pin)
-	if err := tries.known(row, pin); err != nil {
+	if err := p.k.pins.known(row, pin); err != nil {
 		return opened{}, err
 	}
 	return p.unwrapRow(ctx, wrapper, row, pin)

@@ -53,6 +53,7 @@ type row struct {
 	text   func(v *view) ([]byte, error)
 	shared bool // all who read it share its bytes
 	unsize bool // size 0, as in /proc: what it says depends on who reads
+	always bool // a key's text that says nothing of its row, and so is there also while rows cannot be proven
 	// of staged files
 	stage func(v *view) stage
 	// of requests
@@ -173,7 +174,7 @@ var keyRows = []*row{
 		help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER,
 		help: "the public key, SubjectPublicKeyInfo in DER"},
-	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true,
+	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, always: true,
 		help: "your own last failures with this key"},
 	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: has(pki.SSH), text: (*view).publicSSH,
 		help: "the public key as OpenSSH's authorized_keys has it"},

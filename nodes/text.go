@@ -77,7 +77,7 @@ func (n *fileNode) render(ctx context.Context) ([]byte, error) {
 	if err := n.present(v); err != nil || n.row.text == nil {
 		return nil, err
 	}
-	if v.key.Number != 0 && !n.row.unsize {
+	if v.key.Number != 0 && !n.row.always {
 		// What a row says cannot be proven while the data key is away, and a wrong public key is worse than none.
 		if err := v.t.kim.Err(); err != nil {
 			return nil, err

@@ -78,13 +78,19 @@ func (s *sqliteStore) ShareCounts(ctx context.Context, number, source int64) err
 // who has many uids, as each user has who may name 65 536 of them, does not have as many quotas.
 const quotasWorth = 8
 
-// keysOverAll refuses a draft of a user with so many keys where there are too many over all. No key goes to make room.
-func (t *tx) keysOverAll(d NewDraft, own int) error {
-	var all, users int64
-	if err := t.row("SELECT coalesce(sum(keys), 0), count(*) FROM owners", nil, &all, &users); err != nil {
+// quota refuses a draft of a user with as many keys as one may have, and, where there are too many over all, of one with an
+// equal share or more. No key goes to make room.
+func (t *tx) quota(d NewDraft) error {
+	var own, all, users int64
+	err := t.row("SELECT coalesce(max(CASE WHEN uid = ? THEN keys END), 0), coalesce(sum(keys), 0), count(*) FROM owners",
+		[]any{int64(d.UID)}, &own, &all, &users)
+	switch {
+	case err != nil:
 		return err
-	}
-	if all < quotasWorth*int64(d.Quota) || int64(own)*users < all {
+	case own >= int64(d.Quota):
+		return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts, and may have %d", d.UID, own, d.Quota).
+			WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
+	case all < quotasWorth*int64(d.Quota) || own*users < all:
 		return nil
 	}
 	return psa.Errorf(psa.StatusQuota, "all users together have %d keys and drafts, and user %d has %d of them, an equal share or more", all, d.UID, own).

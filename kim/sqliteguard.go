@@ -141,8 +141,10 @@ func (r *provenRow) set(file uint64, there bool) {
 }
 
 // new notes a row that this transaction makes.
-func (t *tx) new(in *table, number int64) {
-	t.rows[number] = &provenRow{table: in, changed: true}
+func (t *tx) new(in *table, number int64) *provenRow {
+	row := &provenRow{table: in, changed: true}
+	t.rows[number] = row
+	return row
 }
 
 // prove notes that the row of a key, which t.key read, changes.

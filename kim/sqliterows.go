@@ -566,14 +566,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			return err
 		}
 		if d.Quota > 0 {
-			err := t.row("SELECT keys FROM owners WHERE uid = ?", []any{int64(d.UID)}, &n)
-			if err == nil && n >= d.Quota {
-				return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts, and may have %d", d.UID, n, d.Quota).
-					WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
-			} else if err != nil && !errors.Is(err, sql.ErrNoRows) {
-				return err
-			}
-			if err := t.keysOverAll(d, n); err != nil {
+			if err := t.quota(d); err != nil {
 				return err
 			}
 		}
@@ -582,12 +575,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 		if k.Number, err = t.number(); err != nil {
 			return err
 		}
-		_, err = t.exec("INSERT INTO keys(number, uuid, provider, name, state, uid, gid, created, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-			k.Number, k.ID[:], k.Provider, k.Name, string(k.State), int64(k.UID), int64(k.GID), now.UnixNano(), now.UnixNano())
-		if err != nil {
-			return err
-		}
-		t.new(keysTable, k.Number)
+		row := t.new(keysTable, k.Number)
 		for _, i := range d.Inodes {
 			if i.Ino > 255 {
 				return psa.Errorf(psa.StatusInvalidArgument, "file number %d", i.Ino)
@@ -597,6 +585,13 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 				return err
 			}
 		}
+		f, dest := newFields(keysTable.n)
+		err = t.row("INSERT INTO keys(number, uuid, provider, name, state, uid, gid, created, changed, files) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING "+keyColumns,
+			[]any{k.Number, k.ID[:], k.Provider, k.Name, string(k.State), int64(k.UID), int64(k.GID), now.UnixNano(), now.UnixNano(), row.files[:]}, dest...)
+		if err != nil {
+			return err
+		}
+		row.dirty, row.values = false, f.values
 		t.changed(k.change())
 		return nil
 	})
@@ -621,6 +616,20 @@ func (t *tx) update(k Key, set string, args ...any) error {
 	t.changed(k.change())
 	t.rows[k.Number].values = f.values
 	return nil
+}
+
+// updated is update that gives the row as it is then.
+func (t *tx) updated(k Key, set string, args ...any) (Entry, error) {
+	if err := t.update(k, set, args...); err != nil {
+		return Entry{}, err
+	}
+	var unproven *RowKey // its MAC is made at the end of the transaction
+	return unproven.scanKey(func(dest ...any) error {
+		for i, v := range t.rows[k.Number].values {
+			*dest[i].(*any) = v
+		}
+		return nil
+	})
 }
 
 func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
@@ -688,13 +697,10 @@ func (s *sqliteStore) BeginCreate(ctx context.Context, number int64, h providers
 		} else if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		err = t.update(k, `state = 'creating', before_state = state, before_template = template, before_type = type, before_bits = bits,
+		e, err = t.updated(k, `state = 'creating', before_state = state, before_template = template, before_type = type, before_bits = bits,
 			before_algorithm = algorithm, before_usage = usage, before_pcrs = pcrs, handle = ?, origin = ?, template = ?, type = ?, bits = ?, algorithm = ?,
 			usage = ?, pcrs = ?`,
 			h[:], origin, template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage), int64(a.PCRs))
-		if err == nil {
-			e, err = t.key(number)
-		}
 		return err
 	})
 	return e.Key, err
@@ -798,9 +804,7 @@ func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, erro
 		if k.KeepForever {
 			return keepError(k)
 		}
-		if err = t.update(k, "state = 'destroying', before_state = state"); err == nil {
-			e, err = t.key(number)
-		}
+		e, err = t.updated(k, "state = 'destroying', before_state = state")
 		return err
 	})
 	return e.Key, err

@@ -13,21 +13,14 @@ import (
 	"testing"
 
 	"github.com/parsecfs/parsecfs/providers/pkcs11"
+	"github.com/parsecfs/parsecfs/providers/pkcs11/pkcs11test"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // folderOf makes a folder of a user's below one that all may pass.
 func folderOf(t *testing.T, uid int) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "enemy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := pkcs11test.Folder(t)
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, uid, -1)); err != nil {
 		t.Fatal(err)
 	}

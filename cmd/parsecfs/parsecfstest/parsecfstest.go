@@ -3,8 +3,10 @@
 package parsecfstest
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -187,4 +189,28 @@ func ends(process string, deadline time.Time) bool {
 			return err == nil && n == 1
 		}
 	}
+}
+
+// Talk starts a process that does what is written to it and says what came of it, until the test ends.
+func Talk(t *testing.T, cmd *exec.Cmd) (in io.Writer, out *bufio.Reader) {
+	t.Helper()
+	cmd.Stderr = os.Stderr
+	to, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		to.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %v", cmd.Args, err)
+		}
+	})
+	return to, bufio.NewReader(from)
 }

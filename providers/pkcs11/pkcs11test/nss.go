@@ -19,7 +19,7 @@ func NSS(t *testing.T) *Token {
 		PIN:     pin,
 		t:       t,
 		uid:     os.Geteuid(),
-		dir:     folder(t),
+		dir:     Folder(t),
 	}
 	k.home = k.dir
 	k.InitArgs = "configdir='sql:" + k.dir + "' certPrefix='' keyPrefix='' secmod='secmod.db' flags="

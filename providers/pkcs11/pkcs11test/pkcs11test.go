@@ -37,8 +37,8 @@ const (
 	soPIN = "parsecfs-5678"
 )
 
-// folder makes a folder with a short name: a socket's path has 107 bytes, and a test's name is long.
-func folder(t *testing.T) string {
+// Folder makes a folder with a short name: a socket's path has 107 bytes, and a test's name is long.
+func Folder(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "p11")
 	if err != nil {

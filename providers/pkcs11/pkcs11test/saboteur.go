@@ -22,7 +22,7 @@ type Saboteur struct {
 // token that it was made of.
 func (k *Token) Sabotaged() *Saboteur {
 	k.t.Helper()
-	dir := folder(k.t)
+	dir := Folder(k.t)
 	source, library := filepath.Join(dir, "saboteur.c"), filepath.Join(dir, "saboteur.so")
 	if err := os.WriteFile(source, saboteurSource, 0o600); err != nil {
 		k.t.Fatal(err)

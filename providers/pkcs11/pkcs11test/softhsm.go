@@ -12,7 +12,7 @@ import (
 func SoftHSM(t *testing.T, labels ...string) []*Token {
 	t.Helper()
 	library := module(t, "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib*/*/softhsm/libsofthsm2.so", "/usr/lib*/softhsm/libsofthsm2.so")
-	dir := folder(t)
+	dir := Folder(t)
 	tokens, away := filepath.Join(dir, "tokens"), filepath.Join(dir, "away")
 	for _, d := range []string{tokens, away} {
 		if err := os.Mkdir(d, 0o700); err != nil {

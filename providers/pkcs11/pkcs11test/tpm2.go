@@ -21,7 +21,7 @@ func TPM2(t *testing.T) *Token {
 	t.Helper()
 	library := module(t, "/usr/lib/*/pkcs11/libtpm2_pkcs11.so", "/usr/lib*/pkcs11/libtpm2_pkcs11.so", "/usr/lib/*/libtpm2_pkcs11.so.1")
 	chip := tpmtest.Start(t)
-	dir := folder(t)
+	dir := Folder(t)
 	address := startBus(t, dir)
 	broker := startBroker(t, dir, address, chip.TCTI())
 

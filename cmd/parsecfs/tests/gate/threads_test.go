@@ -1,10 +1,8 @@
 package gate
 
 import (
-	"bufio"
 	"io"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -27,26 +25,7 @@ func TestThreadsOfOneProcess(t *testing.T) {
 	root(t, "setfacl", "-m", "u:61003:rw,g:61004:rw", key+"/sign")
 	program := filepath.Join(parsecfstest.TempDir(t), "threads")
 	root(t, "gcc", "-O1", "-pthread", "-o", program, "testdata/threads.c")
-	cmd := exec.Command(program, key+"/sign")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Error(err)
-		}
-	})
-	lines := bufio.NewReader(out)
+	in, lines := parsecfstest.Talk(t, exec.Command(program, key+"/sign"))
 	const yes, shared, no = "yes yes", "EACCES yes", "EACCES EKEYREVOKED"
 	groups := []string{"by group", "root as by group"}
 	ownGroups := []string{"by its own group", "root as by its own group"}

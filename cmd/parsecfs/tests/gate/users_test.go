@@ -4,43 +4,26 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 )
 
 // user is a process of another user, which does what the test says.
 type user struct {
 	t   *testing.T
 	uid int
-	in  io.WriteCloser
+	in  io.Writer
 	out *bufio.Reader
 }
 
 func newUser(t *testing.T, uid int) *user {
 	t.Helper()
-	cmd := exec.Command("/usr/bin/python3", "-B", "testdata/user.py", strconv.Itoa(uid))
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("user %d: %v", uid, err)
-		}
-	})
-	return &user{t, uid, in, bufio.NewReader(out)}
+	in, out := parsecfstest.Talk(t, exec.Command("/usr/bin/python3", "-B", "testdata/user.py", strconv.Itoa(uid)))
+	return &user{t, uid, in, out}
 }
 
 // do is what came of an expression: ok, what it gave, or an errno.

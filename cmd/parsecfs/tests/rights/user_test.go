@@ -59,25 +59,8 @@ func newUser(t *testing.T, uid uint32) *user {
 	cmd.Args[0] = "user"
 	cmd.Env = append(os.Environ(), userVariable+"=1")
 	cmd.Dir = "/"
-	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("a user: %v", err)
-		}
-	})
+	in, out := parsecfstest.Talk(t, cmd)
 	return &user{t: t, tell: json.NewEncoder(in), heard: json.NewDecoder(out)}
 }
 

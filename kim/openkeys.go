@@ -375,6 +375,12 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 		r.Abort()
 		return psa.Result{}, err
 	}
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		// A device that was exchanged, or emptied, does not have the key either: which it is tells more.
+		if other := r.keys[0].provider.look(r.k.ctx, statusWait); psa.StatusOf(other) == psa.StatusProviderAbsent {
+			err = other
+		}
+	}
 	r.run = nil
 	// A stuck call keeps the keys open until it returns.
 	if !isStuck(err) {

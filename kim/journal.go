@@ -95,8 +95,9 @@ func (k *KIM) disclaim(number int64) {
 }
 
 // run does j by f and waits for it, or for who does the same already. It goes on when ctx ends. f calls end when
-// nothing of the job is left; that may be after its return, where the provider is stuck.
-func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func(end func()) error) error {
+// nothing of the job runs any more, which may be after its return where the provider is stuck; what is not settled then
+// is looked at soon.
+func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func(end func(settled bool)) error) error {
 	j.done = make(chan struct{})
 	now := k.claim(number, j)
 	if now != nil && now.kind == repairing {
@@ -121,10 +122,12 @@ func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func
 	default:
 		go func() {
 			defer k.wg.Done()
-			j.err = f(func() {
+			j.err = f(func(settled bool) {
 				j.material.Wipe()
 				k.disclaim(number)
-				p.lookSoon()
+				if !settled {
+					p.lookSoon()
+				}
 			})
 			close(j.done)
 		}()
@@ -226,7 +229,7 @@ func (k *KIM) start(ctx context.Context, draft Key, uid uint32, j *job) error {
 			if j.object != "" {
 				make = k.adopt
 			}
-			return k.run(ctx, p, draft.Number, j, func(end func()) error { return make(p, impl, draft.Number, uid, j, end) })
+			return k.run(ctx, p, draft.Number, j, func(end func(settled bool)) error { return make(p, impl, draft.Number, uid, j, end) })
 		}
 	}
 	j.material.Wipe()
@@ -241,10 +244,10 @@ var (
 	importSteps   = makeSteps{stepImport, stepImporting, stepImported, stepImportedReady}
 )
 
-func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func()) (err error) {
+func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func(settled bool)) (err error) {
 	defer func() {
 		if !isStuck(err) {
-			end()
+			end(err == nil)
 		}
 	}()
 	steps := generateSteps
@@ -285,7 +288,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 		if err != nil && !unknown(err) {
 			k.settled(p, row, k.store.AbortCreate(context.Background(), number))
 		}
-		end()
+		end(false)
 	})
 	if err != nil {
 		if unknown(err) {
@@ -352,10 +355,10 @@ func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h 
 }
 
 // adopt needs no journal: nothing changes but the draft's row.
-func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func()) (err error) {
+func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func(settled bool)) (err error) {
 	defer func() {
 		if !isStuck(err) {
-			end()
+			end(err == nil)
 		}
 	}()
 	adopter, ok := impl.(providers.Adopter)
@@ -379,7 +382,7 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 		return f, err
 	}, func(late found, _ error) {
 		psa.Wipe(late.blob.Secret)
-		end()
+		end(false)
 	})
 	if err != nil {
 		return err
@@ -471,13 +474,13 @@ func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
 		return err
 	}
 	j := &job{kind: destroying}
-	return k.run(ctx, p, number, j, func(end func()) error { return k.destroy(p, impl, number, uid, end) })
+	return k.run(ctx, p, number, j, func(end func(settled bool)) error { return k.destroy(p, impl, number, uid, end) })
 }
 
-func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid uint32, end func()) (err error) {
+func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid uint32, end func(settled bool)) (err error) {
 	defer func() {
 		if !isStuck(err) {
-			end()
+			end(err == nil)
 		}
 	}()
 	k.o.Step(stepDestroy)
@@ -495,7 +498,7 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid ui
 	k.o.Step(stepDestroying)
 	_, err = call(k.ctx, p, uid, k.o.OperationTimeout, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, destroyIn(ctx, impl, row)
-	}, func(struct{}, error) { end() })
+	}, func(struct{}, error) { end(false) })
 	switch {
 	case err == nil:
 		k.keys.destroyed(number)

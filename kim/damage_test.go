@@ -392,6 +392,23 @@ func TestDamagedAnchor(t *testing.T) {
 	}
 }
 
+// TestChangedBesideUs: what somebody else writes while the store is open gets no MAC of ours at the next change of the row.
+func TestChangedBesideUs(t *testing.T) {
+	b := newBurgled(t)
+	k := b.open()
+	key := b.keys[0]
+	_, err := k.Key(ctx, key.Number) // it is in memory from now on
+	must(t, err)
+	b.exec(fmt.Sprintf("UPDATE keys SET usage = usage | %d WHERE number = %d", psa.UsageExport, key.Number))
+	mode := uint32(0o640)
+	must(t, k.SetInode(ctx, kim.Inode{Ino: uint64(key.Number)*256 + 17, Mode: &mode}), k.Close())
+	k = b.open()
+	defer k.Close()
+	if got, err := k.Key(ctx, key.Number); psa.StatusOf(err) != psa.StatusDataCorrupt {
+		t.Errorf("the key has usage %#x (%v), and had %#x", got.Attributes.Usage, err, key.Attributes.Usage)
+	}
+}
+
 // TestForeignSchema: nothing in the file can have SQLite do what is not ours.
 func TestForeignSchema(t *testing.T) {
 	b := newBurgled(t)

@@ -98,10 +98,14 @@ func await(t *testing.T, k *kim.KIM, what string, reached func() bool) {
 		}
 	})
 	defer stop()
+	// How a device is and whether the data key is there are no changes of the store: nothing tells of them.
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
 	deadline := time.After(30 * time.Second)
 	for !reached() {
 		select {
 		case <-changes:
+		case <-again.C:
 		case <-deadline:
 			t.Fatalf("never came: %s", what)
 		}

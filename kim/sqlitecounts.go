@@ -6,14 +6,6 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// setCounts changes columns that nobody watches: no right and no name depends on them, and they change often.
-func (t *tx) setCounts(k Key, set string, args ...any) error {
-	t.prove(k)
-	t.rows[k.Number].values = nil
-	_, err := t.exec("UPDATE keys SET "+set+" WHERE number = ?", append(args, k.Number)...)
-	return err
-}
-
 func (s *sqliteStore) TakeNonces(ctx context.Context, number, n int64) (got int64, err error) {
 	err = s.write(ctx, "cannot count nonces", func(t *tx) error {
 		k, err := t.keyIn(number, Ready)
@@ -24,7 +16,7 @@ func (s *sqliteStore) TakeNonces(ctx context.Context, number, n int64) (got int6
 			return psa.Errorf(psa.StatusNotPermitted, "key %s has no nonces left: with more of them at random, two could be the same", k.Name).
 				WithHint("make a new key and encrypt with that one; this one decrypts as before")
 		}
-		return t.setCounts(k, "nonces = ?", k.Nonces+got)
+		return t.store(k, set{"nonces", k.Nonces + got})
 	})
 	if err != nil {
 		return 0, err
@@ -38,7 +30,7 @@ func (s *sqliteStore) AddFailure(ctx context.Context, number int64) error {
 		if err != nil || k.Failures >= MaxFailures {
 			return err
 		}
-		return t.setCounts(k, "failures = ?", k.Failures+1)
+		return t.store(k, set{"failures", k.Failures + 1})
 	})
 }
 
@@ -52,25 +44,25 @@ func (s *sqliteStore) ResetFailures(ctx context.Context, number int64, root bool
 			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy: its guesses are a share of another key's", k.Name).
 				WithHint("root can write failures = 0 here; or make the copy again")
 		}
-		return t.setCounts(k, "failures = 0")
+		return t.store(k, set{"failures", 0})
 	})
 }
 
-func (s *sqliteStore) ShareCounts(ctx context.Context, number, source int64) error {
+func (s *sqliteStore) ShareCounts(ctx context.Context, number, copied int64) error {
 	return s.write(ctx, "cannot bind a copy", func(t *tx) error {
 		k, err := t.keyIn(number, Creating)
 		if err != nil {
 			return err
 		}
-		from, err := t.keyIn(source, Ready)
+		source, err := t.keyIn(copied, Ready)
 		if err != nil {
 			return err
 		}
-		nonces, guesses := (MaxNonces-from.Nonces)/copyShare, (MaxFailures-from.Failures)/copyShare
-		if err := t.setCounts(from, "nonces = nonces + ?, failures = failures + ?", nonces, guesses); err != nil {
+		nonces, guesses := (MaxNonces-source.Nonces)/copyShare, (MaxFailures-source.Failures)/copyShare
+		if err := t.store(source, set{"nonces", source.Nonces + nonces}, set{"failures", source.Failures + guesses}); err != nil {
 			return err
 		}
-		return t.setCounts(k, "nonces = ?, failures = ?, copied = 1", MaxNonces-nonces, MaxFailures-guesses)
+		return t.store(k, set{"nonces", MaxNonces - nonces}, set{"failures", MaxFailures - guesses}, set{"copied", true})
 	})
 }
 

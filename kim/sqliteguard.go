@@ -16,7 +16,7 @@ import (
 
 // How SQLite's rows are proven. The rows of keys, providers, links and of the anchor have a MAC over all that they hold,
 // and a set of those of their files that have a row in inodes: a row of inodes proves itself, and the set that it is
-// there. A transaction notes which rows it changes (touch, new, prove), and proves them in the end.
+// there. A transaction notes which rows it changes (touch, new), and proves them in the end. A key's row is written together with its MAC (tx.store).
 
 // wrongMAC is what is wrong with a row that somebody else wrote.
 const wrongMAC = "it is not as it was stored"
@@ -67,7 +67,7 @@ type table struct {
 }
 
 var (
-	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{5, 39}, 40}
+	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{keyColumn("hidden"), keyColumn("mac")}, len(keyColumnNames)}
 	providersTable = &table{"providers", "provider", strings.Replace(providerColumns, "capabilities", "''", 1), "number = ?", []int{2, 4, 6, 9}, 10}
 	aliasesTable   = &table{"aliases", "alias", aliasColumns, "number = ?", []int{2, 7}, 9}
 	anchorTable    = &table{"anchor", "anchor", anchorColumns, "one = 1 + ?", []int{4}, 5}
@@ -129,7 +129,7 @@ type provenRow struct {
 	files   fileSet
 	dirty   bool  // files
 	changed bool  // anything else
-	values  []any // the row as it is now, where a statement gave it back
+	values  []any // the row as it is now, where that is known
 }
 
 // set notes whether a file has a row in inodes.
@@ -145,14 +145,6 @@ func (t *tx) new(in *table, number int64) *provenRow {
 	row := &provenRow{table: in, changed: true}
 	t.rows[number] = row
 	return row
-}
-
-// prove notes that the row of a key, which t.key read, changes.
-func (t *tx) prove(k Key) {
-	if t.rows[k.Number] == nil {
-		t.rows[k.Number] = &provenRow{table: keysTable, files: k.files}
-	}
-	t.rows[k.Number].changed = true
 }
 
 // touch notes that the row with a number changes; it must be there, and undamaged.
@@ -174,8 +166,7 @@ func (t *tx) owning(number int64) (*provenRow, error) {
 	}
 	// Nothing was committed since the cache was filled: this transaction has the turn.
 	if k, _, ok := t.s.cache.get(number); ok {
-		t.prove(k)
-		t.rows[number].changed = false
+		t.rows[number] = &provenRow{table: keysTable, files: k.files, values: k.values}
 		return t.rows[number], nil
 	}
 	in, files, err := t.find(number)
@@ -260,16 +251,16 @@ func (t *tx) proveRows() error {
 
 func (t *tx) proveRow(number int64) error {
 	row := t.rows[number]
-	if row == nil {
+	if row == nil || !row.dirty && !row.changed {
 		return nil
 	}
 	if t.guard == nil {
 		return errUnguarded()
 	}
-	if !row.dirty && !row.changed {
-		return nil
-	}
 	in := row.table
+	if in == keysTable {
+		return t.proveKey(number, row)
+	}
 	if row.dirty || row.values == nil {
 		query, args := "SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}
 		if row.dirty {
@@ -286,6 +277,19 @@ func (t *tx) proveRow(number int64) error {
 	row.changed, row.values = false, nil
 	_, err := t.exec("UPDATE "+in.name+" SET mac = ? WHERE "+in.where, mac, number)
 	return err
+}
+
+// proveKey is proveRow for a key.
+func (t *tx) proveKey(number int64, row *provenRow) error {
+	if row.values == nil {
+		f, dest := newFields(keysTable.n)
+		if err := t.row("SELECT "+keyColumns+" FROM keys WHERE number = ?", []any{number}, dest...); err != nil {
+			return err
+		}
+		row.values = f.values
+	}
+	row.changed = false
+	return t.store(Key{Number: number})
 }
 
 // proveProvider proves a new provider's row, for good: from now on one without a MAC is damaged.
@@ -465,7 +469,10 @@ func (t *tx) rekey(before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, e
 func (t *tx) rekeyRow(in *table, number int64, before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, error)) (damaged int64, err error) {
 	guard := t.guard
 	t.guard = before // what is read now is proven by it
-	defer func() { t.guard = guard }()
+	defer func() {
+		t.guard = guard
+		delete(t.rows, number) // all of them would be too many to remember
+	}()
 	found, files, err := t.find(number)
 	if err == nil && found != in {
 		err = psa.Errorf(psa.StatusDataCorrupt, "two rows have the number %d", number)
@@ -513,9 +520,7 @@ func (t *tx) rekeyRow(in *table, number int64, before *RowKey, reseal func(Key, 
 	}
 	t.guard = guard
 	t.rows[number] = row
-	err = t.proveRow(number)
-	delete(t.rows, number) // all of them would be too many to remember
-	return damaged, err
+	return damaged, t.proveRow(number)
 }
 
 // rekeyKey does what a key's row needs beyond a MAC; false: its secret belongs to another row.

@@ -314,19 +314,20 @@ func (t *tx) one(what string, c Change, query string, args ...any) error {
 
 // Keys.
 
-const keyColumns = `number, uuid, provider, name, state, hidden, handle, type, bits, algorithm, usage, template, origin,
-	uid, gid, created, changed, public, secret IS NOT NULL, allow_destroy, coalesce(before_state, ''), units, pcrs, object,
-	caller_nonce, nonce_bound, nonces, failures, copied, before_type, before_bits, before_algorithm, before_usage, before_template,
-	before_pcrs, device, (SELECT uuid FROM providers WHERE providers.number = keys.provider), certificate, files, mac`
-
 // scanKey reads a row of keyColumns. One that is damaged is no error of scanKey: it is in Key.Damage.
 func (r *RowKey) scanKey(scan func(...any) error) (Entry, error) {
-	f, dest := newFields(40)
+	f, dest := newFields(keysTable.n)
 	if err := scan(dest...); err != nil {
 		return Entry{}, err
 	}
-	proven := r.proves(f.values[39], "key", provenOf(keysTable, f.values)...)
-	var k Key
+	return r.readKey(f.values), nil
+}
+
+// readKey is scanKey of a row that is read already.
+func (r *RowKey) readKey(values []any) Entry {
+	f := &fields{values: values}
+	k := Key{values: values}
+	proven := r.proves(values[len(values)-1], "key", provenOf(keysTable, values)...)
 	k.Number = f.integer("number", 1, math.MaxInt64)
 	k.ID = f.id("uuid")
 	k.Provider = f.integer("provider", 1, math.MaxInt64)
@@ -391,9 +392,9 @@ func (r *RowKey) scanKey(scan func(...any) error) (Entry, error) {
 	}
 	copy(k.Handle[:], handle)
 	if err := f.damage(fmt.Sprintf("key %q", k.Name)); err != nil {
-		return Entry{Key: Key{Number: k.Number, Provider: k.Provider, Name: k.Name, Damage: err}}, nil
+		return Entry{Key: Key{Number: k.Number, Provider: k.Provider, Name: k.Name, Damage: err}}
 	}
-	return Entry{k, before}, nil
+	return Entry{k, before}
 }
 
 func (s *sqliteStore) Keys(ctx context.Context, provider int64, after string, n int) ([]Key, error) {
@@ -496,16 +497,19 @@ func (t *tx) key(number int64) (Entry, error) {
 	if err := t.proveRow(number); err != nil { // of what this transaction changed already
 		return Entry{}, err
 	}
-	e, err := t.guard.scanKey(func(dest ...any) error {
-		return t.row("SELECT "+keyColumns+" FROM keys WHERE number = ?", []any{number}, dest...)
-	})
+	f, dest := newFields(keysTable.n)
+	err := t.row("SELECT "+keyColumns+" FROM keys WHERE number = ?", []any{number}, dest...)
 	if errors.Is(err, sql.ErrNoRows) {
-		return e, psa.Errorf(psa.StatusDoesNotExist, "there is no key number %d", number)
+		return Entry{}, psa.Errorf(psa.StatusDoesNotExist, "there is no key number %d", number)
 	}
-	if err == nil {
-		err = e.Key.Damage
+	if err != nil {
+		return Entry{}, err
 	}
-	return e, err
+	e := t.guard.readKey(f.values)
+	if e.Key.Damage == nil {
+		t.rows[number] = &provenRow{table: keysTable, files: e.Key.files, values: e.Key.values}
+	}
+	return e, e.Key.Damage
 }
 
 // keyIn reads a key that must be in one of the states, and not hidden.
@@ -555,8 +559,8 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 		return Key{}, err
 	}
 	err = s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
-		var n int
-		err := t.row("SELECT 1 FROM providers WHERE number = ?", []any{d.Provider}, &n)
+		var provider []byte
+		err := t.row("SELECT uuid FROM providers WHERE number = ?", []any{d.Provider}, &provider)
 		if errors.Is(err, sql.ErrNoRows) {
 			return psa.Errorf(psa.StatusDoesNotExist, "there is no provider %d", d.Provider)
 		} else if err != nil {
@@ -585,13 +589,10 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 				return err
 			}
 		}
-		f, dest := newFields(keysTable.n)
-		err = t.row("INSERT INTO keys(number, uuid, provider, name, state, uid, gid, created, changed, files) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING "+keyColumns,
-			[]any{k.Number, k.ID[:], k.Provider, k.Name, string(k.State), int64(k.UID), int64(k.GID), now.UnixNano(), now.UnixNano(), row.files[:]}, dest...)
-		if err != nil {
+		k.files = row.files
+		if err := t.insertKey(k, provider); err != nil {
 			return err
 		}
-		row.dirty, row.values = false, f.values
 		t.changed(k.change())
 		return nil
 	})
@@ -601,45 +602,13 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 	return k, nil
 }
 
-// update changes the row of k, which t.key read, and its time.
-func (t *tx) update(k Key, set string, args ...any) error {
-	t.prove(k)
-	args = append(args, time.Now().UnixNano(), k.Number)
-	f, dest := newFields(keysTable.n)
-	err := t.row("UPDATE keys SET "+set+", changed = ? WHERE number = ? RETURNING "+keyColumns, args, dest...)
-	if errors.Is(err, sql.ErrNoRows) {
-		return psa.Errorf(psa.StatusDoesNotExist, "there is no key %s", k.Name)
-	}
-	if err != nil {
-		return err
-	}
-	t.changed(k.change())
-	t.rows[k.Number].values = f.values
-	return nil
-}
-
-// updated is update that gives the row as it is then.
-func (t *tx) updated(k Key, set string, args ...any) (Entry, error) {
-	if err := t.update(k, set, args...); err != nil {
-		return Entry{}, err
-	}
-	var unproven *RowKey // its MAC is made at the end of the transaction
-	return unproven.scanKey(func(dest ...any) error {
-		for i, v := range t.rows[k.Number].values {
-			*dest[i].(*any) = v
-		}
-		return nil
-	})
-}
-
 func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
 	return s.write(ctx, "cannot store attributes", func(t *tx) error {
 		k, err := t.keyIn(number, Draft)
 		if err != nil {
 			return err
 		}
-		return t.update(k, "template = ?, type = ?, bits = ?, algorithm = ?, usage = ?, pcrs = ?",
-			template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage), int64(a.PCRs))
+		return t.update(k, attributesSet(template, a)...)
 	})
 }
 
@@ -697,10 +666,11 @@ func (s *sqliteStore) BeginCreate(ctx context.Context, number int64, h providers
 		} else if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		e, err = t.updated(k, `state = 'creating', before_state = state, before_template = template, before_type = type, before_bits = bits,
-			before_algorithm = algorithm, before_usage = usage, before_pcrs = pcrs, handle = ?, origin = ?, template = ?, type = ?, bits = ?, algorithm = ?,
-			usage = ?, pcrs = ?`,
-			h[:], origin, template, int64(a.Type), a.Bits, int64(a.Algorithm), int64(a.Usage), int64(a.PCRs))
+		sets := append(attributesSet(template, a), set{"state", Creating}, set{"handle", h[:]}, set{"origin", origin})
+		for _, column := range []string{"state", "template", "type", "bits", "algorithm", "usage", "pcrs"} {
+			sets = append(sets, set{"before_" + column, from{column: column}})
+		}
+		e, err = t.updated(k, sets...)
 		return err
 	})
 	return e.Key, err
@@ -715,8 +685,15 @@ func (t *tx) journalled(number int64, state ...State) (Key, error) {
 	return e.Key, err
 }
 
-const noBefore = `before_state = NULL, before_template = NULL, before_type = NULL, before_bits = NULL,
-	before_algorithm = NULL, before_usage = NULL, before_pcrs = NULL, hidden = 0`
+// noBefore is what follows what the journal had.
+var noBefore = []set{{"before_state", nil}, {"before_template", nil}, {"before_type", nil}, {"before_bits", nil},
+	{"before_algorithm", nil}, {"before_usage", nil}, {"before_pcrs", nil}, {"hidden", 0}}
+
+// attributesSet stores attributes, and what they were made of.
+func attributesSet(template string, a psa.Attributes) []set {
+	return []set{{"template", template}, {"type", int64(a.Type)}, {"bits", a.Bits}, {"algorithm", int64(a.Algorithm)},
+		{"usage", int64(a.Usage)}, {"pcrs", int64(a.PCRs)}}
+}
 
 func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, sealed []byte) error {
 	return s.write(ctx, "cannot store a new key", func(t *tx) error {
@@ -727,7 +704,7 @@ func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, se
 		if k, err = t.toDirectoryOwner(k); err != nil {
 			return err
 		}
-		return t.update(k, "state = 'ready', public = ?, secret = ?, "+noBefore, blobArg(public), blobArg(sealed))
+		return t.update(k, append([]set{{"state", Ready}, {"public", blobArg(public)}, {"secret", blobArg(sealed)}}, noBefore...)...)
 	})
 }
 
@@ -737,9 +714,12 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 		if err != nil {
 			return err
 		}
-		return t.update(k, `state = 'draft', handle = NULL, origin = '', template = before_template, type = before_type,
-			bits = before_bits, algorithm = before_algorithm, usage = before_usage, pcrs = coalesce(before_pcrs, 0), nonce_bound = 0,
-			nonces = 0, failures = 0, copied = 0, `+noBefore)
+		sets := []set{{"state", Draft}, {"handle", nil}, {"origin", ""}, {"template", from{column: "before_template"}},
+			{"pcrs", from{"before_pcrs", int64(0)}}, {"nonce_bound", 0}, {"nonces", 0}, {"failures", 0}, {"copied", 0}}
+		for _, column := range []string{"type", "bits", "algorithm", "usage"} {
+			sets = append(sets, set{column, from{column: "before_" + column}})
+		}
+		return t.update(k, append(sets, noBefore...)...)
 	})
 }
 
@@ -764,10 +744,9 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 		if k, err = t.toDirectoryOwner(k); err != nil {
 			return err
 		}
-		return t.update(k, `state = 'ready', origin = ?, handle = ?, template = ?, type = ?, bits = ?, algorithm = ?, usage = ?, pcrs = ?,
-			device = ?, object = ?, public = ?, secret = ?, allow_destroy = 0`,
-			Adopted, a.Handle[:], a.Template, int64(a.Attributes.Type), a.Attributes.Bits, int64(a.Attributes.Algorithm), int64(a.Attributes.Usage),
-			int64(a.Attributes.PCRs), a.Device, a.Object, blobArg(a.Public), blobArg(a.Sealed))
+		return t.update(k, append(attributesSet(a.Template, a.Attributes), set{"state", Ready}, set{"origin", Adopted}, set{"handle", a.Handle[:]},
+			set{"device", a.Device}, set{"object", a.Object}, set{"public", blobArg(a.Public)}, set{"secret", blobArg(a.Sealed)},
+			set{"allow_destroy", 0})...)
 	})
 }
 
@@ -804,7 +783,7 @@ func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, erro
 		if k.KeepForever {
 			return keepError(k)
 		}
-		e, err = t.updated(k, "state = 'destroying', before_state = state")
+		e, err = t.updated(k, set{"state", Destroying}, set{"before_state", from{column: "state"}})
 		return err
 	})
 	return e.Key, err
@@ -826,7 +805,7 @@ func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
 		if err != nil {
 			return err
 		}
-		return t.update(k, "state = before_state, "+noBefore)
+		return t.update(k, append([]set{{"state", from{column: "before_state"}}}, noBefore...)...)
 	})
 }
 
@@ -851,7 +830,7 @@ func (s *sqliteStore) Rename(ctx context.Context, number int64, name string) err
 		if err := t.free(k.Provider, name); err != nil {
 			return err
 		}
-		return t.update(k, "name = ?", name)
+		return t.update(k, set{"name", name})
 	})
 }
 
@@ -872,10 +851,10 @@ func (s *sqliteStore) Exchange(ctx context.Context, number, other int64) error {
 		if _, err := t.exec("UPDATE keys SET name = ? WHERE number = ?", "\x00", b.Number); err != nil {
 			return err
 		}
-		if err := t.update(a, "name = ?", b.Name); err != nil {
+		if err := t.update(a, set{"name", b.Name}); err != nil {
 			return err
 		}
-		return t.update(b, "name = ?", a.Name)
+		return t.update(b, set{"name", a.Name})
 	})
 }
 
@@ -958,7 +937,7 @@ func (t *tx) setCreator(k *Key, uid, gid uint32) error {
 			}
 		}
 	}
-	return t.update(*k, "uid = ?, gid = ?", int64(uid), int64(gid))
+	return t.update(*k, set{"uid", int64(uid)}, set{"gid", int64(gid)})
 }
 
 func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {
@@ -993,7 +972,7 @@ func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid
 		if n == 0 {
 			return psa.Errorf(psa.StatusDoesNotExist, "user %d has nothing of key %s", from, k.Name)
 		}
-		return t.update(k, "uid = uid")
+		return t.update(k)
 	})
 }
 
@@ -1025,7 +1004,7 @@ func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow b
 		if err != nil {
 			return err
 		}
-		return t.update(k, "allow_destroy = ?", allow)
+		return t.update(k, set{"allow_destroy", allow})
 	})
 }
 
@@ -1039,14 +1018,14 @@ func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []
 			if _, err := t.exec("DELETE FROM certificates WHERE key = ?", number); err != nil {
 				return err
 			}
-			return t.update(k, "certificate = NULL")
+			return t.update(k, set{"certificate", nil})
 		}
 		_, err = t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain", number, chain)
 		if err != nil {
 			return err
 		}
 		sum := sha256.Sum256(chain)
-		return t.update(k, "certificate = ?", sum[:])
+		return t.update(k, set{"certificate", sum[:]})
 	})
 }
 
@@ -1086,7 +1065,7 @@ func (s *sqliteStore) SetUnits(ctx context.Context, number int64, units []string
 		if !slices.Equal(strings.Fields(text), units) {
 			return psa.Errorf(psa.StatusInvalidArgument, "the name of a unit holds white space")
 		}
-		return t.update(k, "units = ?", text)
+		return t.update(k, set{"units", text})
 	})
 }
 
@@ -1100,7 +1079,7 @@ func (s *sqliteStore) SetCallerNonce(ctx context.Context, number int64, allow bo
 			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy of a key whose nonces nobody chooses", k.Name).
 				WithHint("set caller_nonce = true for the key that is copied, before the copy is made")
 		}
-		return t.update(k, "caller_nonce = ?", allow)
+		return t.update(k, set{"caller_nonce", allow})
 	})
 }
 
@@ -1110,7 +1089,7 @@ func (s *sqliteStore) BindNonce(ctx context.Context, number int64) error {
 		if err != nil {
 			return err
 		}
-		return t.update(k, "nonce_bound = 1")
+		return t.update(k, set{"nonce_bound", true})
 	})
 }
 
@@ -1209,6 +1188,11 @@ func (t *tx) owner(ino uint64) (Change, error) {
 	}
 	number := int64(ino / 256)
 	if number == 0 {
+		return c, nil
+	}
+	// Nothing was committed since the cache was filled: this transaction has the turn.
+	if k, _, ok := t.s.cache.get(number); ok && t.rows[number] == nil {
+		c.Key, c.Provider = k.Number, k.Provider
 		return c, nil
 	}
 	var key, provider int64

@@ -51,6 +51,7 @@ type Key struct {
 
 	files       fileSet // those that have a row of their own
 	certificate []byte  // SHA-256 of the chain beside the key
+	values      []any   // the row itself, for who changes it
 }
 
 func (k Key) ino(file uint64) uint64 { return uint64(k.Number)*256 + file }

@@ -325,7 +325,8 @@ func TestAppendIgnoresOffsets(t *testing.T) {
 }
 
 func TestLargeMessageStreams(t *testing.T) {
-	m := mount(t, func(o *nodes.Options) { o.BodyLimit, o.BufferPerUser = 4096, 64<<10 })
+	// The stages of both keys fit: the first one is held until its RELEASE, which comes after close returned.
+	m := mount(t, func(o *nodes.Options) { o.BodyLimit, o.BufferPerUser = 4096, 256<<10 })
 	m.key("k", "ecdsa-p256-sha256")
 	m.key("e", "ed25519")
 	message := strings.Repeat("0123456789abcdef", 1<<16)

@@ -274,7 +274,7 @@ func (s *server) end(o MountOptions, stopped bool) error {
 	}
 	s.tree.Close()
 	// The connection ended, but the mount is still there: somebody aborted it through fusectl.
-	if m, found, err := mountAt(o.Mountpoint); err == nil && found && m.kind == mountType && !isAlive(o.Mountpoint) {
+	if m, err := mountAt(o.Mountpoint); err == nil && m != nil && m.FSType == mountType && !isAlive(o.Mountpoint) {
 		unmount(o.Mountpoint, true)
 		return &Error{KindFUSE, errors.New("the kernel aborted the connection"), "dmesg, and /sys/fs/fuse/connections, may say more"}
 	}

@@ -26,6 +26,9 @@ const (
 	drainExtra = 5 * time.Second
 	// replyGrace lets an answer that was just computed reach its reader before the connection closes.
 	replyGrace = 50 * time.Millisecond
+	// connectionGrace is how long the connection may outlive the mount. It lives on while another mount namespace has a
+	// copy of the mount.
+	connectionGrace = 2 * time.Second
 )
 
 // MountOptions of Run. Paths are absolute.
@@ -292,9 +295,14 @@ func (s *server) unmount(o MountOptions) {
 			break
 		}
 	}
+	if err == nil && s.fuse == nil {
+		return
+	}
 	if err == nil {
-		if s.fuse != nil {
-			<-s.served
+		select {
+		case <-s.served:
+		case <-time.After(connectionGrace):
+			o.Log.Warn("another mount namespace has a copy of the mount: it ends with the daemon", "mountpoint", o.Mountpoint)
 		}
 		return
 	}

@@ -39,6 +39,8 @@ type MountOptions struct {
 	NeedOthers bool   // fail if other users could not come in
 	Version    string
 	Log        *slog.Logger
+	// Held is called once, when this process holds the state; its error, an *Error, ends Run. It may be nil.
+	Held func() error
 	// Ready is called once, when the tree answers.
 	Ready func()
 	// Stop asks to end: the first signal drains and unmounts, a second one gives up draining.
@@ -71,6 +73,11 @@ func Run(ctx context.Context, o MountOptions) error {
 			o.Log.Error("closing the key info manager", "err", err)
 		}
 	}()
+	if o.Held != nil {
+		if err := o.Held(); err != nil {
+			return err
+		}
+	}
 	if err := checkWrapping(ctx, k, o.Config, o.StateDir); err != nil {
 		return err
 	}

@@ -26,6 +26,9 @@ const (
 	drainExtra = 5 * time.Second
 	// replyGrace lets an answer that was just computed reach its reader before the connection closes.
 	replyGrace = 50 * time.Millisecond
+	// connectionGrace is how long the connection may outlive the mount. It lives on while another mount namespace has a
+	// copy of the mount.
+	connectionGrace = 2 * time.Second
 )
 
 // MountOptions of Run. Paths are absolute.
@@ -36,6 +39,8 @@ type MountOptions struct {
 	NeedOthers bool   // fail if other users could not come in
 	Version    string
 	Log        *slog.Logger
+	// Held is called once, when this process holds the state; its error, an *Error, ends Run. It may be nil.
+	Held func() error
 	// Ready is called once, when the tree answers.
 	Ready func()
 	// Stop asks to end: the first signal drains and unmounts, a second one gives up draining.
@@ -68,6 +73,11 @@ func Run(ctx context.Context, o MountOptions) error {
 			o.Log.Error("closing the key info manager", "err", err)
 		}
 	}()
+	if o.Held != nil {
+		if err := o.Held(); err != nil {
+			return err
+		}
+	}
 	if err := checkWrapping(ctx, k, o.Config, o.StateDir); err != nil {
 		return err
 	}
@@ -274,7 +284,7 @@ func (s *server) end(o MountOptions, stopped bool) error {
 	}
 	s.tree.Close()
 	// The connection ended, but the mount is still there: somebody aborted it through fusectl.
-	if m, found, err := mountAt(o.Mountpoint); err == nil && found && m.kind == mountType && !isAlive(o.Mountpoint) {
+	if m, err := mountAt(o.Mountpoint); err == nil && m != nil && m.FSType == mountType && !isAlive(o.Mountpoint) {
 		unmount(o.Mountpoint, true)
 		return &Error{KindFUSE, errors.New("the kernel aborted the connection"), "dmesg, and /sys/fs/fuse/connections, may say more"}
 	}
@@ -292,9 +302,14 @@ func (s *server) unmount(o MountOptions) {
 			break
 		}
 	}
+	if err == nil && s.fuse == nil {
+		return
+	}
 	if err == nil {
-		if s.fuse != nil {
-			<-s.served
+		select {
+		case <-s.served:
+		case <-time.After(connectionGrace):
+			o.Log.Warn("another mount namespace has a copy of the mount: it ends with the daemon", "mountpoint", o.Mountpoint)
 		}
 		return
 	}

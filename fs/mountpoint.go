@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/providers"
@@ -22,50 +23,24 @@ const mountType = "fuse.parsecfs"
 // aliveTimeout is how long a FUSE daemon may take to answer statfs before it counts as alive but stuck.
 const aliveTimeout = 5 * time.Second
 
-// mountEntry is one line of /proc/self/mountinfo.
-type mountEntry struct {
-	dir, kind, source, user string
+// mountAt is the topmost mount on a folder, nil if there is none. It asks the kernel's table, not the folder: that could be a
+// dead mount, or a stuck one.
+func mountAt(dir string) (*mountinfo.Info, error) {
+	all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != dir, false })
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return all[len(all)-1], nil
 }
 
-// mountAt finds the topmost mount on a folder. It asks the kernel's table, not the folder: that could be a dead mount,
-// or a stuck one.
-func mountAt(dir string) (m mountEntry, found bool, err error) {
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return m, false, err
-	}
-	for line := range strings.Lines(string(table)) {
-		if e, ok := parseMountinfo(line); ok && e.dir == dir {
-			m, found = e, true
+// mounter is the uid of whoever made a FUSE mount, "" for any other one.
+func mounter(m *mountinfo.Info) string {
+	for option := range strings.SplitSeq(m.VFSOptions, ",") {
+		if uid, ok := strings.CutPrefix(option, "user_id="); ok {
+			return uid
 		}
 	}
-	return m, found, nil
-}
-
-// parseMountinfo reads one line as proc_pid_mountinfo(5) describes it.
-func parseMountinfo(line string) (m mountEntry, ok bool) {
-	before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-	if !ok {
-		return m, false
-	}
-	f, g := strings.Split(before, " "), strings.Split(after, " ")
-	if len(f) < 6 || len(g) < 2 {
-		return m, false
-	}
-	m = mountEntry{dir: unescapeMountinfo(f[4]), kind: g[0], source: unescapeMountinfo(g[1])}
-	if len(g) > 2 {
-		for o := range strings.SplitSeq(g[2], ",") {
-			if uid, ok := strings.CutPrefix(o, "user_id="); ok {
-				m.user = uid
-			}
-		}
-	}
-	return m, true
-}
-
-// unescapeMountinfo undoes the kernel's \ooo for space, tab, newline and backslash.
-func unescapeMountinfo(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+	return ""
 }
 
 // ResolveMountpoint makes a mountpoint absolute and free of symbolic links, without touching a mount that may be there.
@@ -82,7 +57,7 @@ func ResolveMountpoint(dir string) (string, error) {
 		return "", missing(dir, err)
 	}
 	abs = filepath.Join(parent, filepath.Base(abs))
-	if _, found, err := mountAt(abs); err != nil || found {
+	if m, err := mountAt(abs); err != nil || m != nil {
 		return abs, err
 	}
 	abs, err = filepath.EvalSymlinks(abs)
@@ -109,7 +84,7 @@ func ResolveNewMountpoint(dir string) (string, error) {
 		return "", err
 	}
 	// A mount is not asked: it could be a dead one, or a stuck one.
-	if _, found, err := mountAt(abs); err == nil && !found {
+	if m, err := mountAt(abs); err == nil && m == nil {
 		if info, err := os.Lstat(abs); err == nil && info.Mode().Type() == os.ModeSymlink {
 			if err := trusted(providers.CheckWay(abs)); err != nil {
 				return "", err
@@ -129,27 +104,27 @@ func missing(dir string, err error) error {
 // clearMountpoint makes sure that a resolved mountpoint is an empty folder, and detaches dead mounts of our own from it.
 func clearMountpoint(dir string, detached func()) error {
 	for {
-		m, found, err := mountAt(dir)
+		m, err := mountAt(dir)
 		if err != nil {
 			return err
 		}
 		// Below any other file system's root a FUSE mount does no harm, if that root is empty.
-		if !found || m.kind != "fuse" && !strings.HasPrefix(m.kind, "fuse.") {
+		if m == nil || m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse.") {
 			break
 		}
 		whose := ""
-		if m.user != "" && m.user != "0" {
-			whose = " by user " + m.user
+		if user := mounter(m); user != "" && user != "0" {
+			whose = " by user " + user
 		}
 		switch alive := isAlive(dir); {
 		case alive:
 			hint := "choose another mountpoint, or unmount it first"
-			if m.kind == mountType {
+			if m.FSType == mountType {
 				hint = "parsecfs unmount " + dir + ", or choose another mountpoint"
 			}
-			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.source, m.kind, whose), hint}
-		case m.kind != mountType:
-			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s holds a dead mount of %s (%s)%s", dir, m.source, m.kind, whose),
+			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.Source, m.FSType, whose), hint}
+		case m.FSType != mountType:
+			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s holds a dead mount of %s (%s)%s", dir, m.Source, m.FSType, whose),
 				"fusermount3 -uz " + dir}
 		}
 		if err := unmount(dir, true); err != nil {
@@ -188,8 +163,8 @@ func openMountpoint(dir string) (*os.File, error) {
 // landed says whether the mount that was just made at an open directory is the one that its name leads to, and takes it away
 // otherwise.
 func landed(dir, place string) error {
-	m, found, err := mountAt(dir)
-	if err == nil && found && m.kind == mountType {
+	m, err := mountAt(dir)
+	if err == nil && m != nil && m.FSType == mountType {
 		return nil
 	}
 	if where, err := os.Readlink(place); err == nil {
@@ -219,14 +194,14 @@ func Unmount(dir string) error {
 	if err != nil {
 		return err
 	}
-	m, found, err := mountAt(dir)
+	m, err := mountAt(dir)
 	if err != nil {
 		return err
 	}
-	if !found || m.kind != mountType {
+	if m == nil || m.FSType != mountType {
 		what := "nothing"
-		if found {
-			what = m.kind
+		if m != nil {
+			what = m.FSType
 		}
 		return &Error{KindMountpoint, fmt.Errorf("no parsecfs is mounted on %s: %s is", dir, what), "grep parsecfs /proc/mounts shows all"}
 	}

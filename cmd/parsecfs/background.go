@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/fs"
-	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -27,16 +26,15 @@ const logName = "parsecfs.log"
 const maxFailureBytes = 64 << 10
 
 // background starts this command line again in a session of its own, where the descriptor in readyVariable stands for
-// --background, and returns once it has mounted; otherwise with what it said.
-func background(stateDir, dir string, stderr io.Writer) error {
-	if err := providers.MakeTrustedDir(stateDir); err != nil {
-		return &fs.Error{Kind: fs.KindState, Err: fmt.Errorf("the state directory %s: %w", stateDir, err), Hint: psa.HintOf(err)}
-	}
-	log, err := fs.OpenLog(filepath.Join(stateDir, logName))
+// --background, and returns once it has mounted; otherwise with what it said. What it says before it holds the state goes
+// into memory: the log there may be that of another daemon.
+func background(dir string, stderr io.Writer) error {
+	fd, err := unix.MemfdCreate(logName, unix.MFD_CLOEXEC)
 	if err != nil {
-		return &fs.Error{Kind: fs.KindState, Err: err, Hint: psa.HintOf(err)}
+		return fmt.Errorf("no memory for the log: %w", err)
 	}
-	defer log.Close()
+	early := os.NewFile(uintptr(fd), logName)
+	defer early.Close()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -46,7 +44,7 @@ func background(stateDir, dir string, stderr io.Writer) error {
 	cmd.Args = os.Args
 	cmd.Env = append(os.Environ(), readyVariable+"=3")
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr = early, early
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()
@@ -71,7 +69,12 @@ func background(stateDir, dir string, stderr io.Writer) error {
 	}
 	text, hint, _ := bytes.Cut(bytes.TrimSuffix(bytes.TrimPrefix(said, []byte("parsecfs: ")), []byte("\n")), []byte("\nhint: "))
 	if len(text) == 0 {
-		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon ended before it had mounted: %v", err), Hint: "see " + log.Name()}
+		// It may have ended in a panic.
+		if _, err := io.Copy(stderr, io.NewSectionReader(early, 0, maxFailureBytes)); err != nil {
+			return err
+		}
+		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon ended before it had mounted: %v", err),
+			Hint: logName + " in the state directory may say more"}
 	}
 	return &fs.Error{Kind: kind, Err: fmt.Errorf("%s", text), Hint: string(hint)}
 }
@@ -95,6 +98,32 @@ func inheritReady() (*readyPipe, error) {
 	}
 	unix.CloseOnExec(fd)
 	return &readyPipe{os.NewFile(uintptr(fd), "ready")}, nil
+}
+
+// log has a daemon in the background, which holds the state by now, say everything in the state's log; what it said so far
+// goes there too.
+func (r *readyPipe) log(stateDir string) error {
+	if r == nil {
+		return nil
+	}
+	log, err := fs.OpenLog(filepath.Join(stateDir, logName))
+	if err != nil {
+		return &fs.Error{Kind: fs.KindState, Err: err, Hint: psa.HintOf(err)}
+	}
+	defer log.Close()
+	fd, err := unix.FcntlInt(os.Stderr.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return err
+	}
+	early := os.NewFile(uintptr(fd), logName)
+	defer early.Close()
+	for _, standard := range []*os.File{os.Stdout, os.Stderr} {
+		if err := unix.Dup3(int(log.Fd()), int(standard.Fd()), 0); err != nil {
+			return err
+		}
+	}
+	_, err = io.Copy(log, io.NewSectionReader(early, 0, maxFailureBytes))
+	return err
 }
 
 func (r *readyPipe) done() {

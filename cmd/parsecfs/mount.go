@@ -60,7 +60,7 @@ Options of -o, as mount(8) and fstab(5) give them:
 				return &fs.Error{Kind: fs.KindUsage, Err: errors.New("no mountpoint"), Hint: "parsecfs mount MOUNTPOINT, or path in [mount] of the configuration"}
 			}
 			if inBackground && ready == nil {
-				return background(stateDir, dir, cmd.ErrOrStderr())
+				return background(dir, cmd.ErrOrStderr())
 			}
 			mountpoint, err := fs.ResolveNewMountpoint(dir)
 			if err != nil {
@@ -83,6 +83,7 @@ Options of -o, as mount(8) and fstab(5) give them:
 				NeedOthers: m.allowOther,
 				Version:    version(),
 				Log:        slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: config.Core.LogLevel})),
+				Held:       func() error { return ready.log(stateDir) },
 				Ready: func() {
 					fmt.Fprintf(cmd.ErrOrStderr(), "parsecfs: mounted on %s\n", dir)
 					ready.done()

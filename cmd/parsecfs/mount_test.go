@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -57,6 +58,46 @@ func TestStopWhileOpen(t *testing.T) {
 	}
 	if _, err := unix.Pread(int(f.Fd()), make([]byte, 1), 0); !errors.Is(err, unix.ENOTCONN) {
 		t.Errorf("reading on: %v", err)
+	}
+}
+
+// A copy of the mount in another mount namespace, as containers have them, does not keep the daemon: the copy is dead when it
+// has ended, and the state is free.
+func TestStopWithACopyOfTheMount(t *testing.T) {
+	t.Parallel()
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
+	// cat ends with its input, and so with the test.
+	copied := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "cat "+m.Dir+"/version && exec cat")
+	input, err := copied.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := copied.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := copied.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		input.Close()
+		copied.Wait()
+	}()
+	if n, err := output.Read(make([]byte, 64)); n == 0 {
+		t.Skipf("this user can make no mount namespace: %v", err)
+	}
+	if code := m.Stop(); code != 0 {
+		t.Errorf("ended with %d", code)
+	}
+	if parsecfstest.IsMounted(t, m.Dir) {
+		t.Error("left its mount behind")
+	}
+	in := fmt.Sprintf("/proc/%d/root%s/version", copied.Process.Pid, m.Dir)
+	if _, err := os.ReadFile(in); !errors.Is(err, unix.ENOTCONN) {
+		t.Errorf("the copy is read: %v", err)
+	}
+	if err := m.Start(); err != nil {
+		t.Error(err)
 	}
 }
 

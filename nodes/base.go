@@ -15,7 +15,8 @@ import (
 	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
-// Inode numbers: the number of the key, provider or alias times 256 plus the row's; the root's own number is 0.
+// Inode numbers: the number of the key, provider or alias times 256 plus the row's; the root's own number is 0. Those of
+// users' directories are kim.UserInode's.
 const (
 	rootIno      = 1
 	inoPerNumber = 256
@@ -72,11 +73,11 @@ func (p place) path() string {
 		names = append(names, "providers", p.provider.Name())
 	}
 	if p.key != 0 {
-		name := "?"
+		name := "keys/?"
 		if k, err := p.t.kim.Key(context.Background(), p.key); err == nil {
-			name = k.Name
+			name = k.Path()
 		}
-		names = append(names, "keys", name)
+		names = append(names, name)
 	}
 	if p.file != "" {
 		names = append(names, p.file)
@@ -190,7 +191,7 @@ var _ = (fs.NodeMkdirer)((*base)(nil))
 
 // Mkdir is safe because it refuses.
 func (b *base) Mkdir(ctx context.Context, _ string, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "mkdir", "no directories can be made here", "a key is made by mkdir in a provider's keys/")
+	return nil, b.denied(ctx, "mkdir", "no directories can be made here", "a key is made by mkdir in a provider's keys/ or mine/")
 }
 
 var _ = (fs.NodeCreater)((*base)(nil))
@@ -198,7 +199,7 @@ var _ = (fs.NodeCreater)((*base)(nil))
 // Create is safe because it refuses.
 func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here",
-		"a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory")
+		"a key is made by mkdir in a provider's keys/ or mine/, a slot in an operation's .d directory")
 }
 
 // entry gives the kernel a child: the inode that it already knows under this number, or n.

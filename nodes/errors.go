@@ -169,7 +169,7 @@ func callerFrom(c fuse.Caller) caller.Caller {
 // failures: shells ask for them all day.
 func (t *Tree) fail(ctx context.Context, at place, op string, err error) syscall.Errno {
 	if denial(errnoOf(err)) {
-		t.audit(callerOf(ctx), attempt(at, op), at, op, time.Now(), err)
+		t.audit(callerOf(ctx), t.attempt(at, op), at, op, time.Now(), err)
 	}
 	return t.remember(ctx, at, op, err)
 }

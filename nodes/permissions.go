@@ -145,7 +145,11 @@ func (b *base) owner(ctx context.Context) (judge func(gate.Rights) error, err er
 	if err != nil {
 		return nil, err
 	}
-	return b.t.gate.Owner(callerOf(ctx), [gate.Steps]uint64{b.ino - b.ino%inoPerNumber, b.ino}, p.rights()), nil
+	directory := b.ino - b.ino%inoPerNumber
+	if n, ok := b.self.(*keysDir); ok && n.space != kim.Shared {
+		directory = 0 // its number is no key's and no provider's
+	}
+	return b.t.gate.Owner(callerOf(ctx), [gate.Steps]uint64{directory, b.ino}, p.rights()), nil
 }
 
 // update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.

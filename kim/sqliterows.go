@@ -775,9 +775,9 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 		if a.Attributes.Type == psa.KeyTypeNone || a.Device == "" || a.Object == "" {
 			return psa.Errorf(psa.StatusInvalidArgument, "an adopted key needs a type, a device and an object")
 		}
-		var name string
-		if err := t.row("SELECT name"+holder, []any{a.Device, a.Object, a.Made[:]}, &name); err == nil {
-			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, name)
+		var has Key
+		if err := t.row("SELECT space, name"+holder, []any{a.Device, a.Object, a.Made[:]}, &has.Space, &has.Name); err == nil {
+			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, has.Listed())
 		} else if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/caller"
 	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
@@ -36,6 +37,8 @@ type stat struct {
 	// says why: what a new kind of node does not say cannot be changed.
 	settable uint32
 	fixed    string
+	// unlabelled: of a directory that is there for every uid, whose labels nothing would bound
+	unlabelled bool
 	// fleeting and fleetingName: attributes, or the name, change with what happens elsewhere, which the kernel does not
 	// see: it asks each time
 	fleeting, fleetingName bool
@@ -68,16 +71,41 @@ type place struct {
 
 // path is relative to the mount; a key's name is asked now, because keys are renamed.
 func (p place) path() string {
+	if p.key == 0 {
+		return p.pathOf("")
+	}
+	k, err := p.t.kim.Key(context.Background(), p.key)
+	if err != nil {
+		k.Name = "?"
+	}
+	return p.pathOf(k.Path())
+}
+
+// pathFor is path for a user's own eyes: where they come by another way than the directory of a key, and may not search that,
+// its name stays its owner's.
+func (p place) pathFor(ctx context.Context, who caller.Caller) string {
+	if p.key == 0 || who.UID == 0 {
+		return p.path()
+	}
+	k, err := p.t.kim.Key(calm(ctx), p.key)
+	if err != nil {
+		return p.path()
+	}
+	uid, own := k.Space.User()
+	if own && uid != who.UID && p.t.gate.Named(ctx, who, p.t.keys(p.provider, k.Space), gate.Search) != nil {
+		k.Name = "?"
+	}
+	return p.pathOf(k.Path())
+}
+
+// pathOf is path with a key's own.
+func (p place) pathOf(key string) string {
 	var names []string
 	if p.provider != nil {
 		names = append(names, "providers", p.provider.Name())
 	}
 	if p.key != 0 {
-		name := "keys/?"
-		if k, err := p.t.kim.Key(context.Background(), p.key); err == nil {
-			name = k.Path()
-		}
-		names = append(names, name)
+		names = append(names, key)
 	}
 	if p.file != "" {
 		names = append(names, p.file)

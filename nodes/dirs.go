@@ -266,7 +266,7 @@ func (t *Tree) keys(p *kim.Provider, space kim.Space) *keysDir {
 		s := stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
 		if own {
 			// Which group is the user's nobody here knows, and another user's may have the uid's number.
-			s.mode, s.uid, s.gid = 0700, uid, t.gid
+			s.mode, s.uid, s.gid, s.unlabelled = 0700, uid, t.gid, true
 		}
 		return s
 	}

@@ -194,7 +194,7 @@ func (b *base) label(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if p.stat.settable == 0 {
+	if p.stat.settable == 0 || p.stat.unlabelled {
 		return other
 	}
 	if uid := callerOf(ctx).UID; uid != p.uid && uid != 0 {

@@ -41,7 +41,11 @@ func newWay() *way {
 	return w
 }
 
-func (w *way) Numbers() [Steps]uint64 { return w.numbers }
+func (w *way) Numbers() [Steps]uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.numbers
+}
 func (w *way) Path(step int) string   { return "step " + strconv.Itoa(step) }
 
 func (w *way) Rights(_ context.Context, step int) (Rights, error) {
@@ -260,6 +264,31 @@ func TestVerdictIsOneCallers(t *testing.T) {
 	check(t, a, loser, true)
 	w.set(Steps-1, RightsOf(2002, 2002, 0600, nil)) // without a word: it was lost once, and is judged for ever
 	check(t, a, loser, false)
+}
+
+// TestWayThatChanges: where a key was moved, whoever came by the old way is judged by the new one, also by steps that the old
+// one did not have, and is from then on.
+func TestWayThatChanges(t *testing.T) {
+	t.Parallel()
+	g, w := New(caller.New(), nil), newWay()
+	w.numbers = [Steps]uint64{10, 0, 12, 13, 14}
+	who := user(t, 2003)
+	a := open(t, g, who, w)
+	w.mu.Lock()
+	w.numbers = [Steps]uint64{10, 11, 15, 13, 14}
+	w.mu.Unlock()
+	g.Lost(13)
+	check(t, a, who, true)
+	for _, step := range []int{1, 2} { // which the old way did not have, and had as another inode
+		w.set(step, RightsOf(0, 0, 0700, nil))
+		g.Lost(w.Numbers()[step])
+		check(t, a, who, false)
+		check(t, a, root(), true)
+		_, err := g.Open(t.Context(), who, w, ReadWrite, Units{})
+		wantDenied(t, err, true)
+		w.set(step, RightsOf(0, 0, 0711, nil))
+		check(t, a, who, true)
+	}
 }
 
 // TestOpenAfterLoss: an open after a loss is judged by the whole way, however long ago it was; one of another way is not.

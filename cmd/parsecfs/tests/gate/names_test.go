@@ -127,6 +127,7 @@ func TestTwoUsersOneName(t *testing.T) {
 		for _, name := range []string{"1", "2"} {
 			b.must("os.rmdir(%q)", mine+"/"+name)
 		}
+		a.want("ENOTSUP", "os.setxattr(%q, 'user.x', b'')", mine) // there is one for each uid, so labels would have no bound
 		before := b.do("os.stat(%q)", theirs)
 		a.must("os.mkdir(%q)", mine+"/3")
 		a.must("os.rmdir(%q)", mine+"/3")
@@ -196,6 +197,10 @@ func TestTwoUsersOneName(t *testing.T) {
 		setfacl(fmt.Sprint("u:", second, ":rw"), mine+"/web/sign")
 		bound.must("signs(%q)", app+"/sign")
 		bound.want("EACCES", "signs(%q)", theirs+"/web/sign")
+		bound.want("EINVAL", "os.truncate(%q, 5)", app+"/sign")
+		if told := b.do("text(%q)", m.Dir+"/last_error"); strings.Contains(told, "/web/sign") || !strings.Contains(told, fmt.Sprintf("users/%d/?/sign", first)) {
+			t.Errorf("the name of a key that is bound: %s", told)
+		}
 		setfacl(fmt.Sprint("u:", second, ":x"), mine)
 		b.must("signs(%q)", theirs+"/web/sign")
 		b.want("EACCES", "os.listdir(%q)", theirs)
@@ -225,13 +230,16 @@ func TestTwoUsersOneName(t *testing.T) {
 		b.want("EPERM", "os.rename(%q, %q)", p+"/keys/m", mine+"/m")
 		b.must("os.mkdir(%q)", mine+"/other")
 		a.want("EEXIST", "os.rename(%q, %q)", p+"/keys/m", mine+"/web")
-		a.must("os.rename(%q, %q)", p+"/keys/m", mine+"/m")
+		a.must("os.rename(%q, %q)", p+"/keys/m", mine+"/hidden")
 		a.must("transact('m')")
 		b.want("EKEYREVOKED", "transact('m')")
 		b.want("EACCES", "hold('again', 'sign', os.O_RDWR, at='way')")
+		if told := b.do("text(%q)", m.Dir+"/last_error"); strings.Contains(told, fmt.Sprint(first, "/hidden")) || !strings.Contains(told, fmt.Sprintf("users/%d/?/sign", first)) {
+			t.Errorf("the name that a key has now: %s", told)
+		}
 		b.want("ENOENT", "os.stat(%q)", p+"/keys/m")
 		b.must("os.rmdir(%q)", mine+"/other")
-		a.must("os.rmdir(%q)", mine+"/m")
+		a.must("os.rmdir(%q)", mine+"/hidden")
 	})
 
 	b.must("os.rmdir(%q)", mine+"/web")

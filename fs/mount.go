@@ -216,8 +216,6 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			DisableReadDirPlus:      true,
 			// Answers lie in memory: go-fuse would take each to a pipe, to find that out.
 			DisableSplice: true,
-			// The target of a link never changes: an alias that is moved to another one is another inode.
-			EnableSymlinkCaching: true,
 			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
 			ExtraCapabilities: fuse.CAP_DONT_MASK,
 			PanicHandler:      panicHandler(o.Log),

@@ -82,7 +82,7 @@ func poolOf(uid uint32) int {
 
 // lineSize is about how long an event's line is, never shorter.
 func lineSize(e *nodes.AuditEvent) int {
-	const names = 280 // of the fields, with numbers and times
+	const names = 300 // of the fields, with numbers and times
 	n := names
 	for _, s := range []string{e.Exe, e.Unit, e.Provider, e.Key, e.UUID, e.File, e.Operation, e.Algorithm, e.Request, e.Status} {
 		n += len(s)

@@ -86,7 +86,7 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 // KeyInfo is a key as keys list shows it.
 type KeyInfo struct {
 	Provider string `json:"provider"`
-	Name     string `json:"name"`
+	Name     string `json:"name"` // users/UID/NAME where it is among a user's own names
 	State    string `json:"state"`
 	Template string `json:"template"`
 	UID      uint32 `json:"uid"` // its directory's owner
@@ -148,7 +148,7 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 		case in.Command == commandDestroy && owner == *in.Owner:
 			err = k.Destroy(ctx, key.Number, uint32(os.Geteuid()))
 			if tree != nil {
-				tree.Destroyed(by, in.Command, p, key.Number, key.Name, err)
+				tree.Destroyed(by, in.Command, p, key.Number, key.Path(), err)
 			}
 		case in.Command == commandChown && may.changes(owner) != nil:
 			if key.UID != *in.Owner {
@@ -167,6 +167,9 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 			}
 			if owner == *in.Owner {
 				owner = in.UID
+			}
+			if now, failed := k.Key(ctx, key.Number); err == nil && failed == nil {
+				key = now // it may be among the new owner's own names
 			}
 		default:
 			return nil
@@ -188,12 +191,16 @@ func forgetKey(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller
 	if err != nil {
 		return err
 	}
-	key, err := p.Named(ctx, in.Name)
+	space, name, err := kim.SplitPath(kim.Shared, in.Name)
+	if err != nil {
+		return err
+	}
+	key, err := p.Named(ctx, space, name)
 	if err == nil {
 		err = k.Forget(ctx, key.Number)
 	}
 	if tree != nil {
-		tree.Destroyed(by, in.Command, p, key.Number, in.Name, err)
+		tree.Destroyed(by, in.Command, p, key.Number, kim.Key{Space: space, Name: name}.Path(), err)
 	}
 	return err
 }
@@ -424,9 +431,6 @@ func withState(ctx context.Context, o StateOptions, remote func(*client) error, 
 	return errors.Join(err, k.Close())
 }
 
-// keysPerPage is how many keys are read from the KIM at once.
-const keysPerPage = 1000
-
 func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, each func(KeyInfo) error) error {
 	return eachKey(ctx, k, provider, func(p *kim.Provider, key kim.Key) error {
 		owner, err := k.Owner(ctx, key)
@@ -446,10 +450,10 @@ func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, ea
 }
 
 func keyInfo(p *kim.Provider, key kim.Key, owner uint32) KeyInfo {
-	return KeyInfo{p.Name(), key.Name, string(key.State), key.Template, owner, kim.UUID(key.ID)}
+	return KeyInfo{p.Name(), key.Listed(), string(key.State), key.Template, owner, kim.UUID(key.ID)}
 }
 
-// eachKey goes through the keys of one provider, or of all where provider is empty, by name.
+// eachKey goes through the keys of one provider, or of all where provider is empty: by name, those with shared names first.
 func eachKey(ctx context.Context, k *kim.KIM, provider string, each func(*kim.Provider, kim.Key) error) error {
 	all := k.Providers()
 	if provider != "" {
@@ -460,20 +464,8 @@ func eachKey(ctx context.Context, k *kim.KIM, provider string, each func(*kim.Pr
 		all = []*kim.Provider{p}
 	}
 	for _, p := range all {
-		for after := ""; ; {
-			keys, err := p.List(ctx, after, keysPerPage)
-			if err != nil {
-				return err
-			}
-			if len(keys) == 0 {
-				break
-			}
-			for _, key := range keys {
-				if err := each(p, key); err != nil {
-					return err
-				}
-				after = key.Name
-			}
+		if err := p.All(ctx, func(key kim.Key) error { return each(p, key) }); err != nil {
+			return err
 		}
 	}
 	return nil

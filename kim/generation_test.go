@@ -75,7 +75,7 @@ func TestOldCopy(t *testing.T) {
 	today := c.read()
 	c.put(yesterday)
 	wantStatus(t, signs(c.k, c.key), psa.StatusProviderAbsent)
-	_, err := c.k.Provider("software").CreateDraft(ctx, "new", 1000, 1000, 0o755)
+	_, err := c.k.Provider("software").CreateDraft(ctx, kim.Shared, "new", 1000, 1000, 0o755)
 	wantStatus(t, err, psa.StatusProviderAbsent)
 	wantStatus(t, c.k.SetUnits(ctx, c.key.Number, nil), psa.StatusProviderAbsent)
 	if s := c.k.Provider("software").Status(ctx); !strings.Contains(s, "somebody put another KIM in place") || !strings.Contains(s, "accept-loss") {

@@ -132,7 +132,7 @@ func try(t *testing.T, k *kim.KIM, number int64) error {
 
 func newDraft(t *testing.T, p *kim.Provider, name string) kim.Key {
 	t.Helper()
-	key, err := p.CreateDraft(ctx, name, 1000, 1000, 0o755)
+	key, err := p.CreateDraft(ctx, kim.Shared, name, 1000, 1000, 0o755)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,14 +142,14 @@ func newDraft(t *testing.T, p *kim.Provider, name string) kim.Key {
 // isDraft, isGone look a name up.
 func isDraft(p *kim.Provider, name string) func() bool {
 	return func() bool {
-		key, err := p.Lookup(ctx, name)
+		key, err := p.Lookup(ctx, kim.Shared, name)
 		return err == nil && key.State == kim.Draft
 	}
 }
 
 func isGone(p *kim.Provider, name string) func() bool {
 	return func() bool {
-		_, err := p.Lookup(ctx, name)
+		_, err := p.Lookup(ctx, kim.Shared, name)
 		return psa.StatusOf(err) == psa.StatusDoesNotExist
 	}
 }
@@ -157,13 +157,13 @@ func isGone(p *kim.Provider, name string) func() bool {
 // hidden checks that a name is neither listed nor free nor usable.
 func hidden(t *testing.T, k *kim.KIM, p *kim.Provider, key kim.Key) {
 	t.Helper()
-	_, err := p.Lookup(ctx, key.Name)
+	_, err := p.Lookup(ctx, kim.Shared, key.Name)
 	wantStatus(t, err, psa.StatusBadState)
-	_, err = p.CreateDraft(ctx, key.Name, 1, 1, 0)
+	_, err = p.CreateDraft(ctx, kim.Shared, key.Name, 1, 1, 0)
 	wantStatus(t, err, psa.StatusBadState)
 	wantStatus(t, k.Destroy(ctx, key.Number, 1000), psa.StatusBadState)
 	wantStatus(t, try(t, k, key.Number), psa.StatusBadState)
-	list, err := p.List(ctx, "", 100)
+	list, err := p.List(ctx, kim.Shared, "", 100)
 	if err != nil || slices.ContainsFunc(list, func(k kim.Key) bool { return k.Name == key.Name }) {
 		t.Fatalf("listed: %v, %v", list, err)
 	}
@@ -182,7 +182,7 @@ func TestDefiniteFailureLeavesTheDraft(t *testing.T) {
 	if err := try(t, k, key.Number); err != nil {
 		t.Fatal(err)
 	}
-	key, _ = p.Lookup(ctx, "web")
+	key, _ = p.Lookup(ctx, kim.Shared, "web")
 	if err := signs(k, key); err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestDeviceGoesAndComesBack(t *testing.T) {
 	if status := p.Status(ctx); !strings.HasPrefix(status, "degraded: ") {
 		t.Fatal(status)
 	}
-	if list, err := p.List(ctx, "", 10); err != nil || len(list) != 1 {
+	if list, err := p.List(ctx, kim.Shared, "", 10); err != nil || len(list) != 1 {
 		t.Fatalf("%v, %v", list, err)
 	}
 	// Another device takes its place: nothing on it is touched, and nothing of ours is lost.
@@ -308,7 +308,7 @@ func TestStartWithoutTheDevice(t *testing.T) {
 	if len(p.Capabilities()) == 0 {
 		t.Error("the capabilities were forgotten")
 	}
-	if key, err := p.Lookup(ctx, "kept"); err != nil || key.State != kim.Ready {
+	if key, err := p.Lookup(ctx, kim.Shared, "kept"); err != nil || key.State != kim.Ready {
 		t.Fatalf("%+v, %v", key, err)
 	}
 	wantStatus(t, signs(k, kept), psa.StatusProviderAbsent)
@@ -331,7 +331,7 @@ func TestObjectGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantStatus(t, signs(k, key), psa.StatusDoesNotExist)
-	if _, err := p.Lookup(ctx, "web"); err != nil {
+	if _, err := p.Lookup(ctx, kim.Shared, "web"); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.Destroy(ctx, key.Number, 1000); err != nil {
@@ -445,7 +445,7 @@ func TestBackupIsQuiet(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, p := d.open(func(o *kim.Options) { o.Dir = dir })
-		list, err := p.List(ctx, "", 1000)
+		list, err := p.List(ctx, kim.Shared, "", 1000)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -517,7 +517,7 @@ func TestWrappingKeyIsNeverReplaced(t *testing.T) {
 			t.Errorf("%s: %s", what, status)
 		}
 		// What cannot be proven later is not stored.
-		_, err := p.CreateDraft(ctx, "new", 1000, 1000, 0o755)
+		_, err := p.CreateDraft(ctx, kim.Shared, "new", 1000, 1000, 0o755)
 		wantStatus(t, err, psa.StatusProviderAbsent)
 		wantStatus(t, k.SetUnits(ctx, key.Number, []string{"web.service"}), psa.StatusProviderAbsent)
 		wantStatus(t, k.Destroy(ctx, key.Number, 1000), psa.StatusProviderAbsent)

@@ -193,11 +193,11 @@ func (k *KIM) checkProviders(ctx context.Context) error {
 		if k.Provider(row.Name) != nil {
 			continue
 		}
-		keys, err := k.store.Keys(ctx, row.Number, "", 1)
+		spaces, err := k.store.Spaces(ctx, row.Number, Shared-1, 1)
 		if err != nil {
 			return err
 		}
-		if len(keys) > 0 {
+		if len(spaces) > 0 {
 			k.warnings = append(k.warnings, fmt.Sprintf("the configuration has no provider %q, which has keys in the KIM; they are kept", row.Name))
 		}
 	}
@@ -306,17 +306,17 @@ func visible(key Key, err error) (Key, error) {
 	return key, err
 }
 
-// Rename gives a key or draft another name. One that is taken is StatusAlreadyExists.
-func (k *KIM) Rename(ctx context.Context, number int64, name string) error {
+// Rename gives a key or draft another name, perhaps in another space. One that is taken is StatusAlreadyExists.
+func (k *KIM) Rename(ctx context.Context, number int64, space Space, name string) error {
 	k.o.Step(stepRename)
-	err := k.store.Rename(ctx, number, name)
+	err := k.store.Rename(ctx, number, space, name)
 	if err == nil {
 		k.o.Step(stepRenamed)
 	}
 	return err
 }
 
-// Exchange swaps the names of two keys of one provider (RENAME_EXCHANGE).
+// Exchange swaps the names of two keys of one provider, with their spaces (RENAME_EXCHANGE).
 func (k *KIM) Exchange(ctx context.Context, number, other int64) error {
 	return k.store.Exchange(ctx, number, other)
 }

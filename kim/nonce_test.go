@@ -13,7 +13,7 @@ func TestCallerNonce(t *testing.T) {
 	k := open(t, kim.Options{Dir: t.TempDir(), Providers: []kim.ProviderConfig{softwareConfig("software")}})
 	draft := func(name string) kim.Key {
 		t.Helper()
-		d, err := k.Default().CreateDraft(ctx, name, 1000, 1000, 0o700)
+		d, err := k.Default().CreateDraft(ctx, kim.Shared, name, 1000, 1000, 0o700)
 		if err != nil {
 			t.Fatal(err)
 		}

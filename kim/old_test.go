@@ -48,7 +48,7 @@ func open(t *testing.T, o kim.Options) *kim.KIM {
 // generate makes a key by its template.
 func generate(t *testing.T, k *kim.KIM, p *kim.Provider, name, template string) kim.Key {
 	t.Helper()
-	key, err := p.CreateDraft(ctx, name, 1000, 1000, 0o755)
+	key, err := p.CreateDraft(ctx, kim.Shared, name, 1000, 1000, 0o755)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +114,9 @@ const pcrs psa.PCRs = 1<<7 | 1<<23
 // object is that of the adopted key "theirs", since schema 4.
 const object = "id=0a1b"
 
+// owner has a key "ec" among their own names, and a directory for it that others may search, since schema 7.
+const owner = 1001
+
 const kept = "kept since this store was made"
 
 // makeStore fills a new state directory with all that a store can hold.
@@ -127,9 +130,9 @@ func makeStore(t *testing.T, dir string) {
 	forever := generate(t, k, p, "temporary", "ecdsa-p256-sha256")
 	aes := generate(t, k, p, "aes", "aes-256-gcm")
 	mode := uint32(0o660)
-	draft, err := p.CreateDraft(ctx, "draft", 1001, 1001, 0o700)
+	draft, err := p.CreateDraft(ctx, kim.Shared, "draft", 1001, 1001, 0o700)
 	errs := []error{err,
-		k.Rename(ctx, forever.Number, "forever"),
+		k.Rename(ctx, forever.Number, kim.Shared, "forever"),
 		k.SetAllowDestroy(ctx, forever.Number, false),
 		k.SetUnits(ctx, forever.Number, units),
 		k.SetCallerNonce(ctx, aes.Number, true), // since schema 5
@@ -137,6 +140,9 @@ func makeStore(t *testing.T, dir string) {
 		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
 		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage, PCRs: pcrs}),
 	}
+	own := kim.UserInode(p.Number(), owner)
+	_, err = p.CreateDraft(ctx, kim.OwnSpace(owner), "ec", owner, owner, 0o755)
+	errs = append(errs, err, k.SetInode(ctx, kim.Inode{Ino: own, Mode: new(uint32(0o711))}), k.SetXattr(ctx, own, "user.a", []byte("b"), kim.XattrSet))
 	_, err = k.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../providers/software/keys/ec"})
 	errs = append(errs, err)
 	op := gcm
@@ -214,19 +220,32 @@ func TestOldStores(t *testing.T) {
 			}
 			k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
 			checkStore(t, k, dir, filepath.Base(from))
-			if key, err := k.Default().Lookup(ctx, "forever"); err != nil || filepath.Base(from) != "1" && !slices.Equal(key.Units, units) {
+			if key, err := k.Default().Lookup(ctx, kim.Shared, "forever"); err != nil || filepath.Base(from) != "1" && !slices.Equal(key.Units, units) {
 				t.Errorf("units %q, %v", key.Units, err)
 			} else if got, err := k.Certificate(ctx, key.Number); err != nil || filepath.Base(from) != "1" && string(got) != chain {
 				t.Errorf("the certificate is %q, %v", got, err)
 			}
 			for _, name := range []string{"aes", "ec"} {
 				want := name == "aes" && filepath.Base(from) >= "5"
-				if key, err := k.Default().Lookup(ctx, name); err != nil || key.CallerNonce != want {
+				if key, err := k.Default().Lookup(ctx, kim.Shared, name); err != nil || key.CallerNonce != want {
 					t.Errorf("%s: caller_nonce is %v, %v", name, key.CallerNonce, err)
 				}
 			}
-			if key, err := k.Default().Lookup(ctx, "draft"); err != nil || (key.Attributes.PCRs == pcrs) != (filepath.Base(from) >= "3") {
+			if key, err := k.Default().Lookup(ctx, kim.Shared, "draft"); err != nil || (key.Attributes.PCRs == pcrs) != (filepath.Base(from) >= "3") {
 				t.Errorf("the draft's PCRs are %v, %v", key.Attributes.PCRs.List(), err)
+			}
+			spaces, err := k.Default().Spaces(ctx, kim.Shared-1, 10)
+			if want := []kim.Space{kim.Shared, kim.OwnSpace(owner)}; err != nil || !slices.Equal(spaces, want) && (filepath.Base(from) >= "7" || !slices.Equal(spaces, want[:1])) {
+				t.Errorf("there are keys in %v, %v", spaces, err)
+			}
+			if filepath.Base(from) >= "7" {
+				key, err := k.Default().Lookup(ctx, kim.OwnSpace(owner), "ec")
+				if err != nil || key.State != kim.Draft || key.UID != owner || key.Path() != "users/1001/ec" {
+					t.Errorf("a user's own key: %+v, %v", key, err)
+				}
+				if i, _, err := k.Inode(ctx, kim.UserInode(k.Default().Number(), owner)); err != nil || i.Mode == nil || *i.Mode != 0o711 {
+					t.Errorf("a user's directory: %+v, %v", i, err)
+				}
 			}
 			if info, err := os.Stat(filepath.Join(dir, "kim.sqlite3")); err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("the KIM's mode: %v, %v", info.Mode(), err)
@@ -247,7 +266,7 @@ func hasMACs(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	for _, table := range []string{"keys", "inodes", "providers", "aliases", "xattrs", "data_key", "anchor"} {
+	for _, table := range []string{"keys", "inodes", "providers", "aliases", "xattrs", "data_key", "anchor", "users"} {
 		var without int
 		if err := db.QueryRow("SELECT count(*) FROM " + table + " WHERE mac IS NULL OR length(mac) <> 32").Scan(&without); err != nil || without > 0 {
 			t.Errorf("%d rows of %s have no MAC, %v", without, table, err)
@@ -257,7 +276,7 @@ func hasMACs(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
-	key, err := k.Default().Lookup(ctx, "ec")
+	key, err := k.Default().Lookup(ctx, kim.Shared, "ec")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +292,7 @@ func checkStore(t *testing.T, k *kim.KIM, dir, schema string) {
 	if status := p.Status(ctx); p.Name() != "software" || status != "ready" {
 		t.Fatalf("the default provider is %s, %s", p.Name(), status)
 	}
-	list, err := p.List(ctx, "", 100)
+	list, err := p.List(ctx, kim.Shared, "", 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +303,7 @@ func checkStore(t *testing.T, k *kim.KIM, dir, schema string) {
 	want := map[string]kim.State{"aes": kim.Ready, "draft": kim.Draft, "ec": kim.Ready, "forever": kim.Ready, "half-made": kim.Draft}
 	if schema >= "4" {
 		want["theirs"] = kim.Ready
-		if key, err := p.Lookup(ctx, "theirs"); err != nil || key.Object != object || key.Origin != kim.Adopted || !key.KeepForever {
+		if key, err := p.Lookup(ctx, kim.Shared, "theirs"); err != nil || key.Object != object || key.Origin != kim.Adopted || !key.KeepForever {
 			t.Errorf("the adopted key: %+v, %v", key, err)
 		}
 	}
@@ -297,7 +316,7 @@ func checkStore(t *testing.T, k *kim.KIM, dir, schema string) {
 		t.Errorf("found %v", found)
 	}
 	for _, name := range []string{"ec", "forever"} {
-		key, err := p.Lookup(ctx, name)
+		key, err := p.Lookup(ctx, kim.Shared, name)
 		if err == nil {
 			err = signs(k, key)
 		}
@@ -317,14 +336,14 @@ func checkStore(t *testing.T, k *kim.KIM, dir, schema string) {
 	if a, err := k.Alias(ctx, "web"); err != nil || a.Target != "../providers/software/keys/ec" {
 		t.Errorf("%+v, %v", a, err)
 	}
-	if draft, err := p.Lookup(ctx, "draft"); err != nil || draft.Template != "ed25519" || draft.Attributes.Bits != 255 || draft.UID != 1001 {
+	if draft, err := p.Lookup(ctx, kim.Shared, "draft"); err != nil || draft.Template != "ed25519" || draft.Attributes.Bits != 255 || draft.UID != 1001 {
 		t.Errorf("%+v, %v", draft, err)
 	}
 	sealed, err := os.ReadFile(filepath.Join(dir, "aes.sealed"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	aes, err := p.Lookup(ctx, "aes")
+	aes, err := p.Lookup(ctx, kim.Shared, "aes")
 	if err != nil {
 		t.Fatal(err)
 	}

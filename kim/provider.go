@@ -399,22 +399,16 @@ func (p *Provider) lookForDamage(ctx context.Context) error {
 	if looked || p.k.Err() != nil {
 		return nil
 	}
-	damaged, after := 0, ""
-	for {
-		keys, err := p.List(ctx, after, MaxPage)
-		if err != nil {
-			return err
+	damaged := 0
+	err := p.All(ctx, func(k Key) error {
+		if k.Damage != nil {
+			damaged++
+			p.log.Error("a key's row is damaged", "key", k.Number, "name", k.Path(), "err", k.Damage)
 		}
-		if len(keys) == 0 {
-			break
-		}
-		for _, k := range keys {
-			if k.Damage != nil {
-				damaged++
-				p.log.Error("a key's row is damaged", "key", k.Number, "name", k.Name, "err", k.Damage)
-			}
-		}
-		after = keys[len(keys)-1].Name
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -550,7 +544,7 @@ func errNoAdopter(p *Provider) error {
 // Foreign is a key on a device, and the key of ours that it is.
 type Foreign struct {
 	providers.Foreign
-	Holder string // the name of the key here, in whatever provider; empty: it can be adopted
+	Holder string // the key here (Key.Listed), in whatever provider; empty: it can be adopted
 }
 
 // Foreign lists the keys that the provider's device has, whoever made them; StatusNotSupported where it has none but
@@ -577,38 +571,80 @@ func (p *Provider) Foreign(ctx context.Context, uid uint32) ([]Foreign, error) {
 		if err != nil && psa.StatusOf(err) != psa.StatusDoesNotExist {
 			return nil, err
 		}
-		all = append(all, Foreign{f, key.Name})
+		holder := ""
+		if err == nil {
+			holder = key.Listed()
+		}
+		all = append(all, Foreign{f, holder})
 	}
 	return all, nil
 }
 
-// List gives the keys after a name, by name, at most n, hidden ones left out. A damaged one has its Damage, and may have
-// a name that is none (ValidName).
-func (p *Provider) List(ctx context.Context, after string, n int) ([]Key, error) {
-	keys, err := p.k.store.Keys(ctx, p.number, after, n)
+// All gives all keys that are not hidden to each: those with shared names, then each user's.
+func (p *Provider) All(ctx context.Context, each func(Key) error) error {
+	spaces := []Space{Shared}
+	for len(spaces) > 0 {
+		for _, space := range spaces {
+			for after := ""; ; {
+				keys, err := p.List(ctx, space, after, allPage)
+				if err != nil {
+					return err
+				}
+				for _, key := range keys {
+					if err := each(key); err != nil {
+						return err
+					}
+				}
+				if len(keys) == 0 {
+					break
+				}
+				after = keys[len(keys)-1].Name
+			}
+		}
+		next, err := p.Spaces(ctx, spaces[len(spaces)-1], allPage)
+		if err != nil {
+			return err
+		}
+		spaces = next
+	}
+	return nil
+}
+
+// allPage is how many keys All reads at once.
+const allPage = 1000
+
+// Spaces gives the spaces behind one in which the provider has keys, at most n.
+func (p *Provider) Spaces(ctx context.Context, after Space, n int) ([]Space, error) {
+	return p.k.store.Spaces(ctx, p.number, after, n)
+}
+
+// List gives the keys of a space after a name, by name, at most n, hidden ones left out. A damaged one has its Damage, and
+// may have a name that is none (ValidName).
+func (p *Provider) List(ctx context.Context, space Space, after string, n int) ([]Key, error) {
+	keys, err := p.k.store.Keys(ctx, p.number, space, after, n)
 	for i, k := range keys {
 		if bad := ValidName(k.Name); bad != nil && k.Damage == nil {
-			keys[i] = Key{Number: k.Number, Provider: k.Provider, Name: k.Name, Damage: psa.Errorf(psa.StatusDataCorrupt, "the row of key %d in the KIM is damaged: %w", k.Number, bad)}
+			keys[i] = Key{Number: k.Number, Provider: k.Provider, Space: k.Space, Name: k.Name, Damage: psa.Errorf(psa.StatusDataCorrupt, "the row of key %d in the KIM is damaged: %w", k.Number, bad)}
 		}
 	}
 	return keys, err
 }
 
 // Named is Lookup that finds hidden ones too.
-func (p *Provider) Named(ctx context.Context, name string) (Key, error) {
-	return p.k.store.KeyByName(ctx, p.number, name)
+func (p *Provider) Named(ctx context.Context, space Space, name string) (Key, error) {
+	return p.k.store.KeyByName(ctx, p.number, space, name)
 }
 
 // Lookup finds a key by its name: StatusDoesNotExist, or StatusBadState if it is hidden.
-func (p *Provider) Lookup(ctx context.Context, name string) (Key, error) {
-	return visible(p.k.store.KeyByName(ctx, p.number, name))
+func (p *Provider) Lookup(ctx context.Context, space Space, name string) (Key, error) {
+	return visible(p.k.store.KeyByName(ctx, p.number, space, name))
 }
 
 // CreateDraft makes a draft that belongs to uid and gid, whose directory has the permission bits mode. files is what
 // else differs from the tables' defaults; their Ino is the file's own number, 0 the directory.
-func (p *Provider) CreateDraft(ctx context.Context, name string, uid, gid, mode uint32, files ...Inode) (Key, error) {
+func (p *Provider) CreateDraft(ctx context.Context, space Space, name string, uid, gid, mode uint32, files ...Inode) (Key, error) {
 	if len(files) == 0 {
 		files = []Inode{{Mode: &mode}}
 	}
-	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Name: name, UID: uid, GID: gid, Inodes: files, Quota: p.k.o.KeysPerUser})
+	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Space: space, Name: name, UID: uid, GID: gid, Inodes: files, Quota: p.k.o.KeysPerUser})
 }

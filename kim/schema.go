@@ -169,4 +169,17 @@ ALTER TABLE keys ADD COLUMN nonces INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN copied INTEGER NOT NULL DEFAULT 0;
 UPDATE keys SET copied = nonce_bound;
+`, `
+-- Whose own the key's name is: 0 for a name among those that all users share, else the user's uid + 1.
+ALTER TABLE keys ADD COLUMN space INTEGER NOT NULL DEFAULT 0;
+DROP INDEX keys_name;
+CREATE UNIQUE INDEX keys_name ON keys(provider, space, name);
+
+-- The directories of users' own names have no row until something of one differs from the default. files are those of
+-- 256 of them, whose inodes follow each other, that have a row in inodes.
+CREATE TABLE users (
+	number INTEGER PRIMARY KEY,
+	files  BLOB,
+	mac    BLOB
+) STRICT;
 `}

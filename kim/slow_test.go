@@ -37,7 +37,7 @@ func TestSlowCallsOfSoftware(t *testing.T) {
 		if err != nil {
 			return Key{}, err
 		}
-		key, err := p.CreateDraft(context.Background(), name, uid, uid, 0o700)
+		key, err := p.CreateDraft(context.Background(), Shared, name, uid, uid, 0o700)
 		if err != nil {
 			return key, err
 		}

@@ -71,7 +71,10 @@ var (
 	providersTable = &table{"providers", "provider", strings.Replace(providerColumns, "capabilities", "''", 1), "number = ?", []int{2, 4, 6, 9}, 10}
 	aliasesTable   = &table{"aliases", "alias", aliasColumns, "number = ?", []int{2, 7}, 9}
 	anchorTable    = &table{"anchor", "anchor", anchorColumns, "one = 1 + ?", []int{4}, 5}
+	usersTable     = &table{"users", "users", usersColumns, "number = ?", []int{2}, 3}
 )
+
+const usersColumns = "number, files, mac"
 
 const anchorColumns = "files, providers, generation, counter, mac"
 
@@ -79,12 +82,15 @@ const anchorColumns = "files, providers, generation, counter, mac"
 func provenOf(t *table, values []any) []any {
 	proven := make([]any, 0, len(values))
 	for i, v := range values {
-		if !slices.Contains(t.unproven, i) {
+		// Rows from before there were spaces were proven without one, and their names are shared.
+		if !slices.Contains(t.unproven, i) && (t != keysTable || i != spaceColumn || v != int64(Shared)) {
 			proven = append(proven, v)
 		}
 	}
 	return proven
 }
+
+var spaceColumn = keyColumn("space")
 
 // anchor is the one row of its table.
 type anchor struct {
@@ -170,6 +176,9 @@ func (t *tx) owning(number int64) (*provenRow, error) {
 		return t.rows[number], nil
 	}
 	in, files, err := t.find(number)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist && usersRow(number) {
+		_, err = t.exec("INSERT INTO users(number) VALUES (?)", number)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +205,13 @@ func findRow(r *RowKey, number int64, read func(*table) func(...any) error) (*ta
 		}
 		return anchorTable, a.files, err
 	}
+	if usersRow(number) {
+		files, err := r.scanUsers(read(usersTable))
+		if errors.Is(err, sql.ErrNoRows) {
+			err = psa.Errorf(psa.StatusDoesNotExist, "nothing is stored of the users' directories with the number %d", number)
+		}
+		return usersTable, files, err
+	}
 	e, err := r.scanKey(read(keysTable))
 	if !errors.Is(err, sql.ErrNoRows) {
 		return keysTable, e.Key.files, cmp.Or(err, e.Key.Damage)
@@ -209,6 +225,21 @@ func findRow(r *RowKey, number int64, read func(*table) func(...any) error) (*ta
 		err = psa.Errorf(psa.StatusDoesNotExist, "nothing has the number %d", number)
 	}
 	return aliasesTable, a.files, err
+}
+
+// scanUsers reads a row of usersColumns; a damaged one is StatusDataCorrupt.
+func (r *RowKey) scanUsers(scan func(...any) error) (fileSet, error) {
+	f, dest := newFields(3)
+	if err := scan(dest...); err != nil {
+		return fileSet{}, err
+	}
+	proven := r.proves(f.values[2], "users", provenOf(usersTable, f.values)...)
+	f.integer("number", usersNumber, 2*usersNumber-1)
+	files := f.files()
+	if !proven {
+		f.fault(wrongMAC)
+	}
+	return files, f.damage("the users' directories")
 }
 
 // filesOf is which files of a number have rows; none where nothing has the number.
@@ -230,8 +261,11 @@ func (s *sqliteStore) filesOf(ctx context.Context, number int64) (fileSet, error
 			return err
 		}
 	})
-	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+	if psa.StatusOf(err) == psa.StatusDoesNotExist && !usersRow(number) {
 		return fileSet{}, nil
+	}
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		err = nil // most users' directories have no row
 	}
 	if err == nil {
 		s.cache.putFiles(number, files, changes)
@@ -437,7 +471,7 @@ const rekeyPage = 256
 // rekey proves each row under t.guard that is proven by before, or where before is nil each that can be understood. What
 // is damaged stays so: its MAC is of a key that is gone.
 func (t *tx) rekey(before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, error)) (damaged int64, err error) {
-	for _, in := range []*table{keysTable, providersTable, aliasesTable} {
+	for _, in := range []*table{keysTable, providersTable, aliasesTable, usersTable} {
 		for after := int64(0); ; {
 			page, err := t.numbers("SELECT number FROM "+in.name+" WHERE number > ? ORDER BY number LIMIT ?", after, rekeyPage)
 			if err != nil {

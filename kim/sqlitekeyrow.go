@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // How a key's row is written. Its MAC covers the whole row, so that a change makes the new row's values here, and one
@@ -18,7 +16,7 @@ import (
 var keyColumnNames = []string{"number", "uuid", "provider", "name", "state", "hidden", "handle", "type", "bits", "algorithm", "usage",
 	"template", "origin", "uid", "gid", "created", "changed", "public", "secret", "allow_destroy", "before_state", "units", "pcrs",
 	"object", "caller_nonce", "nonce_bound", "nonces", "failures", "copied", "before_type", "before_bits", "before_algorithm",
-	"before_usage", "before_template", "before_pcrs", "device", "provider_uuid", "certificate", "files", "mac"}
+	"before_usage", "before_template", "before_pcrs", "device", "provider_uuid", "certificate", "files", "space", "mac"}
 
 // keyExpressions are what is read where a column itself is not: a secret is not read with its row.
 var keyExpressions = map[string]string{
@@ -124,7 +122,7 @@ func (t *tx) store(k Key, sets ...set) error {
 	var number int64
 	err := t.row(query.String()+" RETURNING number", append(args, mac, k.Number), &number)
 	if errors.Is(err, sql.ErrNoRows) {
-		return psa.Errorf(psa.StatusDoesNotExist, "there is no key %s", k.Name)
+		return noSuch(k.Space, k.Name)
 	}
 	if err != nil {
 		return err
@@ -159,7 +157,7 @@ func (t *tx) insertKey(k Key, provider []byte) error {
 	row := map[string]any{"number": k.Number, "uuid": k.ID[:], "provider": k.Provider, "name": k.Name, "state": k.State, "hidden": 0,
 		"type": 0, "bits": 0, "algorithm": 0, "usage": 0, "template": "", "origin": "", "uid": int64(k.UID), "gid": int64(k.GID),
 		"created": k.Created.UnixNano(), "changed": k.Changed.UnixNano(), "allow_destroy": true, "units": "", "pcrs": 0, "object": "",
-		"caller_nonce": false, "nonce_bound": false, "nonces": 0, "failures": 0, "copied": false, "device": "", "files": k.files[:]}
+		"caller_nonce": false, "nonce_bound": false, "nonces": 0, "failures": 0, "copied": false, "device": "", "files": k.files[:], "space": int64(k.Space)}
 	values := make([]any, keysTable.n)
 	for i, name := range keyColumnNames {
 		values[i] = set{name, stored(row[name])}.read()

@@ -266,6 +266,9 @@ func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error
 			return psa.Errorf(psa.StatusAlreadyExists, "there is a provider %s already, and it wraps the data key", to).
 				WithHint("give another name, or state rewrap first")
 		case err == nil: // the start after its name changed in the configuration made it
+			if err := t.removeUsers(other); err != nil {
+				return err
+			}
 			if _, err := t.exec("DELETE FROM providers WHERE number = ?", other); err != nil {
 				return err
 			}
@@ -359,6 +362,7 @@ func (r *RowKey) readKey(values []any) Entry {
 	f.skip(8) // what it goes back to, its device and its provider's uuid are proven, and read elsewhere
 	k.certificate = f.blob("certificate")
 	k.files = f.files()
+	k.Space = Space(f.integer("space", int64(Shared), int64(OwnSpace(math.MaxUint32-1))))
 	if !proven {
 		f.fault(wrongMAC)
 	}
@@ -392,22 +396,37 @@ func (r *RowKey) readKey(values []any) Entry {
 	}
 	copy(k.Handle[:], handle)
 	if err := f.damage(fmt.Sprintf("key %q", k.Name)); err != nil {
-		return Entry{Key: Key{Number: k.Number, Provider: k.Provider, Name: k.Name, Damage: err}}
+		return Entry{Key: Key{Number: k.Number, Provider: k.Provider, Space: k.Space, Name: k.Name, Damage: err}}
 	}
 	return Entry{k, before}
 }
 
-func (s *sqliteStore) Keys(ctx context.Context, provider int64, after string, n int) ([]Key, error) {
+func (s *sqliteStore) Keys(ctx context.Context, provider int64, space Space, after string, n int) ([]Key, error) {
 	var keys []Key
 	err := s.query(ctx, "cannot list the keys", "SELECT "+keyColumns+` FROM keys
-		WHERE provider = ? AND name > ? AND hidden = 0 ORDER BY name LIMIT ?`, func(scan func(...any) error) error {
+		WHERE provider = ? AND space = ? AND name > ? AND hidden = 0 ORDER BY name LIMIT ?`, func(scan func(...any) error) error {
 		e, err := s.guard.Load().scanKey(scan)
 		if err == nil {
 			keys = append(keys, e.Key)
 		}
 		return err
-	}, provider, after, page(n))
+	}, provider, int64(space), after, page(n))
 	return keys, err
+}
+
+func (s *sqliteStore) Spaces(ctx context.Context, provider int64, after Space, n int) ([]Space, error) {
+	var spaces []Space
+	// Each step is one look into keys_name, however many keys a space has.
+	err := s.query(ctx, "cannot list who has keys", `WITH RECURSIVE spaces(space) AS (
+		SELECT min(space) FROM keys WHERE provider = ?1 AND space > ?2
+		UNION ALL SELECT (SELECT min(space) FROM keys WHERE provider = ?1 AND space > spaces.space) FROM spaces WHERE space IS NOT NULL)
+		SELECT space FROM spaces WHERE space IS NOT NULL LIMIT ?3`, func(scan func(...any) error) error {
+		var space int64
+		err := scan(&space)
+		spaces = append(spaces, Space(space))
+		return err
+	}, provider, int64(after), page(n))
+	return spaces, err
 }
 
 func (s *sqliteStore) Journal(ctx context.Context, provider, after int64, n int) ([]Entry, error) {
@@ -441,8 +460,8 @@ func (s *sqliteStore) oneKey(ctx context.Context, what, where string, args ...an
 	return k, k.Damage
 }
 
-func (s *sqliteStore) KeyByName(ctx context.Context, provider int64, name string) (Key, error) {
-	return s.oneKey(ctx, "key "+name, "provider = ? AND name = ?", provider, name)
+func (s *sqliteStore) KeyByName(ctx context.Context, provider int64, space Space, name string) (Key, error) {
+	return s.oneKey(ctx, "key "+Key{Space: space, Name: name}.Path(), "provider = ? AND space = ? AND name = ?", provider, int64(space), name)
 }
 
 func (s *sqliteStore) KeyByNumber(ctx context.Context, number int64) (Key, error) {
@@ -540,9 +559,9 @@ func hiddenError(name string) error {
 func (k Key) change() Change { return Change{Provider: k.Provider, Key: k.Number, Kind: KeyChanged} }
 
 // free checks that a name is not taken.
-func (t *tx) free(provider int64, name string) error {
+func (t *tx) free(provider int64, space Space, name string) error {
 	var hidden bool
-	err := t.row("SELECT hidden <> 0 FROM keys WHERE provider = ? AND name = ?", []any{provider, name}, &hidden)
+	err := t.row("SELECT hidden <> 0 FROM keys WHERE provider = ? AND space = ? AND name = ?", []any{provider, int64(space), name}, &hidden)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
@@ -566,7 +585,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 		} else if err != nil {
 			return err
 		}
-		if err := t.free(d.Provider, d.Name); err != nil {
+		if err := t.free(d.Provider, d.Space, d.Name); err != nil {
 			return err
 		}
 		if d.Quota > 0 {
@@ -575,7 +594,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
-		k = Key{ID: newUUID(), Provider: d.Provider, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}
+		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}
 		if k.Number, err = t.number(); err != nil {
 			return err
 		}
@@ -641,12 +660,33 @@ func (t *tx) remove(k Key) error {
 func (t *tx) removeNumber(number int64) error {
 	delete(t.rows, number)
 	t.touched = append(t.touched, number)
+	if err := t.removeInodes(number*256, number*256+255); err != nil {
+		return err
+	}
+	_, err := t.exec("DELETE FROM numbers WHERE number = ?", number)
+	return err
+}
+
+func (t *tx) removeInodes(first, last int64) error {
 	for _, query := range []string{"DELETE FROM inodes WHERE ino BETWEEN ? AND ?", "DELETE FROM xattrs WHERE ino BETWEEN ? AND ?"} {
-		if _, err := t.exec(query, number*256, number*256+255); err != nil {
+		if _, err := t.exec(query, first, last); err != nil {
 			return err
 		}
 	}
-	_, err := t.exec("DELETE FROM numbers WHERE number = ?", number)
+	return nil
+}
+
+// removeUsers deletes what is stored of the directories of a provider's users.
+func (t *tx) removeUsers(provider int64) error {
+	if provider > MaxUsersProvider {
+		return nil
+	}
+	first, last := int64(UserInode(provider, 0)), int64(UserInode(provider, math.MaxUint32))
+	if err := t.removeInodes(first, last); err != nil {
+		return err
+	}
+	t.all = true
+	_, err := t.exec("DELETE FROM users WHERE number BETWEEN ? AND ?", first/256, last/256)
 	return err
 }
 
@@ -735,9 +775,9 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 		if a.Attributes.Type == psa.KeyTypeNone || a.Device == "" || a.Object == "" {
 			return psa.Errorf(psa.StatusInvalidArgument, "an adopted key needs a type, a device and an object")
 		}
-		var name string
-		if err := t.row("SELECT name"+holder, []any{a.Device, a.Object, a.Made[:]}, &name); err == nil {
-			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, name)
+		var has Key
+		if err := t.row("SELECT space, name"+holder, []any{a.Device, a.Object, a.Made[:]}, &has.Space, &has.Name); err == nil {
+			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, has.Listed())
 		} else if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
@@ -821,17 +861,22 @@ func (s *sqliteStore) SetHidden(ctx context.Context, number int64, hidden bool) 
 	})
 }
 
-func (s *sqliteStore) Rename(ctx context.Context, number int64, name string) error {
+func (s *sqliteStore) Rename(ctx context.Context, number int64, space Space, name string) error {
 	return s.write(ctx, "cannot rename a key", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Creating, Ready)
-		if err != nil || k.Name == name {
+		if err != nil || k.Space == space && k.Name == name {
 			return err
 		}
-		if err := t.free(k.Provider, name); err != nil {
-			return err
-		}
-		return t.update(k, set{"name", name})
+		return t.move(k, space, name)
 	})
+}
+
+// move gives a key another name, perhaps in another space.
+func (t *tx) move(k Key, space Space, name string) error {
+	if err := t.free(k.Provider, space, name); err != nil {
+		return err
+	}
+	return t.update(k, set{"space", int64(space)}, set{"name", name})
 }
 
 func (s *sqliteStore) Exchange(ctx context.Context, number, other int64) error {
@@ -851,10 +896,10 @@ func (s *sqliteStore) Exchange(ctx context.Context, number, other int64) error {
 		if _, err := t.exec("UPDATE keys SET name = ? WHERE number = ?", "\x00", b.Number); err != nil {
 			return err
 		}
-		if err := t.update(a, set{"name", b.Name}); err != nil {
+		if err := t.update(a, set{"space", int64(b.Space)}, set{"name", b.Name}); err != nil {
 			return err
 		}
-		return t.update(b, set{"name", a.Name})
+		return t.update(b, set{"space", int64(a.Space)}, set{"name", a.Name})
 	})
 }
 
@@ -952,6 +997,16 @@ func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid
 		stored, err := t.inodes(k)
 		if err != nil {
 			return err
+		}
+		owner, _, err := t.directoryOwner(k)
+		if err != nil {
+			return err
+		}
+		// First, while nothing has changed: the new owner may have such a name.
+		if owner == from && k.Space == OwnSpace(from) {
+			if err := t.move(k, OwnSpace(uid), k.Name); err != nil {
+				return err
+			}
 		}
 		n := 0
 		for _, i := range stored {
@@ -1189,6 +1244,15 @@ func (t *tx) owner(ino uint64) (Change, error) {
 	number := int64(ino / 256)
 	if number == 0 {
 		return c, nil
+	}
+	if provider, ok := userProvider(ino); ok {
+		c.Provider = provider
+		var n int
+		err := t.row("SELECT 1 FROM providers WHERE number = ?", []any{provider}, &n)
+		if errors.Is(err, sql.ErrNoRows) {
+			return c, psa.Errorf(psa.StatusDoesNotExist, "there is no inode %d", ino)
+		}
+		return c, err
 	}
 	// Nothing was committed since the cache was filled: this transaction has the turn.
 	if k, _, ok := t.s.cache.get(number); ok && t.rows[number] == nil {

@@ -25,6 +25,7 @@ type Key struct {
 	Number      int64    // never reused; inode numbers are Number*256 + the file's own number
 	ID          [16]byte // the key's uuid
 	Provider    int64    // the provider's number
+	Space       Space    // in which it has its name
 	Name        string
 	State       State
 	Hidden      bool // an outcome is unknown: not listed, every use is EBUSY
@@ -46,7 +47,7 @@ type Key struct {
 	Failures    int64    // of short tags: see Store.AddFailure
 	Copied      bool     // a copy: its Failures are root's to reset
 	// Damage is set where the row cannot be understood, or is not as it was stored (StatusDataCorrupt): then only Number,
-	// Provider and Name hold.
+	// Provider, Space and Name hold.
 	Damage error
 
 	files       fileSet // those that have a row of their own
@@ -111,6 +112,7 @@ type ProviderRow struct {
 // NewDraft is what InsertDraft stores.
 type NewDraft struct {
 	Provider int64
+	Space    Space
 	Name     string
 	UID, GID uint32
 	// Inodes are stored with it. Their Ino is only the file's own number, below 256.
@@ -221,11 +223,13 @@ type Store interface {
 	// SetDefaultProvider makes it the one and only default.
 	SetDefaultProvider(ctx context.Context, number int64) error
 
-	// Keys lists a provider's keys that are not hidden, in the order of their names' bytes, from the first name behind
-	// after, at most n (and never more than MaxPage). A row that cannot be understood is listed with its Damage.
-	Keys(ctx context.Context, provider int64, after string, n int) ([]Key, error)
+	// Keys lists a provider's keys in a space that are not hidden, in the order of their names' bytes, from the first name
+	// behind after, at most n (and never more than MaxPage). A row that cannot be understood is listed with its Damage.
+	Keys(ctx context.Context, provider int64, space Space, after string, n int) ([]Key, error)
+	// Spaces lists the spaces behind after in which a provider has keys, hidden ones too, in their order, at most n.
+	Spaces(ctx context.Context, provider int64, after Space, n int) ([]Space, error)
 	// KeyByName finds a key, hidden ones too.
-	KeyByName(ctx context.Context, provider int64, name string) (Key, error)
+	KeyByName(ctx context.Context, provider int64, space Space, name string) (Key, error)
 	KeyByNumber(ctx context.Context, number int64) (Key, error)
 	// Secret is what FinishCreate stored sealed, nil if it stored nothing.
 	Secret(ctx context.Context, number int64) ([]byte, error)
@@ -266,10 +270,10 @@ type Store interface {
 	// Journal lists a provider's keys in Creating or Destroying with numbers above after, by number, at most n.
 	Journal(ctx context.Context, provider, after int64, n int) ([]Entry, error)
 
-	// Rename gives a key another name. One that is taken is StatusAlreadyExists, by a hidden key StatusBadState; the
-	// key's own is no change.
-	Rename(ctx context.Context, number int64, name string) error
-	// Exchange swaps the names of two keys of one provider.
+	// Rename gives a key another name, perhaps in another space. One that is taken there is StatusAlreadyExists, by a hidden
+	// key StatusBadState; the key's own is no change.
+	Rename(ctx context.Context, number int64, space Space, name string) error
+	// Exchange swaps the names of two keys of one provider, with their spaces.
 	Exchange(ctx context.Context, number, other int64) error
 	SetAllowDestroy(ctx context.Context, number int64, allow bool) error
 	// SetUnits stores the systemd units that may use the key; names hold no white space.
@@ -295,12 +299,14 @@ type Store interface {
 	Certificate(ctx context.Context, number int64) ([]byte, error)
 	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included, and takes from
 	// out of the ACLs of these inodes. What belongs to others stays as it is; where nothing is from's it is StatusDoesNotExist.
+	// A key of from's among from's own names goes to those of uid; a name that is taken there is as in Rename, and nothing
+	// changes.
 	SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error
 
 	// Inode is what is stored of an inode; false: nothing, all is default.
 	Inode(ctx context.Context, ino uint64) (Inode, bool, error)
-	// SetInode replaces all that is stored of an inode. Whose Ino/256 is neither 0 (the tree's own files) nor the
-	// number of a key, alias or provider is StatusDoesNotExist.
+	// SetInode replaces all that is stored of an inode. Whose Ino is no UserInode of a provider that is there, and whose
+	// Ino/256 is neither 0 (the tree's own files) nor the number of a key, alias or provider, is StatusDoesNotExist.
 	SetInode(ctx context.Context, i Inode) error
 	// Xattr is the value of a label (user.*) of an inode.
 	Xattr(ctx context.Context, ino uint64, name string) ([]byte, error)

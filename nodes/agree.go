@@ -103,19 +103,11 @@ func (o *operation) named(ctx context.Context, who caller.Caller, name string, r
 	if err := borrowed(o.uid, who.UID); err != nil {
 		return kim.Key{}, err
 	}
-	return o.t.named(ctx, who, o.at.provider, name, r, want)
-}
-
-// named is the key that a caller named in bytes: refused as if it had opened the row's file there.
-func (t *Tree) named(ctx context.Context, who caller.Caller, p *kim.Provider, name string, r *row, want gate.Bits) (kim.Key, error) {
-	if err := kim.ValidName(name); err != nil {
-		return kim.Key{}, err
-	}
-	k, err := p.Lookup(calm(ctx), name)
+	from, err := o.t.spaceOf(ctx, o.at.key)
 	if err != nil {
-		return kim.Key{}, err
+		return kim.Key{}, gone(err)
 	}
-	return k, t.gate.Named(ctx, who, t.file(r, p, k.Number).file(), want)
+	return o.t.named(ctx, who, o.at.provider, from, name, r, want)
 }
 
 // storeRun makes the secret the draft's key, and gives nothing.

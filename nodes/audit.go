@@ -31,6 +31,7 @@ type AuditEvent struct {
 	Unit      string    `json:"unit,omitempty"`
 	Provider  string    `json:"provider,omitempty"`
 	Key       string    `json:"key,omitempty"`  // its name then
+	User      *uint32   `json:"user,omitempty"` // among whose own names that is; none: among those that all share
 	UUID      string    `json:"uuid,omitempty"` // of the key
 	File      string    `json:"file,omitempty"`
 	Operation string    `json:"operation"`
@@ -127,6 +128,9 @@ func (t *Tree) name(e *AuditEvent, key kim.Key) {
 	}
 	if key.Number != 0 {
 		e.Key, e.UUID = key.Name, hex.EncodeToString(key.ID[:])
+		if uid, own := key.Space.User(); own {
+			e.User = &uid
+		}
 	}
 }
 
@@ -138,13 +142,13 @@ func (t *Tree) audited(ctx context.Context, at place, op string, begun time.Time
 
 // attempt is the class of what somebody was kept from: a deed that failed, or one refusal among those that anybody can
 // provoke.
-func attempt(at place, op string) AuditClass {
+func (t *Tree) attempt(at place, op string) AuditClass {
 	switch op {
 	case "mkdir", "rmdir", "rename", "setattr":
 		return AuditDeed
 	case "open", "read", "write", "close":
 		file, _, _ := strings.Cut(at.file, slotsSuffix+"/")
-		if r := find(keyRows, file); at.key != 0 && r != nil {
+		if r := find(t.tables.key, file); at.key != 0 && r != nil {
 			return r.class()
 		}
 	}

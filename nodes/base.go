@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes/caller"
 	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
-// Inode numbers: the number of the key, provider or alias times 256 plus the row's; the root's own number is 0.
+// Inode numbers: the number of the key, provider or alias times 256 plus the row's; the root's own number is 0. Those of
+// users' directories are kim.UserInode's.
 const (
 	rootIno      = 1
 	inoPerNumber = 256
@@ -35,6 +37,8 @@ type stat struct {
 	// says why: what a new kind of node does not say cannot be changed.
 	settable uint32
 	fixed    string
+	// unlabelled: of a directory that is there for every uid, whose labels nothing would bound
+	unlabelled bool
 	// fleeting and fleetingName: attributes, or the name, change with what happens elsewhere, which the kernel does not
 	// see: it asks each time
 	fleeting, fleetingName bool
@@ -67,16 +71,41 @@ type place struct {
 
 // path is relative to the mount; a key's name is asked now, because keys are renamed.
 func (p place) path() string {
+	if p.key == 0 {
+		return p.pathOf("")
+	}
+	k, err := p.t.kim.Key(context.Background(), p.key)
+	if err != nil {
+		k.Name = "?"
+	}
+	return p.pathOf(k.Path())
+}
+
+// pathFor is path for a user's own eyes: where they come by another way than the directory of a key, and may not search that,
+// its name stays its owner's.
+func (p place) pathFor(ctx context.Context, who caller.Caller) string {
+	if p.key == 0 || who.UID == 0 {
+		return p.path()
+	}
+	k, err := p.t.kim.Key(calm(ctx), p.key)
+	if err != nil {
+		return p.path()
+	}
+	uid, own := k.Space.User()
+	if own && uid != who.UID && p.t.gate.Named(ctx, who, p.t.keys(p.provider, k.Space), gate.Search) != nil {
+		k.Name = "?"
+	}
+	return p.pathOf(k.Path())
+}
+
+// pathOf is path with a key's own.
+func (p place) pathOf(key string) string {
 	var names []string
 	if p.provider != nil {
 		names = append(names, "providers", p.provider.Name())
 	}
 	if p.key != 0 {
-		name := "?"
-		if k, err := p.t.kim.Key(context.Background(), p.key); err == nil {
-			name = k.Name
-		}
-		names = append(names, "keys", name)
+		names = append(names, key)
 	}
 	if p.file != "" {
 		names = append(names, p.file)
@@ -190,7 +219,7 @@ var _ = (fs.NodeMkdirer)((*base)(nil))
 
 // Mkdir is safe because it refuses.
 func (b *base) Mkdir(ctx context.Context, _ string, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "mkdir", "no directories can be made here", "a key is made by mkdir in a provider's keys/")
+	return nil, b.denied(ctx, "mkdir", "no directories can be made here", "a key is made by mkdir in a provider's keys/ or mine/")
 }
 
 var _ = (fs.NodeCreater)((*base)(nil))
@@ -198,7 +227,7 @@ var _ = (fs.NodeCreater)((*base)(nil))
 // Create is safe because it refuses.
 func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here",
-		"a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory")
+		"a key is made by mkdir in a provider's keys/ or mine/, a slot in an operation's .d directory")
 }
 
 // entry gives the kernel a child: the inode that it already knows under this number, or n.

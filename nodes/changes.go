@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"strings"
 	"syscall"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 )
 
 // Chown gives what is a user's of a key to another one for a command (kim.SetOwner). Whoever has it open is judged anew, and
-// the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting).
+// the kernel is told to forget its attributes. That alone waits for no lock, as forgetting names would (fleeting): the old
+// name of a key that goes to the new owner's own names leads nobody in.
 func (t *Tree) Chown(ctx context.Context, by fuse.Caller, p *kim.Provider, key int64, from, uid, gid uint32) error {
 	begun := time.Now()
 	err := t.setOwner(ctx, key, from, uid, gid)
@@ -25,7 +27,7 @@ func (t *Tree) Chown(ctx context.Context, by fuse.Caller, p *kim.Provider, key i
 	if err != nil {
 		return err
 	}
-	t.forgetAttributes(p, key)
+	t.forgetAttributes(p, key, kim.OwnSpace(from))
 	return nil
 }
 
@@ -40,19 +42,26 @@ func (t *Tree) setOwner(ctx context.Context, key int64, from, uid, gid uint32) e
 	return nil
 }
 
-func (t *Tree) forgetAttributes(p *kim.Provider, key int64) {
-	keys := t.known("providers", p.Name(), "keys")
-	if keys == nil {
-		return
+// forgetAttributes has the kernel ask again about a key that is, or was, in the space before.
+func (t *Tree) forgetAttributes(p *kim.Provider, key int64, before kim.Space) {
+	spaces := []kim.Space{before}
+	if now, err := t.spaceOf(context.Background(), key); err == nil && now != before {
+		spaces = append(spaces, now)
 	}
-	for _, dir := range keys.Children() {
-		d, ok := dir.Operations().(*rowsDir)
-		if !ok || d.at.key != key {
+	for _, space := range spaces {
+		keys := t.known(append([]string{"providers", p.Name()}, strings.Split(space.String(), "/")...)...)
+		if keys == nil {
 			continue
 		}
-		_ = dir.NotifyContent(attributesOnly, 0)
-		for _, file := range dir.Children() {
-			_ = file.NotifyContent(attributesOnly, 0)
+		for _, dir := range keys.Children() {
+			d, ok := dir.Operations().(*rowsDir)
+			if !ok || d.at.key != key {
+				continue
+			}
+			_ = dir.NotifyContent(attributesOnly, 0)
+			for _, file := range dir.Children() {
+				_ = file.NotifyContent(attributesOnly, 0)
+			}
 		}
 	}
 }
@@ -82,9 +91,9 @@ func (t *Tree) known(names ...string) *fs.Inode {
 // attributesOnly is the offset that leaves the page cache alone (fuse_reverse_inval_inode).
 const attributesOnly = -1
 
-// Destroyed is for keys that were destroyed or forgotten by a command; name is what a key was called.
-func (t *Tree) Destroyed(by fuse.Caller, command string, p *kim.Provider, key int64, name string, err error) {
-	t.audit(callerFrom(by), AuditCommand, place{t: t, provider: p, file: "keys/" + name}, command, time.Now(), err)
+// Destroyed is for keys that were destroyed or forgotten by a command; path is where a key stood below its provider.
+func (t *Tree) Destroyed(by fuse.Caller, command string, p *kim.Provider, key int64, path string, err error) {
+	t.audit(callerFrom(by), AuditCommand, place{t: t, provider: p, file: path}, command, time.Now(), err)
 	if err == nil {
 		t.forget(key)
 	}

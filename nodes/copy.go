@@ -9,19 +9,19 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// copyStage makes the draft a copy of the key of the same provider whose name is written: for whoever could open that
+// copyStage makes the draft a copy of the key of the same provider whose name is written (Tree.named): for whoever could open that
 // one's export, whether or not its policy lets the key be exported.
 func copyStage(v *view) stage {
 	return stage{scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
 		line, _, whole := bytes.Cut(b, []byte("\n"))
 		name := strings.TrimSpace(string(line))
-		if name == "" || !whole && !alone {
+		if name == "" || !whole && (!alone || directoryAlone(name)) {
 			return 0, nil, nil
 		}
 		if err := v.borrowed(); err != nil {
 			return 0, nil, err
 		}
-		source, err := v.t.named(v.ctx, callerOf(v.ctx), v.provider, name, exportRow, gate.ReadWrite)
+		source, err := v.t.named(v.ctx, callerOf(v.ctx), v.provider, v.key.Space, name, exportRow, gate.ReadWrite)
 		if !whole && psa.StatusOf(err) == psa.StatusDoesNotExist {
 			return 0, nil, nil // a name that goes on
 		}

@@ -53,7 +53,7 @@ func (t *Tree) dir(links int) stat {
 func (t *Tree) provider(p *kim.Provider) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p}, t.tables.provider, func(*view) stat {
 		c := p.Config()
-		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 4,
+		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5,
 			fixed: "owner, group and mode of a provider's directory are in the configuration"}
 	})
 }
@@ -251,22 +251,31 @@ func (v *view) providersDir(r *row) node {
 	return n
 }
 
-// keysDir is providers/<name>/keys/.
-type keysDir struct{ namesDir }
+// keysDir is a directory of keys: providers/<name>/keys/, or one of users/.
+type keysDir struct {
+	namesDir
+	space kim.Space
+}
 
-func (t *Tree) keys(p *kim.Provider) *keysDir {
-	n := &keysDir{namesDir{base: t.base(inoOf(p.Number(), rowKeys)), at: place{t: t, provider: p, file: "keys"}}}
+func (t *Tree) keys(p *kim.Provider, space kim.Space) *keysDir {
+	uid, own := space.User()
+	n := &keysDir{namesDir{base: t.base(directories(p, space)[2]), at: place{t: t, provider: p, file: space.String()}}, space}
 	n.self = n
 	n.says = func() stat {
 		c := p.Config()
-		return stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
+		s := stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
+		if own {
+			// Which group is the user's nobody here knows, and another user's may have the uid's number.
+			s.mode, s.uid, s.gid, s.unlabelled = 0700, uid, t.gid, true
+		}
+		return s
 	}
 	// a key whose fate is unknown is EBUSY
 	n.find = func(ctx context.Context, name string) (node, syscall.Errno) {
 		if kim.ValidName(name) != nil {
 			return nil, syscall.ENOENT
 		}
-		k, err := p.Lookup(calm(ctx), name)
+		k, err := p.Lookup(calm(ctx), space, name)
 		switch {
 		case psa.StatusOf(err) == psa.StatusDoesNotExist:
 			return nil, syscall.ENOENT
@@ -276,14 +285,17 @@ func (t *Tree) keys(p *kim.Provider) *keysDir {
 		return t.key(p, k.Number), 0
 	}
 	n.list = func() fs.DirStream {
-		return listing(p.List, func(k kim.Key) fuse.DirEntry {
+		page := func(ctx context.Context, after string, most int) ([]kim.Key, error) {
+			return p.List(ctx, space, after, most)
+		}
+		return listing(page, func(k kim.Key) fuse.DirEntry {
 			return fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)}
 		})
 	}
 	return n
 }
 
-func (v *view) keysDir(*row) node { return v.t.keys(v.provider) }
+func (v *view) keysDir(*row) node { return v.t.keys(v.provider, kim.Shared) }
 
 var _ = (fs.NodeMkdirer)((*keysDir)(nil))
 
@@ -303,7 +315,7 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	}
 	c := callerOf(ctx)
 	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
-	k, err := p.CreateDraft(calm(ctx), name, c.UID, c.GID, bits, files...)
+	k, err := p.CreateDraft(calm(ctx), n.space, name, c.UID, c.GID, bits, files...)
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "mkdir", begun, err)
 	}
@@ -314,14 +326,27 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 // A keys directory is the end of the way to its names, which is judged anew where it has lost rights.
 var _ gate.Way = (*keysDir)(nil)
 
-// Numbers are the provider's directory and this one.
+// directories are the first steps to a key of a space.
+func directories(p *kim.Provider, space kim.Space) [gate.Steps]uint64 {
+	if uid, own := space.User(); own {
+		return [gate.Steps]uint64{inoOf(p.Number(), 0), inoOf(p.Number(), rowUsers), kim.UserInode(p.Number(), uid)}
+	}
+	return [gate.Steps]uint64{inoOf(p.Number(), 0), 0, inoOf(p.Number(), rowKeys)}
+}
+
+// Numbers are the directories' with this one at the end.
 func (n *keysDir) Numbers() [gate.Steps]uint64 {
-	return [gate.Steps]uint64{0: inoOf(n.at.provider.Number(), 0), 3: n.ino}
+	numbers := directories(n.at.provider, n.space)
+	numbers[2], numbers[gate.Steps-1] = 0, n.ino
+	return numbers
 }
 
 func (n *keysDir) step(i int) *base {
-	if i == 0 {
+	switch i {
+	case 0:
 		return &n.t.provider(n.at.provider).base
+	case 1:
+		return &n.t.users(n.at.provider).base
 	}
 	return &n.base
 }
@@ -353,7 +378,7 @@ var _ = (fs.NodeRmdirer)((*keysDir)(nil))
 // Rmdir destroys the key; it is safe because the kernel judged the sticky directory, and the KIM journals.
 func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	p := n.at.provider
-	k, err := p.Lookup(calm(ctx), name)
+	k, err := p.Lookup(calm(ctx), n.space, name)
 	if err != nil {
 		return n.t.fail(ctx, n.child(name), "rmdir", err)
 	}
@@ -392,42 +417,58 @@ const (
 
 var _ = (fs.NodeRenamer)((*keysDir)(nil))
 
-// Rename is safe because it never replaces a key and never leaves its provider.
+// Rename is safe because it never replaces a key and never leaves its provider, and the kernel asked for w and x on both
+// directories.
 func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
-	at, next, p := n.child(name), n.child(newName), n.at.provider
+	at, p := n.child(name), n.at.provider
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key cannot leave its provider", "make a new key there"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stands in keys/ or a user's directory of its provider, and nowhere else",
+			"make a new key there"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}
+	next := to.child(newName)
 	if err := kim.ValidName(newName); err != nil {
 		return n.t.fail(ctx, next, "rename", err)
 	}
 	begun := time.Now()
-	k, err := p.Lookup(calm(ctx), name)
+	k, err := p.Lookup(calm(ctx), n.space, name)
 	if err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
 	if err := n.enter(ctx); err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
-	err = n.move(ctx, k.Number, newName, flags&renameExchange != 0)
+	if err := to.enter(ctx); err != nil {
+		return n.t.fail(ctx, next, "rename", err)
+	}
+	err = n.move(ctx, k.Number, to, newName, flags&renameExchange != 0)
 	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
 	return n.t.remember(ctx, at, "rename", err)
 }
 
 // move gives a key another name, or the name of another key that gets its own.
-func (n *keysDir) move(ctx context.Context, key int64, name string, exchange bool) error {
-	if !exchange {
-		return n.t.kim.Rename(calm(ctx), key, name)
-	}
-	other, err := n.at.provider.Lookup(calm(ctx), name)
-	if err != nil {
+func (n *keysDir) move(ctx context.Context, key int64, to *keysDir, name string, exchange bool) error {
+	changed := []int64{key}
+	if exchange {
+		other, err := n.at.provider.Lookup(calm(ctx), to.space, name)
+		if err != nil {
+			return err
+		}
+		changed = append(changed, other.Number)
+		err = n.t.kim.Exchange(calm(ctx), key, other.Number)
+		if err != nil {
+			return err
+		}
+	} else if err := n.t.kim.Rename(calm(ctx), key, to.space, name); err != nil {
 		return err
 	}
-	return n.t.kim.Exchange(calm(ctx), key, other.Number)
+	if n.space != to.space {
+		n.t.moved(changed...)
+	}
+	return nil
 }
 
 // file makes the node of a row that is a file; key is 0 outside keys.
@@ -584,7 +625,7 @@ type linkTo struct {
 	changed  time.Time
 }
 
-// symlinkNode is a symbolic link of the tree. What it says never changes: the kernel keeps it.
+// symlinkNode is a symbolic link of the tree. What it says never changes.
 type symlinkNode struct {
 	base
 	at place

@@ -169,7 +169,7 @@ func callerFrom(c fuse.Caller) caller.Caller {
 // failures: shells ask for them all day.
 func (t *Tree) fail(ctx context.Context, at place, op string, err error) syscall.Errno {
 	if denial(errnoOf(err)) {
-		t.audit(callerOf(ctx), attempt(at, op), at, op, time.Now(), err)
+		t.audit(callerOf(ctx), t.attempt(at, op), at, op, time.Now(), err)
 	}
 	return t.remember(ctx, at, op, err)
 }
@@ -186,7 +186,7 @@ func (t *Tree) remember(ctx context.Context, at place, op string, err error) sys
 		used, _, err := t.kim.Quota(calm(ctx), c.UID)
 		holder = err == nil && used > 0
 	}
-	t.failures.add(c.UID, holder, failure{at: time.Now(), pid: c.TID, key: at.key, path: at.path(), op: op, errno: e, err: err})
+	t.failures.add(c.UID, holder, failure{at: time.Now(), pid: c.TID, key: at.key, path: at.pathFor(ctx, c), op: op, errno: e, err: err})
 	if e == syscall.EIO {
 		t.log.Error("operation failed", "path", at.path(), "operation", op, "uid", c.UID, "error", err)
 	} else {

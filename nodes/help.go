@@ -14,9 +14,10 @@ func readme() []byte {
 	b.WriteString(`parsecfs: every key is a directory, every operation is a file, and the file's permissions decide who may use it.
 
     cd providers/default
-    mkdir keys/web                               a draft
-    echo ecdsa-p256-sha256 > keys/web/generate   now it is a key
-    { cat message >&3; cat <&3; } 3<>keys/web/sign > signature
+    mkdir mine/web                               a draft, among your own names
+    echo ecdsa-p256-sha256 > mine/web/generate   now it is a key
+    { cat message >&3; cat <&3; } 3<>mine/web/sign > signature
+    mv mine/web keys/web                         among the names that all users share
     rmdir keys/web                               destroyed
 
 An open file is one transaction: what is written is the request, what is read is the answer. Programs that cannot hold
@@ -26,7 +27,7 @@ slots: mkdir verify.d/x gives a file for each input and output.
 `)
 	section(&b, "/", rootRows)
 	section(&b, "providers/<name>/", providerRows)
-	section(&b, "providers/<name>/keys/<key>/  (those that its type, policy and provider allow)", keyRows)
+	section(&b, "providers/<name>/keys/<key>/ and mine/<key>/  (those that its type, policy and provider allow)", keyRows)
 	return b.Bytes()
 }
 

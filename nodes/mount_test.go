@@ -221,7 +221,7 @@ func TestFilesFollowTheKey(t *testing.T) {
 	if got, want := list(t, filepath.Join(m.dir, "providers")), "default software"; got != want {
 		t.Errorf("providers/ shows %q, want %q", got, want)
 	}
-	if got, want := list(t, filepath.Join(m.dir, "providers/default")), "can_do can_do.d capabilities capabilities.json hash info keys random status"; got != want {
+	if got, want := list(t, filepath.Join(m.dir, "providers/default")), "can_do can_do.d capabilities capabilities.json hash info keys mine random status users"; got != want {
 		t.Errorf("a provider shows %q, want %q", got, want)
 	}
 }

@@ -156,30 +156,47 @@ func (n *fileNode) Numbers() (numbers [gate.Steps]uint64) {
 		numbers[0] = inoOf(n.p.Number(), 0)
 	}
 	if n.key != 0 {
-		numbers[1], numbers[2] = inoOf(n.p.Number(), rowKeys), inoOf(n.key, 0)
+		space, _ := n.t.spaceOf(context.Background(), n.key) // Rights says what is wrong
+		numbers = directories(n.p, space)
+		numbers[3] = inoOf(n.key, 0)
 	}
-	numbers[3] = n.ino
+	numbers[4] = n.ino
 	return numbers
 }
 
-func (n *fileNode) step(i int) *base {
+func (n *fileNode) step(ctx context.Context, i int) (*base, error) {
 	switch i {
-	case 0:
-		return &n.t.provider(n.p).base
-	case 1:
-		return &n.t.keys(n.p).base
-	case 2:
-		return &n.t.key(n.p, n.key).base
+	case 0, 1, 2:
+		space := kim.Shared
+		if n.key != 0 {
+			var err error
+			if space, err = n.t.spaceOf(ctx, n.key); err != nil {
+				return nil, err
+			}
+		}
+		return n.t.keys(n.p, space).step(i), nil
+	case 3:
+		return &n.t.key(n.p, n.key).base, nil
 	}
-	return &n.base
+	return &n.base, nil
 }
 
 func (n *fileNode) Rights(ctx context.Context, step int) (gate.Rights, error) {
-	p, err := n.step(step).permissions(ctx)
+	b, err := n.step(ctx, step)
+	if err != nil {
+		return gate.Rights{}, gone(err)
+	}
+	p, err := b.permissions(ctx)
 	return p.rights(), gone(err)
 }
 
-func (n *fileNode) Path(step int) string { return n.step(step).self.place().path() }
+func (n *fileNode) Path(step int) string {
+	b, err := n.step(context.Background(), step)
+	if err != nil {
+		return n.place().path()
+	}
+	return b.self.place().path()
+}
 
 // Units lets a key's own list decide over its operations alone: its owner may change it from anywhere.
 func (n *fileNode) Units(ctx context.Context) (gate.Units, error) {

@@ -145,7 +145,11 @@ func (b *base) owner(ctx context.Context) (judge func(gate.Rights) error, err er
 	if err != nil {
 		return nil, err
 	}
-	return b.t.gate.Owner(callerOf(ctx), [gate.Steps]uint64{b.ino - b.ino%inoPerNumber, b.ino}, p.rights()), nil
+	directory := b.ino - b.ino%inoPerNumber
+	if n, ok := b.self.(*keysDir); ok && n.space != kim.Shared {
+		directory = 0 // its number is no key's and no provider's
+	}
+	return b.t.gate.Owner(callerOf(ctx), [gate.Steps]uint64{directory, b.ino}, p.rights()), nil
 }
 
 // update changes what the KIM keeps of an inode, one change after the other, and notes rights that were taken away.
@@ -190,7 +194,7 @@ func (b *base) label(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if p.stat.settable == 0 {
+	if p.stat.settable == 0 || p.stat.unlabelled {
 		return other
 	}
 	if uid := callerOf(ctx).UID; uid != p.uid && uid != 0 {

@@ -126,11 +126,18 @@ var providerRows = []*row{
 	{number: 7, name: "hash", kind: directory, mode: 0555, present: lists(psa.Hash), node: (*view).hashDir,
 		help: "hash/sha256 and so on: message in, digest out"},
 	{number: rowKeys, name: "keys", kind: directory, mode: 01777, node: (*view).keysDir,
-		help: "the keys: mkdir makes a draft, rmdir destroys"},
+		help: "keys whose names all users share: mkdir makes a draft, rmdir destroys"},
+	{number: rowUsers, name: "users", kind: directory, mode: 0711, present: hasUsers, node: (*view).usersDir,
+		help: "a directory like keys/ for each uid, 0700, with names that nobody else sees"},
+	{number: 14, name: "mine", kind: link, mode: 0777, present: hasUsers, node: (*view).mine,
+		help: "a link to your own directory in users/"},
 }
 
-// rowKeys is a provider's keys/, whose inode is known without its row too.
-const rowKeys = 5
+// rowKeys and rowUsers are a provider's keys/ and users/, whose inodes are known without their rows too.
+const (
+	rowKeys  = 5
+	rowUsers = 13
+)
 
 // hashRows are the files of hash/: their numbers are the hash's in PSA's encoding behind the provider's own.
 var hashRows = newHashRows()
@@ -169,7 +176,7 @@ var keyRows = []*row{
 		help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
 	importRow,
 	{number: 11, name: "copy", kind: staged, mode: 0600, present: func(v *view) bool { return draft(v) && lists(psa.Copy)(v) }, stage: copyStage,
-		help: "the name of a key of this provider, with PSA_KEY_USAGE_COPY, whose export you could open: becomes its copy, with no more rights"},
+		help: "the name of a key (or keys/, mine/ or users/UID/ and its name) with PSA_KEY_USAGE_COPY, whose export you could open: becomes its copy, with no more rights"},
 	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM,
 		help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER,

@@ -67,6 +67,7 @@ type Tree struct {
 	failures   failures
 	renderings renderings
 	sizes      sizes
+	strangers  strangers
 	procs      *caller.Procs
 	gate       *gate.Gate
 	machine    *transaction.Machine

@@ -27,7 +27,9 @@ func keysListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List keys: provider, name, state, template, owner and uuid, separated by tabs",
-		Args:  positional(cobra.NoArgs),
+		Long: "List keys: provider, name, state, template, owner and uuid, separated by tabs. A name among a user's own is\n" +
+			"users/UID/NAME.",
+		Args: positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := flags.options(cmd.ErrOrStderr())
 			if err != nil {
@@ -92,7 +94,9 @@ func keysForgetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "forget PROVIDER KEY",
 		Short: "Remove a key here, whatever its device still has of it: for a device that never comes back",
-		Args:  positional(cobra.ExactArgs(2)),
+		Long: "Remove a key here, whatever its device still has of it: for a device that never comes back. KEY is its name, or\n" +
+			"users/UID/NAME.",
+		Args: positional(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := flags.options(cmd.ErrOrStderr())
 			if err != nil {

@@ -26,7 +26,8 @@ func readmeBlocks(t *testing.T, mountpoint string) map[string]string {
 	return blocks
 }
 
-// TestTour runs the README's tour as it is written, and has OpenSSL verify what each language signed.
+// TestTour runs the README's tour as it is written, and has OpenSSL verify what each language signed. A second user follows
+// it on the same mount.
 func TestTour(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
@@ -59,9 +60,23 @@ func TestTour(t *testing.T) {
 				t.Fatal(err)
 			}
 			run(t, "sh", "-c", tour.script)
-			run(t, "openssl", "dgst", "-sha256", "-verify", filepath.Join(m.Dir, "providers/default/keys/web/public.pem"), "-signature", "signature", "message")
+			run(t, "openssl", "dgst", "-sha256", "-verify", filepath.Join(m.Dir, "providers/default/mine/web/public.pem"), "-signature", "signature", "message")
 		})
 	}
+	t.Run("a second user", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("becoming another user needs root")
+		}
+		dir := parsecfstest.TempDir(t)
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("setpriv", "--reuid=61001", "--regid=61001", "--clear-groups", "sh", "-euc", blocks["sh"])
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	})
 }
 
 // TestReadmeConfiguration: the configuration in the README is accepted without a word.

@@ -42,12 +42,16 @@ var life = []step{
 	{"created", kim.Ready, func(s kim.Store, k *kim.Key) error {
 		return s.FinishCreate(ctx, k.Number, []byte("public"), []byte("sealed of "+k.Name))
 	}},
+	{"moved", kim.Ready, func(s kim.Store, k *kim.Key) error { return s.Rename(ctx, k.Number, kim.OwnSpace(1000), k.Name) }},
 	{"destroy", kim.Destroying, func(s kim.Store, k *kim.Key) error {
 		_, err := s.BeginDestroy(ctx, k.Number)
 		return err
 	}},
 	{"destroyed", "", func(s kim.Store, k *kim.Key) error { return s.FinishDestroy(ctx, k.Number) }},
 }
+
+// moved is the step that gives a key a name in another space.
+const moved = 3
 
 // child writes until it is killed. It says on standard output what it begins and what is done.
 func child(dir string, open Opener) {
@@ -76,7 +80,7 @@ func child(dir string, open Opener) {
 				k := kim.Key{Provider: p.Number, Name: fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)}
 				steps := life
 				if i%3 == 0 {
-					steps = life[:3]
+					steps = life[:moved+1]
 				}
 				for n, st := range steps {
 					say("begin %s %d", k.Name, n)
@@ -153,7 +157,10 @@ func checkKilled(t *testing.T, s *suite, begun, done map[string]int) {
 		}
 	}
 	rows := map[string]kim.Key{}
-	for _, k := range s.all(p) {
+	for _, k := range append(s.all(p), s.allOf(p, kim.OwnSpace(1000))...) {
+		if r, twice := rows[k.Name]; twice {
+			t.Errorf("%s is %s too", r.Path(), k.Path())
+		}
 		rows[k.Name] = k
 		s.ok(k.Damage)
 		if _, known := begun[k.Name]; !known {
@@ -174,6 +181,9 @@ func checkKilled(t *testing.T, s *suite, begun, done map[string]int) {
 		state := rows[name].State
 		before, wasDone := done[name]
 		after := life[n].after
+		if space := rows[name].Space; state != "" && n != moved && (space == kim.Shared) != (n < moved) || n == moved && wasDone && before == n && space == kim.Shared {
+			t.Errorf("key %s is in %s, killed in or after %s", name, space, life[n].name)
+		}
 		if wasDone && before == n {
 			if state != after {
 				t.Errorf("key %s is %q after %s was acknowledged", name, state, life[n].name)
@@ -191,7 +201,7 @@ func checkKilled(t *testing.T, s *suite, begun, done map[string]int) {
 	if n, err := s.Count(ctx); err != nil || n != int64(len(rows)) {
 		t.Errorf("count %d, %d rows: %v", n, len(rows), err)
 	}
-	if _, err := s.KeyByName(ctx, p, "nobody"); psa.StatusOf(err) != psa.StatusDoesNotExist {
+	if _, err := s.KeyByName(ctx, p, kim.Shared, "nobody"); psa.StatusOf(err) != psa.StatusDoesNotExist {
 		t.Error(err)
 	}
 }

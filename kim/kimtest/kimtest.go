@@ -42,6 +42,8 @@ func Run(t *testing.T, open Opener) {
 		{"Model", testModel},
 		{"Adoption", testAdoption},
 		{"OneName", testOneName},
+		{"Spaces", testSpaces},
+		{"UserInodes", testUserInodes},
 		{"Quota", testQuota},
 		{"Owner", testOwner},
 		{"HandedOver", testHandedOver},
@@ -174,13 +176,16 @@ func (s *suite) destroy(number int64) {
 	s.ok(s.FinishDestroy(ctx, number))
 }
 
-// all lists a provider's visible keys in small pages.
-func (s *suite) all(provider int64) []kim.Key {
+// all lists a provider's visible keys with shared names, in small pages.
+func (s *suite) all(provider int64) []kim.Key { s.t.Helper(); return s.allOf(provider, kim.Shared) }
+
+// allOf is all of one space.
+func (s *suite) allOf(provider int64, space kim.Space) []kim.Key {
 	s.t.Helper()
 	var all []kim.Key
 	after := ""
 	for {
-		page, err := s.Keys(ctx, provider, after, 7)
+		page, err := s.Keys(ctx, provider, space, after, 7)
 		s.ok(err)
 		if len(page) == 0 {
 			return all
@@ -297,12 +302,12 @@ func testLife(t *testing.T, s *suite) {
 	if len(s.all(p.Number)) != 0 {
 		t.Fatal("a hidden key is listed")
 	}
-	if hidden, err := s.KeyByName(ctx, p.Number, "web"); err != nil || !hidden.Hidden {
+	if hidden, err := s.KeyByName(ctx, p.Number, kim.Shared, "web"); err != nil || !hidden.Hidden {
 		t.Fatalf("%+v %v", hidden, err)
 	}
 	_, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number, Name: "web"})
 	s.status(err, psa.StatusBadState)
-	s.status(s.Rename(ctx, k.Number, "www"), psa.StatusBadState)
+	s.status(s.Rename(ctx, k.Number, kim.Shared, "www"), psa.StatusBadState)
 	s.ok(s.AbortCreate(ctx, k.Number))
 	back := s.key(k.Number)
 	if back.State != kim.Draft || back.Hidden || back.Template != "t" || back.Attributes != partial || back.Origin != "" || back.Handle != (providers.Handle{}) {
@@ -329,9 +334,9 @@ func testLife(t *testing.T, s *suite) {
 		t.Fatalf("%q %v", secret, err)
 	}
 
-	s.status(s.Rename(ctx, k.Number, "other"), psa.StatusAlreadyExists)
-	s.ok(s.Rename(ctx, k.Number, "www"))
-	s.ok(s.Rename(ctx, k.Number, "www"))
+	s.status(s.Rename(ctx, k.Number, kim.Shared, "other"), psa.StatusAlreadyExists)
+	s.ok(s.Rename(ctx, k.Number, kim.Shared, "www"))
+	s.ok(s.Rename(ctx, k.Number, kim.Shared, "www"))
 	s.ok(s.Exchange(ctx, k.Number, other.Number))
 	s.ok(s.Exchange(ctx, k.Number, k.Number))
 	if got := names(s.all(p.Number)); got != "other www" || s.key(k.Number).Name != "other" || s.key(other.Number).Name != "www" {
@@ -410,9 +415,9 @@ func testModel(t *testing.T, s *suite) {
 	p := s.provider("software").Number
 	rows := map[int64]*row{}
 	var numbers []int64 // that were ever there
-	byName := func(name string) *row {
+	byName := func(space kim.Space, name string) *row {
 		for _, k := range rows {
-			if k.Name == name {
+			if k.Space == space && k.Name == name {
 				return k
 			}
 		}
@@ -424,7 +429,9 @@ func testModel(t *testing.T, s *suite) {
 		}
 		return numbers[max(0, len(numbers)-1-r.IntN(8))]
 	}
-	nameOf := func() string { return fmt.Sprintf("key%d", r.IntN(6)) }
+	nameOf := func() string { return fmt.Sprintf("key%d", r.IntN(4)) }
+	spaces := []kim.Space{kim.Shared, kim.OwnSpace(0), kim.OwnSpace(2001)}
+	spaceOf := func() kim.Space { return spaces[r.IntN(len(spaces))] }
 	attrs := func() psa.Attributes { return []psa.Attributes{ed25519, aes}[r.IntN(2)] }
 	// need is the status of a call that needs a visible row in one of the states.
 	need := func(k *row, states ...kim.State) psa.Status {
@@ -445,8 +452,8 @@ func testModel(t *testing.T, s *suite) {
 		}
 		return psa.StatusSuccess
 	}
-	free := func(name string) psa.Status {
-		switch k := byName(name); {
+	free := func(space kim.Space, name string) psa.Status {
+		switch k := byName(space, name); {
 		case k == nil:
 			return psa.StatusSuccess
 		case k.Hidden:
@@ -456,23 +463,32 @@ func testModel(t *testing.T, s *suite) {
 	}
 	check := func() {
 		t.Helper()
-		want := map[string]*row{}
-		var visible []string
-		for _, k := range rows {
-			want[k.Name] = k
-			if !k.Hidden {
-				visible = append(visible, k.Name)
+		var there []kim.Space
+		for _, space := range spaces {
+			var visible []string
+			for _, k := range rows {
+				if k.Space == space && !k.Hidden {
+					visible = append(visible, k.Name)
+				}
+			}
+			slices.Sort(visible)
+			if got := names(s.allOf(p, space)); got != strings.Join(visible, " ") {
+				t.Fatalf("%s: keys %q, want %q", space, got, visible)
+			}
+			for _, k := range rows {
+				if k.Space == space && !slices.Contains(there, space) {
+					there = append(there, space)
+				}
 			}
 		}
-		slices.Sort(visible)
-		if got := names(s.all(p)); got != strings.Join(visible, " ") {
-			t.Fatalf("keys %q, want %q", got, visible)
+		if got, err := s.Spaces(ctx, p, kim.Shared-1, 10); err != nil || !slices.Equal(got, there) {
+			t.Fatalf("spaces %v, want %v, %v", got, there, err)
 		}
 		journal := 0
-		for name, w := range want {
-			got, err := s.KeyByName(ctx, p, name)
+		for _, w := range rows {
+			got, err := s.KeyByName(ctx, p, w.Space, w.Name)
 			s.ok(err)
-			if got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.Object != w.Object || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.CallerNonce != (w.CallerNonce && !w.NonceBound) || got.NonceBound != w.NonceBound || got.ID != w.ID {
+			if got.Space != w.Space || got.Number != w.Number || got.State != w.State || got.Hidden != w.Hidden || got.Attributes != w.Attributes || got.Template != w.Template || got.Handle != w.Handle || got.Origin != w.Origin || got.Object != w.Object || got.KeepForever != w.KeepForever || !slices.Equal(got.Units, w.Units) || got.CallerNonce != (w.CallerNonce && !w.NonceBound) || got.NonceBound != w.NonceBound || got.ID != w.ID {
 				t.Fatalf("%+v, want %+v", got, w.Key)
 			}
 			if w.State == kim.Creating || w.State == kim.Destroying {
@@ -495,10 +511,10 @@ func testModel(t *testing.T, s *suite) {
 		switch r.IntN(21) {
 		case 0, 1, 2:
 			what = "InsertDraft"
-			name := nameOf()
-			want = free(name)
+			space, name := spaceOf(), nameOf()
+			want = free(space, name)
 			var made kim.Key
-			if made, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: name}); err == nil {
+			if made, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p, Space: space, Name: name}); err == nil {
 				rows[made.Number] = &row{Key: made}
 				numbers = append(numbers, made.Number)
 			}
@@ -560,13 +576,13 @@ func testModel(t *testing.T, s *suite) {
 			}
 		case 13:
 			what = "Rename"
-			name := nameOf()
+			space, name := spaceOf(), nameOf()
 			want = need(k, kim.Draft, kim.Creating, kim.Ready)
-			if want == psa.StatusSuccess && k.Name != name {
-				want = free(name)
+			if want == psa.StatusSuccess && (k.Space != space || k.Name != name) {
+				want = free(space, name)
 			}
-			if err = s.Rename(ctx, n, name); err == nil {
-				k.Name = name
+			if err = s.Rename(ctx, n, space, name); err == nil {
+				k.Space, k.Name = space, name
 			}
 		case 14:
 			what = "Exchange"
@@ -578,6 +594,7 @@ func testModel(t *testing.T, s *suite) {
 			}
 			if err = s.Exchange(ctx, n, m); err == nil {
 				k.Name, other.Name = other.Name, k.Name
+				k.Space, other.Space = other.Space, k.Space
 			}
 		case 15:
 			what = "SetAllowDestroy"
@@ -738,6 +755,159 @@ func testOneName(t *testing.T, s *suite) {
 	}
 }
 
+// testSpaces: a name is taken in one space alone, and a key goes from one to another as it is.
+func testSpaces(t *testing.T, s *suite) {
+	s.start()
+	p, q := s.provider("software").Number, s.provider("tpm").Number
+	spaces := []kim.Space{kim.Shared, kim.OwnSpace(0), kim.OwnSpace(2001), kim.OwnSpace(2003), kim.OwnSpace(1<<32 - 2)}
+	keys := map[kim.Space]kim.Key{}
+	for _, space := range spaces {
+		k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Space: space, Name: "web", UID: 1000})
+		s.ok(err)
+		keys[space] = k
+		_, err = s.InsertDraft(ctx, kim.NewDraft{Provider: p, Space: space, Name: "web", UID: 1000})
+		s.status(err, psa.StatusAlreadyExists)
+	}
+	_, err := s.InsertDraft(ctx, kim.NewDraft{Provider: q, Space: kim.OwnSpace(7), Name: "web", UID: 1000})
+	s.ok(err)
+	s.start()
+	for _, space := range spaces {
+		k, err := s.KeyByName(ctx, p, space, "web")
+		s.ok(err)
+		if k.Number != keys[space].Number || k.Space != space || k.Path() != space.String()+"/web" || s.key(k.Number).Space != space {
+			t.Errorf("%s: %+v, want %+v", space, k, keys[space])
+		}
+		if list := s.allOf(p, space); len(list) != 1 || list[0].Number != k.Number {
+			t.Errorf("%s lists %+v", space, list)
+		}
+		_, err = s.KeyByName(ctx, q, space, "web")
+		s.status(err, psa.StatusDoesNotExist)
+	}
+	for after, want := range map[kim.Space][]kim.Space{kim.Shared - 1: spaces, kim.Shared: spaces[1:], kim.OwnSpace(2001): spaces[3:], spaces[4]: nil} {
+		if got, err := s.Spaces(ctx, p, after, 10); err != nil || !slices.Equal(got, want) {
+			t.Errorf("behind %v: %v, want %v, %v", after, got, want, err)
+		}
+	}
+	if got, err := s.Spaces(ctx, p, kim.Shared-1, 2); err != nil || !slices.Equal(got, spaces[:2]) {
+		t.Errorf("a page of two: %v, %v", got, err)
+	}
+
+	ready := s.ready(keys[kim.OwnSpace(2001)], "public", "sealed")
+	s.status(s.Rename(ctx, ready.Number, kim.Shared, "web"), psa.StatusAlreadyExists)
+	s.ok(s.Rename(ctx, ready.Number, kim.Shared, "www"))
+	s.start()
+	if k := s.key(ready.Number); k.Space != kim.Shared || k.Name != "www" || k.ID != ready.ID || k.Handle != ready.Handle || !k.Sealed || k.UID != ready.UID {
+		t.Errorf("%+v, before it moved %+v", k, ready)
+	}
+	_, err = s.KeyByName(ctx, p, kim.OwnSpace(2001), "web")
+	s.status(err, psa.StatusDoesNotExist)
+	// Names and spaces are exchanged together, also where the names are the same.
+	other := keys[kim.OwnSpace(2003)]
+	s.ok(s.Rename(ctx, ready.Number, kim.OwnSpace(2001), "web"))
+	s.ok(s.Exchange(ctx, ready.Number, other.Number))
+	s.start()
+	for number, space := range map[int64]kim.Space{ready.Number: kim.OwnSpace(2003), other.Number: kim.OwnSpace(2001)} {
+		if k, err := s.KeyByName(ctx, p, space, "web"); err != nil || k.Number != number {
+			t.Errorf("%s/web is %+v, %v", space, k, err)
+		}
+	}
+	// A key in the journal, hidden, holds its name in its own space alone.
+	_, err = s.BeginDestroy(ctx, ready.Number)
+	s.ok(err)
+	s.ok(s.SetHidden(ctx, ready.Number, true))
+	s.status(s.Rename(ctx, other.Number, kim.OwnSpace(2003), "web"), psa.StatusBadState)
+	s.ok(s.Rename(ctx, other.Number, kim.OwnSpace(2003), "www"))
+
+	// Whoever gets all of a user's gets the user's own names; one that they have stays where it is, as it is.
+	insert := func(uid uint32, space kim.Space, name string) kim.Key {
+		t.Helper()
+		k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Space: space, Name: name, UID: uid, GID: uid})
+		s.ok(err)
+		return k
+	}
+	const a, b = 3001, 3002
+	moves, stays, taken := insert(a, kim.OwnSpace(a), "moves"), insert(a, kim.Shared, "stays"), insert(a, kim.OwnSpace(a), "taken")
+	guest, theirs := insert(2009, kim.OwnSpace(a), "guest"), insert(b, kim.OwnSpace(b), "taken")
+	s.give(guest, 16, a, a) // one file of it is a's, and the key is not
+	for _, k := range []kim.Key{moves, stays, guest} {
+		s.ok(s.SetOwner(ctx, k.Number, a, b, b))
+	}
+	s.status(s.SetOwner(ctx, taken.Number, a, b, b), psa.StatusAlreadyExists)
+	s.start()
+	for _, want := range []struct {
+		k     kim.Key
+		space kim.Space
+		uid   uint32
+	}{{moves, kim.OwnSpace(b), b}, {stays, kim.Shared, b}, {taken, kim.OwnSpace(a), a}, {guest, kim.OwnSpace(a), 2009}, {theirs, kim.OwnSpace(b), b}} {
+		if k := s.key(want.k.Number); k.Space != want.space || k.UID != want.uid || k.Name != want.k.Name {
+			t.Errorf("%s is %s of %d, want %s of %d", want.k.Path(), k.Path(), k.UID, want.space, want.uid)
+		}
+	}
+	s.counts(map[uint32]int64{a: 1, b: 3})
+}
+
+// testUserInodes: what differs from the default of a user's directory is stored, for each uid, and goes with its provider.
+func testUserInodes(t *testing.T, s *suite) {
+	s.start()
+	p, q := s.provider("software").Number, s.provider("tpm").Number
+	mode, when := uint32(0o711), time.Unix(1700000000, 5)
+	uids := []uint32{0, 1, 255, 256, 2001, 1<<32 - 2}
+	for i, uid := range uids {
+		ino := kim.UserInode(p, uid)
+		if _, found, err := s.Inode(ctx, ino); found || err != nil {
+			t.Fatal(found, err)
+		}
+		m := mode + uint32(i)
+		s.ok(s.SetInode(ctx, kim.Inode{Ino: ino, Mode: &m, Mtime: &when}))
+		s.ok(s.SetXattr(ctx, ino, "user.a", []byte{byte(i)}, kim.XattrSet))
+	}
+	s.start()
+	for i, uid := range uids {
+		ino := kim.UserInode(p, uid)
+		if got, found, err := s.Inode(ctx, ino); err != nil || !found || *got.Mode != mode+uint32(i) || !got.Mtime.Equal(when) {
+			t.Fatalf("%d: %+v %v %v", uid, got, found, err)
+		}
+		if v, err := s.Xattr(ctx, ino, "user.a"); err != nil || !bytes.Equal(v, []byte{byte(i)}) {
+			t.Fatalf("%d: %q, %v", uid, v, err)
+		}
+		for _, other := range []uint64{kim.UserInode(q, uid), kim.UserInode(p, uid+10)} {
+			if _, found, err := s.Inode(ctx, other); found || err != nil {
+				t.Fatal(found, err)
+			}
+		}
+	}
+	s.ok(s.SetInode(ctx, kim.Inode{Ino: kim.UserInode(p, 255)})) // as it was by default
+	if _, found, err := s.Inode(ctx, kim.UserInode(p, 255)); found || err != nil {
+		t.Fatal(found, err)
+	}
+	for _, nobodys := range []uint64{kim.UserInode(q+1000, 5), kim.UserInode(kim.MaxUsersProvider, 5)} {
+		s.status(s.SetInode(ctx, kim.Inode{Ino: nobodys, Mode: &mode}), psa.StatusDoesNotExist)
+		s.status(s.SetXattr(ctx, nobodys, "user.a", nil, kim.XattrSet), psa.StatusDoesNotExist)
+	}
+	if kim.UserInode(kim.MaxUsersProvider, 1<<32-1) != 1<<62-1 {
+		t.Errorf("the last inode is %x", kim.UserInode(kim.MaxUsersProvider, 1<<32-1))
+	}
+	s.ok(s.RenameProvider(ctx, "tpm", "software")) // software has no keys, and goes
+	s.start()
+	for _, uid := range uids {
+		if _, found, err := s.Inode(ctx, kim.UserInode(p, uid)); found || err != nil {
+			t.Fatal("the inode outlived its provider", found, err)
+		}
+		if l, err := s.Xattrs(ctx, kim.UserInode(p, uid)); err != nil || len(l) != 0 {
+			t.Fatal("the labels outlived their provider", l, err)
+		}
+	}
+	// Another data key proves them anew.
+	s.ok(s.SetInode(ctx, kim.Inode{Ino: kim.UserInode(q, 2001), Mode: &mode}))
+	other, err := kim.NewRowKey(bytes.Repeat([]byte{8}, 32))
+	s.ok(err)
+	damaged, err := s.Rekey(ctx, kim.Rekeying{Old: [16]byte{1, 2}, Row: kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}, Guard: other})
+	s.ok(err)
+	if i, found, err := s.Inode(ctx, kim.UserInode(q, 2001)); damaged != 0 || err != nil || !found || *i.Mode != mode {
+		t.Fatalf("%+v %v %v; %d rows are damaged", i, found, err, damaged)
+	}
+}
+
 func testQuota(t *testing.T, s *suite) {
 	s.start()
 	p, q := s.provider("software").Number, s.provider("tpm").Number
@@ -768,7 +938,7 @@ func testQuota(t *testing.T, s *suite) {
 	s.ok(insert(p, 1000, "no quota", 0))
 	s.start()
 	s.status(insert(p, 1000, "x", 6), psa.StatusQuota)
-	k, err := s.KeyByName(ctx, p, "no quota")
+	k, err := s.KeyByName(ctx, p, kim.Shared, "no quota")
 	s.ok(err)
 	s.ready(k, "public", "")
 	s.status(insert(p, 1000, "x", 6), psa.StatusQuota)
@@ -828,7 +998,7 @@ func testPages(t *testing.T, s *suite) {
 			t.Fatalf("%q, want %q", got, want)
 		}
 		for _, n := range want {
-			if k, err := s.KeyByName(ctx, p, n); err != nil || k.Name != n {
+			if k, err := s.KeyByName(ctx, p, kim.Shared, n); err != nil || k.Name != n {
 				t.Fatalf("%q: %v", n, err)
 			}
 		}
@@ -837,14 +1007,14 @@ func testPages(t *testing.T, s *suite) {
 		}
 	}
 	for _, n := range []int{0, -1} {
-		if keys, err := s.Keys(ctx, p, "", n); err != nil || len(keys) != 0 {
+		if keys, err := s.Keys(ctx, p, kim.Shared, "", n); err != nil || len(keys) != 0 {
 			t.Fatal(len(keys), err)
 		}
 	}
-	if keys, err := s.Keys(ctx, p, "", 1<<40); err != nil || len(keys) != len(want) {
+	if keys, err := s.Keys(ctx, p, kim.Shared, "", 1<<40); err != nil || len(keys) != len(want) {
 		t.Fatal(len(keys), err)
 	}
-	_, err := s.KeyByName(ctx, q, "A")
+	_, err := s.KeyByName(ctx, q, kim.Shared, "A")
 	s.status(err, psa.StatusDoesNotExist)
 }
 
@@ -1076,7 +1246,7 @@ func testWatch(t *testing.T, s *suite) {
 	s.ok(s.SetInode(ctx, kim.Inode{Ino: ino, Mode: &mode}))
 	expect(kim.Change{Provider: p, Key: k.Number, Ino: ino, Kind: kim.InodeChanged})
 	s.status(s.AbortCreate(ctx, k.Number), psa.StatusBadState) // reports nothing
-	s.ok(s.Rename(ctx, k.Number, "web"))                       // nor does this
+	s.ok(s.Rename(ctx, k.Number, kim.Shared, "web"))           // nor does this
 	s.ok(s.SetXattr(ctx, ino, "user.a", nil, kim.XattrSet))
 	expect(kim.Change{Provider: p, Key: k.Number, Ino: ino, Kind: kim.InodeChanged})
 	s.ok(s.RemoveDraft(ctx, k.Number))
@@ -1159,7 +1329,7 @@ func testContext(t *testing.T, s *suite) {
 	if _, err := s.InsertDraft(ended, kim.NewDraft{Provider: p, Name: "web"}); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if _, err := s.Keys(ended, p, "", 10); !errors.Is(err, context.Canceled) {
+	if _, err := s.Keys(ended, p, kim.Shared, "", 10); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	if names(s.all(p)) != "" {
@@ -1171,7 +1341,7 @@ func testContext(t *testing.T, s *suite) {
 		name := fmt.Sprint("k", i)
 		_, err := s.InsertDraft(short, kim.NewDraft{Provider: p, Name: name})
 		cancel()
-		_, lookup := s.KeyByName(ctx, p, name)
+		_, lookup := s.KeyByName(ctx, p, kim.Shared, name)
 		if (err == nil) != (lookup == nil) {
 			t.Fatalf("made: %v; there: %v", err, lookup)
 		}
@@ -1255,11 +1425,11 @@ func testClosed(t *testing.T, s *suite) {
 	s.ok(s.Close())
 	wg.Wait()
 	stop()
-	_, err = s.Keys(ctx, p, "", 1)
+	_, err = s.Keys(ctx, p, kim.Shared, "", 1)
 	s.status(err, psa.StatusBadState)
-	s.status(s.Rename(ctx, 1, "x"), psa.StatusBadState)
+	s.status(s.Rename(ctx, 1, kim.Shared, "x"), psa.StatusBadState)
 	s.start()
-	if _, err := s.KeyByName(ctx, p, "web"); err != nil {
+	if _, err := s.KeyByName(ctx, p, kim.Shared, "web"); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -25,12 +25,14 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// Steps is how many inodes a way has at most: the provider's directory, keys/, the key's directory, and the file.
-const Steps = 4
+// Steps is how many inodes a way has at most: the provider's directory, users/, keys/ or a user's own directory, the key's
+// directory, and the file.
+const Steps = 5
 
 // Way leads to a file: over the directories in front of it to the file itself, which is its last step.
 type Way interface {
-	// Numbers are the inodes' numbers, 0 for a step that this way does not have; the last one is the file's.
+	// Numbers are the inodes' numbers now, 0 for a step that this way does not have; the last one is the file's. Where a key
+	// is moved to another directory its way changes, which is a loss for the key's directory.
 	Numbers() [Steps]uint64
 	// Rights are those of a step now.
 	Rights(ctx context.Context, step int) (Rights, error)
@@ -114,11 +116,12 @@ type Access struct {
 // the mount it is judged again: the kernel did so earlier, and perhaps by another way. units are the way's as they are.
 // A refusal is EACCES.
 func (g *Gate) Open(ctx context.Context, who caller.Caller, way Way, want Bits, units Units) (*Access, error) {
-	a := &Access{g: g, way: way, numbers: way.Numbers(), want: want}
-	// Before anything is judged: what is lost meanwhile is lost after this access was made.
+	a := &Access{g: g, way: way, want: want}
+	// Before the way is known and anything is judged: what is lost meanwhile is lost after this access was made.
 	a.seen.Store(g.count.Load())
+	a.numbers = way.Numbers()
 	if lost, _ := g.since(0, a.numbers); lost {
-		if err := denied(g.judge(ctx, who, way, a.numbers, want)); err != nil {
+		if err := denied(g.judge(ctx, who, way, want)); err != nil {
 			return nil, err
 		}
 	}
@@ -130,7 +133,7 @@ func (g *Gate) Open(ctx context.Context, who caller.Caller, way Way, want Bits, 
 
 // Named judges whoever names a file in bytes, as if they opened it. A refusal is EACCES.
 func (g *Gate) Named(ctx context.Context, who caller.Caller, way Way, want Bits) error {
-	if err := g.judge(ctx, who, way, way.Numbers(), want); err != nil {
+	if err := g.judge(ctx, who, way, want); err != nil {
 		return denied(err)
 	}
 	return g.admit(ctx, who, way)
@@ -162,7 +165,7 @@ func (a *Access) Check(ctx context.Context, who caller.Caller) error {
 		}
 		a.lost.Store(true)
 	}
-	err := a.g.judge(ctx, who, a.way, a.numbers, a.want)
+	err := a.g.judge(ctx, who, a.way, a.want)
 	if err == nil {
 		err = a.g.admit(ctx, who, a.way)
 	}
@@ -214,9 +217,9 @@ func (g *Gate) admit(ctx context.Context, who caller.Caller, way Way) error {
 }
 
 // judge says why the caller may not go the way now; whoever cannot be told may not.
-func (g *Gate) judge(ctx context.Context, who caller.Caller, way Way, numbers [Steps]uint64, want Bits) error {
+func (g *Gate) judge(ctx context.Context, who caller.Caller, way Way, want Bits) error {
 	var identity *caller.Identity
-	for step, ino := range numbers {
+	for step, ino := range way.Numbers() {
 		if ino == 0 {
 			continue
 		}

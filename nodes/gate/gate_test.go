@@ -21,7 +21,7 @@ import (
 )
 
 // steps have these inodes.
-var numbers = [Steps]uint64{10, 11, 12, 13}
+var numbers = [Steps]uint64{10, 11, 12, 13, 14}
 
 // way is one whose rights the test changes. The directories are everybody's to search, and the file to read and write.
 type way struct {
@@ -41,7 +41,11 @@ func newWay() *way {
 	return w
 }
 
-func (w *way) Numbers() [Steps]uint64 { return w.numbers }
+func (w *way) Numbers() [Steps]uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.numbers
+}
 func (w *way) Path(step int) string   { return "step " + strconv.Itoa(step) }
 
 func (w *way) Rights(_ context.Context, step int) (Rights, error) {
@@ -246,8 +250,8 @@ func TestVerdictIsOneCallers(t *testing.T) {
 	g, w := New(caller.New(), nil), newWay()
 	loser, winner := user(t, 2003), user(t, 2002)
 	a := open(t, g, loser, w)
-	w.set(3, RightsOf(2002, 2002, 0600, nil))
-	g.Lost(numbers[3])
+	w.set(Steps-1, RightsOf(2002, 2002, 0600, nil))
+	g.Lost(numbers[Steps-1])
 	for range 3 {
 		check(t, a, root(), true)
 		check(t, a, winner, true)
@@ -256,10 +260,35 @@ func TestVerdictIsOneCallers(t *testing.T) {
 		check(t, a, winner, true)
 		check(t, a, loser, false)
 	}
-	w.set(3, RightsOf(2002, 2002, 0666, nil))
+	w.set(Steps-1, RightsOf(2002, 2002, 0666, nil))
 	check(t, a, loser, true)
-	w.set(3, RightsOf(2002, 2002, 0600, nil)) // without a word: it was lost once, and is judged for ever
+	w.set(Steps-1, RightsOf(2002, 2002, 0600, nil)) // without a word: it was lost once, and is judged for ever
 	check(t, a, loser, false)
+}
+
+// TestWayThatChanges: where a key was moved, whoever came by the old way is judged by the new one, also by steps that the old
+// one did not have, and is from then on.
+func TestWayThatChanges(t *testing.T) {
+	t.Parallel()
+	g, w := New(caller.New(), nil), newWay()
+	w.numbers = [Steps]uint64{10, 0, 12, 13, 14}
+	who := user(t, 2003)
+	a := open(t, g, who, w)
+	w.mu.Lock()
+	w.numbers = [Steps]uint64{10, 11, 15, 13, 14}
+	w.mu.Unlock()
+	g.Lost(13)
+	check(t, a, who, true)
+	for _, step := range []int{1, 2} { // which the old way did not have, and had as another inode
+		w.set(step, RightsOf(0, 0, 0700, nil))
+		g.Lost(w.Numbers()[step])
+		check(t, a, who, false)
+		check(t, a, root(), true)
+		_, err := g.Open(t.Context(), who, w, ReadWrite, Units{})
+		wantDenied(t, err, true)
+		w.set(step, RightsOf(0, 0, 0711, nil))
+		check(t, a, who, true)
+	}
 }
 
 // TestOpenAfterLoss: an open after a loss is judged by the whole way, however long ago it was; one of another way is not.
@@ -267,7 +296,7 @@ func TestOpenAfterLoss(t *testing.T) {
 	t.Parallel()
 	g, w, other := New(caller.New(), nil), newWay(), newWay()
 	who := user(t, 2003)
-	other.numbers = [Steps]uint64{10, 0, 0, 20}
+	other.numbers = [Steps]uint64{10, 0, 0, 0, 20}
 	w.set(2, RightsOf(0, 0, 0700, nil))
 	other.set(2, RightsOf(0, 0, 0, nil)) // a step that it does not have
 	open(t, g, who, w)                   // the kernel let it through
@@ -367,8 +396,8 @@ func TestWhoCannotBeTold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := New(caller.New(), nil)
 			a := open(t, g, who, w)
-			w.set(3, c.rights)
-			g.Lost(numbers[3])
+			w.set(Steps-1, c.rights)
+			g.Lost(numbers[Steps-1])
 			check(t, a, who, c.told)
 			for name, u := range unknown {
 				check(t, a, u, c.header[name])
@@ -378,8 +407,8 @@ func TestWhoCannotBeTold(t *testing.T) {
 	}
 	// root too, which is let in by its capabilities alone
 	g := New(caller.New(), nil)
-	w.set(3, RightsOf(2005, 2005, 0600, nil))
-	g.Lost(numbers[3])
+	w.set(Steps-1, RightsOf(2005, 2005, 0600, nil))
+	g.Lost(numbers[Steps-1])
 	wantDenied(t, g.Named(t.Context(), caller.Caller{}, w, ReadWrite), true)
 	wantDenied(t, g.Named(t.Context(), root(), w, ReadWrite), false)
 }
@@ -404,8 +433,8 @@ func TestThreadIsAsked(t *testing.T) {
 			}
 			return caller.Caller{UID: uint32(uid), GID: uint32(gid), TID: uint32(unix.Gettid())}
 		}
-		w.set(3, RightsOf(2001, 3000, 0660, nil))
-		g.Lost(numbers[3])
+		w.set(Steps-1, RightsOf(2001, 3000, 0660, nil))
+		g.Lost(numbers[Steps-1])
 		as := func(uid, gid int, denied bool) {
 			t.Helper()
 			wantDenied(t, g.Named(t.Context(), ids(uid, gid), w, ReadWrite), denied)
@@ -532,7 +561,7 @@ func TestLossBeforeCheck(t *testing.T) {
 	})
 	open, shut := RightsOf(0, 0, 0666, nil), RightsOf(0, 0, 0600, nil)
 	for range rounds {
-		w.set(3, open)
+		w.set(Steps-1, open)
 		a, err := g.Open(t.Context(), who, w, ReadWrite, Units{})
 		if err != nil {
 			t.Fatal(err)
@@ -558,8 +587,8 @@ func TestLossBeforeCheck(t *testing.T) {
 			})
 		}
 		all.Go(func() {
-			w.set(3, shut)
-			g.Lost(numbers[3])
+			w.set(Steps-1, shut)
+			g.Lost(numbers[Steps-1])
 			lost.Store(true)
 		})
 		all.Wait()

@@ -198,7 +198,7 @@ func setNonces(t *testing.T, stateDir string, n uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := s.Keys(t.Context(), p.Number, "", 100)
+	keys, err := s.Keys(t.Context(), p.Number, kim.Shared, "", 100)
 	if err != nil {
 		t.Fatal(err)
 	}

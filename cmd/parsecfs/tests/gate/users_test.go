@@ -26,6 +26,16 @@ func newUser(t *testing.T, uid int) *user {
 	return &user{t, uid, in, out}
 }
 
+// newUserIn is newUser in a mount namespace of their own, where root has run a command. It holds no mount of other tests.
+func newUserIn(t *testing.T, uid int, prepare string) *user {
+	t.Helper()
+	script := `awk '$3 == "fuse.parsecfs" && $2 != m { print $2 }' m="$0" /proc/mounts | xargs -r umount -l -c -i || true; ` +
+		prepare + `; exec /usr/bin/python3 -B testdata/user.py "$1"`
+	mount, _, _ := strings.Cut(prepare[strings.Index(prepare, "/"):], "/providers/")
+	in, out := parsecfstest.Talk(t, exec.Command("unshare", "-m", "--propagation", "private", "sh", "-eu", "-c", script, mount, strconv.Itoa(uid)))
+	return &user{t, uid, in, out}
+}
+
 // do is what came of an expression: ok, what it gave, or an errno.
 func (u *user) do(format string, args ...any) string {
 	u.t.Helper()

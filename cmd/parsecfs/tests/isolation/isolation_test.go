@@ -26,11 +26,21 @@ const (
 func TestIsolation(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
-	for name, env := range map[string][]string{"all processors": nil, "one processor": {"GOMAXPROCS=1"}} {
-		t.Run(name, func(t *testing.T) {
+	one := []string{"GOMAXPROCS=1"}
+	cases := []struct {
+		name, directory string
+		env             []string
+	}{{"all processors", "mine", nil}, {"one processor", "keys", one}}
+	if parsecfstest.Long() {
+		cases = append(cases, cases...)
+		cases[2].name, cases[2].directory = "all processors, shared names", "keys"
+		cases[3].name, cases[3].directory = "one processor, own names", "mine"
+	}
+	for _, mount := range cases {
+		t.Run(mount.name, func(t *testing.T) {
 			t.Parallel()
-			m := parsecfstest.Mount(t, parsecfstest.Options{Env: env})
-			key := filepath.Join(m.Dir, "providers/software/keys/k")
+			m := parsecfstest.Mount(t, parsecfstest.Options{Env: mount.env})
+			key := filepath.Join(m.Dir, "providers/software", mount.directory, "k")
 			if err := os.Mkdir(key, 0o700); err != nil {
 				t.Fatal(err)
 			}

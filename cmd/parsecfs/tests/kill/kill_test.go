@@ -97,7 +97,7 @@ func TestKillAtEachStep(t *testing.T) {
 					s.Restart(parsecfstest.StepVariable + "=" + step)
 					uncertain = []string{name, name + "-new"}
 					if operation == "rename" {
-						err = os.Rename(s.Path(name), s.Path(name+"-new"))
+						err = os.Rename(s.Path(name), s.Own(name+"-new"))
 					} else {
 						err = syscall.Rmdir(s.Path(name))
 					}
@@ -111,9 +111,14 @@ func TestKillAtEachStep(t *testing.T) {
 				s.Restart()
 				if operation == "rename" {
 					_, old := os.Stat(s.Path(name))
-					_, now := os.Stat(s.Path(name + "-new"))
+					_, now := os.Stat(s.Own(name + "-new"))
 					if (old == nil) == (now == nil) {
 						t.Errorf("%s: old name: %v, new name: %v", step, old, now)
+					}
+					if now == nil {
+						if err := os.Rename(s.Own(name+"-new"), s.Path(name+"-new")); err != nil {
+							t.Errorf("%s: back to the shared names: %v", step, err)
+						}
 					}
 				}
 				s.Check(uncertain...)

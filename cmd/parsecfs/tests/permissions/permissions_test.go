@@ -15,10 +15,26 @@ import (
 )
 
 // TestPermissionsAreThoseOfAFileSystem tells one story of chmod, chown, setfacl, umask, rename and rmdir on a tmpfs and
-// on parsecfs, as nine users, and compares what each may do after each step.
+// on parsecfs, as nine users, and compares what each may do after each step. It is told in keys/, and in the directory of
+// one user's own names.
 func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
+	t.Run("shared names", func(t *testing.T) {
+		t.Parallel()
+		story(t, "keys", false, func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o777|os.ModeSticky)) })
+	})
+	t.Run("own names", func(t *testing.T) {
+		t.Parallel()
+		story(t, "users/61001", !parsecfstest.Long(), func(dir string) error {
+			users := filepath.Dir(dir)
+			return errors.Join(os.Mkdir(users, 0o700), os.Chmod(users, 0o711), os.Mkdir(dir, 0o700), os.Chown(dir, 61001, 0))
+		})
+	})
+}
+
+// story is told in a directory of keys of a provider, and in one like it that make makes.
+func story(t *testing.T, directory string, short bool, make func(dir string) error) {
 	real := filepath.Join(parsecfstest.TempDir(t), "real")
 	if err := os.Mkdir(real, 0o755); err != nil {
 		t.Fatal(err)
@@ -32,14 +48,16 @@ func TestPermissionsAreThoseOfAFileSystem(t *testing.T) {
 		}
 	})
 	m := parsecfstest.Mount(t, parsecfstest.Options{})
-	keys, aliases := filepath.Join(m.Dir, "providers/software/keys"), filepath.Join(m.Dir, "keys")
-	realKeys, realAliases := filepath.Join(real, "keys"), filepath.Join(real, "aliases")
-	for dir, mode := range map[string]os.FileMode{realKeys: 0o777 | os.ModeSticky, realAliases: 0o755} {
-		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, mode)); err != nil {
-			t.Fatal(err)
-		}
+	keys, aliases := filepath.Join(m.Dir, "providers/software", directory), filepath.Join(m.Dir, "keys")
+	realKeys, realAliases := filepath.Join(real, directory), filepath.Join(real, "aliases")
+	if err := errors.Join(make(realKeys), os.Mkdir(realAliases, 0o755), os.Chmod(realAliases, 0o755)); err != nil {
+		t.Fatal(err)
 	}
-	compare(t, matrix(t, "real", realKeys, realAliases), matrix(t, "parsecfs", keys, aliases), 3900)
+	flavours, least := []string{"real", "parsecfs"}, 3900
+	if short {
+		flavours, least = []string{"real-short", "parsecfs-short"}, 1000
+	}
+	compare(t, matrix(t, flavours[0], realKeys, realAliases), matrix(t, flavours[1], keys, aliases), least)
 	before := matrix(t, "show", keys, aliases)
 	m.Kill()
 	m.Restart()

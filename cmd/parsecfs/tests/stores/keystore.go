@@ -36,6 +36,11 @@ func (s *Keystore) Path(parts ...string) string {
 	return filepath.Join(append([]string{s.M.Dir, "providers", cmp.Or(s.Provider, "p"), "keys"}, parts...)...)
 }
 
+// Own is a file of a key among the caller's own names.
+func (s *Keystore) Own(parts ...string) string {
+	return filepath.Join(append([]string{s.M.Dir, "providers", cmp.Or(s.Provider, "p"), "mine"}, parts...)...)
+}
+
 // Create makes a key and gives its public part; an error is one that the user saw.
 func (s *Keystore) Create(name string) ([]byte, error) {
 	if err := os.Mkdir(s.Path(name), 0700); err != nil {

@@ -1,6 +1,8 @@
 """A user who does what a test says: user.py UID. Each line on stdin is an expression over the functions here, each line on
 stdout what came of it: ok, what it gave, or an errno.
 """
+import collections
+import ctypes
 import errno
 import json
 import os
@@ -70,6 +72,29 @@ def text(path):
 def run(*argv, stdin):
     """Runs a program with a descriptor that was opened here for its standard input; its own end says nothing."""
     subprocess.run(argv, stdin=HELD[stdin], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+def watch(path):
+    """Asks to be told of what happens in a directory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    try:
+        if libc.inotify_add_watch(fd, path.encode(), 0xFFF) < 0:
+            raise OSError(ctypes.get_errno(), "inotify_add_watch")
+    finally:
+        os.close(fd)
+
+
+def looks(directory, start, count):
+    """Looks for so many names, and counts what came of it."""
+    told = collections.Counter()
+    for n in range(start, start + count):
+        try:
+            os.stat("%s/%d" % (directory, n))
+            told["ok"] += 1
+        except OSError as e:
+            told[errno.errorcode[e.errno]] += 1
+    return ", ".join("%d %s" % (n, what) for what, n in told.most_common())
 
 
 def ask_socket(path, request):

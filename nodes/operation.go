@@ -332,11 +332,6 @@ func (h *handle) Flush(ctx context.Context) syscall.Errno {
 	return 0
 }
 
-var _ = (fs.FileFsyncer)((*handle)(nil))
-
-// Fsync is safe because there is nothing to store; go-fuse's default would fail Go's Sync and dd conv=fsync.
-func (h *handle) Fsync(context.Context, uint32) syscall.Errno { return 0 }
-
 var _ = (fs.FileReleaser)((*handle)(nil))
 
 // Release wipes. The kernel sends it late, as uid 0 and pid 0, and tells nobody what it answered.

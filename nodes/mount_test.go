@@ -277,6 +277,79 @@ func TestReadWithoutRequest(t *testing.T) {
 	wantErrno(t, f.Truncate(7), syscall.EINVAL)
 }
 
+// TestNothingTwiceIsTheEnd: who reads on after an error comes to an end, and a request is an answer as before.
+func TestNothingTwiceIsTheEnd(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	slot := m.path("k", "sign.d", "slot")
+	if err := write(slot, os.O_WRONLY|os.O_CREATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	for path, flags := range map[string]int{m.path("k", "sign"): os.O_RDWR, slot: os.O_RDWR, m.dir + "/providers/default/can_do": os.O_RDONLY} {
+		f, err := os.OpenFile(path, flags, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for range 3 {
+			_, err := read(f)
+			wantErrno(t, err, syscall.ENODATA)
+			if n, err := f.Read(make([]byte, 100)); n != 0 || err != io.EOF {
+				t.Errorf("%s: the second READ gave %d bytes, %v", path, n, err)
+			}
+		}
+		if flags == os.O_RDONLY {
+			continue
+		}
+		for _, empty := range []bool{false, true} {
+			if empty {
+				err = f.Truncate(0)
+			} else {
+				_, err = read(f) // ENODATA: the next one would be the end
+				wantErrno(t, err, syscall.ENODATA)
+				_, err = f.WriteString("message")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer, err := read(f); err != nil || len(answer) != 64 {
+				t.Errorf("%s: %d bytes, %v", path, len(answer), err)
+			}
+		}
+	}
+}
+
+// TestWalksAskNothing: whoever walks over the files of a key finds operations empty, runs none and leaves no failure behind.
+func TestWalksAskNothing(t *testing.T) {
+	for _, dropbox := range []bool{true, false} {
+		m := mount(t, func(o *nodes.Options) { o.Dropbox = dropbox })
+		m.key("k", "ed25519")
+		m.key("m", "ml-kem-768")
+		if err := os.Mkdir(m.path("m", "encapsulate.d", "x"), 0700); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(m.path("k", "sign.d", "x"), os.O_WRONLY|os.O_CREATE, ""); err != nil {
+			t.Fatal(err)
+		}
+		out := t.TempDir()
+		for _, walk := range []string{"! grep -rq no-such-line .", "cp -r . $0/r", "cp -a . $0/a", "find . -ls >/dev/null", "du -a . >/dev/null"} {
+			walk := exec.Command("bash", "-ec", walk, out)
+			walk.Dir = m.path()
+			if said, err := walk.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", walk.Args[2], err, said)
+			}
+		}
+		for _, operation := range []string{"k/sign", "k/sign.d/x", "m/encapsulate", "m/encapsulate.d/x/secret"} {
+			if b := m.get(filepath.Join(out, "r", operation)); len(b) > 0 {
+				t.Errorf("a walk was given %d bytes by %s", len(b), operation)
+			}
+		}
+		if failures := m.get(filepath.Join(m.dir, "last_error")); len(failures) > 0 {
+			t.Errorf("walks left failures:\n%s", failures)
+		}
+	}
+}
+
 func TestHolesAndRewindsPoison(t *testing.T) {
 	m := mount(t, nil)
 	m.key("k", "ecdsa-p256-sha256")

@@ -265,4 +265,3 @@ func (s *suite) pssKeys(t *testing.T) {
 		})
 	}
 }
-

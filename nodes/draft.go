@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -226,7 +227,7 @@ func generateStage(v *view) stage {
 			return len(line) + 1, create(v.key.Attributes, attributesInput{}), nil
 		}
 		a, err := psa.ParseTemplate(words[0])
-		if !whole && (!alone || err != nil) {
+		if !whole && (!alone || err != nil && len(words) == 1 && mayBegin(words[0])) {
 			return 0, nil, nil
 		}
 		if err != nil {
@@ -234,6 +235,13 @@ func generateStage(v *view) stage {
 		}
 		return min(len(line)+1, len(b)), create(a, attributesInput{}), nil
 	}}
+}
+
+// mayBegin says whether a word may be the beginning of a template or of an attribute's name.
+func mayBegin(word string) bool {
+	return psa.TemplateBegins(word) || slices.ContainsFunc(reflect.VisibleFields(reflect.TypeFor[attributesInput]()), func(f reflect.StructField) bool {
+		return strings.HasPrefix(f.Tag.Get("toml"), word)
+	})
 }
 
 // isTOML tells attributes from a template.
@@ -244,30 +252,43 @@ func isTOML(b []byte) bool {
 
 func importStage(v *view) stage {
 	var found *psa.Material
+	rest := psa.ScanBlank
+	scan := func(b []byte, alone bool) (int, func(context.Context) error, error) {
+		end, reference, more := psa.ScanReference(b, alone, v.key.Attributes)
+		if end > 0 {
+			return end, v.adopt(reference), nil
+		}
+		if more {
+			return 0, nil, nil
+		}
+		end, m, a, err := psa.ScanMaterial(b, v.key.Attributes)
+		if err != nil {
+			return 0, nil, err
+		}
+		if end == 0 {
+			if alone {
+				err = psa.NoBeginning(b, v.key.Attributes)
+			}
+			return 0, nil, err
+		}
+		// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
+		if m.Format == psa.FormatTSS2 && (v.borrowed() != nil || v.uid != 0 && v.uid != v.t.uid) {
+			m.Wipe()
+			return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
+		}
+		found = m
+		if psa.InPEM(b[:end]) {
+			rest = psa.ScanRest
+		}
+		return end, func(ctx context.Context) error {
+			defer m.Wipe()
+			return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, m)
+		}, nil
+	}
 	return stage{
-		drop: func() { found.Wipe() },
-		scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
-			end, reference, more := psa.ScanReference(b, alone, v.key.Attributes)
-			if end > 0 {
-				return end, v.adopt(reference), nil
-			}
-			if more {
-				return 0, nil, nil
-			}
-			end, m, a, err := psa.ScanMaterial(b, v.key.Attributes)
-			if err != nil || end == 0 {
-				return 0, nil, err
-			}
-			// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
-			if m.Format == psa.FormatTSS2 && (v.borrowed() != nil || v.uid != 0 && v.uid != v.t.uid) {
-				m.Wipe()
-				return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
-			}
-			found = m
-			return end, func(ctx context.Context) error {
-				defer m.Wipe()
-				return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, m)
-			}, nil
-		},
+		scan:       scan,
+		drop:       func() { found.Wipe() },
+		rest:       func(b []byte) (int, error) { return rest(b) },
+		incomplete: func(b []byte) error { return psa.Sniff(b, v.key.Attributes) },
 	}
 }

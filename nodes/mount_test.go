@@ -795,6 +795,36 @@ func TestStages(t *testing.T) {
 	}
 	draft("half")
 	wantErrno(t, put(m.path("half", "import"), string(exported[:100])), syscall.EINVAL)
+	// What can be the beginning of nothing is refused by the WRITE: what a close answers, a shell throws away.
+	for _, c := range []struct{ file, text string }{
+		{"generate", "ed2559"}, {"generate", "garbage"}, {"import", "garbage\n"}, {"import", "garbage"}, {"import", "id=zz\n"},
+		{"import", "id=0xA2G\n"}, {"import", "id=a:1\n"}, {"import", "label=x\n"}, {"import", "handle=81\n"}, {"import", "ecdsa-p256-sha256\n"},
+		{"import", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA== me\n"}, {"import", "{\"kty\":\"OKP\",\"crv\":\"Ed25519\"}\n"}, {"import", "\x1f\x8b\x08"},
+	} {
+		f, err := os.OpenFile(m.path("half", c.file), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteString(c.text)
+		wantErrno(t, err, syscall.EINVAL)
+		if err := f.Close(); err != nil {
+			t.Errorf("%q, closed: %v", c.text, err)
+		}
+		wantErrno(t, put(m.path("half", c.file), c.text), syscall.EINVAL)
+	}
+	// What may go on waits, and fails at the close.
+	for _, c := range []struct{ file, text string }{
+		{"generate", "ecdsa-p2"}, {"generate", "templ"}, {"import", "id="}, {"import", "Bag Attributes\n"}, {"import", "a: text\n"}, {"import", "two\nlines\n"},
+	} {
+		f, err := os.OpenFile(m.path("half", c.file), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = f.WriteString(c.text); err != nil {
+			t.Errorf("%q: %v", c.text, err)
+		}
+		wantErrno(t, f.Close(), syscall.EINVAL)
+	}
 	if got := list(t, m.path("half")); !strings.Contains(got, "import") {
 		t.Errorf("half a key was stored: %q", got)
 	}

@@ -27,13 +27,16 @@ type stage struct {
 	scan func(b []byte, alone bool) (end int, apply func(ctx context.Context) error, err error)
 	// drop wipes what scan has found, where nothing comes of it; nil: there is no secret in it.
 	drop func()
+	// rest judges what follows what was complete: left bytes of it have begun something. nil: only white space may follow.
+	rest func(b []byte) (left int, err error)
+	// incomplete says what is wrong with b, which ended without being complete; nil: that it is not.
+	incomplete func(b []byte) error
 	// most is how many bytes it may hold, stageMost if 0.
 	most int
 	// atClose: whether b takes effect at the end of the file alone: it cannot be taken back, and lines that follow may
 	// take rights away (bash's printf sends each line by itself).
 	atClose func(b []byte) bool
-	// again: what comes after belongs to the same text, and the whole is read anew; else only white space and PEM
-	// blocks that are no key may follow.
+	// again: what comes after belongs to the same text, and the whole is read anew.
 	again bool
 }
 
@@ -96,6 +99,8 @@ type stagedHandle struct {
 
 	mu     sync.Mutex
 	buf    []byte
+	kind   stage // of the last WRITE
+	total  int   // bytes written, also those that took effect
 	writes int
 	cursor transaction.Cursor
 	writer uint32 // whose the stage is, once something was written
@@ -118,7 +123,7 @@ func (h *stagedHandle) empty() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	psa.Wipe(h.buf)
-	h.buf, h.writes, h.cursor, h.poison, h.done, h.left, h.atEnd = nil, 0, transaction.Cursor{}, nil, false, 0, nil
+	h.buf, h.kind, h.total, h.writes, h.cursor, h.poison, h.done, h.left, h.atEnd = nil, stage{}, 0, 0, transaction.Cursor{}, nil, false, 0, nil
 }
 
 var _ = (fs.FileReader)((*stagedHandle)(nil))
@@ -201,7 +206,8 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	}
 	v.opener = h.opener
 	s := h.n.row.stage(v)
-	if most := cmp.Or(s.most, stageMost); len(h.buf)+len(data) > most {
+	h.total += len(data)
+	if most := cmp.Or(s.most, stageMost); h.total > most {
 		return nil, h.spoil(transaction.TooLarge(h.n.row.name, int64(most)))
 	}
 	h.buf = transaction.Extend(h.buf, data)
@@ -213,6 +219,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	}
 	h.atEnd = nil
 	end, apply, err := s.scan(h.buf, h.writes == 1)
+	h.kind = s
 	if err != nil {
 		return nil, h.spoil(err)
 	}
@@ -263,7 +270,11 @@ func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(con
 
 // rest judges what follows a complete stage.
 func (h *stagedHandle) rest() (err error) {
-	if h.left, err = psa.ScanRest(h.buf); err != nil {
+	judge := h.kind.rest
+	if judge == nil {
+		judge = psa.ScanBlank
+	}
+	if h.left, err = judge(h.buf); err != nil {
 		return h.spoil(err)
 	}
 	return nil
@@ -346,9 +357,12 @@ func (h *stagedHandle) complete(ctx context.Context) (*application, error) {
 		return nil, nil
 	}
 	apply := h.atEnd
-	h.atEnd, h.done = nil, true
-	psa.Wipe(h.buf)
-	h.buf = nil
+	h.atEnd = nil
+	if !h.kind.again { // a shell's group closes the file after each of its commands: what follows may belong to the same text
+		h.done = true
+		psa.Wipe(h.buf)
+		h.buf = nil
+	}
 	return h.begin(ctx, &application{off: -1}, apply)
 }
 
@@ -356,6 +370,9 @@ func (h *stagedHandle) complete(ctx context.Context) (*application, error) {
 func (h *stagedHandle) whole() error {
 	if h.poison != nil || h.left == 0 || len(bytes.TrimSpace(h.buf[len(h.buf)-h.left:])) == 0 {
 		return nil
+	}
+	if !h.done && h.kind.incomplete != nil {
+		return h.kind.incomplete(h.buf)
 	}
 	return psa.Errorf(psa.StatusInvalidArgument, "the text is not complete").WithHint("end it with a newline")
 }

@@ -155,7 +155,7 @@ func newHashRows() (rows []*row) {
 }
 
 var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage,
-	help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, SubjectPublicKeyInfo) or raw bytes: becomes the key; from root " +
+	help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, OpenSSH, SubjectPublicKeyInfo) or raw bytes: becomes the key; from root " +
 		"and admins also the name of a key on the device, such as id=HEX or object=LABEL, which stays where it is"}
 
 var signRow = &row{number: 16, name: "sign", kind: request, mode: 0600, op: psa.Sign,
@@ -188,7 +188,8 @@ var keyRows = []*row{
 	{number: 9, name: "public.jwk", kind: text, mode: 0444, present: has(pki.JWK), text: (*view).publicJWK,
 		help: "the public key as a JSON Web Key (RFC 7517), with its RFC 7638 kid"},
 	{number: 10, name: "certificate", kind: staged, mode: 0644, present: asymmetric, text: (*view).certificate, stage: certificateStage,
-		help: "a PEM chain that is kept beside the key; its first certificate must be the key's; an empty line removes it"},
+		help: "a PEM chain that is kept beside the key; its first certificate must be the key's; " +
+			"it is stored when the file is closed, whole or not at all; an empty line removes it"},
 	{number: 12, name: "derive", kind: request, mode: 0600, op: psa.Derive, make: agrees,
 		spec: transaction.Spec{Inputs: []input{{Name: "salt"}, {Name: "length"}, {Name: "store"}, {Name: "info", Whole: psa.MaxDerived}}, Outputs: []output{{Name: "secret"}}},
 		help: "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; a slot's store names a draft of yours that becomes the key"},
@@ -235,7 +236,8 @@ var keyRows = []*row{
 		help: "ciphertext in, secret out"},
 	{number: 29, name: "csr", kind: request, mode: 0600, op: psa.CSR, make: makes(certify),
 		spec: transaction.Spec{Inputs: []input{{Name: "subject", Whole: pki.MaxSubject}}, Outputs: []output{{Name: "csr"}}},
-		help: "subject (RFC 4514; further lines DNS:, IP:, URI:, email:) in, PEM certificate request out"},
+		help: "subject (RFC 4514; further lines DNS:, IP:, URI:, email:, keyUsage:, extendedKeyUsage:, challengePassword:) in, " +
+			"PEM certificate request out"},
 	{number: 32, name: "attest", kind: request, mode: 0600, op: psa.Attest, make: attests,
 		spec: transaction.Spec{Inputs: []input{{Name: "signer"}, {Name: "challenge", Required: always, Whole: psa.MaxChallenge}}, Outputs: []output{{Name: "attestation"}, {Name: "signature"}, {Name: "public", SlotOnly: true}, {Name: "signer_public", SlotOnly: true}}},
 		help: "a verifier's challenge in, the device's statement that it has this key, and its signature of that out; a " +

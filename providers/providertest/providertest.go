@@ -67,6 +67,8 @@ func Run(t *testing.T, open func(t *testing.T) providers.Provider, o Options) {
 		{"Adoption", s.adoption},
 		{"Counters", s.counters},
 		{"Wrapping", s.wrapping},
+		{"Contradictions", s.contradictions},
+		{"PSSKeys", s.pssKeys},
 	} {
 		t.Run(property.name, property.run)
 	}

@@ -9,7 +9,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 )
 
@@ -138,12 +137,9 @@ func (r *agreeRun) Finish(ctx context.Context) (Result, error) {
 }
 
 func parsePeer(b []byte, curve ecdh.Curve) (*ecdh.PublicKey, error) {
-	der := b
-	if block, rest := pem.Decode(b); block != nil {
-		if block.Type != "PUBLIC KEY" || len(bytes.TrimSpace(rest)) > 0 {
-			return nil, Errorf(StatusInvalidArgument, "the peer is no one public key in PEM")
-		}
-		der = block.Bytes
+	der, err := PublicDER(b)
+	if err != nil {
+		return nil, Errorf(StatusInvalidArgument, "the peer's public key: %w", err)
 	}
 	public, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {

@@ -2,16 +2,16 @@ package psa
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	secrets "github.com/parsecfs/parsecfs/providers/psa/secret"
 )
@@ -65,22 +65,15 @@ const MaxMaterial = 64 << 10
 // 4.7 KiB.
 const maxKey = 8 << 10
 
-const (
-	pemBegin  = "-----BEGIN "
-	pemEnd    = "-----END "
-	pemDashes = "-----"
-	maxLabel  = 64
-)
-
-// ScanMaterial looks for a whole key at the beginning of what was written to an import file so far (sections 3.8 and
-// 4). end 0 without an error means that more bytes are needed. Else b[:end] was the key: it ends with the END line of
-// the first PEM block that is a key (text and other blocks before it are skipped), with the DER, or after draft.Bits/8
-// raw bytes where draft.Type is symmetric. PKCS#8, SEC1, PKCS#1 and SubjectPublicKeyInfo become PKCS#8 or
-// SubjectPublicKeyInfo, written anew by crypto/x509. m is a copy, which the caller wipes.
+// ScanMaterial looks for a whole key at the beginning of what was written to an import file so far. end 0 without an error
+// means that more bytes are needed. Else b[:end] was the key: it ends with the END line of the first PEM block that is a
+// key (text and other blocks before it are skipped), with the DER, or after draft.Bits/8 raw bytes where draft.Type is
+// symmetric. PKCS#8, SEC1, PKCS#1, OpenSSH's form and SubjectPublicKeyInfo become PKCS#8 or SubjectPublicKeyInfo, written
+// anew. m is a copy, which the caller wipes.
 //
 // The attributes returned are the draft's, completed by what the key is: a bare one gets DefaultTemplate's; a public
 // key alone has the public key type and the usage that it can serve. Material that contradicts the draft, that is
-// damaged or that is no key is StatusInvalidArgument; encrypted keys, and types and sizes that nothing here reads,
+// damaged, that contradicts itself or that is no key is StatusInvalidArgument; encrypted keys, and types and sizes that nothing here reads,
 // are StatusNotSupported; more than MaxMaterial bytes StatusTooLarge.
 func ScanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attributes, err error) {
 	secrets.Do(func() { end, m, a, err = scanMaterial(b, draft) })
@@ -92,6 +85,9 @@ func scanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 		return 0, nil, Attributes{}, nil
 	}
 	if draft.Type != KeyTypeNone && !draft.Type.IsAsymmetric() && !bytes.HasPrefix(b, []byte(pemBegin+tss2Label)) {
+		if len(b) > len(pemDashes) && strings.HasPrefix(pemBegin+tss2Label, string(b)) {
+			return 0, nil, Attributes{}, nil
+		}
 		return scanRaw(b, draft)
 	}
 	end, label, der, err := findKey(b)
@@ -108,7 +104,10 @@ func scanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 	if len(der) > maxKey {
 		return 0, nil, Attributes{}, Errorf(StatusTooLarge, "a key of %d bytes in DER; allowed: up to %d", len(der), maxKey)
 	}
-	m, a, err = parseKey(der)
+	m, a, only, err := parseKey(label, der)
+	if err == nil {
+		err = draft.permits(only)
+	}
 	if err == nil && label != "" && strings.HasSuffix(label, "PRIVATE KEY") != (m.Format == FormatPKCS8) {
 		err = Errorf(StatusInvalidArgument, "the PEM block %s holds a %s key", quote(label), privacy(m.Format))
 	}
@@ -122,25 +121,43 @@ func scanMaterial(b []byte, draft Attributes) (end int, m *Material, a Attribute
 	return end, m, a, nil
 }
 
-// ScanRest judges what follows a whole key, or text in place of one: white space, and PEM blocks that are no key. A block
-// may have begun and go on: left is how many bytes it has. Anything else is StatusInvalidArgument.
-func ScanRest(b []byte) (left int, err error) {
+// InPEM says whether what ScanMaterial found ends a PEM block.
+func InPEM(key []byte) bool {
+	return bytes.Contains(key, []byte("\n"+pemEnd)) && bytes.HasSuffix(key, []byte(pemDashes))
+}
+
+// ScanRest judges what follows a key in PEM: text and PEM blocks that are no key are ignored; a block may have begun and go
+// on: left is how many bytes it has. Anything else is StatusInvalidArgument.
+func ScanRest(rest []byte) (left int, err error) {
+	s := NewPEMScanner(rest)
+	s.ended = true
 	for {
-		b = bytes.TrimLeft(b, " \t\r\n")
-		block, after := pem.Decode(b)
-		if block == nil {
-			break
+		label, err := s.NextLabel()
+		switch {
+		case err != nil:
+			return 0, err
+		case label == "":
+			return s.Left(), nil
+		case strings.Contains(label, "KEY"):
+			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").WithHint("one draft takes one key: write the other into a draft of its own")
 		}
-		if strings.Contains(block.Type, "KEY") {
-			Wipe(block.Bytes)
-			return 0, Errorf(StatusInvalidArgument, "a second key follows the first")
+		block, whole, err := s.Block()
+		Wipe(block.Bytes)
+		if err != nil {
+			return 0, err
 		}
-		b = after
+		if !whole {
+			return s.Left(), nil
+		}
 	}
-	if n := min(len(b), len(pemBegin)); string(b[:n]) != pemBegin[:n] {
+}
+
+// ScanBlank judges what follows where only white space may.
+func ScanBlank(rest []byte) (left int, err error) {
+	if len(bytes.TrimSpace(rest)) > 0 {
 		return 0, Errorf(StatusInvalidArgument, "something follows what was complete already")
 	}
-	return len(b), nil
+	return 0, nil
 }
 
 const tss2Label = "TSS2 PRIVATE KEY"
@@ -232,120 +249,55 @@ func errNoKey() error {
 
 // findPEM finds the first PEM block that is a key.
 func findPEM(b []byte) (end int, label string, der []byte, err error) {
-	at := 0
+	s := NewPEMScanner(b)
 	for {
-		begin := lineWith(b, at, pemBegin)
-		if begin < 0 {
-			if !isText(b[at:]) {
-				return 0, "", nil, errNoKey()
-			}
-			return 0, "", nil, nil
+		label, err := s.NextLabel()
+		if errors.Is(err, errNotText) && s.at == 0 {
+			return 0, "", nil, cmp.Or(sniffForeign(b), errNoKey())
 		}
-		if !isText(b[at:begin]) {
-			return 0, "", nil, errNoKey()
+		if err != nil || label == "" {
+			return 0, "", nil, err
 		}
-		line, whole := lineAt(b, begin)
-		name, rest, dashes := bytes.Cut(line[len(pemBegin):], []byte(pemDashes))
-		// What is wrong with the line is not quoted: a key whose line breaks were lost is all in it.
-		if len(name) > maxLabel || dashes && len(bytes.TrimSpace(rest)) != 0 || whole && !dashes {
-			return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: a BEGIN line does not end after its name").
-				WithHint("were the line breaks lost? quote the variable: printf '%s\\n' \"$KEY\"")
-		}
-		if !whole {
-			return 0, "", nil, nil
-		}
-		label = string(name)
 		isKey, err := keyLabel(label)
 		if err != nil {
 			return 0, "", nil, err
 		}
-		body := begin + len(line)
-		last := pemEnd + label + pemDashes
-		stop := lineWith(b, body, last)
-		if next := lineWith(b, body, pemBegin); next >= 0 && (stop < 0 || next < stop) {
-			return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s has no END line", quote(label))
+		block, whole, err := s.Block()
+		if err != nil || !whole {
+			return 0, "", nil, err
 		}
-		if other := lineWith(b, body, pemEnd); other >= 0 && other != stop {
-			if rest, whole := lineAt(b, other); whole || !bytes.HasPrefix([]byte(last), rest) {
-				return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s ends with the END line of another", quote(label))
-			}
-		}
-		if stop < 0 {
-			return 0, "", nil, nil
-		}
-		end = stop + len(last)
-		if !isKey {
-			at = end
-			continue
-		}
-		block, rest := pem.Decode(b[begin:end])
-		if block == nil || block.Type != label || len(rest) != 0 {
-			return 0, "", nil, Errorf(StatusInvalidArgument, "damaged PEM: the block %s is not base64", quote(label))
-		}
-		if block.Headers["DEK-Info"] != "" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
+		if isKey && block.Encrypted {
 			Wipe(block.Bytes)
 			return 0, "", nil, errEncrypted()
 		}
-		return end, label, block.Bytes, nil
+		if isKey {
+			return s.at, label, block.Bytes, nil
+		}
+		Wipe(block.Bytes)
 	}
 }
 
 func errEncrypted() error {
 	return Errorf(StatusNotSupported, "the private key is encrypted").
-		WithHint("decrypt it on the way in: openssl pkey -in key.pem > import")
+		WithHint("decrypt it on the way in: openssl pkey -in FILE > import; one in DER: openssl pkcs8 -inform DER -in FILE > import")
 }
 
 // keyLabel says whether a PEM block of that label is a key, with an error for those that cannot be read.
 func keyLabel(label string) (bool, error) {
 	switch label {
-	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY", tss2Label:
+	case "PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", sshLabel, "PUBLIC KEY", "RSA PUBLIC KEY", tss2Label:
 		return true, nil
 	case "ENCRYPTED PRIVATE KEY":
 		return false, errEncrypted()
-	case "OPENSSH PRIVATE KEY":
-		return false, Errorf(StatusNotSupported, "a private key in OpenSSH's own format").
-			WithHint("convert it first: ssh-keygen -p -m PKCS8 -f FILE")
+	}
+	if strings.HasPrefix(label, "PGP ") {
+		return false, Errorf(StatusNotSupported, "an OpenPGP key or message").WithHint("export the key itself, as PKCS #8 in PEM")
 	}
 	if strings.HasSuffix(label, "PRIVATE KEY") || strings.HasSuffix(label, "PUBLIC KEY") {
-		return false, Errorf(StatusNotSupported, "a PEM block %s; allowed: PRIVATE KEY, EC PRIVATE KEY, RSA PRIVATE KEY, PUBLIC KEY, RSA PUBLIC KEY", quote(label))
+		return false, Errorf(StatusNotSupported, "a PEM block %s; allowed: PRIVATE KEY, EC PRIVATE KEY, RSA PRIVATE KEY, "+
+			"OPENSSH PRIVATE KEY, PUBLIC KEY, RSA PUBLIC KEY", quote(label))
 	}
 	return false, nil
-}
-
-// lineWith is where the first line at or after from starts that begins with prefix, or -1.
-func lineWith(b []byte, from int, prefix string) int {
-	for {
-		i := bytes.Index(b[from:], []byte(prefix))
-		if i < 0 {
-			return -1
-		}
-		i += from
-		if i == 0 || b[i-1] == '\n' {
-			return i
-		}
-		from = i + 1
-	}
-}
-
-// lineAt is the line that starts at i, without its newline, and whether the newline is there.
-func lineAt(b []byte, i int) ([]byte, bool) {
-	line, _, whole := bytes.Cut(b[i:], []byte("\n"))
-	return line, whole
-}
-
-// isText says whether b could be text around PEM; its last character may be cut short.
-func isText(b []byte) bool {
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
-		if r == utf8.RuneError && n == 1 {
-			return !utf8.FullRune(b)
-		}
-		if r < ' ' && !strings.ContainsRune("\t\n\v\f\r", r) || r == 0x7f {
-			return false
-		}
-		b = b[n:]
-	}
-	return true
 }
 
 // keyStructure is which of the structures a key comes in.
@@ -411,38 +363,77 @@ func structureOf(der []byte) keyStructure {
 	return notAKey
 }
 
-// parseKey reads a key in any of the structures and writes it anew; a has its type, size and default policy.
-func parseKey(der []byte) (*Material, Attributes, error) {
-	var key any
-	var err error
-	format := FormatPKCS8
-	switch structureOf(der) {
-	case pkcs8Private:
-		key, err = x509.ParsePKCS8PrivateKey(der)
-	case sec1Private:
-		key, err = x509.ParseECPrivateKey(der)
-	case pkcs1Private:
-		key, err = x509.ParsePKCS1PrivateKey(der)
-	case spkiPublic:
-		format = FormatSPKI
-		key, err = x509.ParsePKIXPublicKey(der)
-	case pkcs1Public:
-		format = FormatSPKI
-		key, err = x509.ParsePKCS1PublicKey(der)
-	case encryptedPrivate:
-		return nil, Attributes{}, errEncrypted()
-	case certificate:
-		return nil, Attributes{}, Errorf(StatusInvalidArgument, "a certificate, not a key").
-			WithHint("its public key alone: openssl x509 -pubkey -noout -in cert.pem")
-	default:
-		return nil, Attributes{}, errNoKey()
-	}
-	if err != nil {
-		if raw, e := ParseRawKey(der); e == nil {
-			return rawMaterial(raw)
+// parseKey reads a key in any of the structures and writes it anew; a has its type, size and default policy. only is the
+// algorithm that the file restricts the key to, AlgNone if it does not.
+func parseKey(label string, der []byte) (m *Material, a Attributes, only Algorithm, err error) {
+	fail := func(err error) (*Material, Attributes, Algorithm, error) { return nil, Attributes{}, AlgNone, err }
+	if label == sshLabel {
+		key, err := parseOpenSSH(der)
+		if err != nil {
+			return fail(err)
 		}
-		return nil, Attributes{}, parseError(format, err)
+		m, a, err = standardMaterial(FormatPKCS8, key)
+		return m, a, AlgNone, err
 	}
+	structure := structureOf(der)
+	switch structure {
+	case encryptedPrivate:
+		return fail(errEncrypted())
+	case certificate:
+		return fail(cmp.Or(sniffForeign(der), sniffed("a certificate", "its public key alone: openssl x509 -pubkey -noout -in FILE")))
+	case notAKey:
+		return fail(cmp.Or(sniffForeign(der), errNoKey()))
+	}
+	format := FormatPKCS8
+	if structure == spkiPublic || structure == pkcs1Public {
+		format = FormatSPKI
+	}
+	only, plain, err := withoutPSS(structure, der)
+	if err != nil {
+		return fail(err)
+	}
+	if only != AlgNone {
+		defer Wipe(plain)
+	}
+	key, err := parseStandard(structure, plain)
+	if err != nil {
+		raw, e := ParseRawKey(der)
+		switch {
+		case e == nil:
+			m, a, err = rawMaterial(raw)
+			return m, a, AlgNone, err
+		case isRawAlgorithm(der):
+			return fail(e)
+		}
+		return fail(parseError(format, der, err))
+	}
+	if err := contradiction(structure, plain, key); err != nil {
+		return fail(err)
+	}
+	if m, a, err = standardMaterial(format, key); err != nil || only == AlgNone {
+		return m, a, AlgNone, err
+	}
+	a.Algorithm = only
+	a.Usage = a.defaultUsage()
+	return m, a, only, a.Validate()
+}
+
+func parseStandard(structure keyStructure, der []byte) (any, error) {
+	switch structure {
+	case pkcs8Private:
+		return x509.ParsePKCS8PrivateKey(der)
+	case sec1Private:
+		return x509.ParseECPrivateKey(der)
+	case pkcs1Private:
+		return x509.ParsePKCS1PrivateKey(der)
+	case pkcs1Public:
+		return x509.ParsePKCS1PublicKey(der)
+	}
+	return x509.ParsePKIXPublicKey(der)
+}
+
+// standardMaterial writes a key of the standard library anew.
+func standardMaterial(format MaterialFormat, key any) (*Material, Attributes, error) {
 	a, err := AttributesOf(key)
 	if err != nil {
 		return nil, Attributes{}, err
@@ -475,8 +466,11 @@ func rawMaterial(k RawKey) (*Material, Attributes, error) {
 const importable = "RSA, P-224, P-256, P-384, P-521, secp256k1, Brainpool (256, 384 and 512 bits), Ed25519, X25519, Ed448, X448, ML-DSA, ML-KEM and SLH-DSA keys can be"
 
 // parseError tells what is well formed and not known here from what is damaged; crypto/x509 says so in words alone.
-func parseError(format MaterialFormat, err error) error {
+func parseError(format MaterialFormat, der []byte, err error) error {
 	what := privacy(format)
+	if hasExplicitCurve(der) {
+		return Errorf(StatusNotSupported, "a %s key whose curve is written out", what).WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
+	}
 	if text := err.Error(); strings.Contains(text, "unknown") || strings.Contains(text, "unsupported") {
 		return Errorf(StatusNotSupported, "a %s key of an algorithm or curve that cannot be imported: %w", what, err).
 			WithHint(importable)

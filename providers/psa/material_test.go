@@ -73,6 +73,7 @@ func TestScanMaterial(t *testing.T) {
 		"rsa2048.spki": "rsa-2048-pkcs1v15-sha256", "rsa2048.pkcs1pub": "rsa-2048-pkcs1v15-sha256",
 		"ed25519.pkcs8": "ed25519", "ed25519.spki": "ed25519", "x25519.pkcs8": "x25519",
 		"p256.text": "ecdsa-p256-sha256", "secp256k1.pkcs8": "ecdsa-secp256k1-sha256",
+		"openssh": "ed25519", "openssh-rsa": "rsa-2048-pkcs1v15-sha256", "openssh-p384": "ecdsa-p384-sha384",
 		"brainpoolp256r1.params-sec1": "ecdsa-brainpoolp256r1-sha256", "brainpoolp256r1.spki": "ecdsa-brainpoolp256r1-sha256",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -177,7 +178,7 @@ func TestScanDraft(t *testing.T) {
 		{"brainpoolp320r1.pkcs8", Attributes{}, StatusNotSupported, "cannot be imported: x509:"},
 		{"ed25519.encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"rsa2048.pkcs1-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
-		{"openssh", Attributes{}, StatusNotSupported, "OpenSSH's own format"},
+		{"openssh-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument, "a PEM block; the draft is a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
 	} {
 		end, m, _, err := ScanMaterial(keyFile(t, c.file), c.draft)
@@ -238,7 +239,7 @@ func TestScanDamaged(t *testing.T) {
 		"line breaks lost":             {strings.ReplaceAll(good, "\n", " "), "a BEGIN line does not end after its name"},
 		"line breaks removed":          {strings.ReplaceAll(good, "\n", ""), "a BEGIN line does not end after its name"},
 		"damaged DER":                  {string(broken), "a damaged private key"},
-		"a certificate":                {string(derOf(t, "p256.certificate")), "a certificate, not a key"},
+		"a certificate":                {string(derOf(t, "p256.certificate")), "a certificate in DER, which an import does not take"},
 		"an encrypted key in DER":      {string(derOf(t, "ed25519.encrypted")), "the private key is encrypted"},
 		"an empty SEQUENCE of INTEGER": {"\x30\x03\x02\x01\x00", "neither PEM nor DER"},
 		"BER":                          {"\x30\x80\x02\x01\x00\x00\x00", "neither PEM nor DER"},
@@ -328,13 +329,23 @@ func FuzzScanMaterial(f *testing.F) {
 func TestScanRest(t *testing.T) {
 	block := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 	for rest, want := range map[string]int{
-		"": 0, " \r\n\t": 0, block: 0, "\n" + block + block: 0,
-		"-": 1, "-----BEGIN CERT": 15, block + "--": 2,
-		"x": -1, "-x": -1, string(keyFile(t, "p256.pkcs8")): -1, block + string(keyFile(t, "ed25519.spki")): -1, "----- BEGIN": -1,
+		"": 0, " \r\n\t": 0, "\n" + block: 0, "\n" + block + block: 0, "\nthe text of keytool\n": 0, "\nBag Attributes\n" + block + "text": 0,
+		"\n-": 1, "\n-----BEGIN CERT": 15, "\n" + block + "--": 2, "\n-x": 0,
+		"x": -1, block: -1, "\n" + string(keyFile(t, "p256.pkcs8")): -1, "\n" + block + string(keyFile(t, "ed25519.spki")): -1,
+		"\n----- BEGIN X-----": -1, "\n-----END CERTIFICATE-----\n": -1, "\n  " + block: -1, "\n" + block[:30] + "!!!!" + block[30:]: -1, "\n\x00": -1,
 	} {
 		left, err := ScanRest([]byte(rest))
 		if want < 0 && StatusOf(err) != StatusInvalidArgument || want >= 0 && (err != nil || left != want) {
 			t.Errorf("%q: %d are left (%v), want %d", rest, left, err, want)
+		}
+	}
+	if !InPEM(bytes.TrimSpace(keyFile(t, "p256.pkcs8"))) || InPEM(derOf(t, "p256.pkcs8")) {
+		t.Error("PEM is not told from DER")
+	}
+	// after a key in DER, or in raw bytes, there is nothing to ignore: it may be the rest of a longer key
+	for rest, ok := range map[string]bool{"": true, "\n": true, "text": false, block: false, "\x00": false} {
+		if _, err := ScanBlank([]byte(rest)); ok != (err == nil) {
+			t.Errorf("%q after DER: %v", rest, err)
 		}
 	}
 }

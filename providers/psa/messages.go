@@ -3,7 +3,6 @@ package psa
 import (
 	"bytes"
 	"context"
-	"encoding/pem"
 )
 
 // wholeRun holds its input and does everything in Finish.
@@ -70,15 +69,16 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(MaxPeer, func(in []byte) (map[string][]byte, error) {
-		peer := in
-		switch block, _ := pem.Decode(in); {
-		case len(in) == 0:
+		if len(in) == 0 {
 			return nil, Errorf(StatusInsufficientData, "the peer's public key is missing")
-		case block != nil:
-			in = block.Bytes
-			fallthrough
-		case len(in) != kind.public:
-			k, err := ParseRawKey(in)
+		}
+		peer := in
+		if len(in) != kind.public {
+			der, err := PublicDER(in)
+			if err != nil {
+				return nil, Errorf(StatusInvalidArgument, "the peer's public key: %w", err)
+			}
+			k, err := ParseRawKey(der)
 			if err != nil || k.Type != kind.t.PublicKey() || k.Bits != bits {
 				return nil, Errorf(StatusInvalidArgument, "the peer's public key is none of this kind")
 			}

@@ -1,6 +1,7 @@
 package psa
 
 import (
+	"bytes"
 	"encoding/asn1"
 	"slices"
 )
@@ -13,9 +14,21 @@ type RawKey struct {
 	// and ML-KEM's seeds (FIPS 204, 203), SLH-DSA's private key (FIPS 205), an uncompressed point and a scalar of
 	// secp256k1 and the Brainpool curves (SEC 1, 2.3.3 and 2.3.7).
 	Bytes []byte
-	// Public is what Marshal writes beside a private key that has room for it (RFC 5915, 3); ParseRawKey does not trust
-	// it.
-	Public []byte
+	// Public and Expanded are what a private key's file says of its public key and of the expanded form of its seed: whoever
+	// can derive them compares (Contradicts).
+	Public   []byte
+	Expanded []byte
+}
+
+// Contradicts says whether the file of a private key says anything else of it than what follows from its bytes.
+func (k RawKey) Contradicts(public, expanded []byte) error {
+	if len(k.Public) > 0 && !samePublic(k.Public, public) {
+		return errContradiction("its public key is another one's")
+	}
+	if len(k.Expanded) > 0 && !bytes.Equal(k.Expanded, expanded) {
+		return errContradiction("its seed and its expanded form are two keys")
+	}
+	return nil
 }
 
 // rawForm is how PKCS #8 holds a private key.
@@ -102,6 +115,16 @@ type rawPKCS8 struct {
 	Key       []byte
 }
 
+// rawPKCS8v2 has the public key too (RFC 5958, 2).
+type rawPKCS8v2 struct {
+	Version   int
+	Algorithm rawAlgorithm
+	Key       []byte
+	Public    asn1.BitString `asn1:"tag:1"`
+}
+
+type seedAndExpanded struct{ Seed, Expanded []byte }
+
 type rawSEC1 struct {
 	Version int
 	Key     []byte
@@ -109,7 +132,7 @@ type rawSEC1 struct {
 	Public  asn1.BitString        `asn1:"optional,explicit,tag:1"`
 }
 
-// Marshal writes PKCS #8, or SubjectPublicKeyInfo of a public key, in DER. Bytes of another length are
+// Marshal writes PKCS #8, with Public and Expanded where they are set, or SubjectPublicKeyInfo of a public key, in DER. Bytes of another length are
 // StatusInvalidArgument.
 func (k RawKey) Marshal() ([]byte, error) {
 	kind := rawKindOf(k.Type, k.Bits)
@@ -132,13 +155,20 @@ func (k RawKey) Marshal() ([]byte, error) {
 			inner, err = asn1.Marshal(k.Bytes)
 		case seedChoice:
 			inner, err = asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes})
+			if len(k.Expanded) > 0 {
+				inner, err = asn1.Marshal(seedAndExpanded{k.Bytes, k.Expanded})
+			}
 		case ecPrivateKey:
 			inner, err = asn1.Marshal(rawSEC1{Version: 1, Key: k.Bytes, Public: asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}})
 		}
 		if err != nil {
 			return nil, Errorf(StatusGenericError, "%w", err)
 		}
+		defer Wipe(inner)
 		value = rawPKCS8{0, kind.id, inner}
+		if kind.form != ecPrivateKey && len(k.Public) > 0 {
+			value = rawPKCS8v2{1, kind.id, inner, asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}}
+		}
 	}
 	der, err := asn1.Marshal(value)
 	if err != nil {
@@ -167,7 +197,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 		if err != nil {
 			return RawKey{}, err
 		}
-		return kind.privateKey(ec.Key)
+		return kind.privateKey(RawKey{Bytes: ec.Key, Public: ec.Public.Bytes})
 	}
 	var p struct {
 		Version    int
@@ -183,18 +213,28 @@ func ParseRawKey(der []byte) (RawKey, error) {
 	if err != nil {
 		return RawKey{}, err
 	}
-	b, err := kind.unwrap(p.Key)
+	raw, err := kind.unwrap(p.Key)
 	if err != nil {
 		return RawKey{}, err
 	}
-	return kind.privateKey(b)
+	outer, err := implicitBits(p.Public)
+	switch {
+	case err != nil:
+		return RawKey{}, err
+	case len(outer) > 0 && len(raw.Public) > 0 && !samePublic(raw.Public, outer) && !samePublic(outer, raw.Public):
+		return RawKey{}, errContradiction("it has two public keys")
+	case len(raw.Public) == 0:
+		raw.Public = outer
+	}
+	return kind.privateKey(raw)
 }
 
-func (k *rawKind) privateKey(b []byte) (RawKey, error) {
-	if len(b) != k.private {
-		return RawKey{}, Errorf(StatusInvalidArgument, "a private key of %d bytes; it has %d", len(b), k.private)
+func (k *rawKind) privateKey(raw RawKey) (RawKey, error) {
+	if len(raw.Bytes) != k.private {
+		return RawKey{}, Errorf(StatusInvalidArgument, "a private key of %d bytes; it has %d", len(raw.Bytes), k.private)
 	}
-	return RawKey{Type: k.t, Bits: k.bits, Bytes: b}, nil
+	raw.Type, raw.Bits = k.t, k.bits
+	return raw, nil
 }
 
 func rawKindBy(id rawAlgorithm) (*rawKind, error) {
@@ -205,38 +245,64 @@ func rawKindBy(id rawAlgorithm) (*rawKind, error) {
 	return &rawKinds[i], nil
 }
 
-// unwrap takes the bytes out of PKCS #8's OCTET STRING.
-func (k *rawKind) unwrap(b []byte) ([]byte, error) {
+// unwrap takes the key out of PKCS #8's OCTET STRING.
+func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 	damaged := Errorf(StatusInvalidArgument, "a damaged private key")
 	switch k.form {
 	case bare:
-		return b, nil
+		return RawKey{Bytes: b}, nil
 	case ecPrivateKey:
 		var ec rawSEC1
-		if rest, err := asn1.Unmarshal(b, &ec); err != nil || len(rest) > 0 || ec.Version != 1 || ec.Curve != nil && !ec.Curve.Equal(k.id.Curve) {
-			return nil, damaged
+		if rest, err := asn1.Unmarshal(b, &ec); err != nil || len(rest) > 0 || ec.Version != 1 {
+			return RawKey{}, damaged
 		}
-		return ec.Key, nil
+		if ec.Curve != nil && !ec.Curve.Equal(k.id.Curve) {
+			return RawKey{}, errContradiction("it names two curves")
+		}
+		return RawKey{Bytes: ec.Key, Public: ec.Public.Bytes}, nil
 	}
 	var v asn1.RawValue
 	if rest, err := asn1.Unmarshal(b, &v); err != nil || len(rest) > 0 {
-		return nil, damaged
+		return RawKey{}, damaged
 	}
 	switch {
 	case k.form == octetsInOctets && v.Class == asn1.ClassUniversal && v.Tag == asn1.TagOctetString:
-		return v.Bytes, nil
+		return RawKey{Bytes: v.Bytes}, nil
 	case k.form == octetsInOctets:
-		return nil, damaged
+		return RawKey{}, damaged
 	case v.Class == asn1.ClassContextSpecific && v.Tag == 0 && !v.IsCompound:
-		return v.Bytes, nil
+		return RawKey{Bytes: v.Bytes}, nil
 	case v.Class == asn1.ClassUniversal && v.Tag == asn1.TagSequence:
-		var both struct{ Seed, Expanded []byte }
+		var both seedAndExpanded
 		if rest, err := asn1.Unmarshal(b, &both); err != nil || len(rest) > 0 {
-			return nil, damaged
+			return RawKey{}, damaged
 		}
-		return both.Seed, nil
+		return RawKey{Bytes: both.Seed, Expanded: both.Expanded}, nil
 	case v.Class == asn1.ClassUniversal && v.Tag == asn1.TagOctetString:
-		return nil, Errorf(StatusNotSupported, "an expanded private key without its seed").WithHint("export the key with its seed")
+		return RawKey{}, Errorf(StatusNotSupported, "an expanded private key without its seed").WithHint("export the key with its seed")
 	}
-	return nil, damaged
+	return RawKey{}, damaged
+}
+
+// isRawAlgorithm says whether a key in DER is of one of the kinds, damaged or not.
+func isRawAlgorithm(der []byte) bool {
+	var spki struct{ Algorithm rawAlgorithm }
+	if _, err := asn1.Unmarshal(der, &spki); err == nil {
+		_, err = rawKindBy(spki.Algorithm)
+		return err == nil
+	}
+	var p8 struct {
+		Version   int
+		Algorithm rawAlgorithm
+	}
+	if _, err := asn1.Unmarshal(der, &p8); err == nil {
+		_, err = rawKindBy(p8.Algorithm)
+		return err == nil
+	}
+	var ec rawSEC1
+	if _, err := asn1.Unmarshal(der, &ec); err != nil || ec.Curve == nil {
+		return false
+	}
+	_, err := rawKindBy(rawAlgorithm{ecPublicKeyID, ec.Curve})
+	return err == nil
 }

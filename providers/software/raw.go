@@ -1,6 +1,7 @@
 package software
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/mlkem"
 	"crypto/rand"
@@ -8,7 +9,12 @@ import (
 
 	"filippo.io/mldsa"
 	"github.com/cloudflare/circl/dh/x448"
+	circl1024 "github.com/cloudflare/circl/kem/mlkem/mlkem1024"
+	circl768 "github.com/cloudflare/circl/kem/mlkem/mlkem768"
 	"github.com/cloudflare/circl/sign/ed448"
+	"github.com/cloudflare/circl/sign/mldsa/mldsa44"
+	"github.com/cloudflare/circl/sign/mldsa/mldsa65"
+	"github.com/cloudflare/circl/sign/mldsa/mldsa87"
 	"github.com/cloudflare/circl/sign/slhdsa"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -21,6 +27,8 @@ type scheme struct {
 	generate func() ([]byte, error)
 	public   func(secret []byte) ([]byte, error)
 	check    func(public []byte) error
+	derive   func(secret []byte) ([]byte, error) // the public key, where public only takes it out of secret
+	expand   func(secret []byte) []byte          // the form that files may have beside the seed
 
 	sign        func(secret, message []byte) ([]byte, error)
 	verify      func(public, message, signature []byte) bool
@@ -87,7 +95,38 @@ func newSchemes() map[kind]*scheme {
 			all[kind{psa.SLHDSAKeyPair(f), bits}] = slhdsaScheme(id)
 		}
 	}
+	for k, expand := range expansions {
+		all[k].expand = expand
+	}
 	return all
+}
+
+// expansions of the seeds of ML-DSA (FIPS 204, 4.2) and ML-KEM (FIPS 203, 7.1), to compare them with those in files.
+var expansions = map[kind]func(seed []byte) []byte{
+	{psa.KeyTypeMLDSAKeyPair, 128}: func(seed []byte) []byte {
+		_, k := mldsa44.NewKeyFromSeed((*[32]byte)(seed))
+		return k.Bytes()
+	},
+	{psa.KeyTypeMLDSAKeyPair, 192}: func(seed []byte) []byte {
+		_, k := mldsa65.NewKeyFromSeed((*[32]byte)(seed))
+		return k.Bytes()
+	},
+	{psa.KeyTypeMLDSAKeyPair, 256}: func(seed []byte) []byte {
+		_, k := mldsa87.NewKeyFromSeed((*[32]byte)(seed))
+		return k.Bytes()
+	},
+	{psa.KeyTypeMLKEMKeyPair, 768}: func(seed []byte) []byte {
+		b := make([]byte, circl768.PrivateKeySize)
+		_, k := circl768.NewKeyFromSeed(seed)
+		k.Pack(b)
+		return b
+	},
+	{psa.KeyTypeMLKEMKeyPair, 1024}: func(seed []byte) []byte {
+		b := make([]byte, circl1024.PrivateKeySize)
+		_, k := circl1024.NewKeyFromSeed(seed)
+		k.Pack(b)
+		return b
+	},
 }
 
 func mldsaScheme(p mldsa.Parameters) *scheme {
@@ -141,6 +180,13 @@ func slhdsaScheme(id slhdsa.ID) *scheme {
 		check: func(public []byte) error {
 			k := &slhdsa.PublicKey{ID: id}
 			return k.UnmarshalBinary(public)
+		},
+		derive: func(secret []byte) ([]byte, error) { // two seeds, the public seed and the root (FIPS 205, 9.1)
+			public, _, err := slhdsa.GenerateKey(bytes.NewReader(secret[:len(secret)/4*3]), id)
+			if err != nil {
+				return nil, err
+			}
+			return public.MarshalBinary()
 		},
 		sign: func(secret, message []byte) ([]byte, error) {
 			k, err := private(secret)
@@ -238,7 +284,11 @@ func rawParts(a psa.Attributes, secret, public []byte) (pkcs8, spki []byte, err 
 	if spki, err = (psa.RawKey{Type: a.Type.PublicKey(), Bits: a.Bits, Bytes: public}).Marshal(); err != nil || secret == nil {
 		return nil, spki, err
 	}
-	pkcs8, err = (psa.RawKey{Type: a.Type.KeyPair(), Bits: a.Bits, Bytes: secret, Public: public}).Marshal()
+	k := psa.RawKey{Type: a.Type.KeyPair(), Bits: a.Bits, Bytes: secret}
+	if isForeign(a) { // few read a public key anywhere else than in RFC 5915's structure
+		k.Public = public
+	}
+	pkcs8, err = k.Marshal()
 	return pkcs8, spki, err
 }
 

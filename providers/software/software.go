@@ -175,6 +175,9 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	}
 	if s := schemeOf(a); s != nil {
 		secret, public, err := s.parseRaw(a, m.Data)
+		if err == nil {
+			err = contradiction(a, m.Data, public)
+		}
 		if err != nil {
 			return providers.Blob{}, err
 		}
@@ -202,7 +205,39 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 		return providers.Blob{}, err
 	}
 	defer wipe(private)
+	if isForeign(a) {
+		if err := contradiction(a, m.Data, foreignPoint(a, private.(crypto.Signer).Public())); err != nil {
+			return providers.Blob{}, err
+		}
+	}
 	return blobOf(a, private)
+}
+
+// contradiction refuses a private key whose file says something else of it than what follows from it.
+func contradiction(a psa.Attributes, der, public []byte) error {
+	if a.Type.IsPublicKey() {
+		return nil
+	}
+	k, err := psa.ParseRawKey(der)
+	if err != nil {
+		return err
+	}
+	s, expanded := schemeOf(a), []byte(nil)
+	if s != nil && s.derive != nil {
+		derived, err := s.derive(k.Bytes)
+		if err != nil {
+			return psa.Errorf(psa.StatusInvalidArgument, "a damaged key: %w", err)
+		}
+		own := psa.RawKey{Public: public} // it stands in the private key, and nothing was derived yet
+		if err := own.Contradicts(derived, nil); err != nil {
+			return err
+		}
+	}
+	if s != nil && s.expand != nil && len(k.Expanded) > 0 {
+		expanded = s.expand(k.Bytes)
+		defer psa.Wipe(expanded)
+	}
+	return k.Contradicts(public, expanded)
 }
 
 func rawBlob(a psa.Attributes, secret, public []byte) (b providers.Blob, err error) {

@@ -295,8 +295,9 @@ func makeCredential(ek *tpm2.TPMTPublic, name tpm2.TPM2BName, secret []byte) ([]
 // parseEndorsementKey reads a SubjectPublicKeyInfo in PEM or DER: TCG's default keys, RSA with 2048 bits or on P-256
 // (TCG EK Credential Profile, templates L-1 and L-2).
 func parseEndorsementKey(b []byte) (*tpm2.TPMTPublic, error) {
-	if block, _ := pem.Decode(b); block != nil {
-		b = block.Bytes
+	b, err := psa.PublicDER(b)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key: %w", err)
 	}
 	key, err := x509.ParsePKIXPublicKey(b)
 	if err != nil {

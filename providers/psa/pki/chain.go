@@ -8,28 +8,55 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// ParseChain reads the whole PEM blocks at the beginning of b, which must be certificates, the first of them one for
-// the public key spki (SubjectPublicKeyInfo in DER). Text before a block is left out of the chain. end 0: no block is
-// whole yet.
-func ParseChain(b, spki []byte) (end int, chain []byte, err error) {
-	for rest := b; ; {
-		block, after := pem.Decode(rest)
-		if block == nil {
-			return end, chain, nil
+// ParseChain reads the PEM blocks in b, which must be certificates, the first of them one for the public key spki
+// (SubjectPublicKeyInfo in DER). Text outside blocks is left out of the chain. whole false: b has no block yet, or ends in
+// the middle of one.
+func ParseChain(b, spki []byte) (chain []byte, whole bool, err error) {
+	fail := func(err error) ([]byte, bool, error) { return nil, false, err }
+	s := psa.NewPEMScanner(b)
+	for {
+		label, err := s.NextLabel()
+		if err != nil {
+			return fail(inDER(b, err))
 		}
-		if block.Type != "CERTIFICATE" {
-			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "a PEM block %q among the certificates", psa.OneLine(block.Type))
+		if label == "" {
+			return chain, len(chain) > 0 && s.Left() == 0, nil
+		}
+		if label != "CERTIFICATE" {
+			return fail(psa.Errorf(psa.StatusInvalidArgument, "a PEM block %q among the certificates", psa.OneLine(label)))
+		}
+		block, complete, err := s.Block()
+		if err != nil || !complete {
+			return chain, false, err
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "a certificate that cannot be read: %w", err)
+			return fail(psa.Errorf(psa.StatusInvalidArgument, "a certificate that cannot be read: %w", err))
 		}
 		if chain == nil && !bytes.Equal(c.RawSubjectPublicKeyInfo, spki) {
-			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the first certificate is for another key").
-				WithHint("write this key's own certificate first, then those that vouch for it")
+			return fail(psa.Errorf(psa.StatusInvalidArgument, "the first certificate is for another key").
+				WithHint("write this key's own certificate first, then those that vouch for it"))
 		}
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})...)
-		rest = after
-		end = len(b) - len(after)
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: label, Bytes: block.Bytes})...)
 	}
+}
+
+// inDER tells somebody with certificates in binary how to convert them.
+func inDER(b []byte, err error) error {
+	switch {
+	case len(b) < 2 || b[0] != 0x30 || b[1] < 0x80:
+		return err
+	case bytes.Contains(b[:min(len(b), 32)], []byte("\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07")):
+		return psa.Errorf(psa.StatusInvalidArgument, "certificates in PKCS #7 or PKCS #12").
+			WithHint("write them in PEM: openssl pkcs7 -inform DER -in FILE -print_certs, or openssl pkcs12 -in FILE -nokeys")
+	}
+	return psa.Errorf(psa.StatusInvalidArgument, "a certificate in DER").WithHint("write it in PEM: openssl x509 -inform DER -in FILE")
+}
+
+// NoChain says what is wrong with b, which ended without being a whole chain.
+func NoChain(b []byte) error {
+	if bytes.Contains(b, []byte("-----BEGIN ")) {
+		return psa.Errorf(psa.StatusInvalidArgument, "the chain ends in the middle of a certificate").WithHint("write the whole chain; what was stored is still there")
+	}
+	return psa.Errorf(psa.StatusInvalidArgument, "text without a certificate in it").WithHint("a certificate in PEM begins with a line -----BEGIN CERTIFICATE-----")
 }

@@ -32,12 +32,9 @@ func FuzzParseChain(f *testing.F) {
 	f.Add(append([]byte("text\n"), append(whole, whole...)...))
 	f.Add(whole[:100])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		end, chain, err := ParseChain(b, spki)
-		if err != nil || end == 0 {
+		chain, complete, err := ParseChain(b, spki)
+		if err != nil || !complete {
 			return
-		}
-		if end > len(b) {
-			t.Fatalf("%d of %d bytes", end, len(b))
 		}
 		block, _ := pem.Decode(chain)
 		if c, err := x509.ParseCertificate(block.Bytes); err != nil || !bytes.Equal(c.RawSubjectPublicKeyInfo, spki) {
@@ -50,6 +47,15 @@ func FuzzParseRequest(f *testing.F) {
 	f.Add("CN=web,O=Example\nDNS:example.org\nIP:::1")
 	f.Add("1.2.3.4=#0c0177+OU=x\nURI:a:b\nemail:a@b")
 	f.Add("\nDNS:example.org")
+	f.Add("CN=web\nkeyUsage: digitalSignature, keyAgreement\nextendedKeyUsage: serverAuth,1.2.3.4\nchallengePassword: König")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, text string) {
 		r, err := parseRequest(text)
 		if err != nil {
@@ -59,11 +65,19 @@ func FuzzParseRequest(f *testing.F) {
 			return
 		}
 		var name pkix.RDNSequence
-		if rest, err := asn1.Unmarshal(r.RawSubject, &name); err != nil || len(rest) > 0 {
+		if rest, err := asn1.Unmarshal(r.subject, &name); err != nil || len(rest) > 0 {
 			t.Fatalf("%q: a subject that cannot be read: %v", text, err)
 		}
-		if len(name)+len(r.DNSNames)+len(r.IPAddresses)+len(r.URIs)+len(r.EmailAddresses) == 0 {
+		if len(name)+len(r.names) == 0 {
 			t.Fatalf("%q names nobody", text)
+		}
+		info, err := r.info(spki)
+		if err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		var back requestInfo
+		if rest, err := asn1.Unmarshal(info, &back); err != nil || len(rest) > 0 {
+			t.Fatalf("%q: a request that cannot be read: %v", text, err)
 		}
 	})
 }

@@ -2,15 +2,14 @@ package pki
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
-	"io"
-	"net"
-	"net/url"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -19,111 +18,374 @@ import (
 const MaxSubject = 64 << 10
 
 // RequestRun makes a certificate request (PKCS #10, RFC 2986) in PEM, "csr", for the subject that is written to it: in the
-// first line RFC 4514's, in further ones alternative names. The key's public part is spki, and sign signs messages with
-// alg, in PSA's encoding.
+// first line RFC 4514's, in further ones alternative names, key usages and a challenge password. The key's public part is
+// spki, and sign signs messages with alg, in PSA's encoding.
 func RequestRun(spki []byte, alg psa.Algorithm, sign func(ctx context.Context, message []byte) ([]byte, error)) psa.Run {
 	return psa.WholeRun(MaxSubject, func(ctx context.Context, subject []byte) (map[string][]byte, error) {
-		template, err := parseRequest(string(subject))
+		r, err := parseRequest(string(subject))
 		if err != nil {
 			return nil, err
 		}
-		public, err := x509.ParsePKIXPublicKey(spki)
-		if err != nil {
+		if _, err := x509.ParsePKIXPublicKey(spki); err != nil {
 			return nil, psa.Errorf(psa.StatusNotSupported, "X.509 does not know this kind of key: %w", err)
 		}
-		template.SignatureAlgorithm = alg.X509()
-		signer := &signer{ctx: ctx, alg: alg, public: public, sign: sign}
-		der, err := x509.CreateCertificateRequest(rand.Reader, template, signer)
-		if signer.err != nil {
-			return nil, signer.err // x509 says less
+		info, err := r.info(spki)
+		if err != nil {
+			return nil, err
+		}
+		id, err := signatureAlgorithm(alg)
+		if err != nil {
+			return nil, err
+		}
+		signature, err := sign(ctx, info)
+		if err == nil && alg.IsECDSA() {
+			signature, err = psa.ECDSARawToDER(signature)
 		}
 		if err != nil {
+			return nil, err
+		}
+		der, err := asn1.Marshal(signedRequest{asn1.RawValue{FullBytes: info}, id, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
+		if err != nil {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "the certificate request: %w", err)
+		}
+		whole, err := x509.ParseCertificateRequest(der)
+		if err == nil {
+			err = whole.CheckSignature() // a device may sign anything
+		}
+		if err != nil {
+			return nil, psa.Errorf(psa.StatusGenericError, "the certificate request is not valid: %w", err)
 		}
 		return map[string][]byte{"csr": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})}, nil
 	})
 }
 
-// signer signs for crypto/x509: messages only, as the policies of keys have them.
-type signer struct {
-	ctx    context.Context
-	alg    psa.Algorithm
-	public crypto.PublicKey
-	sign   func(ctx context.Context, message []byte) ([]byte, error)
-	err    error
+// request is what somebody asks to be certified.
+type request struct {
+	subject   []byte // a Name in DER
+	names     []asn1.RawValue
+	usage     int // bits of KeyUsage (RFC 5280, 4.2.1.3), the first one the lowest
+	purposes  []asn1.ObjectIdentifier
+	challenge string
 }
 
-var _ crypto.MessageSigner = (*signer)(nil)
-
-func (s *signer) Public() crypto.PublicKey { return s.public }
-
-// Sign is never called: crypto.SignMessage prefers SignMessage.
-func (s *signer) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
-	return nil, errors.New("this key signs messages")
+// requestInfo is CertificationRequestInfo (RFC 2986, 4.1).
+type requestInfo struct {
+	Version    int
+	Subject    asn1.RawValue
+	PublicKey  asn1.RawValue
+	Attributes []requestAttribute `asn1:"tag:0,set"`
 }
 
-func (s *signer) SignMessage(_ io.Reader, message []byte, _ crypto.SignerOpts) (signature []byte, err error) {
-	if signature, s.err = s.sign(s.ctx, message); s.err != nil || !s.alg.IsECDSA() {
-		return signature, s.err
+type requestAttribute struct {
+	Type   asn1.ObjectIdentifier
+	Values []asn1.RawValue `asn1:"set"`
+}
+
+type signedRequest struct {
+	Info      asn1.RawValue
+	Algorithm pkix.AlgorithmIdentifier
+	Signature asn1.BitString
+}
+
+var (
+	extensionRequestID  = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14} // RFC 2985, 5.4.2
+	challengePasswordID = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}  // RFC 2985, 5.4.1
+	alternativeNameID   = asn1.ObjectIdentifier{2, 5, 29, 17}
+	keyUsageID          = asn1.ObjectIdentifier{2, 5, 29, 15}
+	extendedKeyUsageID  = asn1.ObjectIdentifier{2, 5, 29, 37}
+)
+
+// info is what gets signed.
+func (r *request) info(spki []byte) (der []byte, err error) {
+	marshal := func(value any) (b []byte) {
+		if err == nil {
+			b, err = asn1.Marshal(value)
+		}
+		return b
 	}
-	signature, s.err = psa.ECDSARawToDER(signature)
-	return signature, s.err
+	var extensions []pkix.Extension
+	if len(r.names) > 0 {
+		// Where there is no other name, it is what the certificate is about (RFC 5280, 4.2.1.6).
+		alone := len(r.subject) == 2
+		extensions = append(extensions, pkix.Extension{Id: alternativeNameID, Critical: alone, Value: marshal(r.names)})
+	}
+	if r.usage != 0 {
+		bits := asn1.BitString{Bytes: make([]byte, 2)}
+		for i := range keyUsages {
+			if r.usage&(1<<i) != 0 {
+				bits.Bytes[i/8] |= 0x80 >> (i % 8)
+				bits.BitLength = i + 1
+			}
+		}
+		bits.Bytes = bits.Bytes[:(bits.BitLength+7)/8]
+		extensions = append(extensions, pkix.Extension{Id: keyUsageID, Critical: true, Value: marshal(bits)})
+	}
+	if len(r.purposes) > 0 {
+		extensions = append(extensions, pkix.Extension{Id: extendedKeyUsageID, Value: marshal(r.purposes)})
+	}
+	info := requestInfo{Subject: asn1.RawValue{FullBytes: r.subject}, PublicKey: asn1.RawValue{FullBytes: spki}}
+	if r.challenge != "" {
+		value := asn1.RawValue{Tag: asn1.TagUTF8String, Bytes: []byte(r.challenge)}
+		if isPrintable(r.challenge) {
+			value.Tag = asn1.TagPrintableString
+		}
+		info.Attributes = append(info.Attributes, requestAttribute{challengePasswordID, []asn1.RawValue{value}})
+	}
+	if len(extensions) > 0 {
+		info.Attributes = append(info.Attributes, requestAttribute{extensionRequestID, []asn1.RawValue{{FullBytes: marshal(extensions)}}})
+	}
+	der = marshal(info)
+	if err != nil {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the certificate request: %w", err)
+	}
+	return der, nil
 }
 
-// parseRequest reads a subject (RFC 4514) in the first line, and in each further one an alternative name (RFC 5280,
-// 4.2.1.6): DNS:, IP:, URI: or email:. Without a subject an alternative name is needed.
-func parseRequest(text string) (*x509.CertificateRequest, error) {
-	if len(text) > MaxSubject || strings.ContainsRune(text, 0) || strings.ToValidUTF8(text, "") != text {
+// isPrintable says whether a PrintableString can hold s (X.680, 41.4).
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return !isAlphanumeric(c) && !strings.ContainsRune(" '()+,-./:=?", c) })
+}
+
+// signatureAlgorithm is how X.509 names an algorithm (RFC 4055, 5758, 8410).
+func signatureAlgorithm(alg psa.Algorithm) (id pkix.AlgorithmIdentifier, err error) {
+	if alg == psa.PureEdDSA {
+		id.Algorithm = asn1.ObjectIdentifier{1, 3, 101, 112}
+		return id, nil
+	}
+	n := map[psa.Algorithm]int{psa.SHA256: 0, psa.SHA384: 1, psa.SHA512: 2}
+	i, ok := n[alg.Hash()]
+	switch {
+	case !ok:
+	case alg.IsECDSA():
+		id.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2 + i}
+		return id, nil
+	case alg.IsRSAPKCS1v15Sign():
+		return pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11 + i}, Parameters: asn1.NullRawValue}, nil
+	case alg.IsRSAPSS():
+		hash := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1 + i}, Parameters: asn1.NullRawValue}
+		inner, err := asn1.Marshal(hash)
+		if err != nil {
+			return id, psa.Errorf(psa.StatusGenericError, "%w", err)
+		}
+		id.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
+		id.Parameters.FullBytes, err = asn1.Marshal(struct {
+			Hash pkix.AlgorithmIdentifier `asn1:"explicit,tag:0"`
+			MGF  pkix.AlgorithmIdentifier `asn1:"explicit,tag:1"`
+			Salt int                      `asn1:"explicit,tag:2"`
+		}{hash, pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}, Parameters: asn1.RawValue{FullBytes: inner}}, alg.Hash().HashLength()})
+		if err != nil {
+			return id, psa.Errorf(psa.StatusGenericError, "%w", err)
+		}
+		return id, nil
+	}
+	return id, psa.Errorf(psa.StatusNotSupported, "X.509 does not know signatures by %s", alg)
+}
+
+// keyUsages are the names that RFC 5280, 4.2.1.3, and OpenSSL have for its bits, in their order.
+var keyUsages = []string{"digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment", "keyAgreement", "keyCertSign", "cRLSign",
+	"encipherOnly", "decipherOnly"}
+
+// purposes are the names of RFC 5280, 4.2.1.12, and OpenSSL; others are written as object identifiers.
+var purposes = map[string]asn1.ObjectIdentifier{
+	"serverAuth": {1, 3, 6, 1, 5, 5, 7, 3, 1}, "clientAuth": {1, 3, 6, 1, 5, 5, 7, 3, 2}, "codeSigning": {1, 3, 6, 1, 5, 5, 7, 3, 3},
+	"emailProtection": {1, 3, 6, 1, 5, 5, 7, 3, 4}, "timeStamping": {1, 3, 6, 1, 5, 5, 7, 3, 8}, "OCSPSigning": {1, 3, 6, 1, 5, 5, 7, 3, 9},
+	"anyExtendedKeyUsage": {2, 5, 29, 37, 0},
+}
+
+// maxPurposes bounds the extended key usages of a request.
+const maxPurposes = 32
+
+// maxChallenge is pkcs-9-ub-challengePassword, in characters (RFC 2985, appendix A).
+const maxChallenge = 255
+
+const linesHint = "the first line is the subject (CN=web,O=Example), or empty; each further one is DNS:, IP:, URI: or email: and one name, " +
+	"keyUsage: or extendedKeyUsage: and its names, or challengePassword: and a password"
+
+// parseRequest reads a subject (RFC 4514) in the first line, and in each further one an alternative name (RFC 5280, 4.2.1.6),
+// usages of the key, or a challenge password. Without a subject an alternative name is needed.
+func parseRequest(text string) (*request, error) {
+	if len(text) > MaxSubject || strings.ContainsRune(text, 0) || !utf8.ValidString(text) {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is no text")
 	}
 	lines := strings.Split(strings.TrimRight(text, "\r\n \t"), "\n")
-	r := &x509.CertificateRequest{}
+	first := strings.TrimSpace(lines[0])
+	if kind, _, ok := strings.Cut(first, ":"); ok && lineKind(kind) != nil {
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the first line is the subject, not a %s", kind).WithHint("leave the first line empty where there is no subject")
+	}
+	r := &request{}
 	var err error
-	if r.RawSubject, err = parseSubject(strings.TrimSpace(lines[0])); err != nil {
+	if r.subject, err = parseSubject(first); err != nil {
 		return nil, err
 	}
-	named := strings.TrimSpace(lines[0]) != ""
+	if err := withinBounds(r.subject); err != nil {
+		return nil, err
+	}
 	for i, line := range lines[1:] {
 		line = strings.TrimSpace(line)
 		if line == "" {
 			continue
 		}
-		kind, name, _ := strings.Cut(line, ":")
-		bad := func(why string) (*x509.CertificateRequest, error) {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "line %d: %q is %s", i+2, line, why).
-				WithHint("the first line is the subject (CN=web,O=Example); further ones are DNS:, IP:, URI: or email: and a name")
+		kind, value, _ := strings.Cut(line, ":")
+		read, err := lineKind(kind), errors.New("no line of a certificate request")
+		if read != nil {
+			err = read(r, strings.TrimSpace(value))
 		}
-		if name == "" || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c > '~' }) {
-			return bad("no alternative name")
+		if err != nil {
+			if kind == "challengePassword" {
+				line = kind + ":"
+			}
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "line %d: %q is %w", i+2, psa.OneLine(line), err).WithHint(linesHint)
 		}
-		switch kind {
-		case "DNS":
-			r.DNSNames = append(r.DNSNames, name)
-		case "IP":
-			ip := net.ParseIP(name)
-			if ip == nil {
-				return bad("no IP address")
-			}
-			r.IPAddresses = append(r.IPAddresses, ip)
-		case "URI":
-			u, err := url.Parse(name)
-			if err != nil || u.Scheme == "" {
-				return bad("no URI")
-			}
-			r.URIs = append(r.URIs, u)
-		case "email":
-			if !strings.Contains(name, "@") {
-				return bad("no mail address")
-			}
-			r.EmailAddresses = append(r.EmailAddresses, name)
-		default:
-			return bad("no alternative name")
-		}
-		named = true
 	}
-	if !named {
+	if first == "" && len(r.names) == 0 {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "there is neither a subject nor an alternative name").
 			WithHint("write the subject in the first line, as CN=web,O=Example")
 	}
 	return r, nil
+}
+
+// lineKind is what reads a line that begins with that word, nil if nothing does.
+func lineKind(word string) func(r *request, value string) error {
+	named := func(read func(string) (asn1.RawValue, error)) func(*request, string) error {
+		return func(r *request, value string) error {
+			name, err := read(value)
+			r.names = append(r.names, name)
+			return err
+		}
+	}
+	switch word {
+	case "DNS":
+		return named(dnsName)
+	case "IP":
+		return named(ipName)
+	case "URI":
+		return named(uriName)
+	case "email":
+		return named(mailName)
+	case "keyUsage":
+		return (*request).addUsages
+	case "extendedKeyUsage":
+		return (*request).addPurposes
+	case "challengePassword":
+		return (*request).setChallenge
+	}
+	return nil
+}
+
+// listOf splits the names of usages; OpenSSL's word for an extension that must be understood says nothing new.
+func listOf(value string) []string {
+	if rest, ok := strings.CutPrefix(value, "critical,"); ok {
+		value = rest
+	}
+	list := strings.Split(value, ",")
+	for i := range list {
+		list[i] = strings.TrimSpace(list[i])
+	}
+	return list
+}
+
+func (r *request) addUsages(value string) error {
+	if r.usage != 0 {
+		return errors.New("a second list of usages")
+	}
+	for _, name := range listOf(value) {
+		if name == "contentCommitment" { // X.509's newer name
+			name = "nonRepudiation"
+		}
+		i := slices.Index(keyUsages, name)
+		if i < 0 {
+			return errors.New("no list of " + strings.Join(keyUsages, ", "))
+		}
+		r.usage |= 1 << i
+	}
+	return nil
+}
+
+func (r *request) addPurposes(value string) error {
+	if r.purposes != nil {
+		return errors.New("a second list of extended usages")
+	}
+	for _, name := range listOf(value) {
+		id, ok := purposes[name]
+		if !ok {
+			var err error
+			if id, err = asn1OID(name); err != nil {
+				return errors.New("no list of serverAuth, clientAuth, codeSigning, emailProtection, timeStamping, OCSPSigning, or object identifiers")
+			}
+		}
+		if r.purposes = append(r.purposes, id); len(r.purposes) > maxPurposes {
+			return errors.New("longer than 32 extended usages")
+		}
+	}
+	return nil
+}
+
+func (r *request) setChallenge(value string) error {
+	switch n := utf8.RuneCountInString(value); {
+	case r.challenge != "":
+		return errors.New("a second challenge password")
+	case n == 0 || n > maxChallenge:
+		return errors.New("no password of 1 to 255 characters")
+	}
+	r.challenge = value
+	return nil
+}
+
+// asn1OID reads an object identifier in dots.
+func asn1OID(s string) (asn1.ObjectIdentifier, error) {
+	id, err := x509.ParseOID(s)
+	if err != nil {
+		return nil, err
+	}
+	der, err := id.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	der, err = asn1.Marshal(asn1.RawValue{Tag: asn1.TagOID, Bytes: der})
+	if err != nil {
+		return nil, err
+	}
+	var out asn1.ObjectIdentifier
+	_, err = asn1.Unmarshal(der, &out)
+	return out, err
+}
+
+// bounds are how many characters an attribute may have (RFC 5280, appendix A.1).
+var bounds = []struct {
+	name  string
+	id    asn1.ObjectIdentifier
+	least int
+	most  int
+}{
+	{"CN", asn1.ObjectIdentifier{2, 5, 4, 3}, 1, 64},
+	{"serialNumber", asn1.ObjectIdentifier{2, 5, 4, 5}, 1, 64},
+	{"C", asn1.ObjectIdentifier{2, 5, 4, 6}, 2, 2},
+	{"L", asn1.ObjectIdentifier{2, 5, 4, 7}, 1, 128},
+	{"ST", asn1.ObjectIdentifier{2, 5, 4, 8}, 1, 128},
+	{"O", asn1.ObjectIdentifier{2, 5, 4, 10}, 1, 64},
+	{"OU", asn1.ObjectIdentifier{2, 5, 4, 11}, 1, 64},
+	{"emailAddress", asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, 1, maxMail},
+}
+
+// withinBounds refuses a subject that no certificate can have.
+func withinBounds(subject []byte) error {
+	var names pkix.RDNSequence
+	if _, err := asn1.Unmarshal(subject, &names); err != nil {
+		return psa.Errorf(psa.StatusInvalidArgument, "the subject is none: %w", err)
+	}
+	for _, rdn := range names {
+		for _, a := range rdn {
+			value, ok := a.Value.(string)
+			if !ok {
+				continue
+			}
+			for _, b := range bounds {
+				if n := utf8.RuneCountInString(value); b.id.Equal(a.Type) && (n < b.least || n > b.most) {
+					return psa.Errorf(psa.StatusInvalidArgument, "%s has %d characters; allowed: %d to %d", b.name, n, b.least, b.most).
+						WithHint("names of hosts are written as DNS: in lines of their own")
+				}
+			}
+		}
+	}
+	return nil
 }

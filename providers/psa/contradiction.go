@@ -1,0 +1,160 @@
+package psa
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+)
+
+// pkcs8 is OneAsymmetricKey (RFC 5958, 2).
+type pkcs8 struct {
+	Version    int
+	Algorithm  pkix.AlgorithmIdentifier
+	Key        []byte
+	Attributes asn1.RawValue `asn1:"optional,tag:0"`
+	Public     asn1.RawValue `asn1:"optional,tag:1"`
+}
+
+// sec1 is ECPrivateKey (RFC 5915, 3).
+type sec1 struct {
+	Version int
+	Key     []byte
+	Curve   asn1.ObjectIdentifier `asn1:"optional,explicit,tag:0"`
+	Public  asn1.BitString        `asn1:"optional,explicit,tag:1"`
+}
+
+func errContradiction(what string) error {
+	return Errorf(StatusInvalidArgument, "the file of the private key contradicts itself: %s", what).
+		WithHint("the file is damaged, or made of two: take it from a backup")
+}
+
+// contradiction refuses a private key whose file names another public key or curve than its own: crypto/x509 reads neither.
+func contradiction(structure keyStructure, der []byte, key any) error {
+	damaged := Errorf(StatusInvalidArgument, "a damaged private key")
+	switch structure {
+	case sec1Private:
+		var ec sec1
+		if rest, err := asn1.Unmarshal(der, &ec); err != nil || len(rest) > 0 {
+			return damaged
+		}
+		return otherPublic(key, ec.Public.Bytes)
+	case pkcs8Private:
+	default:
+		return nil
+	}
+	var p pkcs8
+	if rest, err := asn1.Unmarshal(der, &p); err != nil || len(rest) > 0 || p.Version < 0 || p.Version > 1 {
+		return damaged
+	}
+	public, err := implicitBits(p.Public)
+	if err != nil {
+		return err
+	}
+	if err := otherPublic(key, public); err != nil {
+		return err
+	}
+	if _, isEC := key.(*ecdsa.PrivateKey); !isEC {
+		return nil
+	}
+	var ec sec1
+	if rest, err := asn1.Unmarshal(p.Key, &ec); err != nil || len(rest) > 0 {
+		return damaged
+	}
+	var outer asn1.ObjectIdentifier
+	if _, err := asn1.Unmarshal(p.Algorithm.Parameters.FullBytes, &outer); err != nil {
+		return damaged
+	}
+	if ec.Curve != nil && !ec.Curve.Equal(outer) {
+		return errContradiction("it names two curves")
+	}
+	return otherPublic(key, ec.Public.Bytes)
+}
+
+// otherPublic refuses a public key that stands beside a private one and is not its own; none is fine.
+func otherPublic(key any, public []byte) error {
+	if len(public) == 0 {
+		return nil
+	}
+	var own []byte
+	switch k := key.(type) {
+	case *ecdsa.PrivateKey:
+		own, _ = k.PublicKey.Bytes()
+	case ed25519.PrivateKey:
+		own = k.Public().(ed25519.PublicKey)
+	case *ecdh.PrivateKey:
+		own = k.PublicKey().Bytes()
+	case *rsa.PrivateKey:
+		own = x509.MarshalPKCS1PublicKey(&k.PublicKey)
+	}
+	if !samePublic(public, own) {
+		return errContradiction("its public key is another one's")
+	}
+	return nil
+}
+
+// samePublic compares a public key of a file with the derived one; a point may be compressed or hybrid (SEC 1, 2.3.3; X9.62).
+func samePublic(claimed, own []byte) bool {
+	if bytes.Equal(claimed, own) {
+		return true
+	}
+	if len(own) < 3 || len(own)%2 == 0 || own[0] != 4 || len(claimed) == 0 {
+		return false
+	}
+	half, odd := (len(own)-1)/2, own[len(own)-1]&1
+	switch claimed[0] {
+	case 2 + odd:
+		return bytes.Equal(claimed[1:], own[1:1+half])
+	case 6 + odd:
+		return bytes.Equal(claimed[1:], own[1:])
+	}
+	return false
+}
+
+// implicitBits reads PKCS #8's public key: a BIT STRING whose tag is replaced or, as some libraries write it, wrapped.
+func implicitBits(v asn1.RawValue) ([]byte, error) {
+	if v.FullBytes == nil {
+		return nil, nil
+	}
+	der := v.Bytes
+	if !v.IsCompound {
+		var err error
+		if der, err = asn1.Marshal(asn1.RawValue{Tag: asn1.TagBitString, Bytes: v.Bytes}); err != nil {
+			return nil, Errorf(StatusInvalidArgument, "a damaged private key: %w", err)
+		}
+	}
+	var bits asn1.BitString
+	if rest, err := asn1.Unmarshal(der, &bits); err != nil || len(rest) > 0 || bits.BitLength%8 != 0 {
+		return nil, Errorf(StatusInvalidArgument, "a damaged private key: its public key is no bit string")
+	}
+	return bits.Bytes, nil
+}
+
+// hasExplicitCurve says whether an EC key has its curve's numbers in place of its name (RFC 3279, 2.3.5).
+func hasExplicitCurve(der []byte) bool {
+	var p8 struct {
+		Version   int
+		Algorithm pkix.AlgorithmIdentifier
+	}
+	var spki struct{ Algorithm pkix.AlgorithmIdentifier }
+	var ec struct {
+		Version int
+		Key     []byte
+		Curve   asn1.RawValue `asn1:"optional,explicit,tag:0"`
+	}
+	written := func(id pkix.AlgorithmIdentifier) bool {
+		return id.Algorithm.Equal(ecPublicKeyID) && id.Parameters.Tag == asn1.TagSequence
+	}
+	if _, err := asn1.Unmarshal(der, &p8); err == nil {
+		return written(p8.Algorithm)
+	}
+	if _, err := asn1.Unmarshal(der, &spki); err == nil {
+		return written(spki.Algorithm)
+	}
+	_, err := asn1.Unmarshal(der, &ec)
+	return err == nil && ec.Curve.Tag == asn1.TagSequence
+}

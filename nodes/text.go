@@ -144,6 +144,12 @@ func (v *view) providerCapabilities() ([]byte, error) {
 	return v.rendering("capabilities", func(lines []psa.Capability) ([]byte, error) { return psa.CapabilitiesText(psa.WithCSR(lines)), nil })
 }
 
+func (v *view) templates() ([]byte, error) {
+	return v.rendering("templates", func(lines []psa.Capability) ([]byte, error) {
+		return []byte(strings.Join(append(psa.Templates(lines), ""), "\n")), nil
+	})
+}
+
 // renderings are texts about the capabilities of providers, which all who read them share: they are long, and stat(2) asks for
 // their sizes.
 type renderings struct {

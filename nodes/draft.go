@@ -35,6 +35,7 @@ type attributesInput struct {
 	UUID         any `toml:"uuid"`
 	Created      any `toml:"created"`
 	NoncesLeft   any `toml:"nonces_left"`
+	Expires      any `toml:"expires"`
 	Fingerprints any `toml:"fingerprints"`
 }
 
@@ -49,6 +50,7 @@ func (x *attributesInput) told() []toldField {
 		{"uuid", x.UUID, leaveOut},
 		{"created", x.Created, leaveOut},
 		{"nonces_left", x.NoncesLeft, "nonces that were used do not come back: make a new key"},
+		{"expires", x.Expires, "core_settings.draft_expiry decides it; touch the draft's directory to keep it for longer"},
 		{"fingerprints", x.Fingerprints, leaveOut},
 	}
 }
@@ -97,9 +99,17 @@ func sameTold(a, b any) bool {
 // wasTold says whether a field had the value before, where it moves by itself: a text that was read a while ago can be
 // written back.
 func (v *view) wasTold(k kim.Key, now toldField, given any) bool {
-	left, ok := now.value.(int64)
-	before, is := given.(int64)
-	return now.name == "nonces_left" && ok && is && before > left && before <= kim.MaxNonces
+	switch now.name {
+	case "nonces_left":
+		left, ok := now.value.(int64)
+		before, is := given.(int64)
+		return ok && is && before > left && before <= kim.MaxNonces
+	case "expires":
+		expires, ok := now.value.(time.Time)
+		before, is := given.(time.Time)
+		return ok && is && before.Before(expires) && !before.Before(k.Created.Add(v.t.kim.DraftExpiry()))
+	}
+	return false
 }
 
 // over is psa.Fields.Over with the templates of this provider in its refusals.

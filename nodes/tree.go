@@ -67,6 +67,7 @@ type Tree struct {
 	failures   failures
 	renderings renderings
 	sizes      sizes
+	drafts     inUse
 	procs      *caller.Procs
 	gate       *gate.Gate
 	machine    *transaction.Machine
@@ -97,6 +98,7 @@ func New(o Options) *Tree {
 		BytesPerUser: o.BufferPerUser, Log: o.Log})
 	t.SetAdmins(o.Admins)
 	t.root = t.top()
+	o.KIM.OnForgotten(t.forgotten)
 	return t
 }
 

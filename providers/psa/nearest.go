@@ -72,10 +72,10 @@ const maxMeant = 64
 
 // How others call templates, and curves, without capitals and punctuation.
 var (
-	otherTemplates = map[string]string{"es256": "ecdsap256sha256", "es384": "ecdsap384sha384", "es512": "ecdsap521sha512", "rs256": "rsa2048pkcs1v15sha256",
-		"ps256": "rsa2048psssha256", "hs256": "hmacsha256", "eddsa": "ed25519"}
-	otherCurves = strings.NewReplacer("prime256v1", "p256", "secp224r1", "p224", "secp256r1", "p256", "secp384r1", "p384", "secp521r1", "p521",
-		"nistp", "p", "curve25519", "x25519")
+	otherTemplates = map[string]string{"es256": "ecdsap256sha256", "es384": "ecdsap384sha384", "es512": "ecdsap521sha512",
+		"rs256": "rsa2048pkcs1v15sha256", "ps256": "rsa2048psssha256", "hs256": "hmacsha256", "eddsa": "ed25519"}
+	otherCurves = strings.NewReplacer("prime256v1", "p256", "secp224r1", "p224", "secp256r1", "p256", "secp384r1", "p384",
+		"secp521r1", "p521", "nistp", "p", "curve25519", "x25519")
 )
 
 // plain is a name without capitals and punctuation.
@@ -103,8 +103,9 @@ func Nearest(s string, names []string, n int) []string {
 	if meant == "" {
 		return nil
 	}
-	const exact, beginning, words, part, typo, most, head = 0, 1, 2, 3, 4, 2, 6
-	var ranks [head + 1][]string
+	const exact, beginning, words, part, typo, most, head, first = 0, 1, 2, 3, 4, 2, 6, 7
+	var ranks [first + 1][]string
+	firstWord, lastWord := strings.IndexFunc(s, punctuation), strings.LastIndexFunc(s, punctuation)
 	certain, mistakes := 0, min(most, max(1, len(meant)/3))
 	for _, name := range names {
 		whole := plain(name)
@@ -122,8 +123,10 @@ func Nearest(s string, names []string, n int) []string {
 		default:
 			if d := distance(meant, whole); d <= mistakes {
 				ranks[typo+d-1] = append(ranks[typo+d-1], name)
-			} else if hasHead(s, whole) {
+			} else if begins(whole, s, lastWord) {
 				ranks[head] = append(ranks[head], name)
+			} else if begins(whole, s, firstWord) {
+				ranks[first] = append(ranks[first], name)
 			}
 			continue
 		}
@@ -135,25 +138,23 @@ func Nearest(s string, names []string, n int) []string {
 
 // hasWords says whether s is of several words, and each of them begins one of the name's.
 func hasWords(s, name string) bool {
-	of := func(s string) []string {
-		return strings.FieldsFunc(strings.ToLower(s), func(r rune) bool { return plain(string(r)) == "" })
-	}
-	said, has := of(s), of(name)
+	said, has := strings.FieldsFunc(strings.ToLower(s), punctuation), strings.FieldsFunc(strings.ToLower(name), punctuation)
 	return len(said) > 1 && !slices.ContainsFunc(said, func(word string) bool {
 		word = otherCurves.Replace(word)
 		return len(word) == 1 || !slices.ContainsFunc(has, func(h string) bool { return strings.HasPrefix(h, word) })
 	})
 }
 
-// hasHead says whether a name, without punctuation, begins as s does up to its last word.
-func hasHead(s, whole string) bool {
-	end := strings.LastIndexFunc(s, func(r rune) bool { return plain(string(r)) == "" })
+// begins says whether a name, without punctuation, begins as s does up to end.
+func begins(whole, s string, end int) bool {
 	if end < 0 {
 		return false
 	}
 	head := plain(s[:end])
 	return len(head) > 1 && strings.HasPrefix(whole, head)
 }
+
+func punctuation(r rune) bool { return plain(string(r)) == "" }
 
 // distance is how many letters must be changed, added, taken away or swapped with their neighbours to make b of a.
 func distance(a, b string) int {

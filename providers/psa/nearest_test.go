@@ -30,7 +30,7 @@ func TestNearest(t *testing.T) {
 		"aes-256": "aes-256-gcm", "AES256": "aes-256-gcm", "aes-gcm-256": "aes-256-gcm", "aes": "aes-256-gcm", "ED25519": "ed25519", "ed2559": "ed25519",
 		"EdDSA": "ed25519", "Curve25519": "x25519", "x2519": "x25519", "hmac": "hmac-sha256", "HS256": "hmac-sha256", "ES256": "ecdsa-p256-sha256",
 		"RS256": "rsa-2048-pkcs1v15-sha256", "mldsa65": "ml-dsa-65", "chacha20": "chacha20-poly1305", "ecdsa_p256_sha256": "ecdsa-p256-sha256",
-		"ecdsa-p265-sha256": "ecdsa-p256-sha256", "ecdsa-p256-md5": "ecdsa-p256-sha256", "aes-256-eax": "aes-256-gcm", "aes-256-cpc": "aes-256-cbc",
+		"ecdsa-p265-sha256": "ecdsa-p256-sha256", "ecdsa-p192-sha256": "ecdsa-p256-sha256", "ecdsa-p256-md5": "ecdsa-p256-sha256", "aes-256-eax": "aes-256-gcm", "aes-256-cpc": "aes-256-cbc",
 		"rsa-2048-pkcs1-sha256": "rsa-2048-pkcs1v15-sha256",
 	} {
 		near := Nearest(said, templates, 3)
@@ -44,7 +44,8 @@ func TestNearest(t *testing.T) {
 		}
 	}
 	files := []string{"attributes", "capabilities", "certificate", "csr", "csr.d", "export", "public.pem", "sign", "sign.d", "sign_hash", "verify"}
-	for said, want := range map[string]string{"sing": "sign", "exprot": "export", "capabilites": "capabilities", "pubilc.pem": "public.pem", "signhash": "sign_hash", "attribute": "attributes", "sing.d": "sign.d"} {
+	for said, want := range map[string]string{"sing": "sign", "exprot": "export", "capabilites": "capabilities",
+		"pubilc.pem": "public.pem", "signhash": "sign_hash", "attribute": "attributes", "sing.d": "sign.d"} {
 		if near := Nearest(said, files, 1); !slices.Equal(near, []string{want}) {
 			t.Errorf("nearest to %q is %q, want %s", said, near, want)
 		}

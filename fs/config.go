@@ -43,10 +43,11 @@ type Core struct {
 	AllowDeprecated     bool          // keys that are too weak today may be generated
 	OperationTimeout    time.Duration // of every operation but key generation
 	GenerateTimeout     time.Duration
-	DefaultProvider     string // name; empty keeps what the KIM has
-	KeysPerUser         int    // keys and drafts
-	TransactionsPerUser int    // open operation files, slots and drop box requests
-	BufferPerUser       int64  // bytes that the requests of one user hold
+	DefaultProvider     string        // name; empty keeps what the KIM has
+	KeysPerUser         int           // keys and drafts
+	DraftExpiry         time.Duration // of a draft that nobody changes; 0: it stays
+	TransactionsPerUser int           // open operation files, slots and drop box requests
+	BufferPerUser       int64         // bytes that the requests of one user hold
 }
 
 // Wrapping is how [core_settings] wants the store's data key wrapped: wrapping, wrapping_pcrs and wrapping_pin_source.
@@ -94,6 +95,7 @@ const (
 	defaultOperationTimeout    = 30 * time.Second
 	defaultGenerateTimeout     = 5 * time.Minute
 	defaultKeysPerUser         = 10000
+	defaultDraftExpiry         = 7 * 24 * time.Hour
 	defaultTransactionsPerUser = 1024
 	defaultBufferPerUser       = 64 << 20
 	defaultAttrTimeout         = time.Second
@@ -180,6 +182,7 @@ func parseConfig(file string, data []byte, readers string, types providers.Regis
 			OperationTimeout:    defaultOperationTimeout,
 			GenerateTimeout:     defaultGenerateTimeout,
 			KeysPerUser:         defaultKeysPerUser,
+			DraftExpiry:         defaultDraftExpiry,
 			TransactionsPerUser: defaultTransactionsPerUser,
 			BufferPerUser:       defaultBufferPerUser,
 		},
@@ -279,6 +282,7 @@ func (p *configParser) core(v value) {
 		{name: "generate_timeout", set: func(v value) { p.duration(v, &c.GenerateTimeout, time.Second, 24*time.Hour) }},
 		{name: "default_provider", set: func(v value) { p.text(v, &c.DefaultProvider, "the name of a [[provider]]") }},
 		{name: "keys_per_user", set: func(v value) { p.count(v, &c.KeysPerUser, 1, 100_000_000, "keys") }},
+		{name: "draft_expiry", set: p.draftExpiry},
 		{name: "transactions_per_user", set: func(v value) { p.count(v, &c.TransactionsPerUser, 1, 1<<20, "transactions") }},
 		{name: "buffer_per_user", set: func(v value) { p.number(v, &c.BufferPerUser, 1024, 1<<40, "bytes") }},
 		{name: "wrapping", set: func(v value) { p.text(v, &p.config.Wrapping.Kind, wrappings) }},
@@ -294,6 +298,14 @@ func (p *configParser) core(v value) {
 	if c.BufferPerUser < c.BodyLenLimit {
 		p.problem(v.path, fmt.Sprintf("buffer_per_user (%d) must not be less than body_len_limit (%d), or one request can never fit",
 			c.BufferPerUser, c.BodyLenLimit))
+	}
+}
+
+func (p *configParser) draftExpiry(v value) {
+	to := &p.config.Core.DraftExpiry
+	p.duration(v, to, 0, 10*365*24*time.Hour)
+	if *to > 0 && *to < time.Second {
+		p.wrong(v, "0 for never, or seconds, or a string like \"168h\", from 1s")
 	}
 }
 

@@ -42,6 +42,7 @@ operation_timeout = "2s"
 generate_timeout = 600
 default_provider = "second"
 keys_per_user = 5
+draft_expiry = "48h"
 transactions_per_user = 6
 buffer_per_user = 1_000_000
 wrapping = "tpm:second"
@@ -78,7 +79,7 @@ provider_type = "Slots"
 	if rules := fmt.Sprint(c.Units); rules != "[{second [nginx.service worker@.service]} { []}]" {
 		t.Errorf("rules of units: %s", rules)
 	}
-	wantCore := Core{slog.LevelWarn, 65536, false, 2 * time.Second, 10 * time.Minute, "second", 5, 6, 1_000_000}
+	wantCore := Core{slog.LevelWarn, 65536, false, 2 * time.Second, 10 * time.Minute, "second", 5, 48 * time.Hour, 6, 1_000_000}
 	if c.Core != wantCore {
 		t.Errorf("core_settings: %+v, want %+v", c.Core, wantCore)
 	}
@@ -139,6 +140,8 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "[core_settings]\nlog_level = 'loud'", `c.toml:8: wrong value for core_settings.log_level; allowed: "trace", "debug", "info", "warn", "error"`},
 		{minimal + "[core_settings]\nallow_deprecated = 1", `c.toml:8: wrong value for core_settings.allow_deprecated; allowed: true or false`},
 		{minimal + "[core_settings]\n\nbody_len_limit = -1", `c.toml:9: wrong value for core_settings.body_len_limit; allowed: a number of bytes from 1024 to`},
+		{minimal + "[core_settings]\ndraft_expiry = '1ms'", "c.toml:8: wrong value for core_settings.draft_expiry; allowed: 0 for never, or seconds"},
+		{minimal + "[core_settings]\ndraft_expiry = 'soon'", "c.toml:8: wrong value for core_settings.draft_expiry; allowed: seconds, or a string"},
 		{minimal + "[core_settings]\noperation_timeout = '0s'", `c.toml:8: wrong value for core_settings.operation_timeout; allowed: seconds, or a string`},
 		{minimal + "[core_settings]\noperation_timeout = 9223372036854775807", `c.toml:8: wrong value`},
 		{minimal + "[core_settings]\nbuffer_per_user = 2048", `c.toml:7: buffer_per_user (2048) must not be less than body_len_limit`},

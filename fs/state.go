@@ -43,6 +43,7 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 		OperationTimeout: o.Config.Core.OperationTimeout,
 		GenerateTimeout:  o.Config.Core.GenerateTimeout,
 		KeysPerUser:      o.Config.Core.KeysPerUser,
+		DraftExpiry:      o.Config.Core.DraftExpiry,
 		Log:              o.Log,
 		Step:             o.Step,
 	}
@@ -85,12 +86,13 @@ func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 
 // KeyInfo is a key as keys list shows it.
 type KeyInfo struct {
-	Provider string `json:"provider"`
-	Name     string `json:"name"` // users/UID/NAME where it is among a user's own names
-	State    string `json:"state"`
-	Template string `json:"template"`
-	UID      uint32 `json:"uid"` // its directory's owner
-	UUID     string `json:"uuid"`
+	Provider string    `json:"provider"`
+	Name     string    `json:"name"` // users/UID/NAME where it is among a user's own names
+	State    string    `json:"state"`
+	Template string    `json:"template"`
+	UID      uint32    `json:"uid"` // its directory's owner
+	UUID     string    `json:"uuid"`
+	Created  time.Time `json:"created"`
 }
 
 // ListKeys gives every key of one provider, or of all where provider is empty, in the order of their names; with an
@@ -450,7 +452,7 @@ func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, ea
 }
 
 func keyInfo(p *kim.Provider, key kim.Key, owner uint32) KeyInfo {
-	return KeyInfo{p.Name(), key.Listed(), string(key.State), key.Template, owner, kim.UUID(key.ID)}
+	return KeyInfo{p.Name(), key.Listed(), string(key.State), key.Template, owner, kim.UUID(key.ID), key.Created.UTC()}
 }
 
 // eachKey goes through the keys of one provider, or of all where provider is empty: by name, those with shared names first.

@@ -46,6 +46,7 @@ type Options struct {
 	OpenKeys         int           // how many keys that nobody uses stay open; 0 is 1024
 	QueueLength      int           // how many calls may wait for one provider; 0 is 256
 	KeysPerUser      int           // keys and drafts per uid; 0 is 10000
+	DraftExpiry      time.Duration // how long a draft stays that nobody changes; 0 is for ever. See OnForgotten
 	// WrappingPIN gives the PIN that the data key is wrapped with, each time that it is needed; the KIM wipes it. nil: none.
 	WrappingPIN func() ([]byte, error)
 	Log         *slog.Logger

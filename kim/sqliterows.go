@@ -637,10 +637,48 @@ func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64) error {
 		if err != nil {
 			return err
 		}
-		if k.KeepForever {
-			return keepError(k)
+		return t.removeDraft(k)
+	})
+}
+
+func (t *tx) removeDraft(k Key) error {
+	if k.KeepForever {
+		return keepError(k)
+	}
+	return t.remove(k)
+}
+
+func (s *sqliteStore) Drafts(ctx context.Context, since time.Time, after int64, n int) ([]Key, error) {
+	var drafts []Key
+	err := s.query(ctx, "cannot list the drafts", "SELECT "+keyColumns+` FROM keys
+		WHERE number > ? AND state = 'draft' AND hidden = 0 AND changed <= ? ORDER BY number LIMIT ?`, func(scan func(...any) error) error {
+		e, err := s.guard.Load().scanKey(scan)
+		if err == nil {
+			drafts = append(drafts, e.Key)
 		}
-		return t.remove(k)
+		return err
+	}, after, since.UnixNano(), page(n))
+	return drafts, err
+}
+
+func (s *sqliteStore) ExpireDraft(ctx context.Context, number int64, since time.Time) error {
+	return s.write(ctx, "cannot remove a draft", func(t *tx) error {
+		k, err := t.keyIn(number, Draft)
+		if err != nil {
+			return err
+		}
+		files, err := t.inodes(k)
+		if err != nil {
+			return err
+		}
+		changed := k.Changed
+		for _, i := range files {
+			changed = i.changedAfter(changed)
+		}
+		if changed.After(since) {
+			return psa.Errorf(psa.StatusBadState, "draft %s was changed", k.Name)
+		}
+		return t.removeDraft(k)
 	})
 }
 

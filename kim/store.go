@@ -245,6 +245,11 @@ type Store interface {
 	UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error
 	// RemoveDraft removes a draft, with its inodes and labels, without a journal: no provider knows it.
 	RemoveDraft(ctx context.Context, number int64) error
+	// Drafts lists the drafts of all providers whose rows did not change after a time, by number, from the first one behind
+	// after, at most n. A row that cannot be understood is listed with its Damage.
+	Drafts(ctx context.Context, since time.Time, after int64, n int) ([]Key, error)
+	// ExpireDraft is RemoveDraft of a draft that did not change after a time, with its inodes; else it is StatusBadState.
+	ExpireDraft(ctx context.Context, number int64, since time.Time) error
 	// BeginCreate turns a draft into Creating, with what the key is to become. The handle must never have been used.
 	BeginCreate(ctx context.Context, number int64, h providers.Handle, template string, a psa.Attributes, origin string) (Key, error)
 	// FinishCreate turns Creating into Ready, for its directory's owner, and shows the key if it was hidden.

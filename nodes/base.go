@@ -203,14 +203,17 @@ var _ = (fs.NodeLinker)((*base)(nil))
 
 // Link is safe because it refuses.
 func (b *base) Link(ctx context.Context, _ fs.InodeEmbedder, _ string, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "link", "no hard links here", "aliases in keys/ are symbolic links")
+	return nil, b.denied(ctx, "link", "no hard links here", aliasHint)
 }
+
+// aliasHint says whose aliases are, and why.
+const aliasHint = "aliases are symbolic links in keys/ at the top of the mount, and root's to make: other users' programs follow these names"
 
 var _ = (fs.NodeSymlinker)((*base)(nil))
 
 // Symlink is safe because it refuses.
 func (b *base) Symlink(ctx context.Context, _, _ string, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "symlink", "no symbolic links here", "aliases belong into keys/ at the top of the mount")
+	return nil, b.denied(ctx, "symlink", "no symbolic links here", aliasHint)
 }
 
 var _ = (fs.NodeMknoder)((*base)(nil))

@@ -588,7 +588,8 @@ func (n *fileNode) stat(ctx context.Context) (stat, error) {
 // present is the row's own check at open: the kernel may still hold the name of a file that has gone.
 func (n *fileNode) present(v *view) error {
 	if !n.shown(v) {
-		return psa.Errorf(psa.StatusDoesNotExist, "this key has no %s", n.row.name)
+		why, hint := v.unshown(n.row)
+		return psa.Errorf(psa.StatusDoesNotExist, "%s", why).WithHint(hint)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -34,7 +35,100 @@ type attributesInput struct {
 	UUID         any `toml:"uuid"`
 	Created      any `toml:"created"`
 	NoncesLeft   any `toml:"nonces_left"`
+	Expires      any `toml:"expires"`
 	Fingerprints any `toml:"fingerprints"`
+}
+
+// told are the fields that only tell, with what to do instead of writing another value.
+func (x *attributesInput) told() []toldField {
+	return []toldField{
+		{"name", x.Name, "a key is called as its directory is: mv OLD NEW"},
+		{"state", x.State, "generate, import or copy makes a draft a key, and rmdir destroys it"},
+		{"origin", x.Origin, leaveOut},
+		{"object", x.Object, "to take over a key of the device, write its name into import"},
+		{"provider", x.Provider, "a key cannot leave its provider: make one in the other provider's keys/"},
+		{"uuid", x.UUID, leaveOut},
+		{"created", x.Created, leaveOut},
+		{"nonces_left", x.NoncesLeft, "nonces that were used do not come back: make a new key"},
+		{"expires", x.Expires, "core_settings.draft_expiry decides it; touch the draft's directory to keep it for longer"},
+		{"fingerprints", x.Fingerprints, leaveOut},
+	}
+}
+
+// toldField is one of them; value nil is not there.
+type toldField struct {
+	name  string
+	value any
+	hint  string
+}
+
+const leaveOut = "leave the line out: the key's life alone decides it"
+
+// mayTell refuses another value of a field that only tells than the one it has, or had when the text was read.
+func (v *view) mayTell(k kim.Key, x attributesInput) error {
+	fields := x.told()
+	if !slices.ContainsFunc(fields, func(f toldField) bool { return f.value != nil }) {
+		return nil
+	}
+	now := *v
+	now.key = k
+	text, err := now.attributes()
+	if err != nil {
+		return err
+	}
+	var has attributesInput
+	if err := toml.Unmarshal(text, &has); err != nil {
+		return err
+	}
+	for i, f := range has.told() {
+		if given := fields[i].value; given != nil && !sameTold(given, f.value) && !v.wasTold(k, f, given) {
+			return psa.Errorf(psa.StatusInvalidArgument, "%s cannot be set", f.name).WithHint(f.hint)
+		}
+	}
+	return nil
+}
+
+func sameTold(a, b any) bool {
+	if at, ok := a.(time.Time); ok {
+		bt, ok := b.(time.Time)
+		return ok && at.Equal(bt)
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+// wasTold says whether a field had the value before, where it moves by itself: a text that was read a while ago can be
+// written back.
+func (v *view) wasTold(k kim.Key, now toldField, given any) bool {
+	switch now.name {
+	case "nonces_left":
+		left, ok := now.value.(int64)
+		before, is := given.(int64)
+		return ok && is && before > left && before <= kim.MaxNonces
+	case "expires":
+		expires, ok := now.value.(time.Time)
+		before, is := given.(time.Time)
+		return ok && is && before.Before(expires) && !before.Before(k.Created.Add(v.t.kim.DraftExpiry()))
+	}
+	return false
+}
+
+// over is psa.Fields.Over with the templates of this provider in its refusals.
+func (v *view) over(a psa.Attributes, x attributesInput) (psa.Attributes, error) {
+	a, err := x.Over(a)
+	return a, psa.SuggestTemplates(err, v.provider.Capabilities())
+}
+
+// suggest adds to a refusal of what this provider does not make what is nearest to it here.
+func (v *view) suggest(a psa.Attributes, err error) error {
+	template, offered := a.Template(), psa.Templates(v.provider.Capabilities())
+	if psa.StatusOf(err) != psa.StatusNotSupported || template == "" || slices.Contains(offered, template) {
+		return err
+	}
+	hint := "the provider's templates file lists what it takes"
+	if near := psa.Nearest(template, offered, 3); len(near) > 0 {
+		hint = "the nearest here: " + strings.Join(near, ", ") + "; " + hint
+	}
+	return psa.Errorf(psa.StatusNotSupported, "%w", err).WithHint(hint)
 }
 
 // readAttributes reads the TOML of b's whole lines; end 0 without an error is text that says nothing yet, or whose last
@@ -81,7 +175,10 @@ func (v *view) setAttributes(ctx context.Context, x attributesInput) error {
 	if err != nil {
 		return gone(err)
 	}
-	a, err := x.Over(k.Attributes)
+	if err := v.mayTell(k, x); err != nil {
+		return err
+	}
+	a, err := v.over(k.Attributes, x)
 	if err != nil {
 		return err
 	}
@@ -194,10 +291,13 @@ func generateStage(v *view) stage {
 			if err != nil {
 				return gone(err)
 			}
+			if err := v.mayTell(k, x); err != nil {
+				return err
+			}
 			if err := v.decide(ctx, k, x); err != nil {
 				return err
 			}
-			return v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, nil)
+			return v.suggest(a, v.t.kim.Generate(ctx, v.key.Number, v.uid, a.Template(), a, nil))
 		}
 	}
 	return stage{atClose: isTOML, scan: func(b []byte, alone bool) (int, func(context.Context) error, error) {
@@ -207,7 +307,7 @@ func generateStage(v *view) stage {
 			if err != nil || end == 0 {
 				return 0, nil, err
 			}
-			a, err := x.Over(v.key.Attributes)
+			a, err := v.over(v.key.Attributes, x)
 			if err != nil {
 				return 0, nil, err
 			}
@@ -222,7 +322,7 @@ func generateStage(v *view) stage {
 				return 0, nil, nil
 			}
 			if v.key.Attributes.Type == psa.KeyTypeNone {
-				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256")
+				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256; the provider's templates file lists all")
 			}
 			return len(line) + 1, create(v.key.Attributes, attributesInput{}), nil
 		}
@@ -231,7 +331,7 @@ func generateStage(v *view) stage {
 			return 0, nil, nil
 		}
 		if err != nil {
-			return 0, nil, err
+			return 0, nil, psa.SuggestTemplates(err, v.provider.Capabilities())
 		}
 		return min(len(line)+1, len(b)), create(a, attributesInput{}), nil
 	}}

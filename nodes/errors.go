@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -70,16 +72,41 @@ const (
 	failureUsersMost = 1024
 )
 
-// failure is one line of last_error.
+// failuresHeader names the columns of last_error.
+const failuresHeader = "# time\tpid\tpath\toperation\terrno\tstatus\twords\thint\ttimes\tsince\n"
+
+// failure is one line of last_error: what failed in the same way, once or several times in a row.
 type failure struct {
-	at    time.Time
-	pid   uint32
-	key   int64
-	path  string
-	op    string
-	errno syscall.Errno
-	err   error
+	at, since time.Time // of the last and of the first time
+	times     int
+	pid       uint32
+	key       int64
+	path      string
+	op        string
+	errno     string
+	status    string
+	words     string
+	hint      string
+	lost      lostLines
 }
+
+// lostLines are failures of the same kind with other files, which gave up their lines.
+type lostLines struct {
+	times int
+	since time.Time
+}
+
+// same says whether y failed as x did, with the same file.
+func (x *failure) same(y *failure) bool {
+	return x.path == y.path && x.key == y.key && x.kind() == y.kind()
+}
+
+// kind is what failures have in common that a walk over many files meets: everything but the file.
+func (x *failure) kind() failureKind {
+	return failureKind{x.op, x.errno, x.status, strings.ReplaceAll(x.words, x.path, "")}
+}
+
+type failureKind struct{ op, errno, status, words string }
 
 // failures remembers, per uid, the last failures. It lives in memory only and is bounded.
 type failures struct {
@@ -107,7 +134,7 @@ func (f *failures) add(uid uint32, holder bool, x failure) {
 	if f.users == nil {
 		f.users = map[uint32][]failure{}
 	}
-	old, known := f.users[uid]
+	list, known := f.users[uid]
 	if !known {
 		if len(*order) == failureUsersMost {
 			delete(f.users, (*order)[0])
@@ -115,40 +142,117 @@ func (f *failures) add(uid uint32, holder bool, x failure) {
 		}
 		*order = append(*order, uid)
 	}
-	if len(old) == failuresPerUser {
-		old = append(old[:0:0], old[1:]...)
+	x.times, x.since = 1, x.at
+	if n := len(list); n > 0 && list[n-1].same(&x) {
+		last := &list[n-1]
+		last.at, last.pid, last.times = x.at, x.pid, last.times+1
+		return
 	}
-	f.users[uid] = append(old, x)
+	if list = append(list, x); len(list) > failuresPerUser {
+		list = makeRoom(list)
+	}
+	f.users[uid] = list
 }
 
-// text renders the failures of uid, newest first; key 0 is all of them.
-func (f *failures) text(uid uint32, key int64) []byte {
-	f.mu.Lock()
-	list := append([]failure(nil), f.users[uid]...)
-	f.mu.Unlock()
-	var b bytes.Buffer
-	for i := len(list) - 1; i >= 0; i-- {
-		x := list[i]
-		if key != 0 && x.key != key {
+// makeRoom takes one line away: the oldest of the kind that has most of them, so that a walk over many files, which meets one
+// kind again and again, takes no line from anything else. The next line of that kind counts it.
+func makeRoom(list []failure) []failure {
+	count, most := map[failureKind]int{}, 0
+	for i := range list {
+		k := list[i].kind()
+		count[k]++
+		most = max(most, count[k])
+	}
+	oldest := slices.IndexFunc(list, func(x failure) bool { return count[x.kind()] == most })
+	gone := list[oldest]
+	for i := oldest + 1; i < len(list); i++ {
+		heir := &list[i]
+		if heir.kind() != gone.kind() {
 			continue
 		}
-		status := "-"
-		hint := psa.HintOf(x.err)
-		var r *gate.Refusal
-		if errors.As(x.err, &r) {
-			hint = r.Hint
-		} else {
-			status = psa.StatusOf(x.err).String()
+		if heir.same(&gone) {
+			heir.times, heir.since = heir.times+gone.times, gone.since
+			gone.times = 0
 		}
-		line := fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%s\t%s", x.at.Format(time.RFC3339Nano), x.pid, x.path, x.op,
-			errnoName(x.errno), status, psa.OneLine(x.err.Error()))
-		if hint != "" {
-			line += "\thint: " + psa.OneLine(hint)
+		heir.lose(&gone)
+		break
+	}
+	return slices.Delete(list, oldest, oldest+1)
+}
+
+// lose counts a line of the same kind that is no longer there.
+func (x *failure) lose(gone *failure) {
+	x.lost.times += gone.times + gone.lost.times
+	for _, since := range []time.Time{gone.since, gone.lost.since} {
+		if !since.IsZero() && (x.lost.since.IsZero() || since.Before(x.lost.since)) {
+			x.lost.since = since
 		}
-		b.WriteString(line)
-		b.WriteByte('\n')
+	}
+}
+
+// foldedFrom is how many neighbours of one kind become one line.
+const foldedFrom = 3
+
+// text renders the failures of uid, oldest first, and nothing where there are none; key 0 is all of them.
+func (f *failures) text(uid uint32, key int64) []byte {
+	f.mu.Lock()
+	list := slices.Clone(f.users[uid])
+	f.mu.Unlock()
+	if key != 0 {
+		list = slices.DeleteFunc(list, func(x failure) bool { return x.key != key })
+		for i := range list {
+			list[i].lost = lostLines{} // of other keys too
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	b := bytes.NewBufferString(failuresHeader)
+	for len(list) > 0 {
+		n := 1
+		for n < len(list) && list[n].kind() == list[0].kind() {
+			n++
+		}
+		if n < foldedFrom {
+			n = 1
+		}
+		x := list[n-1]
+		for i := range list[:n-1] {
+			x.lose(&list[i])
+		}
+		x.line(b)
+		list = list[n:]
 	}
 	return b.Bytes()
+}
+
+func (x *failure) line(b *bytes.Buffer) {
+	words, since := x.words, x.since
+	if x.lost.times > 0 {
+		words += "; so did other files"
+		if x.lost.since.Before(since) {
+			since = x.lost.since
+		}
+	}
+	hint := "-"
+	if x.hint != "" {
+		hint = "hint: " + x.hint
+	}
+	fmt.Fprintf(b, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", x.at.Format(time.RFC3339Nano), x.pid, x.path, x.op, x.errno, x.status,
+		words, hint, x.times+x.lost.times, since.Format(time.RFC3339Nano))
+}
+
+// newFailure is what last_error keeps of an error.
+func newFailure(ctx context.Context, c caller.Caller, at place, op string, errno syscall.Errno, err error) failure {
+	x := failure{at: time.Now(), pid: c.TID, key: at.key, path: at.pathFor(ctx, c), op: op, errno: errnoName(errno), status: "-",
+		words: psa.OneLine(err.Error()), hint: psa.OneLine(psa.HintOf(err))}
+	var r *gate.Refusal
+	if errors.As(err, &r) {
+		x.hint = psa.OneLine(r.Hint)
+		return x
+	}
+	x.status = psa.StatusOf(err).String()
+	return x
 }
 
 // callerOf is who sent the request that a handler answers.
@@ -186,7 +290,7 @@ func (t *Tree) remember(ctx context.Context, at place, op string, err error) sys
 		used, _, err := t.kim.Quota(calm(ctx), c.UID)
 		holder = err == nil && used > 0
 	}
-	t.failures.add(c.UID, holder, failure{at: time.Now(), pid: c.TID, key: at.key, path: at.pathFor(ctx, c), op: op, errno: e, err: err})
+	t.failures.add(c.UID, holder, newFailure(ctx, c, at, op, e, err))
 	if e == syscall.EIO {
 		t.log.Error("operation failed", "path", at.path(), "operation", op, "uid", c.UID, "error", err)
 	} else {

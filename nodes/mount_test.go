@@ -223,7 +223,7 @@ func TestFilesFollowTheKey(t *testing.T) {
 	if got, want := list(t, filepath.Join(m.dir, "providers")), "default software"; got != want {
 		t.Errorf("providers/ shows %q, want %q", got, want)
 	}
-	if got, want := list(t, filepath.Join(m.dir, "providers/default")), "can_do can_do.d capabilities capabilities.json hash info keys mine random status users"; got != want {
+	if got, want := list(t, filepath.Join(m.dir, "providers/default")), "can_do can_do.d capabilities capabilities.json hash info keys mine random status templates users"; got != want {
 		t.Errorf("a provider shows %q, want %q", got, want)
 	}
 }
@@ -928,26 +928,6 @@ func TestAliases(t *testing.T) {
 	wantErrno(t, os.Symlink("x", m.path("link")), syscall.EPERM)
 	wantErrno(t, syscall.Mkfifo(m.path("pipe"), 0600), syscall.EPERM)
 	wantErrno(t, os.Link(m.path("one", "public.pem"), m.path("one", "hard")), syscall.EPERM)
-}
-
-func TestLastError(t *testing.T) {
-	m := mount(t, nil)
-	if err := os.Mkdir(m.path("k"), 0777); err != nil {
-		t.Fatal(err)
-	}
-	wantErrno(t, put(m.path("k", "generate"), "nonsense\n"), syscall.EINVAL)
-	for _, path := range []string{m.path("k", "last_error"), filepath.Join(m.dir, "last_error")} {
-		line, _, _ := strings.Cut(string(m.get(path)), "\n")
-		for _, want := range []string{"providers/software/keys/k/generate", "write", "EINVAL", "PSA_ERROR_INVALID_ARGUMENT", "nonsense"} {
-			if !strings.Contains(line, want) {
-				t.Errorf("%s says %q, without %q", path, line, want)
-			}
-		}
-	}
-	out, err := exec.Command("setpriv", "--reuid", "65534", "--clear-groups", "cat", filepath.Join(m.dir, "last_error")).CombinedOutput()
-	if err != nil || len(out) > 0 {
-		t.Errorf("another user sees %q, %v", out, err)
-	}
 }
 
 func TestRandomEnds(t *testing.T) {

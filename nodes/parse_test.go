@@ -44,7 +44,7 @@ func FuzzGenerate(f *testing.F) {
 	f.Add("aes-256-gcm PSA_KEY_TYPE_AES 256\n", 11)
 	f.Add("# comment\n", 4)
 	f.Fuzz(func(t *testing.T, text string, cut int) {
-		v := &view{key: kim.Key{State: kim.Draft}}
+		v := &view{provider: new(kim.Provider), key: kim.Key{State: kim.Draft}}
 		s := generateStage(v)
 		if cut < 0 || cut > len(text) {
 			return

@@ -53,6 +53,19 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
+	leave, err := n.t.drafts.enter(n.key)
+	if err != nil {
+		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
+	}
+	h, how, errno := n.open(ctx, mode, access, leave)
+	if errno != 0 {
+		leave()
+	}
+	return h, how, errno
+}
+
+// open makes the handle, which calls leave in the end.
+func (n *stagedFile) open(ctx context.Context, mode transaction.Mode, access *gate.Access, leave func()) (fs.FileHandle, uint32, syscall.Errno) {
 	b, err := n.render(ctx)
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
@@ -62,14 +75,18 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 		if err != nil {
 			return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 		}
+		h.release = both(h.release, leave)
 		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 	}
 	release, err := n.t.machine.Hold(callerOf(ctx).UID, len(b)+stageMost)
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &stagedHandle{n: n, release: release, appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b}, fuse.FOPEN_DIRECT_IO, 0
+	return &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b}, fuse.FOPEN_DIRECT_IO, 0
 }
+
+// both is two ends of an open file.
+func both(a, b func()) func() { return func() { a(); b() } }
 
 var _ = (fs.NodeSetattrer)((*stagedFile)(nil))
 

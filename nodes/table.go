@@ -53,6 +53,7 @@ type row struct {
 	text   func(v *view) ([]byte, error)
 	shared bool // all who read it share its bytes
 	unsize bool // size 0, as in /proc: what it says depends on who reads
+	drafts bool // of a draft alone
 	always bool // a key's text that says nothing of its row, and so is there also while rows cannot be proven
 	// of staged files
 	stage func(v *view) stage
@@ -87,11 +88,11 @@ var rootRows = []*row{
 	{number: 2, name: "README", kind: text, mode: 0444, shared: true, text: (*view).readme, help: "this text"},
 	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
 	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true,
-		help: "your own last 32 failures, newest first: time, pid, path, operation, errno, PSA status, words, hint"},
+		help: "your own last 32 failures, oldest first, a line each; the same ones in a row are one line with a count"},
 	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, node: (*view).trail,
 		help: "the audit trail, root's, where the configuration has one"},
 	{number: 5, name: "keys", kind: directory, mode: 0755, node: (*view).aliasesDir,
-		help: "aliases: symbolic links to keys of any provider"},
+		help: "aliases: symbolic links to keys of any provider, root's to make, since other users' programs follow them"},
 	{number: 6, name: "providers", kind: directory, mode: 0755, node: (*view).providersDir,
 		help: "one directory for each provider; default links to the one to use"},
 }
@@ -106,7 +107,9 @@ var providerRows = []*row{
 	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true,
 		help: "ready, or degraded and why"},
 	{number: 3, name: "capabilities", kind: text, mode: 0444, shared: true, text: (*view).providerCapabilities,
-		help: "what this provider can do, a line each; the first word goes into generate"},
+		help: "what this provider can do, a line for each kind of key and algorithm"},
+	{number: 12, name: "templates", kind: text, mode: 0444, shared: true, text: (*view).templates,
+		help: "what generate takes, once each, the common ones first"},
 	{number: 4, name: "random", kind: stream, mode: 0444, present: keyless(psa.Random, psa.AlgNone),
 		help: "random bytes, at most 64 KiB an open"},
 	{number: 6, name: "can_do", kind: request, mode: 0666, op: psa.CanDo, make: makes(canDo),
@@ -154,7 +157,7 @@ func newHashRows() (rows []*row) {
 	return rows
 }
 
-var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, stage: importStage,
+var importRow = &row{number: 4, name: "import", kind: staged, mode: 0600, present: draft, drafts: true, stage: importStage,
 	help: "a key in PEM or DER (PKCS#8, SEC1, PKCS#1, OpenSSH, SubjectPublicKeyInfo) or raw bytes: becomes the key; from root " +
 		"and admins also the name of a key on the device, such as id=HEX or object=LABEL, which stays where it is"}
 
@@ -172,10 +175,10 @@ var keyRows = []*row{
 		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce, failures and units by its owner always"},
 	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities,
 		help: "the provider's capabilities that this key can serve"},
-	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, stage: generateStage,
+	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, drafts: true, stage: generateStage,
 		help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
 	importRow,
-	{number: 11, name: "copy", kind: staged, mode: 0600, present: func(v *view) bool { return draft(v) && lists(psa.Copy)(v) }, stage: copyStage,
+	{number: 11, name: "copy", kind: staged, mode: 0600, drafts: true, present: func(v *view) bool { return draft(v) && lists(psa.Copy)(v) }, stage: copyStage,
 		help: "the name of a key (or keys/, mine/ or users/UID/ and its name) with PSA_KEY_USAGE_COPY, whose export you could open: becomes its copy, with no more rights"},
 	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM,
 		help: "the public key, SubjectPublicKeyInfo in PEM"},

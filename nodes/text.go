@@ -144,6 +144,12 @@ func (v *view) providerCapabilities() ([]byte, error) {
 	return v.rendering("capabilities", func(lines []psa.Capability) ([]byte, error) { return psa.CapabilitiesText(psa.WithCSR(lines)), nil })
 }
 
+func (v *view) templates() ([]byte, error) {
+	return v.rendering("templates", func(lines []psa.Capability) ([]byte, error) {
+		return []byte(strings.Join(append(psa.Templates(lines), ""), "\n")), nil
+	})
+}
+
 // renderings are texts about the capabilities of providers, which all who read them share: they are long, and stat(2) asks for
 // their sizes.
 type renderings struct {
@@ -212,6 +218,7 @@ type attributesText struct {
 	Provider     string            `toml:"provider"`
 	UUID         string            `toml:"uuid"`
 	Created      time.Time         `toml:"created"`
+	Expires      time.Time         `toml:"expires,omitempty"`
 	AllowDestroy bool              `toml:"allow_destroy"`
 	CallerNonce  bool              `toml:"caller_nonce"`
 	NoncesLeft   *int64            `toml:"nonces_left,omitempty"`
@@ -231,6 +238,11 @@ func (v *view) attributes() ([]byte, error) {
 		if k.State == kim.Destroying {
 			x.State = string(kim.Ready)
 		}
+	}
+	if expires, does, err := v.t.kim.Expires(v.ctx, k); err != nil {
+		return nil, err
+	} else if does {
+		x.Expires = expires.UTC()
 	}
 	if k.State == kim.Ready && k.Attributes.Algorithm.BoundsNonces() && k.Attributes.Usage&psa.UsageEncrypt != 0 {
 		left := kim.MaxNonces - k.Nonces

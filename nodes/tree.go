@@ -68,6 +68,7 @@ type Tree struct {
 	renderings renderings
 	sizes      sizes
 	strangers  strangers
+	drafts     inUse
 	procs      *caller.Procs
 	gate       *gate.Gate
 	machine    *transaction.Machine
@@ -98,6 +99,7 @@ func New(o Options) *Tree {
 		BytesPerUser: o.BufferPerUser, Log: o.Log})
 	t.SetAdmins(o.Admins)
 	t.root = t.top()
+	o.KIM.OnForgotten(t.forgotten)
 	return t
 }
 

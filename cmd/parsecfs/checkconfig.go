@@ -16,7 +16,8 @@ func checkConfigCommand() *cobra.Command {
 Parsec's that mean nothing here are warnings.
 
   [core_settings]  log_level, allow_deprecated, body_len_limit, operation_timeout, generate_timeout, default_provider,
-                   keys_per_user, transactions_per_user, buffer_per_user, wrapping = "file"|"tpm:PROVIDER", wrapping_pcrs
+                   keys_per_user, transactions_per_user, buffer_per_user, draft_expiry ("0s": never),
+                   wrapping = "file"|"tpm:PROVIDER", wrapping_pcrs
   [mount]          path, dropbox = "lineage"|"off", attr_timeout (at most 1s)
   [audit]          max_bytes, keep, keep_for, operations_max_bytes, operations_keep, when_full = "stop"|"drop"
   [authenticator]  auth_type = "UnixPeerCredentials", admins = [{ name = "1000" }]

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -26,8 +27,8 @@ func keysListCommand() *cobra.Command {
 	var provider, owner string
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List keys: provider, name, state, template, owner and uuid, separated by tabs",
-		Long: "List keys: provider, name, state, template, owner and uuid, separated by tabs. A name among a user's own is\n" +
+		Short: "List keys: provider, name, state, template, owner, uuid and time of creation, separated by tabs, below a header",
+		Long: "List keys: provider, name, state, template, owner, uuid and time of creation, separated by tabs,\nbelow a header. A name among a user's own is\n" +
 			"users/UID/NAME.",
 		Args: positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -44,6 +45,7 @@ func keysListCommand() *cobra.Command {
 				only = &uid
 			}
 			out := bufio.NewWriter(cmd.OutOrStdout())
+			fmt.Fprintln(out, "# provider\tname\tstate\ttemplate\towner\tuuid\tcreated")
 			show := showKeys(out)
 			err = fs.ListKeys(cmd.Context(), o, provider, only, show)
 			if err != nil {
@@ -65,7 +67,12 @@ func showKeys(out io.Writer) func(fs.KeyInfo) error {
 		if _, ok := owners[k.UID]; !ok {
 			owners[k.UID] = userName(k.UID)
 		}
-		_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Provider, k.Name, k.State, k.Template, owners[k.UID], k.UUID)
+		created := ""
+		if !k.Created.IsZero() { // a damaged row has no time
+			created = k.Created.Format(time.RFC3339)
+		}
+		_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Provider, k.Name, k.State, orNone(k.Template), owners[k.UID], k.UUID,
+			orNone(created))
 		return err
 	}
 }

@@ -40,6 +40,7 @@ func Run(t *testing.T, open Opener) {
 		{"Providers", testProviders},
 		{"Life", testLife},
 		{"Model", testModel},
+		{"Drafts", testDrafts},
 		{"Adoption", testAdoption},
 		{"OneName", testOneName},
 		{"Spaces", testSpaces},
@@ -401,6 +402,54 @@ func testLife(t *testing.T, s *suite) {
 }
 
 // testModel compares the store with a map, over random calls.
+// testDrafts: those that nobody changed since a time are listed, and go, and no others.
+func testDrafts(t *testing.T, s *suite) {
+	s.start()
+	a, b := s.provider("a"), s.provider("b")
+	old := s.draft(a.Number, "old")
+	touched := s.draft(a.Number, "touched")
+	kept := s.draft(a.Number, "kept")
+	s.ok(s.SetAllowDestroy(ctx, kept.Number, false))
+	elsewhere := s.draft(b.Number, "elsewhere")
+	key := s.ready(s.draft(a.Number, "key"), "public", "sealed")
+	creating := s.draft(a.Number, "creating")
+	_, err := s.BeginCreate(ctx, creating.Number, newHandle(), "ed25519", ed25519, kim.Generated)
+	s.ok(err)
+	since := time.Now()
+	changed := s.draft(a.Number, "changed")
+	now := since.Add(time.Nanosecond)
+	s.ok(s.SetInode(ctx, kim.Inode{Ino: uint64(touched.Number) * 256, Ctime: &now}))
+	var listed []kim.Key
+	for after := int64(0); ; {
+		page, err := s.Drafts(ctx, since, after, 2)
+		s.ok(err)
+		if len(page) == 0 {
+			break
+		}
+		listed = append(listed, page...)
+		after = page[len(page)-1].Number
+	}
+	if names(listed) != "old touched kept elsewhere" {
+		t.Fatalf("drafts that did not change: %s", names(listed))
+	}
+	s.status(s.ExpireDraft(ctx, old.Number, old.Changed.Add(-1)), psa.StatusBadState)
+	s.ok(s.ExpireDraft(ctx, old.Number, since))
+	s.status(s.ExpireDraft(ctx, old.Number, since), psa.StatusDoesNotExist)
+	s.status(s.ExpireDraft(ctx, touched.Number, since), psa.StatusBadState)
+	s.status(s.ExpireDraft(ctx, kept.Number, since), psa.StatusNotPermitted)
+	s.ok(s.ExpireDraft(ctx, elsewhere.Number, since))
+	for _, k := range []kim.Key{key, creating, changed} {
+		s.status(s.ExpireDraft(ctx, k.Number, since), psa.StatusBadState)
+	}
+	s.start()
+	if got := names(s.all(a.Number)); got != "changed creating kept key touched" {
+		t.Errorf("left are %s", got)
+	}
+	if n, err := s.CountOf(ctx, 1000); err != nil || n != 5 {
+		t.Errorf("they count %d, %v", n, err)
+	}
+}
+
 func testModel(t *testing.T, s *suite) {
 	s.start()
 	seed := rand.Uint64()

@@ -31,6 +31,8 @@ func Answer(lines []Capability, questions []byte) ([]byte, error) {
 		q, err := parseQuestion(line)
 		if err == nil {
 			err = q.answer(lines)
+		} else {
+			err = SuggestTemplates(err, lines)
 		}
 		say("", err)
 		if err == nil {

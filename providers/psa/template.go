@@ -131,8 +131,8 @@ func parseTemplate(s string) (Attributes, error) {
 }
 
 func templateError(s, what string, allowed []string) error {
-	return Errorf(StatusInvalidArgument, "template %s: %s; allowed: %s", quote(s), what, strings.Join(allowed, ", ")).
-		WithHint("the first column of the provider's capabilities file lists what it takes")
+	return Errorf(StatusInvalidArgument, "%w", &UnknownTemplate{s, what, allowed}).
+		WithHint("the provider's templates file lists what it takes")
 }
 
 func rsaTemplate(s, rest string) (Attributes, error) {

@@ -138,6 +138,11 @@ func (b *base) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 	return 0
 }
 
+var _ = (fs.NodeFsyncer)((*base)(nil))
+
+// Fsync is safe because what took effect is on the disk already; go-fuse's default is a failure.
+func (b *base) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return 0 }
+
 func (b *base) denied(ctx context.Context, op, why, hint string) syscall.Errno {
 	at, err := b.self.place(), gate.Refuse(syscall.EPERM, why, hint)
 	b.t.audit(callerOf(ctx), AuditOpen, at, op, time.Now(), err) // nothing could have come of it

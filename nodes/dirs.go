@@ -119,6 +119,10 @@ var _ = (fs.NodeReaddirer)((*rowsDir)(nil))
 
 // Readdir is safe because names come from the table. Slot directories stand beside their operations.
 func (n *rowsDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return n.listed(ctx, n.entries)
+}
+
+func (n *rowsDir) entries(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	v, err := n.at.view(ctx)
 	if err != nil {
 		return nil, errnoOf(err)
@@ -136,7 +140,7 @@ func (n *rowsDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 			add(r.name+slotsSuffix, syscall.S_IFDIR, r.number+slotsNumber)
 		}
 	}
-	return n.listed(ctx, fs.NewListDirStream(list))
+	return fs.NewListDirStream(list), 0
 }
 
 // view is what the rows of a place are judged and rendered from, for whoever asks.
@@ -198,22 +202,69 @@ var _ = (fs.NodeReaddirer)((*namesDir)(nil))
 
 // Readdir is safe because it shows names to whoever may read the directory.
 func (n *namesDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
-	return n.listed(ctx, n.list())
+	return n.listed(ctx, func(context.Context) (fs.DirStream, syscall.Errno) { return n.list(), 0 })
 }
 
+// lister lists a directory as it is now.
+type lister func(ctx context.Context) (fs.DirStream, syscall.Errno)
+
 // listed counts an open directory for who reads it.
-func (b *base) listed(ctx context.Context, s fs.DirStream) (fs.DirStream, syscall.Errno) {
+func (b *base) listed(ctx context.Context, list lister) (fs.DirStream, syscall.Errno) {
 	release, err := b.t.machine.Hold(callerOf(ctx).UID, 0)
 	if err != nil {
 		return nil, b.t.fail(ctx, b.self.place(), "readdir", err)
 	}
-	return &listed{s, release}, 0
+	s, errno := list(ctx)
+	if errno != 0 {
+		release()
+		return nil, errno
+	}
+	return &listed{DirStream: s, list: list, ctx: calm(ctx), release: release}, 0
 }
 
 // listed is an open directory that is counted for who reads it.
 type listed struct {
 	fs.DirStream
+	list    lister
+	ctx     context.Context // of who opened it
+	some    bool            // a name was given
+	ended   bool
 	release func()
+}
+
+var _ = (fs.FileSeekdirer)((*listed)(nil))
+
+// HasNext lists again what was empty: whoever rewinds to the beginning without having left it is not told apart from whoever
+// reads on.
+func (l *listed) HasNext() bool {
+	if l.ended && !l.some {
+		l.again(l.ctx)
+	}
+	l.ended = !l.DirStream.HasNext()
+	l.some = l.some || !l.ended
+	return !l.ended
+}
+
+// Seekdir goes back to the beginning, where the directory is read as it is now, or on behind a name that was given.
+func (l *listed) Seekdir(ctx context.Context, off uint64) syscall.Errno {
+	if off == 0 {
+		return l.again(ctx)
+	}
+	s, ok := l.DirStream.(fs.FileSeekdirer)
+	if !ok {
+		return syscall.EINVAL
+	}
+	return s.Seekdir(ctx, off)
+}
+
+func (l *listed) again(ctx context.Context) syscall.Errno {
+	s, errno := l.list(ctx)
+	if errno != 0 {
+		return errno
+	}
+	l.DirStream.Close()
+	l.DirStream, l.some, l.ended = s, false, false
+	return 0
 }
 
 func (l *listed) Close() {
@@ -527,13 +578,22 @@ func same(a, b []psa.Capability) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// pages is a listing that holds one page at a time.
+// pages is a listing that holds one page at a time. The place behind a name is how many were given up to it.
 type pages struct {
-	next  func(after string) ([]fuse.DirEntry, error)
-	list  []fuse.DirEntry
+	next   func(after string) ([]fuse.DirEntry, error)
+	list   []fuse.DirEntry
+	after  string
+	given  uint64
+	most   uint64      // that was ever given
+	starts []pageStart // of the pages, in their order
+	err    error
+	ended  bool
+}
+
+// pageStart is where a page begins.
+type pageStart struct {
+	given uint64
 	after string
-	err   error
-	ended bool
 }
 
 // listing lists what the KIM has in pages. It outlives the call that opened it, so it has no context of that call.
@@ -557,6 +617,9 @@ func (p *pages) HasNext() bool {
 		if len(p.list) > 0 || p.ended {
 			return len(p.list) > 0 || p.err != nil
 		}
+		if n := len(p.starts); n == 0 || p.starts[n-1].given < p.given {
+			p.starts = append(p.starts, pageStart{p.given, p.after})
+		}
 		p.list, p.err = p.next(p.after)
 		p.ended = p.err != nil || len(p.list) == 0
 	}
@@ -571,7 +634,34 @@ func (p *pages) Next() (fuse.DirEntry, syscall.Errno) {
 	}
 	e := p.list[0]
 	p.list, p.after = p.list[1:], e.Name
+	p.given++
+	p.most = max(p.most, p.given)
+	e.Off = p.given
 	return e, 0
+}
+
+var _ = (fs.FileSeekdirer)((*pages)(nil))
+
+// Seekdir goes to a place that Next gave, by the beginning of its page.
+func (p *pages) Seekdir(_ context.Context, off uint64) syscall.Errno {
+	if off > p.most {
+		return syscall.EINVAL
+	}
+	start := pageStart{}
+	for _, s := range p.starts {
+		if s.given > off {
+			break
+		}
+		start = s
+	}
+	p.list, p.err, p.ended, p.given, p.after = nil, nil, false, start.given, start.after
+	for p.given < off && p.HasNext() {
+		if _, errno := p.Next(); errno != 0 {
+			return errno
+		}
+	}
+	p.given = off // names before it that have gone count as well
+	return 0
 }
 
 // Close ends the listing.

@@ -6,8 +6,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -275,6 +277,79 @@ func TestReadWithoutRequest(t *testing.T) {
 	wantErrno(t, f.Truncate(7), syscall.EINVAL)
 }
 
+// TestNothingTwiceIsTheEnd: who reads on after an error comes to an end, and a request is an answer as before.
+func TestNothingTwiceIsTheEnd(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	slot := m.path("k", "sign.d", "slot")
+	if err := write(slot, os.O_WRONLY|os.O_CREATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	for path, flags := range map[string]int{m.path("k", "sign"): os.O_RDWR, slot: os.O_RDWR, m.dir + "/providers/default/can_do": os.O_RDONLY} {
+		f, err := os.OpenFile(path, flags, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for range 3 {
+			_, err := read(f)
+			wantErrno(t, err, syscall.ENODATA)
+			if n, err := f.Read(make([]byte, 100)); n != 0 || err != io.EOF {
+				t.Errorf("%s: the second READ gave %d bytes, %v", path, n, err)
+			}
+		}
+		if flags == os.O_RDONLY {
+			continue
+		}
+		for _, empty := range []bool{false, true} {
+			if empty {
+				err = f.Truncate(0)
+			} else {
+				_, err = read(f) // ENODATA: the next one would be the end
+				wantErrno(t, err, syscall.ENODATA)
+				_, err = f.WriteString("message")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer, err := read(f); err != nil || len(answer) != 64 {
+				t.Errorf("%s: %d bytes, %v", path, len(answer), err)
+			}
+		}
+	}
+}
+
+// TestWalksAskNothing: whoever walks over the files of a key finds operations empty, runs none and leaves no failure behind.
+func TestWalksAskNothing(t *testing.T) {
+	for _, dropbox := range []bool{true, false} {
+		m := mount(t, func(o *nodes.Options) { o.Dropbox = dropbox })
+		m.key("k", "ed25519")
+		m.key("m", "ml-kem-768")
+		if err := os.Mkdir(m.path("m", "encapsulate.d", "x"), 0700); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(m.path("k", "sign.d", "x"), os.O_WRONLY|os.O_CREATE, ""); err != nil {
+			t.Fatal(err)
+		}
+		out := t.TempDir()
+		for _, walk := range []string{"! grep -rq no-such-line .", "cp -r . $0/r", "cp -a . $0/a", "find . -ls >/dev/null", "du -a . >/dev/null"} {
+			walk := exec.Command("bash", "-ec", walk, out)
+			walk.Dir = m.path()
+			if said, err := walk.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", walk.Args[2], err, said)
+			}
+		}
+		for _, operation := range []string{"k/sign", "k/sign.d/x", "m/encapsulate", "m/encapsulate.d/x/secret"} {
+			if b := m.get(filepath.Join(out, "r", operation)); len(b) > 0 {
+				t.Errorf("a walk was given %d bytes by %s", len(b), operation)
+			}
+		}
+		if failures := m.get(filepath.Join(m.dir, "last_error")); len(failures) > 0 {
+			t.Errorf("walks left failures:\n%s", failures)
+		}
+	}
+}
+
 func TestHolesAndRewindsPoison(t *testing.T) {
 	m := mount(t, nil)
 	m.key("k", "ecdsa-p256-sha256")
@@ -477,9 +552,26 @@ func TestSlots(t *testing.T) {
 	if out, err := exec.Command("setpriv", "--reuid", "65534", "--clear-groups", "cat", slot).CombinedOutput(); err == nil {
 		t.Errorf("another user read a slot: %q", out)
 	}
-	if got := list(t, m.path("k", "sign.d")); got != "" {
-		t.Errorf("slots are listed: %q", got)
+	if err := os.Chmod(m.path("k", "sign"), 0666); err != nil {
+		t.Fatal(err)
 	}
+	others := m.path("k", "sign.d", "others")
+	if out, err := exec.Command("setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", `: >"$0"; ls "${0%/*}"`, others).CombinedOutput(); err != nil || string(out) != "others\n" {
+		t.Errorf("another user sees %q, %v", out, err)
+	}
+	if got := list(t, m.path("k", "sign.d")); got != "mine" {
+		t.Errorf("a user sees the slots %q", got)
+	}
+	// what cp -p, install and mv do to what they have copied
+	for _, mode := range []os.FileMode{0600, 0640} {
+		err := os.Chmod(slot, mode)
+		if mode != 0600 {
+			wantErrno(t, err, syscall.EPERM)
+		} else if err := errors.Join(err, os.Chown(slot, 0, 0), os.Chown(slot, -1, -1)); err != nil {
+			t.Error(err)
+		}
+	}
+	wantErrno(t, os.Chown(slot, 1, -1), syscall.EPERM)
 	if err := os.Remove(slot); err != nil {
 		t.Fatal(err)
 	}
@@ -761,8 +853,19 @@ if c.renameat2(-100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2): sys.e
 
 func TestNames(t *testing.T) {
 	m := mount(t, nil)
-	for _, name := range []string{".hidden", "a\nb", "a\x7fb", strings.Repeat("x", 256), "bad\xff"} {
+	for _, name := range []string{".hidden", "a\nb", "a\x7fb", "bad\xff"} {
 		wantErrno(t, os.Mkdir(m.path(name), 0777), syscall.EINVAL)
+	}
+	m.key("k", "ed25519")
+	long := strings.Repeat("x", 256)
+	for _, dir := range []string{m.dir, filepath.Join(m.dir, "keys"), m.path(), m.path("k"), m.path("k", "sign.d"), m.path("k", "sign.d", long)} {
+		name := filepath.Join(dir, long)
+		_, err := os.Lstat(name)
+		wantErrno(t, err, syscall.ENAMETOOLONG)
+		wantErrno(t, os.Mkdir(name, 0777), syscall.ENAMETOOLONG)
+		wantErrno(t, os.Symlink("target", name), syscall.ENAMETOOLONG)
+		wantErrno(t, write(name, os.O_WRONLY|os.O_CREATE, ""), syscall.ENAMETOOLONG)
+		wantErrno(t, os.Rename(m.path("k"), name), syscall.ENAMETOOLONG)
 	}
 	for _, name := range []string{strings.Repeat("x", 255), "Schlüssel", "a b", "-rf"} {
 		if err := syscall.Mkdir(m.path(name), 0777); err != nil {
@@ -891,5 +994,178 @@ func TestTrailNamesTheFile(t *testing.T) {
 	}
 	if !slices.Equal(files, []string{"sign", "sign.d/x"}) {
 		t.Errorf("signed through %q", files)
+	}
+}
+
+// TestFsync: there is nothing that could still be lost, whatever is open.
+func TestFsync(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	if err := os.Mkdir(m.path("draft"), 0777); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(m.path("k", "sign.d", "slot"), os.O_WRONLY|os.O_CREATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	provider := filepath.Join(m.dir, "providers/software")
+	for path, flags := range map[string]int{
+		m.dir: os.O_RDONLY, filepath.Join(m.dir, "keys"): os.O_RDONLY, filepath.Join(m.dir, "README"): os.O_RDONLY,
+		filepath.Join(m.dir, "last_error"): os.O_RDONLY, provider: os.O_RDONLY, filepath.Join(provider, "status"): os.O_RDONLY,
+		filepath.Join(provider, "random"): os.O_RDONLY, filepath.Join(provider, "hash"): os.O_RDONLY, filepath.Join(provider, "capabilities"): os.O_RDONLY,
+		m.path(): os.O_RDONLY, m.path("k"): os.O_RDONLY, m.path("k", "public.pem"): os.O_RDONLY, m.path("k", "attributes"): os.O_RDWR,
+		m.path("k", "sign"): os.O_RDWR, m.path("k", "sign.d"): os.O_RDONLY, m.path("k", "sign.d", "slot"): os.O_RDWR, m.path("draft", "generate"): os.O_WRONLY,
+	} {
+		f, err := os.OpenFile(path, flags, 0)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if err := errors.Join(unix.Fsync(int(f.Fd())), unix.Fdatasync(int(f.Fd()))); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		f.Close()
+	}
+}
+
+// TestDatesAreClamped: a date that cannot be kept becomes the nearest one, as on every file system.
+func TestDatesAreClamped(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	for year, want := range map[int]int{1600: 1677, 1999: 1999, 2262: 2262, 2300: 2262} {
+		at := unix.Timespec{Sec: time.Date(year, 1, 1, 12, 0, 0, 0, time.UTC).Unix()} // os.Chtimes has no such dates
+		if err := unix.UtimesNanoAt(unix.AT_FDCWD, m.path("k", "public.pem"), []unix.Timespec{at, at}, 0); err != nil {
+			t.Errorf("%d: %v", year, err)
+			continue
+		}
+		info, err := os.Stat(m.path("k", "public.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.ModTime().UTC(); got.Year() != want {
+			t.Errorf("%d became %v", year, got)
+		}
+	}
+}
+
+// names reads what is left of an open directory.
+func names(t *testing.T, f *os.File) []string {
+	t.Helper()
+	list, err := f.Readdirnames(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestDirectoriesRewind(t *testing.T) {
+	m := mount(t, nil)
+	const most = 1200 // three pages
+	for i := range most {
+		if err := os.Mkdir(m.path(fmt.Sprintf("key-%04d", i)), 0777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.key("k", "ed25519")
+	if err := write(m.path("k", "sign.d", "slot"), os.O_WRONLY|os.O_CREATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(m.path("k", "verify.d", "slot"), 0700); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{m.dir, filepath.Join(m.dir, "keys"), filepath.Join(m.dir, "providers"), filepath.Join(m.dir, "providers/software"),
+		filepath.Join(m.dir, "providers/software/hash"), m.path(), m.path("k"), m.path("k", "sign.d"), m.path("k", "verify.d", "slot")} {
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := names(t, f)
+		for range 2 {
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			if again := names(t, f); !slices.Equal(first, again) {
+				t.Errorf("%s: %d names, and again %d", dir, len(first), len(again))
+			}
+		}
+		f.Close()
+	}
+
+	// each place that getdents(2) gave leads to the rest, also beside changes
+	f, err := os.Open(m.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	all := entries(t, f)
+	if len(all) != most+1 {
+		t.Fatalf("%d names", len(all))
+	}
+	for _, i := range []int{0, 1, 511, 512, 513, 700, 1023, 1024, most} {
+		if _, err := f.Seek(all[i].off, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		if rest := entries(t, f); !slices.Equal(rest, all[i+1:]) {
+			t.Errorf("behind name %d there are %d names, want %d", i, len(rest), len(all)-i-1)
+		}
+	}
+	if _, err := f.Seek(all[most].off+1000, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Getdents(int(f.Fd()), make([]byte, 4096)); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("behind the end: %v", err)
+	}
+
+	// a rewound directory is what it is now, an empty one too
+	slots, err := os.Open(m.path("k", "csr.d"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slots.Close()
+	if got := names(t, slots); len(got) != 0 {
+		t.Fatal(got)
+	}
+	if err := write(m.path("k", "csr.d", "new"), os.O_WRONLY|os.O_CREATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := slots.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, slots); !slices.Equal(got, []string{"new"}) {
+		t.Errorf("after a rewind: %q", got)
+	}
+	if err := os.Remove(m.path("key-0000")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, f); len(got) != most || slices.ContainsFunc(got, func(e entry) bool { return e.name == "key-0000" }) {
+		t.Errorf("after a rewind there are %d names", len(got))
+	}
+}
+
+type entry struct {
+	name string
+	off  int64
+}
+
+// entries reads what is left of a directory, with the places that seekdir(3) goes to.
+func entries(t *testing.T, f *os.File) (list []entry) {
+	t.Helper()
+	b := make([]byte, 4096)
+	for {
+		n, err := unix.Getdents(int(f.Fd()), b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			return list
+		}
+		for rest := b[:n]; len(rest) > 0; {
+			length := binary.NativeEndian.Uint16(rest[16:])
+			name, _, _ := bytes.Cut(rest[19:length], []byte{0})
+			list = append(list, entry{string(name), int64(binary.NativeEndian.Uint64(rest[8:]))})
+			rest = rest[length:]
+		}
 	}
 }

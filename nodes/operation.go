@@ -198,7 +198,8 @@ func (n *fileNode) units(k kim.Key) gate.Units {
 // modeOf is how a file is opened; flags are open(2)'s.
 func modeOf(flags uint32) transaction.Mode {
 	access := flags & syscall.O_ACCMODE
-	return transaction.Mode{Read: access != syscall.O_WRONLY, Write: access != syscall.O_RDONLY, Append: flags&syscall.O_APPEND != 0}
+	return transaction.Mode{Read: access != syscall.O_WRONLY, Write: access != syscall.O_RDONLY, Append: flags&syscall.O_APPEND != 0,
+		Walk: access == syscall.O_RDONLY && flags&syscall.O_NOFOLLOW != 0}
 }
 
 // enter is the gate for whoever opens the file now.
@@ -257,6 +258,9 @@ func (n *operationFile) open(ctx context.Context, mode transaction.Mode) (*trans
 		// nothing here needs the flush: it saves a round trip; and WRITEs of other opens need not wait for this one's
 		h, err = m.Open(who, f, mode, access)
 		return h, fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES, err
+	case !n.t.options.Dropbox && mode.Walk:
+		h, err = m.Open(who, f, mode, access)
+		return h, fuse.FOPEN_NOFLUSH, err
 	case !n.t.options.Dropbox:
 		return nil, 0, gate.Refuse(syscall.EOPNOTSUPP, "the drop box is off", "open the file for reading and writing, or use a slot in "+n.row.name+slotsSuffix)
 	case mode.Write:
@@ -331,11 +335,6 @@ func (h *handle) Flush(ctx context.Context) syscall.Errno {
 	h.h.Flush(callerOf(ctx))
 	return 0
 }
-
-var _ = (fs.FileFsyncer)((*handle)(nil))
-
-// Fsync is safe because there is nothing to store; go-fuse's default would fail Go's Sync and dd conv=fsync.
-func (h *handle) Fsync(context.Context, uint32) syscall.Errno { return 0 }
 
 var _ = (fs.FileReleaser)((*handle)(nil))
 

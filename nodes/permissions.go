@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"math"
 	"strings"
 	"syscall"
 	"time"
@@ -98,10 +99,12 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 		return b.t.audited(ctx, at, "setattr", begun, err)
 	}
 	if err := s.changeable(); err != nil {
-		if owner {
+		// cp -p and install set what is there, and a slot has no times worth keeping
+		other := setMode && mode&07777 != s.mode || setUID && uid != s.uid || setGID && gid != s.gid
+		if owner && other {
 			return b.t.fail(ctx, at, "setattr", err)
 		}
-		return b.Getattr(ctx, nil, out) // touch on a slot: it has no times worth keeping
+		return b.Getattr(ctx, nil, out)
 	}
 	owns := func(gate.Rights) error { return nil }
 	if owner {
@@ -125,10 +128,10 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 			i.GID = &gid
 		}
 		if setAtime {
-			i.Atime = &atime
+			i.Atime = clamped(atime)
 		}
 		if setMtime {
-			i.Mtime = &mtime
+			i.Mtime = clamped(mtime)
 		}
 		return nil
 	})
@@ -137,6 +140,23 @@ func (b *base) change(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut
 	}
 	b.t.audit(callerOf(ctx), AuditDeed, at, "setattr", begun, nil)
 	return b.Getattr(ctx, nil, out)
+}
+
+// The times that the KIM can keep, which counts nanoseconds in 64 bits.
+var (
+	firstTime = time.Unix(0, math.MinInt64)
+	lastTime  = time.Unix(0, math.MaxInt64)
+)
+
+// clamped is the nearest time that can be kept, as on every file system.
+func clamped(t time.Time) *time.Time {
+	if t.Before(firstTime) {
+		t = firstTime
+	}
+	if t.After(lastTime) {
+		t = lastTime
+	}
+	return &t
 }
 
 // owner is the gate for whoever changes who may do what, before anything is locked.

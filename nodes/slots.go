@@ -42,7 +42,7 @@ func (n *slotsDir) place() place {
 // operation is the file that this directory's slots are for.
 func (n *slotsDir) operation() *operationFile { return n.t.file(n.row, n.p, n.key).(*operationFile) }
 
-// stat follows the operation's own file: who may read and write X may make slots in X.d, and nobody may list them.
+// stat follows the operation's own file: who may read and write X may make slots in X.d, and list their own.
 func (n *slotsDir) stat(ctx context.Context) (stat, error) {
 	p, err := n.operation().permissions(ctx)
 	if err != nil {
@@ -93,9 +93,19 @@ func (n *slotsDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 
 var _ = (fs.NodeReaddirer)((*slotsDir)(nil))
 
-// Readdir shows nothing, to root either: slot names may be guessed from, and root has no business there.
-func (n *slotsDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
-	return fs.NewListDirStream(nil), 0
+// Readdir is safe because it shows the caller's own slots alone, to root too: root has no business in others'.
+func (n *slotsDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return n.listed(ctx, func(ctx context.Context) (fs.DirStream, syscall.Errno) {
+		var list []fuse.DirEntry
+		for _, s := range n.t.machine.SlotsOf(n.ino, callerOf(ctx).UID) {
+			kind := uint32(syscall.S_IFREG)
+			if s.Parted() {
+				kind = syscall.S_IFDIR
+			}
+			list = append(list, fuse.DirEntry{Name: s.Name, Mode: kind, Ino: slotIno(s.Number)})
+		}
+		return fs.NewListDirStream(list), 0
+	})
 }
 
 // make makes a slot for whoever may open the operation's own file for reading and writing.
@@ -261,12 +271,14 @@ func (n *slotDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 var _ = (fs.NodeReaddirer)((*slotDir)(nil))
 
 // Readdir is safe because names come from the table.
-func (n *slotDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
-	var list []fuse.DirEntry
-	for _, p := range n.slot.Spec.Parts() {
-		list = append(list, fuse.DirEntry{Name: p.Name, Mode: syscall.S_IFREG, Ino: n.ino + p.Number})
-	}
-	return fs.NewListDirStream(list), 0
+func (n *slotDir) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	return n.listed(ctx, func(context.Context) (fs.DirStream, syscall.Errno) {
+		var list []fuse.DirEntry
+		for _, p := range n.slot.Spec.Parts() {
+			list = append(list, fuse.DirEntry{Name: p.Name, Mode: syscall.S_IFREG, Ino: n.ino + p.Number})
+		}
+		return fs.NewListDirStream(list), 0
+	})
 }
 
 // slotPart is one input or output of a directory slot.

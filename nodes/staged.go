@@ -360,11 +360,6 @@ func (h *stagedHandle) whole() error {
 	return psa.Errorf(psa.StatusInvalidArgument, "the text is not complete").WithHint("end it with a newline")
 }
 
-var _ = (fs.FileFsyncer)((*stagedHandle)(nil))
-
-// Fsync is safe because what took effect is on the disk already.
-func (h *stagedHandle) Fsync(context.Context, uint32) syscall.Errno { return 0 }
-
 var _ = (fs.FileReleaser)((*stagedHandle)(nil))
 
 // Release wipes the stage.

@@ -117,18 +117,19 @@ func (r Rights) OnlyAdds(next Rights) bool {
 	return true
 }
 
-// Slots gives the ACL of X.d for that of X: rw becomes wx, never r, and nothing less counts.
+// Slots gives the ACL of X.d for that of X: rw becomes rwx, since whoever lists X.d sees their own slots alone, and nothing
+// less counts.
 func (r Rights) Slots() (ACL, uint32) {
 	a := slices.Clone(r.acl)
 	for i := range a {
 		if a[i].perm&6 == 6 {
-			a[i].perm = 3
+			a[i].perm = 7
 		} else {
 			a[i].perm = 0
 		}
 	}
 	if m := a.find(tagMask); m != nil {
-		m.perm = 3 // the entries are effective as they are
+		m.perm = 7 // the entries are effective as they are
 	}
 	bits, more := a.Mode()
 	if !more {

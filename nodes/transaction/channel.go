@@ -186,6 +186,13 @@ func (c *Channel) pending() *request {
 	return c.req
 }
 
+// begun says whether a request is under way, or answered.
+func (c *Channel) begun() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.req != nil
+}
+
 // asked says whether a READ would find something to answer.
 func (c *Channel) asked() bool {
 	c.mu.Lock()

@@ -3,6 +3,7 @@ package transaction
 import (
 	"cmp"
 	"context"
+	"errors"
 	"sync"
 	"syscall"
 
@@ -18,6 +19,7 @@ type Handle struct {
 	part    Part
 	appends bool
 	reads   bool // and does not write
+	walks   bool // over files, and asks for nothing by it
 	uid     uint32
 	access  *gate.Access
 	slot    *Slot
@@ -30,6 +32,7 @@ type Handle struct {
 	channel  *Channel     // nil until it is claimed
 	deposit  *gate.Access // of whoever wrote what was claimed
 	reply    replies
+	told     bool // by the last READ, and nothing was written since, that nothing was written
 	released bool
 }
 
@@ -37,6 +40,9 @@ type Handle struct {
 type Mode struct {
 	Read, Write bool
 	Append      bool
+	// Walk is how programs open what they find in a directory, for reading without following a link: what runs where somebody
+	// asks for it does not run for them.
+	Walk bool
 }
 
 // Want is what the mode asks for of the file's permissions.
@@ -56,7 +62,7 @@ func (m *Machine) handle(who caller.Caller, mode Mode, access *gate.Access) (*Ha
 	if err != nil {
 		return nil, err
 	}
-	return &Handle{m: m, uid: who.UID, appends: mode.Append, reads: !mode.Write, access: access, release: release}, nil
+	return &Handle{m: m, uid: who.UID, appends: mode.Append, reads: !mode.Write, walks: mode.Walk && !mode.Write, access: access, release: release}, nil
 }
 
 // Open opens a file with a channel of its own.
@@ -94,6 +100,7 @@ func (m *Machine) Claim(who caller.Caller, f File, mode Mode, access *gate.Acces
 
 // Write only collects: it never runs an operation. tell: the kernel must be told of the file's size.
 func (h *Handle) Write(ctx context.Context, p []byte, off int64) (tell bool, err error) {
+	h.untold()
 	if h.box != nil {
 		h.m.boxes.reopen(h.box)
 	}
@@ -110,17 +117,48 @@ func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off i
 		return 0, err
 	}
 	defer h.m.account.put(who.UID, calls, -1)
-	c, err := h.source(ctx, who)
-	if err != nil {
-		return 0, err
+	r, err := h.ask(ctx, who)
+	if errors.Is(err, errNothing) {
+		return 0, h.nothing()
 	}
-	r, err := c.read(ctx, who)
 	if err != nil {
 		return 0, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.reply.read(r, h.part.Name, dest, off)
+}
+
+// ask is the request that was answered.
+func (h *Handle) ask(ctx context.Context, who caller.Caller) (*request, error) {
+	c, err := h.source(ctx, who)
+	if err != nil {
+		return nil, err
+	}
+	if h.walks && !c.begun() {
+		return nil, errNothing
+	}
+	return c.read(ctx, who)
+}
+
+// nothing says that nothing was written, and at the next READ that the file ends: programs that read on after an error
+// (OpenSSL) end then.
+func (h *Handle) nothing() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.walks {
+		return nil
+	}
+	if h.told = !h.told; h.told {
+		return errNothing
+	}
+	return nil
+}
+
+func (h *Handle) untold() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.told = false
 }
 
 // source is the channel to read from; a read-only open claims it at its first READ. The writer's right counts beside the
@@ -170,6 +208,7 @@ func (h *Handle) Truncate(size uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.reply.anew()
+	h.told = false
 	return nil
 }
 

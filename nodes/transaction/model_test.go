@@ -110,6 +110,7 @@ type modelHandle struct {
 	base    int64
 	next    int64 // where the last READ ended
 	inside  bool  // an answer that goes on there
+	told    bool  // that nothing was written
 	deposit bool
 }
 
@@ -526,6 +527,7 @@ func (m *model) write(h *modelHandle) {
 		off = c.next
 	}
 	want := m.writes(h, p, off)
+	h.told = false
 	_, err := h.h.Write(m.t.Context(), p, off)
 	clear(p) // it is the kernel's again
 	m.f.track(h.h.channel)
@@ -711,6 +713,7 @@ func (m *model) read(h *modelHandle) {
 		return
 	}
 	r, errno := m.asks(h)
+	nothing := errno == syscall.ENODATA
 	ctx, who := m.t.Context(), m.who
 	if m.r.IntN(4) == 0 {
 		// a signal that the client lives on after: what comes at once is answered all the same
@@ -745,8 +748,13 @@ func (m *model) read(h *modelHandle) {
 		m.ends(r)
 	}
 	var want []byte
-	if errno == 0 {
+	switch {
+	case errno == 0:
 		want, errno = m.copies(h, r, len(dest), off)
+	case nothing:
+		if h.told = !h.told; !h.told {
+			errno = 0 // the end of the file
+		}
 	}
 	n, err := h.h.Read(ctx, who, dest, off)
 	m.f.track(h.h.channel)
@@ -922,7 +930,7 @@ func (m *model) truncate(h *modelHandle) {
 		if want = m.begins(h.ch); want == 0 {
 			m.reset(h.ch)
 			m.request(h.ch).begun = true
-			h.inside = false
+			h.inside, h.told = false, false
 		}
 	}
 	m.same(fmt.Sprintf("truncate %s to %d", h.name, size), h.h.Truncate(size), want)

@@ -2,6 +2,8 @@ package transaction
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -26,11 +28,11 @@ type Slot struct {
 	UID, GID uint32
 	Made     time.Time
 	Number   uint64 // of all slots, from 1
+	Name     string
 	Spec     *Spec
 
 	m       *Machine
 	dir     uint64
-	name    string
 	access  *gate.Access // the right to read and write the operation's own file, as it was when the slot was made
 	channel *Channel
 	release func()
@@ -46,6 +48,19 @@ func (m *Machine) Slot(dir uint64, name string) *Slot {
 	m.slots.mu.Lock()
 	defer m.slots.mu.Unlock()
 	return m.slots.dirs[dir][name]
+}
+
+// SlotsOf lists a user's own slots of a directory by their names.
+func (m *Machine) SlotsOf(dir uint64, uid uint32) (list []*Slot) {
+	m.slots.mu.Lock()
+	defer m.slots.mu.Unlock()
+	for _, s := range m.slots.dirs[dir] {
+		if s.UID == uid {
+			list = append(list, s)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Slot) int { return strings.Compare(a.Name, b.Name) })
+	return list
 }
 
 // NewSlot makes a slot for whoever calls, with the one access by which everything in it is opened. ino gives the inode of a
@@ -64,7 +79,7 @@ func (m *Machine) NewSlot(who caller.Caller, dir uint64, name string, f File, ac
 	}
 	t.last++
 	f.Ino = ino(t.last)
-	s := &Slot{UID: who.UID, GID: who.GID, Made: time.Now(), Number: t.last, Spec: f.Spec, m: m, dir: dir, name: name, access: access,
+	s := &Slot{UID: who.UID, GID: who.GID, Made: time.Now(), Number: t.last, Spec: f.Spec, m: m, dir: dir, Name: name, access: access,
 		channel: m.channel(f, who.UID, f.Spec.Parted()), release: release}
 	s.timer = time.AfterFunc(slotTime, s.Remove)
 	if t.dirs == nil {
@@ -85,8 +100,8 @@ func (s *Slot) Parted() bool { return s.channel.parted }
 func (s *Slot) Remove() {
 	t := &s.m.slots
 	t.mu.Lock()
-	if t.dirs[s.dir][s.name] == s {
-		delete(t.dirs[s.dir], s.name)
+	if t.dirs[s.dir][s.Name] == s {
+		delete(t.dirs[s.dir], s.Name)
 		if len(t.dirs[s.dir]) == 0 {
 			delete(t.dirs, s.dir)
 		}

@@ -65,7 +65,7 @@ func TestDefaultACLs(t *testing.T) {
 	a.must(signed, k+"/sign")
 	h.want("EACCES", signed, k+"/sign")
 	a.must("hold('slot', %q, os.O_RDWR | os.O_CREAT)", k+"/sign.d/x")
-	a.want("EACCES", "os.listdir(%q)", k+"/sign.d")
+	a.want("x", "' '.join(os.listdir(%q))", k+"/sign.d")
 	private = []string{"csr", "export"}
 	closed(k)
 	o.must("os.chmod(%q, 0o600)", k+"/sign")

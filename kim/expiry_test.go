@@ -46,7 +46,7 @@ func TestSweep(t *testing.T) {
 	const all = expiredMost + 20
 	var keys []Key
 	for i := range all {
-		d, err := k.Default().CreateDraft(ctx, fmt.Sprint(i), 1000, 1000, 0o700)
+		d, err := k.Default().CreateDraft(ctx, Shared, fmt.Sprint(i), 1000, 1000, 0o700)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +97,7 @@ func TestSweep(t *testing.T) {
 	if removed != all-1 || offered[busy] != 2 {
 		t.Errorf("%d drafts expired, and the one in use was offered %d times", removed, offered[busy])
 	}
-	if left, err := k.Default().List(ctx, "", 10); err != nil || len(left) != 1 || left[0].Number != busy {
+	if left, err := k.Default().List(ctx, Shared, "", 10); err != nil || len(left) != 1 || left[0].Number != busy {
 		t.Errorf("left are %v, %v", left, err)
 	}
 }

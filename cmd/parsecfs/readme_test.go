@@ -11,17 +11,28 @@ import (
 	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 )
 
-// readmeBlocks are the fenced blocks of the README, by language, with their mountpoint replaced.
-func readmeBlocks(t *testing.T, mountpoint string) map[string]string {
+// block is a fenced one of a page.
+type block struct{ language, text string }
+
+// blocksOf are the fenced blocks of a page, with their mountpoint replaced.
+func blocksOf(t *testing.T, page, mountpoint string) (blocks []block) {
 	t.Helper()
-	b, err := os.ReadFile("../../README.md")
+	b, err := os.ReadFile(filepath.Join("../..", page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := map[string]string{}
 	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(string(b), -1) {
-		// Pieces of one configuration stand in several places.
-		blocks[m[1]] += strings.ReplaceAll(m[2], "/mnt/parsec", mountpoint)
+		blocks = append(blocks, block{m[1], strings.ReplaceAll(m[2], "/mnt/parsec", mountpoint)})
+	}
+	return blocks
+}
+
+// readmeBlocks are the README's, by language: pieces of one configuration stand in several places.
+func readmeBlocks(t *testing.T, mountpoint string) map[string]string {
+	t.Helper()
+	blocks := map[string]string{}
+	for _, b := range blocksOf(t, "README.md", mountpoint) {
+		blocks[b.language] += b.text
 	}
 	return blocks
 }

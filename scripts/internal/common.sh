@@ -56,6 +56,11 @@ has_psa() {
 	printf '#include <psa/crypto.h>\n' | gcc -x c -fsyntax-only - 2>/dev/null
 }
 
+# Debian's perl-base has the program alone.
+has_perl() {
+	perl -MFile::Copy -Mthreads -e 1 2>/dev/null
+}
+
 # OpenSSL's provider for TPMs, which uses keys that were exported.
 has_tpm2_openssl() {
 	local dir
@@ -85,7 +90,7 @@ need() {
 	local works=$1
 	shift
 	case $works in
-	compiles_c | trusts_tls | has_psa | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
+	compiles_c | trusts_tls | has_psa | has_perl | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
 	*) command -v "$works" >/dev/null && return ;;
 	esac
 	missing+=("$works")

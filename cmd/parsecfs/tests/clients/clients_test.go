@@ -1,53 +1,147 @@
 package clients
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
 	"github.com/parsecfs/parsecfs/cmd/parsecfs/tests/stores"
 	"github.com/parsecfs/parsecfs/providers/providertest/outside"
 )
 
-// client is a way to sign the file MESSAGE with the operation file SIGN into the file SIGNATURE.
-type client struct {
-	name, script string
-	// sure clients hold one descriptor, and are never refused.
-	sure bool
+// language is one whose programs sign the file MESSAGE with the operation file SIGN into the file SIGNATURE. They are told how;
+// a way whose name begins with "eight" signs MESSAGE.0 to MESSAGE.7 at once.
+type language struct {
+	name string
+	run  string // a script of sh, with $HOW, $SIGN, $MESSAGE, $SIGNATURE, and $CLIENTS, where the programs are
+	// build is the command that compiles it in $CLIENTS.
+	build string
+	// needs are the commands that it cannot do without.
+	needs []string
+	// long ones cost CI more than they are worth in it.
+	long bool
+
+	// sure ways hold one descriptor or use slots, and are never refused.
+	sure []string
+	// unsure ways open the file twice, and may be refused, but never get another answer.
+	unsure []string
+	// refused ways cannot work. They end at once, with an error whose name is here, and last_error says why.
+	refused map[string]string
 }
 
-var clients = []client{
-	{"bash descriptor", `exec bash -c 'exec 3<>"$SIGN" && printf %s "$(cat "$MESSAGE")" >&3 && cat <&3 >"$SIGNATURE"'`, true},
-	{"bash drop box", `exec bash -c 'printf %s "$(cat "$MESSAGE")" >"$SIGN" && cat "$SIGN" >"$SIGNATURE"'`, false},
-	{"dash descriptor", `exec dash -c 'exec 3<>"$SIGN" && cat "$MESSAGE" >&3 && cat <&3 >"$SIGNATURE"'`, true},
-	{"dash drop box", `exec dash -c 'cat "$MESSAGE" >"$SIGN" && cat "$SIGN" >"$SIGNATURE"'`, false},
-	{"busybox sh descriptor", `exec busybox sh -c 'exec 3<>"$SIGN" && busybox cat "$MESSAGE" >&3 && busybox cat <&3 >"$SIGNATURE"'`, true},
-	{"busybox sh drop box", `exec busybox sh -c 'busybox cat "$MESSAGE" >"$SIGN" && busybox cat "$SIGN" >"$SIGNATURE"'`, false},
-	{"cat", `cat "$MESSAGE" >"$SIGN" && cat "$SIGN" >"$SIGNATURE"`, false},
-	{"cat descriptor", `{ cat "$MESSAGE" >&3 && cat <&3 >"$SIGNATURE"; } 3<>"$SIGN"`, true},
-	{"cp", `cp "$MESSAGE" "$SIGN" && cp "$SIGN" "$SIGNATURE"`, false},
-	{"cp slot", `cp "$MESSAGE" "$SIGN.d/cp" && cp "$SIGN.d/cp" "$SIGNATURE" && rm "$SIGN.d/cp"`, true},
-	{"dd", `dd if="$MESSAGE" of="$SIGN" bs=7 status=none conv=notrunc && dd if="$SIGN" of="$SIGNATURE" status=none`, false},
-	{"dd truncating and syncing", `dd if="$MESSAGE" of="$SIGN" bs=3 status=none conv=fsync && dd if="$SIGN" of="$SIGNATURE" bs=1 status=none`, false},
-	{"tee", `tee "$SIGN" <"$MESSAGE" >/dev/null && tee "$SIGNATURE" <"$SIGN" >/dev/null`, false},
-	{"tee slot", `tee "$SIGN.d/tee" <"$MESSAGE" >/dev/null && cat "$SIGN.d/tee" >"$SIGNATURE" && rm "$SIGN.d/tee"`, true},
-	{"python buffered", `exec python3 "$CLIENTS/sign.py" buffered "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python unbuffered", `exec python3 "$CLIENTS/sign.py" unbuffered "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python os.read", `exec python3 "$CLIENTS/sign.py" os.read "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python os.pread", `exec python3 "$CLIENTS/sign.py" os.pread "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"python pathlib", `exec python3 "$CLIENTS/sign.py" pathlib "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
-	{"python shutil", `exec python3 "$CLIENTS/sign.py" shutil "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
-	{"go os.File", `exec "$CLIENTS/goclient" file "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"go syscall.Read", `exec "$CLIENTS/goclient" syscall "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"node sync", `exec node "$CLIENTS/sign.js" sync "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"node promises", `exec node "$CLIENTS/sign.js" promises "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
-	{"node files", `exec node "$CLIENTS/sign.js" files "$SIGN" "$MESSAGE" "$SIGNATURE"`, false},
-	{"c stdio with a timer", `exec "$CLIENTS/timer" "$SIGN" "$MESSAGE" "$SIGNATURE"`, true},
+var languages = []language{
+	{name: "bash", run: `exec bash -c "$HOW"`, needs: []string{"bash"},
+		sure:   []string{`exec 3<>"$SIGN" && printf %s "$(cat "$MESSAGE")" >&3 && cat <&3 >"$SIGNATURE"`},
+		unsure: []string{`printf %s "$(cat "$MESSAGE")" >"$SIGN" && cat "$SIGN" >"$SIGNATURE"`}},
+	{name: "dash", run: `exec dash -c "$HOW"`, needs: []string{"dash"},
+		sure: []string{
+			`exec 3<>"$SIGN" && cat "$MESSAGE" >&3 && cat <&3 >"$SIGNATURE"`,
+			`{ cat "$MESSAGE" >&3 && cat <&3 >"$SIGNATURE"; } 3<>"$SIGN"`,
+			`cp "$MESSAGE" "$SIGN.d/cp" && cp "$SIGN.d/cp" "$SIGNATURE" && rm "$SIGN.d/cp"`,
+			`tee "$SIGN.d/tee" <"$MESSAGE" >/dev/null && cat "$SIGN.d/tee" >"$SIGNATURE" && rm "$SIGN.d/tee"`,
+			`eight() { for n in 0 1 2 3 4 5 6 7; do { cat "$MESSAGE.$n" >&3 && cat <&3 >"$SIGNATURE.$n"; } 3<>"$SIGN" & done; wait; }; eight`,
+		},
+		unsure: []string{
+			`cat "$MESSAGE" >"$SIGN" && cat "$SIGN" >"$SIGNATURE"`,
+			`cp "$MESSAGE" "$SIGN" && cp "$SIGN" "$SIGNATURE"`,
+			`dd if="$MESSAGE" of="$SIGN" bs=7 status=none conv=notrunc && dd if="$SIGN" of="$SIGNATURE" status=none`,
+			`dd if="$MESSAGE" of="$SIGN" bs=3 status=none conv=fsync && dd if="$SIGN" of="$SIGNATURE" bs=1 status=none`,
+			`tee "$SIGN" <"$MESSAGE" >/dev/null && tee "$SIGNATURE" <"$SIGN" >/dev/null`,
+		}},
+	{name: "busybox", run: `exec busybox sh -c "$HOW"`, needs: []string{"busybox"},
+		sure: []string{
+			`exec 3<>"$SIGN" && busybox cat "$MESSAGE" >&3 && busybox cat <&3 >"$SIGNATURE"`,
+			`busybox cp "$MESSAGE" "$SIGN.d/cp" && busybox cp "$SIGN.d/cp" "$SIGNATURE" && busybox rm "$SIGN.d/cp"`,
+			`eight() { for n in 0 1 2 3 4 5 6 7; do { busybox cat "$MESSAGE.$n" >&3 && busybox cat <&3 >"$SIGNATURE.$n"; } 3<>"$SIGN" & done; wait; }; eight`,
+		},
+		unsure: []string{
+			`busybox cat "$MESSAGE" >"$SIGN" && busybox cat "$SIGN" >"$SIGNATURE"`,
+			`busybox cp "$MESSAGE" "$SIGN" && busybox cp "$SIGN" "$SIGNATURE"`,
+			`busybox dd if="$MESSAGE" of="$SIGN" bs=7 2>/dev/null && busybox dd if="$SIGN" of="$SIGNATURE" 2>/dev/null`,
+			`busybox tee "$SIGN" <"$MESSAGE" >/dev/null && busybox tee "$SIGNATURE" <"$SIGN" >/dev/null`,
+		}},
+	{name: "c", run: `exec "$CLIENTS/sign-c" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"gcc"},
+		build:   `gcc -O1 -Wall -Werror -pthread -o sign-c sign.c`,
+		sure:    []string{"read", "pread", "readv", "eight"},
+		unsure:  []string{"files"},
+		refused: map[string]string{"eight-files": "EBUSY", "mmap": kernel, "mmap-private": kernel, "sendfile": kernel}},
+	{name: "c stdio", run: `exec "$CLIENTS/timer" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"gcc"},
+		build: `gcc -O1 -Wall -Werror -o timer timer.c`,
+		sure:  []string{"with a timer"}},
+	{name: "python", run: `exec python3 "$CLIENTS/sign.py" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"python3"},
+		sure:    strings.Fields("descriptor unbuffered seek w+b os.read os.pread copyfileobj slot eight eight-slots"),
+		unsure:  strings.Fields("pathlib copyfile eight-processes"),
+		refused: map[string]string{"eight-files": "EBUSY", "mmap": kernel}},
+	{name: "go", run: `exec "$CLIENTS/goclient" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`,
+		build:   `go build -o goclient goclient.go`,
+		sure:    []string{"os.File", "os.Create", "syscall.Read", "ReadAt", "io.Copy", "slot", "copy-slot", "eight", "eight-slots"},
+		unsure:  []string{"files", "copies"},
+		refused: map[string]string{"eight-files": "EBUSY", "mmap": kernel}},
+	{name: "node", run: `exec node "$CLIENTS/sign.js" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"node"},
+		sure:    strings.Fields("sync wholeSync promises whole streams slot eight"),
+		unsure:  strings.Fields("files filesPromises copyStreams"),
+		refused: map[string]string{"eight-files": "EBUSY", "copySlot": "EPERM"}}, // it copies the mode
+	{name: "ruby", run: `exec ruby "$CLIENTS/sign.rb" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"ruby"},
+		sure:    []string{"descriptor", "rewind", "sysread", "pread", "copy_stream descriptor", "slot", "eight", "eight-slots"},
+		unsure:  []string{"files", "cp", "copy_stream", "eight-processes"},
+		refused: map[string]string{"eight-files": "EBUSY"}},
+	{name: "perl", run: `exec perl "$CLIENTS/sign.pl" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"perl"},
+		sure:    strings.Fields("sysread buffered slot eight eight-slots eight-threads"),
+		unsure:  strings.Fields("files copy eight-processes"),
+		refused: map[string]string{"eight-files": "EBUSY"}},
+	{name: "php", run: `exec php "$CLIENTS/sign.php" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"php"},
+		sure:   strings.Fields("descriptor fread rewind copy_to_stream SplFileObject slot copy-slot eight eight-slots"),
+		unsure: strings.Fields("files copy readfile eight-processes")},
+	{name: "lua", run: `exec lua5.4 "$CLIENTS/sign.lua" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"lua5.4"},
+		sure:   strings.Fields("descriptor unbuffered slot"),
+		unsure: []string{"files"}},
+	{name: "java", run: `exec java -Xshare:auto -cp "$CLIENTS" Sign "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"java", "javac"}, long: true,
+		build: `javac Sign.java`,
+		sure: []string{"RandomAccessFile", "FileChannel", "FileChannel at offsets", "AsynchronousFileChannel", "streams on a descriptor",
+			"slot", "eight", "eight-slots"},
+		unsure:  []string{"files", "copy", "transferTo"},
+		refused: map[string]string{"eight-files": "EBUSY", "copy over": "EPERM", "mmap": kernel}},
+	{name: "rust", run: `exec "$CLIENTS/sign-rs" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"rustc"}, long: true,
+		build:   `rustc --edition 2021 -o sign-rs sign.rs`,
+		sure:    []string{"descriptor", "seek", "read_at", "io::copy", "slot", "eight", "eight-slots"},
+		unsure:  []string{"files", "io::copy of files", "fs::copy"},
+		refused: map[string]string{"eight-files": "EBUSY"}},
+	{name: "c#", run: `exec mono "$CLIENTS/Sign.exe" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"mono", "mcs"}, long: true,
+		build:   `mcs Sign.cs`,
+		sure:    strings.Fields("FileStream seek CopyTo async slot eight eight-slots"),
+		unsure:  strings.Fields("files streams"),
+		refused: map[string]string{"eight-files": "EBUSY"}},
+	// They read keys and certificates, which an operation file is not.
+	{name: "openssl", run: `eval "exec openssl $HOW"`, needs: []string{"openssl"},
+		refused: map[string]string{`dgst -sha256 -sign "$SIGN" "$MESSAGE"`: "ENODATA", `pkey -in "$SIGN"`: "ENODATA"}},
 }
+
+// kernel stands for an errno of the kernel's own: parsecfs is not asked, and last_error says nothing.
+const kernel = "-"
+
+// outcome is what becomes of a client.
+type outcome int
+
+const (
+	signs outcome = iota
+	maySign
+	fails
+)
+
+// patience is how long a client may take: who loops for ever never ends.
+const patience = time.Minute
 
 // TestClients: whatever program signs, as root or not, it ends with a signature that OpenSSL verifies, or with a
 // non-zero exit. The operation takes 20 ms, so that signals arrive in it.
@@ -55,22 +149,9 @@ func TestClients(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
 	dir := parsecfstest.TempDir(t)
-	for _, program := range []string{"bash", "dash", "busybox", "python3", "node", "gcc", "openssl"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Fatalf("%v: scripts/test installs it", err)
-		}
-	}
 	// Other users may not reach the checkout.
 	if err := os.CopyFS(dir, os.DirFS("testdata")); err != nil {
 		t.Fatal(err)
-	}
-	for _, build := range [][]string{
-		{"gcc", "-O1", "-Wall", "-Werror", "-o", dir + "/timer", dir + "/timer.c"},
-		{"go", "build", "-o", dir + "/goclient", dir + "/goclient.go"},
-	} {
-		if out, err := exec.Command(build[0], build[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
 	}
 	slow := stores.Outside()
 	slow.Begin(t)
@@ -78,48 +159,160 @@ func TestClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := parsecfstest.Mount(t, parsecfstest.Options{Config: slow.Config})
-	answered, refused := 0, 0
-	for _, uid := range []uint32{0, 65534} {
-		key := filepath.Join(m.Dir, "providers/p/keys", fmt.Sprint("of-", uid))
-		home := filepath.Join(dir, fmt.Sprint(uid))
-		as := func(script string, env ...string) (string, error) {
-			cmd := exec.Command("sh", "-c", script)
-			cmd.Env = append(os.Environ(), env...)
-			cmd.Dir = home
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-			out, err := cmd.CombinedOutput()
-			return string(out), err
-		}
-		if err := os.Mkdir(home, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(home, int(uid), int(uid)); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := as(`mkdir "$KEY" && echo ecdsa-p256-sha256 >"$KEY/generate"`, "KEY="+key); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		for i, c := range clients {
-			t.Run(fmt.Sprintf("uid %d/%s", uid, c.name), func(t *testing.T) {
-				message, signature := filepath.Join(home, fmt.Sprint("message-", i)), filepath.Join(home, fmt.Sprint("signature-", i))
-				if err := os.WriteFile(message, []byte("signed by "+c.name), 0o644); err != nil {
-					t.Fatal(err)
+	var answered, refused atomic.Int32
+	t.Run("languages", func(t *testing.T) {
+		for _, l := range languages {
+			t.Run(l.name, func(t *testing.T) {
+				t.Parallel()
+				if l.long && !parsecfstest.Long() {
+					t.Skip("its tools are large; scripts/test -long has it")
 				}
-				out, err := as(c.script, "SIGN="+key+"/sign", "MESSAGE="+message, "SIGNATURE="+signature, "CLIENTS="+dir)
-				if err != nil {
-					refused++
-					t.Logf("%v: %s", err, out)
-					if c.sure {
-						t.Error("it holds one descriptor, and was refused")
+				l.prepare(t, dir)
+				for _, uid := range []uint32{0, 65534} {
+					u := user{t: t, uid: uid, home: filepath.Join(dir, fmt.Sprint(l.name, " of ", uid)), keys: filepath.Join(m.Dir, "providers/p/keys"), clients: dir}
+					u.begin()
+					try := func(how string, want outcome, errno string) {
+						t.Run(fmt.Sprintf("uid %d/%s", uid, strings.ReplaceAll(how, "/", "")), func(t *testing.T) {
+							if u.try(t, l, how, want, errno) {
+								answered.Add(1)
+							} else {
+								refused.Add(1)
+							}
+						})
 					}
-					return
-				}
-				answered++
-				if out, err := exec.Command("openssl", "dgst", "-sha256", "-verify", key+"/public.pem", "-signature", signature, message).CombinedOutput(); err != nil {
-					t.Errorf("WRONG ANSWER: %v: %s", err, out)
+					for _, how := range l.sure {
+						try(how, signs, "")
+					}
+					for _, how := range l.unsure {
+						try(how, maySign, "")
+					}
+					for _, how := range slices.Sorted(maps.Keys(l.refused)) {
+						try(how, fails, l.refused[how])
+					}
 				}
 			})
 		}
+	})
+	t.Logf("%d clients signed, %d were refused", answered.Load(), refused.Load())
+}
+
+// prepare compiles the language's programs.
+func (l language) prepare(t *testing.T, dir string) {
+	for _, program := range append(l.needs, "openssl") {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Fatalf("%v: scripts/test installs it", err)
+		}
 	}
-	t.Logf("%d clients signed, %d were refused", answered, refused)
+	if l.build == "" {
+		return
+	}
+	cmd := exec.Command("sh", "-c", l.build)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// user runs clients.
+type user struct {
+	t    *testing.T
+	uid  uint32
+	home string // the user's own folder
+	keys string // where the user makes keys
+	made int
+
+	clients string
+}
+
+func (u *user) begin() {
+	if err := errors.Join(os.Mkdir(u.home, 0o755), os.Chown(u.home, int(u.uid), int(u.uid))); err != nil {
+		u.t.Fatal(err)
+	}
+}
+
+// run runs a script as the user, and ends it with all that it started where it does not end by itself.
+func (u *user) run(script string, env ...string) (out string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-c", script)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Dir = u.home
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.uid}, Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	b, err := cmd.CombinedOutput()
+	return string(b), errors.Join(err, ctx.Err())
+}
+
+// try signs in one way with a new key, and says whether it signed.
+func (u *user) try(t *testing.T, l language, how string, want outcome, errno string) bool {
+	u.made++
+	key := filepath.Join(u.keys, strings.NewReplacer(" ", "-", "#", "sharp").Replace(fmt.Sprintf("%s-%d-%d", l.name, u.uid, u.made)))
+	if out, err := u.run(`mkdir "$KEY" && echo ecdsa-p256-sha256 >"$KEY/generate"`, "KEY="+key); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	base := filepath.Join(u.home, fmt.Sprint(u.made))
+	pairs := map[string]string{base + ".message": base + ".signature"}
+	for n := range 8 {
+		pairs[fmt.Sprint(base, ".message.", n)] = fmt.Sprint(base, ".signature.", n)
+	}
+	for message := range pairs {
+		if err := os.WriteFile(message, []byte("signed by "+l.name+": "+filepath.Base(message)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := u.run(l.run, "HOW="+how, "SIGN="+key+"/sign", "MESSAGE="+base+".message", "SIGNATURE="+base+".signature", "CLIENTS="+u.clients)
+	if errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("it does not end: %s", out)
+	}
+	signed := 0
+	for message, signature := range pairs {
+		if _, err := os.Stat(signature); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		verify := exec.Command("openssl", "dgst", "-sha256", "-verify", key+"/public.pem", "-signature", signature, message)
+		if said, wrong := verify.CombinedOutput(); wrong == nil {
+			signed++
+		} else if b, _ := os.ReadFile(signature); err == nil || len(b) > 0 {
+			t.Errorf("WRONG ANSWER: %v: %s%q\n%s", wrong, said, b, out)
+		}
+	}
+	if err == nil {
+		wanted := 1
+		if strings.HasPrefix(how, "eight") {
+			wanted = 8
+		}
+		if signed != wanted {
+			t.Errorf("it ended well with %d signatures: %s", signed, out)
+		}
+		if want == fails {
+			t.Errorf("it ended well: %s", out)
+		}
+		return true
+	}
+	t.Logf("%v: %s", err, out)
+	switch {
+	case want == signs:
+		t.Error("it holds one descriptor, or a slot, and was refused")
+	case want == fails:
+		u.reason(t, key, errno, err)
+	}
+	return false
+}
+
+// reason checks how a client failed.
+func (u *user) reason(t *testing.T, key, errno string, err error) {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() <= 0 || exit.ExitCode() > 125 {
+		t.Errorf("it did not end by itself: %v", err)
+	}
+	if errno == kernel {
+		return
+	}
+	said, err := u.run(`cat "$KEY/last_error"`, "KEY="+key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(said, "\t"+errno+"\t") {
+		t.Errorf("last_error does not say %s: %q", errno, said)
+	}
 }

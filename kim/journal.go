@@ -222,6 +222,9 @@ func (k *KIM) start(ctx context.Context, draft Key, uid uint32, j *job) error {
 		err = nil // the device says what it is
 	}
 	if err == nil {
+		err = k.Lost()
+	}
+	if err == nil {
 		var p *Provider
 		var impl providers.Provider
 		if p, impl, err = k.providerOf(draft); err == nil {

@@ -613,7 +613,7 @@ func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template st
 }
 
 func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot remove a draft", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a draft", func(t *tx) error {
 		k, err := t.keyIn(number, Draft)
 		if err != nil {
 			return err
@@ -764,7 +764,7 @@ func (s *sqliteStore) Holder(ctx context.Context, device, object string, made pr
 }
 
 func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot forget a key", func(t *tx) error {
+	return s.remove(ctx, "cannot forget a key", func(t *tx) error {
 		e, err := t.key(number)
 		if err != nil {
 			return err
@@ -775,7 +775,7 @@ func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
 
 func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, error) {
 	var e Entry
-	err := s.write(ctx, "cannot begin to destroy a key", func(t *tx) error {
+	err := s.remove(ctx, "cannot begin to destroy a key", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Ready)
 		if err != nil {
 			return err
@@ -790,7 +790,7 @@ func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, erro
 }
 
 func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot remove a destroyed key", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a destroyed key", func(t *tx) error {
 		k, err := t.journalled(number, Destroying)
 		if err != nil {
 			return err
@@ -800,7 +800,7 @@ func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
 }
 
 func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot keep a key after all", func(t *tx) error {
+	return s.remove(ctx, "cannot keep a key after all", func(t *tx) error {
 		k, err := t.journalled(number, Destroying)
 		if err != nil {
 			return err
@@ -810,7 +810,7 @@ func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
 }
 
 func (s *sqliteStore) SetHidden(ctx context.Context, number int64, hidden bool) error {
-	return s.write(ctx, "cannot hide a key", func(t *tx) error {
+	return s.remove(ctx, "cannot hide a key", func(t *tx) error {
 		k, err := t.journalled(number, Creating, Destroying)
 		if err != nil || k.Hidden == hidden {
 			return err
@@ -1290,7 +1290,7 @@ func (s *sqliteStore) SetXattr(ctx context.Context, ino uint64, name string, val
 }
 
 func (s *sqliteStore) RemoveXattr(ctx context.Context, ino uint64, name string) error {
-	return s.write(ctx, "cannot remove a label", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a label", func(t *tx) error {
 		change, err := t.owner(ino)
 		if err != nil {
 			return err
@@ -1431,7 +1431,7 @@ func (s *sqliteStore) RenameAlias(ctx context.Context, from, to string) error {
 }
 
 func (s *sqliteStore) RemoveAlias(ctx context.Context, name string) error {
-	return s.write(ctx, "cannot remove link "+name, func(t *tx) error {
+	return s.remove(ctx, "cannot remove link "+name, func(t *tx) error {
 		a, found, err := t.alias(name)
 		if err != nil {
 			return err

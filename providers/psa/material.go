@@ -73,8 +73,9 @@ const (
 )
 
 // ScanMaterial looks for a whole key at the beginning of what was written to an import file so far. end 0 without an error
-// means that more bytes are needed. Else b[:end] was the key: it ends with the END line of the first PEM block that is a key (text and other blocks before it are skipped), with the DER, or after draft.Bits/8
-// raw bytes where draft.Type is symmetric. PKCS#8, SEC1, PKCS#1 and SubjectPublicKeyInfo become PKCS#8 or
+// means that more bytes are needed. Else b[:end] was the key: it ends with the END line of the first PEM block that is a
+// key (text and other blocks before it are skipped), with the DER, or after draft.Bits/8 raw bytes where draft.Type is
+// symmetric. PKCS#8, SEC1, PKCS#1 and SubjectPublicKeyInfo become PKCS#8 or
 // SubjectPublicKeyInfo, written anew by crypto/x509. m is a copy, which the caller wipes.
 //
 // The attributes returned are the draft's, completed by what the key is: a bare one gets DefaultTemplate's; a public

@@ -222,6 +222,9 @@ func (k *KIM) start(ctx context.Context, draft Key, uid uint32, j *job) error {
 		err = nil // the device says what it is
 	}
 	if err == nil {
+		err = k.Lost()
+	}
+	if err == nil {
 		var p *Provider
 		var impl providers.Provider
 		if p, impl, err = k.providerOf(draft); err == nil {
@@ -412,13 +415,13 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 // hide keeps a key out of sight until recovery knows what became of it.
 func (k *KIM) hide(p *Provider, row Key) {
 	k.settled(p, row, k.store.SetHidden(context.Background(), row.Number, true))
-	p.log.Warn("nobody knows yet what became of a key; its name is hidden until the provider says", "key", row.Number, "uuid", formatID(row.ID))
+	p.log.Warn("nobody knows yet what became of a key; its name is hidden until the provider says", "key", row.Number, "uuid", UUID(row.ID))
 }
 
 // settled notes that the journal could not be written: the row stays in it, and recovery comes back to it.
 func (k *KIM) settled(p *Provider, row Key, err error) {
 	if err != nil {
-		p.log.Error("the journal cannot be written; it is tried again", "key", row.Number, "uuid", formatID(row.ID), "err", err)
+		p.log.Error("the journal cannot be written; it is tried again", "key", row.Number, "uuid", UUID(row.ID), "err", err)
 	}
 }
 

@@ -212,7 +212,7 @@ func (p *Provider) Status(ctx context.Context) string {
 		notes = append(notes, fmt.Sprintf("%d keys whose rows in the KIM are damaged", p.damaged))
 	}
 	state, hint := "ready", ""
-	if err := cmp.Or(p.down, p.k.sealer.Err()); err != nil {
+	if err := cmp.Or(p.k.Lost(), p.down, p.k.sealer.Err()); err != nil {
 		state = "degraded: " + err.Error()
 		if hint = psa.HintOf(err); hint != "" {
 			hint = "\nhint: " + hint

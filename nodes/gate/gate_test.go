@@ -46,7 +46,7 @@ func (w *way) Numbers() [Steps]uint64 {
 	defer w.mu.Unlock()
 	return w.numbers
 }
-func (w *way) Path(step int) string   { return "step " + strconv.Itoa(step) }
+func (w *way) Path(step int) string { return "step " + strconv.Itoa(step) }
 
 func (w *way) Rights(_ context.Context, step int) (Rights, error) {
 	w.mu.Lock()

@@ -216,6 +216,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			DisableReadDirPlus:      true,
 			// Answers lie in memory: go-fuse would take each to a pipe, to find that out.
 			DisableSplice: true,
+			// EnableSymlinkCaching stays off: the kernel would keep what mine says to one user for all.
 			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
 			ExtraCapabilities: fuse.CAP_DONT_MASK,
 			PanicHandler:      panicHandler(o.Log),

@@ -53,7 +53,7 @@ func TestDestroyOnAFullDisk(t *testing.T) {
 		for i := 0; ; i++ {
 			fill()
 			// What the WAL had room for may still be written.
-			_, err := p.CreateDraft(ctx, string(rune('A'+i)), 1000, 1000, 0o755)
+			_, err := p.CreateDraft(ctx, kim.Shared, string(rune('A'+i)), 1000, 1000, 0o755)
 			if psa.StatusOf(err) == psa.StatusInsufficientStorage {
 				return
 			}

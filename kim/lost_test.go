@@ -58,7 +58,7 @@ func TestStoreTakenAway(t *testing.T) {
 				t.Errorf("its status is %q", status)
 			}
 			for what, err := range map[string]error{
-				"rename": k.Rename(ctx, key.Number, "other"), "destroy": k.Destroy(ctx, key.Number, 0), "remove": k.Destroy(ctx, draft.Number, 0),
+				"rename": k.Rename(ctx, key.Number, kim.Shared, "other"), "destroy": k.Destroy(ctx, key.Number, 0), "remove": k.Destroy(ctx, draft.Number, 0),
 				"generate": try(t, k, draft.Number),
 			} {
 				if psa.StatusOf(err) != psa.StatusStorageFailure {
@@ -90,7 +90,7 @@ func TestStoreTakenAway(t *testing.T) {
 			}
 			for _, dir := range dirs {
 				k = open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
-				if found, err := k.Default().Named(ctx, "key"); err != nil || found.ID != key.ID {
+				if found, err := k.Default().Named(ctx, kim.Shared, "key"); err != nil || found.ID != key.ID {
 					t.Errorf("in %s: %+v, %v", dir, found, err)
 				}
 				if err := signs(k, key); err != nil {

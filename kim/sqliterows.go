@@ -594,7 +594,8 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
-		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}
+		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now,
+			Changed: now}
 		if k.Number, err = t.number(); err != nil {
 			return err
 		}

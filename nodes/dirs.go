@@ -475,7 +475,7 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stands in keys/ or a user's directory of its provider, and nowhere else",
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stays in keys/ and the users' directories of its provider",
 			"make a new key there"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))

@@ -179,7 +179,8 @@ var keyRows = []*row{
 		help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
 	importRow,
 	{number: 11, name: "copy", kind: staged, mode: 0600, drafts: true, present: func(v *view) bool { return draft(v) && lists(psa.Copy)(v) }, stage: copyStage,
-		help: "the name of a key (or keys/, mine/ or users/UID/ and its name) with PSA_KEY_USAGE_COPY, whose export you could open: becomes its copy, with no more rights"},
+		help: "the name of a key (or keys/, mine/ or users/UID/ and its name) with PSA_KEY_USAGE_COPY, whose export you could " +
+			"open: becomes its copy, with no more rights"},
 	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM,
 		help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER,

@@ -217,8 +217,9 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			// Answers lie in memory: go-fuse would take each to a pipe, to find that out.
 			DisableSplice: true,
 			// EnableSymlinkCaching stays off: the kernel would keep what mine says to one user for all.
-			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
-			ExtraCapabilities: fuse.CAP_DONT_MASK,
+			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it. io_uring repeats a read that
+			// was short at the same place where it is not asynchronous.
+			ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO,
 			PanicHandler:      panicHandler(o.Log),
 			Logger:            logger,
 		},

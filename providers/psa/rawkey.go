@@ -154,17 +154,20 @@ func (k RawKey) Marshal() ([]byte, error) {
 		case octetsInOctets:
 			inner, err = asn1.Marshal(k.Bytes)
 		case seedChoice:
-			inner, err = asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes})
+			var value any = asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes}
 			if len(k.Expanded) > 0 {
-				inner, err = asn1.Marshal(seedAndExpanded{k.Bytes, k.Expanded})
+				value = seedAndExpanded{k.Bytes, k.Expanded}
 			}
+			inner, err = asn1.Marshal(value)
 		case ecPrivateKey:
 			inner, err = asn1.Marshal(rawSEC1{Version: 1, Key: k.Bytes, Public: asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}})
 		}
 		if err != nil {
 			return nil, Errorf(StatusGenericError, "%w", err)
 		}
-		defer Wipe(inner)
+		if kind.form != bare { // else they are the caller's
+			defer Wipe(inner)
+		}
 		value = rawPKCS8{0, kind.id, inner}
 		if kind.form != ecPrivateKey && len(k.Public) > 0 {
 			value = rawPKCS8v2{1, kind.id, inner, asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}}

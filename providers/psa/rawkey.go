@@ -287,6 +287,13 @@ func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 	return RawKey{}, damaged
 }
 
+// OnOtherCurve says whether a SubjectPublicKeyInfo is of an elliptic curve that crypto/x509 does not know.
+func OnOtherCurve(spki []byte) bool {
+	var p rawSPKI
+	rest, err := asn1.Unmarshal(spki, &p)
+	return err == nil && len(rest) == 0 && p.Algorithm.OID.Equal(ecPublicKeyID) && len(p.Algorithm.Curve) > 0 && nistCurves[p.Algorithm.Curve.String()] == nil
+}
+
 // isRawAlgorithm says whether a key in DER is of one of the kinds, damaged or not.
 func isRawAlgorithm(der []byte) bool {
 	var spki struct{ Algorithm rawAlgorithm }

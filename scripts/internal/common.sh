@@ -56,6 +56,10 @@ has_psa() {
 	printf '#include <psa/crypto.h>\n' | gcc -x c -fsyntax-only - 2>/dev/null
 }
 
+has_cryptography() {
+	python3 -c 'import cryptography' 2>/dev/null
+}
+
 # OpenSSL's provider for TPMs, which uses keys that were exported.
 has_tpm2_openssl() {
 	local dir
@@ -85,7 +89,7 @@ need() {
 	local works=$1
 	shift
 	case $works in
-	compiles_c | trusts_tls | has_psa | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
+	compiles_c | trusts_tls | has_psa | has_cryptography | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
 	*) command -v "$works" >/dev/null && return ;;
 	esac
 	missing+=("$works")

@@ -224,7 +224,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	s := h.n.row.stage(v)
 	h.total += len(data)
 	if most := cmp.Or(s.most, stageMost); h.total > most {
-		return nil, h.spoil(transaction.TooLarge(h.n.row.name, int64(most)))
+		return nil, h.spoil(psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", h.n.row.name, most))
 	}
 	h.buf = transaction.Extend(h.buf, data)
 	h.left += len(data)

@@ -226,7 +226,7 @@ func (f *failures) text(uid uint32, key int64) []byte {
 func (x *failure) line(b *bytes.Buffer) {
 	words, since := x.words, x.since
 	if x.lost.times > 0 {
-		words += "; so did other files"
+		words += "; the same with other files"
 		if x.lost.since.Before(since) {
 			since = x.lost.since
 		}

@@ -87,6 +87,7 @@ type failure struct {
 	status    string
 	words     string
 	hint      string
+	kind      failureKind
 	lost      lostLines
 }
 
@@ -98,14 +99,10 @@ type lostLines struct {
 
 // same says whether y failed as x did, with the same file.
 func (x *failure) same(y *failure) bool {
-	return x.path == y.path && x.key == y.key && x.kind() == y.kind()
+	return x.path == y.path && x.key == y.key && x.kind == y.kind
 }
 
-// kind is what failures have in common that a walk over many files meets: everything but the file.
-func (x *failure) kind() failureKind {
-	return failureKind{x.op, x.errno, x.status, strings.ReplaceAll(x.words, x.path, "")}
-}
-
+// failureKind is what failures have in common that a walk over many files meets: everything but the file.
 type failureKind struct{ op, errno, status, words string }
 
 // failures remembers, per uid, the last failures. It lives in memory only and is bounded.
@@ -159,15 +156,15 @@ func (f *failures) add(uid uint32, holder bool, x failure) {
 func makeRoom(list []failure) []failure {
 	count, most := map[failureKind]int{}, 0
 	for i := range list {
-		k := list[i].kind()
+		k := list[i].kind
 		count[k]++
 		most = max(most, count[k])
 	}
-	oldest := slices.IndexFunc(list, func(x failure) bool { return count[x.kind()] == most })
+	oldest := slices.IndexFunc(list, func(x failure) bool { return count[x.kind] == most })
 	gone := list[oldest]
 	for i := oldest + 1; i < len(list); i++ {
 		heir := &list[i]
-		if heir.kind() != gone.kind() {
+		if heir.kind != gone.kind {
 			continue
 		}
 		if heir.same(&gone) {
@@ -210,7 +207,7 @@ func (f *failures) text(uid uint32, key int64) []byte {
 	b := bytes.NewBufferString(failuresHeader)
 	for len(list) > 0 {
 		n := 1
-		for n < len(list) && list[n].kind() == list[0].kind() {
+		for n < len(list) && list[n].kind == list[0].kind {
 			n++
 		}
 		if n < foldedFrom {
@@ -229,7 +226,7 @@ func (f *failures) text(uid uint32, key int64) []byte {
 func (x *failure) line(b *bytes.Buffer) {
 	words, since := x.words, x.since
 	if x.lost.times > 0 {
-		words += "; so did other files"
+		words += "; the same with other files"
 		if x.lost.since.Before(since) {
 			since = x.lost.since
 		}
@@ -249,9 +246,10 @@ func newFailure(ctx context.Context, c caller.Caller, at place, op string, errno
 	var r *gate.Refusal
 	if errors.As(err, &r) {
 		x.hint = psa.OneLine(r.Hint)
-		return x
+	} else {
+		x.status = psa.StatusOf(err).String()
 	}
-	x.status = psa.StatusOf(err).String()
+	x.kind = failureKind{x.op, x.errno, x.status, strings.ReplaceAll(x.words, x.path, "")}
 	return x
 }
 

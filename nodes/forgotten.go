@@ -39,11 +39,12 @@ func (u *inUse) enter(key int64) (leave func(), err error) {
 	}, nil
 }
 
-// expire keeps everybody from opening files of a draft that nobody has open; done must follow. false: somebody has.
+// expire keeps everybody from opening files of a draft that nobody has open; done must follow. false: somebody has,
+// or it expires already.
 func (u *inUse) expire(key int64) (done func(), unused bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.open[key] > 0 {
+	if u.open[key] > 0 || u.going[key] {
 		return nil, false
 	}
 	if u.going == nil {

@@ -26,7 +26,7 @@ func (n *rowsDir) Create(ctx context.Context, name string, _, _ uint32, _ *fuse.
 	if why == "" {
 		why, hint = "no files can be made here", "a key is made by mkdir in a provider's keys/, a slot in an operation's .d directory"
 	}
-	return nil, nil, 0, n.absent(ctx, name, "create", why, hint)
+	return nil, nil, 0, n.refuse(ctx, name, "create", why, hint)
 }
 
 var _ = (fs.NodeMkdirer)((*rowsDir)(nil))
@@ -37,11 +37,21 @@ func (n *rowsDir) Mkdir(ctx context.Context, name string, _ uint32, _ *fuse.Entr
 	if why == "" {
 		why, hint = "no directories can be made here", "a key is made by mkdir in a provider's keys/"
 	}
-	return nil, n.absent(ctx, name, "mkdir", why, hint)
+	return nil, n.refuse(ctx, name, "mkdir", why, hint)
 }
 
-// absent refuses a name that is not there.
-func (n *rowsDir) absent(ctx context.Context, name, op, why, hint string) syscall.Errno {
+var _ = (fs.NodeUnlinker)((*rowsDir)(nil))
+
+// Unlink is safe because it refuses: only rmdir ends a key.
+func (n *rowsDir) Unlink(ctx context.Context, name string) syscall.Errno {
+	if n.at.key == 0 {
+		return n.refuse(ctx, name, "unlink", "this file is part of the tree", "")
+	}
+	return n.refuse(ctx, name, "unlink", "files here come and go with their key", "rmdir destroys a key")
+}
+
+// refuse is what becomes of a name that somebody wants to make or to remove.
+func (n *rowsDir) refuse(ctx context.Context, name, op, why, hint string) syscall.Errno {
 	at, err := n.at, gate.Refuse(syscall.EPERM, why, hint)
 	at.file = strings.TrimPrefix(at.file+"/"+psa.OneLine(name), "/")
 	n.t.audit(callerOf(ctx), AuditOpen, at, op, time.Now(), err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -53,6 +54,23 @@ var life = []step{
 // moved is the step that gives a key a name in another space.
 const moved = 3
 
+// forgotten is the way of a draft that becomes no key.
+var forgotten = []step{
+	life[0],
+	{"expired", "", func(s kim.Store, k *kim.Key) error { return s.ExpireDraft(ctx, k.Number, time.Now()) }},
+}
+
+// forgottenPrefix begins the names of those that go it.
+const forgottenPrefix = "forgotten-"
+
+// lifeOf is the way of the key with a name.
+func lifeOf(name string) []step {
+	if strings.HasPrefix(name, forgottenPrefix) {
+		return forgotten
+	}
+	return life
+}
+
 // child writes until it is killed. It says on standard output what it begins and what is done.
 func child(dir string, open Opener) {
 	fail := func(err error) {
@@ -78,9 +96,12 @@ func child(dir string, open Opener) {
 			for i := 0; ; i++ {
 				// A third of the keys stay ready, the others go.
 				k := kim.Key{Provider: p.Number, Name: fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)}
-				steps := life
-				if i%3 == 0 {
-					steps = life[:moved+1]
+				if i%4 == 1 {
+					k.Name = forgottenPrefix + k.Name
+				}
+				steps := lifeOf(k.Name)
+				if i%3 == 0 && len(steps) > moved {
+					steps = steps[:moved+1]
 				}
 				for n, st := range steps {
 					say("begin %s %d", k.Name, n)
@@ -180,24 +201,25 @@ func checkKilled(t *testing.T, s *suite, begun, done map[string]int) {
 	for name, n := range begun {
 		state := rows[name].State
 		before, wasDone := done[name]
-		after := life[n].after
+		way := lifeOf(name)
+		after := way[n].after
 		// Where it was, before the step that moved it, or where that moved it to: which of them, only that step leaves open.
 		shared, acknowledged := rows[name].Space == kim.Shared, wasDone && before == n
-		if state != "" && (n < moved && !shared || n > moved && shared || n == moved && acknowledged && shared) {
-			t.Errorf("key %s is in %s, killed in or after %s", name, rows[name].Space, life[n].name)
+		if len(way) > moved && state != "" && (n < moved && !shared || n > moved && shared || n == moved && acknowledged && shared) {
+			t.Errorf("key %s is in %s, killed in or after %s", name, rows[name].Space, way[n].name)
 		}
 		if wasDone && before == n {
 			if state != after {
-				t.Errorf("key %s is %q after %s was acknowledged", name, state, life[n].name)
+				t.Errorf("key %s is %q after %s was acknowledged", name, state, way[n].name)
 			}
 			continue
 		}
 		old := kim.State("")
 		if n > 0 {
-			old = life[n-1].after
+			old = way[n-1].after
 		}
 		if state != old && state != after {
-			t.Errorf("key %s is %q, killed in %s", name, state, life[n].name)
+			t.Errorf("key %s is %q, killed in %s", name, state, way[n].name)
 		}
 	}
 	if n, err := s.Count(ctx); err != nil || n != int64(len(rows)) {

@@ -557,7 +557,7 @@ func testModel(t *testing.T, s *suite) {
 		var want psa.Status
 		var err error
 		var what string
-		switch r.IntN(21) {
+		switch r.IntN(22) {
 		case 0, 1, 2:
 			what = "InsertDraft"
 			space, name := spaceOf(), nameOf()
@@ -695,6 +695,20 @@ func testModel(t *testing.T, s *suite) {
 			want = need(k, kim.Creating)
 			if err = s.BindNonce(ctx, n); err == nil {
 				k.NonceBound = true
+			}
+		case 21:
+			what = "ExpireDraft"
+			want = need(k, kim.Draft)
+			since := time.Now()
+			switch forgotten := r.IntN(2) == 0; {
+			case want != psa.StatusSuccess:
+			case !forgotten:
+				since, want = k.Created.Add(-1), psa.StatusBadState
+			case k.KeepForever:
+				want = psa.StatusNotPermitted
+			}
+			if err = s.ExpireDraft(ctx, n, since); err == nil {
+				delete(rows, n)
 			}
 		}
 		if psa.StatusOf(err) != want {

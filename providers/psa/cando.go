@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// maxSuggested bounds the wrong questions of one request for which the nearest templates are looked for.
+const maxSuggested = 8
+
 // Answer answers questions, a line each, by the lines of a provider's capabilities: a line "yes" or "no: why" for each, and
 // at the end "sequence: " and whether all of them, in that order on one key, would succeed. No question is
 // StatusInvalidArgument.
@@ -22,7 +25,7 @@ func Answer(lines []Capability, questions []byte) ([]byte, error) {
 	}
 	one := sequence{lines: lines}
 	var broken error
-	asked := 0
+	asked, suggested := 0, 0
 	for line := range strings.Lines(string(questions)) {
 		if strings.TrimSpace(line) == "" {
 			continue
@@ -31,7 +34,8 @@ func Answer(lines []Capability, questions []byte) ([]byte, error) {
 		q, err := parseQuestion(line)
 		if err == nil {
 			err = q.answer(lines)
-		} else {
+		} else if suggested < maxSuggested {
+			suggested++
 			err = SuggestTemplates(err, lines)
 		}
 		say("", err)

@@ -59,3 +59,24 @@ func TestAnswer(t *testing.T) {
 		t.Errorf("no question: %v", err)
 	}
 }
+
+// TestManyWrongQuestions: a request of nothing but mistakes costs about what one of right questions does.
+func TestManyWrongQuestions(t *testing.T) {
+	var lines []Capability
+	for _, bits := range []string{"128", "192", "256"} {
+		for _, m := range aesModes {
+			a, err := ParseTemplate("aes-" + bits + "-" + m.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines = append(lines, Capability{a.Template(), a.Type, a.Bits, 0, a.Algorithm, []Operation{Generate}})
+		}
+	}
+	answers, err := Answer(lines, []byte(strings.Repeat("generate aes-256\n", 3000)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(answers), "the nearest here: aes-256-gcm"); n == 0 || n > 2*maxSuggested {
+		t.Errorf("%d suggestions for 3000 wrong questions", n)
+	}
+}

@@ -14,25 +14,43 @@ require_root() {
 	fi
 }
 
-# sudo keeps /usr/local/go/bin out of PATH.
-find_go() {
-	local dir have want
+# look_for_go fails where there is no Go for this tree, before anything is installed for it. sudo keeps /usr/local/go/bin out of
+# PATH.
+look_for_go() {
+	local dir
 	for dir in /usr/local/go/bin /usr/lib/go/bin /snap/bin; do
 		if ! command -v go >/dev/null && [ -x "$dir/go" ]; then
 			PATH="$PATH:$dir"
 		fi
 	done
-	want=$(awk '$1 == "go" { print $2 }' go.mod)
+	go_wanted=$(awk '$1 == "go" { print $2 }' go.mod)
 	if ! command -v go >/dev/null; then
-		fail "Go is missing: there is no go in PATH nor in /usr/local/go/bin" "unpack Go $want or newer from https://go.dev/dl/ into /usr/local"
+		fail "Go is missing: there is no go in PATH nor in /usr/local/go/bin" "$(go_hint)"
 	fi
-	# Since 1.21 go reads go.mod itself, and says so where it is too old.
-	if ! have=$(go env GOVERSION 2>&1); then
-		fail "Go is too old: $have" "unpack Go $want or newer from https://go.dev/dl/ into /usr/local"
+	if ! go_here=$(cd / && GOTOOLCHAIN=local go env GOVERSION 2>&1); then
+		fail "$(command -v go) does not work: $go_here" "$(go_hint)"
 	fi
-	have=${have#go}
-	if [ "$(printf '%s\n%s\n' "$want" "${have%% *}" | sort -V | head -n 1)" != "$want" ]; then
-		fail "Go $have is too old" "unpack Go $want or newer from https://go.dev/dl/ into /usr/local"
+	go_here=${go_here#go} go_here=${go_here%% *}
+	# Since 1.21 go fetches the one that go.mod asks for, unless it is told not to.
+	if ! go_is_new && [[ $(cd / && go env GOTOOLCHAIN) == @(|local*) ]]; then
+		fail "Go $go_here is too old" "$(go_hint)"
+	fi
+}
+
+go_hint() {
+	echo "unpack Go $go_wanted or newer from https://go.dev/dl/ into /usr/local"
+}
+
+go_is_new() {
+	[ "$(printf '%s\n%s\n' "$go_wanted" "$go_here" | sort -V | head -n 1)" = "$go_wanted" ]
+}
+
+# find_go makes ready the Go that look_for_go found.
+find_go() {
+	local said
+	if ! said=$(go env GOVERSION 2>&1); then
+		fail "Go $go_here could not fetch Go $go_wanted, which this tree needs: $said" \
+			"let it reach https://proxy.golang.org, by HTTPS_PROXY or with your proxy's certificate in /usr/local/share/ca-certificates" "$(go_hint)"
 	fi
 	# git refuses to look at another user's checkout, and go build then fails over its version stamp.
 	if ! git rev-parse HEAD >/dev/null 2>&1; then

@@ -38,6 +38,21 @@ type stat struct {
 	// fleeting and fleetingName: attributes, or the name, change with what happens elsewhere, which the kernel does not
 	// see: it asks each time
 	fleeting, fleetingName bool
+	// never: attributes depend on who asks, and the kernel keeps none
+	never bool
+	// answers: what is read from it are answers to whoever reads
+	answers bool
+}
+
+// keeps is how long the kernel may keep the attributes, 0 for go-fuse's default.
+func (s stat) keeps() time.Duration {
+	switch {
+	case s.never:
+		return never
+	case s.fleeting:
+		return fleeting
+	}
+	return 0
 }
 
 // changeable refuses what is fixed.
@@ -110,6 +125,9 @@ func (b *base) attr(ctx context.Context, out *fuse.Attr) (stat, error) {
 	out.Blocks = (s.size + 511) / 512
 	out.SetTimes(&s.changed, &s.changed, &s.changed)
 	out.SetTimes(p.stored.Atime, p.stored.Mtime, p.stored.Ctime)
+	if s.answers {
+		b.t.sizes.answer(b.ino)
+	}
 	return s, nil
 }
 
@@ -119,9 +137,7 @@ var _ = (fs.NodeGetattrer)((*base)(nil))
 // the inode, so the handle is never asked.
 func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	s, err := b.attr(ctx, &out.Attr)
-	if s.fleeting {
-		out.SetTimeout(fleeting)
-	}
+	out.SetTimeout(s.keeps())
 	return errnoOf(err)
 }
 
@@ -212,9 +228,7 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	if err != nil {
 		return nil, errnoOf(err)
 	}
-	if s.fleeting {
-		out.SetAttrTimeout(fleeting)
-	}
+	out.SetAttrTimeout(s.keeps())
 	if s.fleetingName {
 		out.SetEntryTimeout(fleeting)
 	}

@@ -69,7 +69,8 @@ func (v *view) hashDir(r *row) node {
 // key is a key's own directory.
 func (t *Tree) key(p *kim.Provider, number int64) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p, key: number}, t.tables.key, func(v *view) stat {
-		return stat{kind: syscall.S_IFDIR, mode: 0755, uid: v.key.UID, gid: v.key.GID, changed: v.key.Changed, links: 2, settable: keyBits}
+		return stat{kind: syscall.S_IFDIR, mode: 0755, uid: v.key.UID, gid: v.key.GID, changed: v.key.Changed, links: 2, settable: keyBits,
+			fleeting: !ready(v)} // it becomes a key by what is written elsewhere
 	})
 }
 

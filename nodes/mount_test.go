@@ -332,7 +332,7 @@ func TestWalksAskNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := t.TempDir()
-		for _, walk := range []string{"! grep -rq no-such-line .", "cp -r . $0/r", "cp -a . $0/a", "find . -ls >/dev/null", "du -a . >/dev/null"} {
+		for _, walk := range []string{"! grep -rq no-such-line .", "cp -r . $0/r", "cp -a . $0/a", "find . -ls >/dev/null", "du -a . >/dev/null", "tar -cf $0/tar ."} {
 			walk := exec.Command("bash", "-ec", walk, out)
 			walk.Dir = m.path()
 			if said, err := walk.CombinedOutput(); err != nil {

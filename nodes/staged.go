@@ -374,6 +374,9 @@ func (h *stagedHandle) Release(context.Context) syscall.Errno {
 // rmdir may hold until we answer; a daemon that is killed in between never lets go of /dev/fuse, and all hang.
 const fleeting = time.Nanosecond
 
+// never is for what the kernel may not keep at all: it rounds fleeting up to some milliseconds.
+const never = 2 * time.Nanosecond
+
 // stat is true whenever it is asked, the size too; and a draft's files go when it is a key.
 func (n *stagedFile) stat(ctx context.Context) (stat, error) {
 	s, err := n.fileNode.stat(ctx)

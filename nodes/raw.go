@@ -8,6 +8,36 @@ import (
 	"github.com/parsecfs/parsecfs/kim"
 )
 
+// moments has the kernel keep nothing of what it may never keep: go-fuse would have its default for 0.
+type moments struct{ fuse.RawFileSystem }
+
+func (m *moments) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	status := m.RawFileSystem.GetAttr(cancel, in, out)
+	if out.Timeout() == never {
+		out.SetTimeout(0)
+	}
+	return status
+}
+
+func (m *moments) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	status := m.RawFileSystem.SetAttr(cancel, in, out)
+	if out.Timeout() == never {
+		out.SetTimeout(0)
+	}
+	return status
+}
+
+func (m *moments) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	status := m.RawFileSystem.Lookup(cancel, in, name, out)
+	if out.AttrTimeout() == never {
+		out.SetAttrTimeout(0)
+	}
+	if out.EntryTimeout() == never {
+		out.SetEntryTimeout(0)
+	}
+	return status
+}
+
 // names refuses what is longer than a name may be in every directory, whatever is asked for: the kernel's own bound for FUSE is
 // four times as long.
 type names struct{ fuse.RawFileSystem }

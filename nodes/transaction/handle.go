@@ -11,7 +11,14 @@ import (
 	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
-var errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+var (
+	errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+	errEnded  = gate.Refuse(syscall.ENODATA, "the answer ended long ago", "read to the end of the file, not to the size that it had before")
+)
+
+// endsMost is how often a handle says that its answer ends. Who asks on (libuv's copyfile) waits for as many bytes as the file's
+// size promised before there was an answer, and would never end.
+const endsMost = 256
 
 // Handle is one open file of a transaction.
 type Handle struct {
@@ -33,6 +40,7 @@ type Handle struct {
 	deposit  *gate.Access // of whoever wrote what was claimed
 	reply    replies
 	told     bool // by the last READ, and nothing was written since, that nothing was written
+	ends     int  // READs in a row at the end of the answer
 	released bool
 }
 
@@ -128,7 +136,14 @@ func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off i
 	defer h.mu.Unlock()
 	n, more, err = h.reply.read(r, h.part.Name, dest, off)
 	h.channel.base.Store(h.reply.base)
-	return n, more, err
+	if n > 0 || more || err != nil {
+		h.ends = 0
+		return n, more, err
+	}
+	if h.ends++; h.ends > endsMost {
+		return 0, false, errEnded
+	}
+	return 0, false, nil
 }
 
 // ask is the request that was answered.
@@ -160,7 +175,7 @@ func (h *Handle) nothing() error {
 func (h *Handle) untold() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.told = false
+	h.told, h.ends = false, 0
 }
 
 // source is the channel to read from; a read-only open claims it at its first READ. The writer's right counts beside the
@@ -210,7 +225,7 @@ func (h *Handle) Truncate(size uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.reply.anew()
-	h.told = false
+	h.told, h.ends = false, 0
 	return nil
 }
 

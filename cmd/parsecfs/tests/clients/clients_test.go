@@ -92,7 +92,8 @@ var languages = []language{
 	{name: "node", run: `exec node "$CLIENTS/sign.js" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"node"},
 		sure:    strings.Fields("sync wholeSync promises whole streams slot eight"),
 		unsure:  strings.Fields("files filesPromises copyStreams"),
-		refused: map[string]string{"eight-files": "EBUSY", "copySlot": "EPERM"}}, // it copies the mode
+		// copyFile reads as many bytes as the file promised before there was an answer, and copies the mode.
+		refused: map[string]string{"eight-files": "EBUSY", "copyFile": "ENODATA", "copySlot": "EPERM"}},
 	{name: "ruby", run: `exec ruby "$CLIENTS/sign.rb" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"ruby"},
 		sure:    []string{"descriptor", "rewind", "sysread", "pread", "copy_stream descriptor", "slot", "eight", "eight-slots"},
 		unsure:  []string{"files", "cp", "copy_stream", "eight-processes"},

@@ -13,12 +13,13 @@ import (
 
 var (
 	errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
-	errEnded  = gate.Refuse(syscall.ENODATA, "the answer ended long ago", "read to the end of the file, not to the size that it had before")
+	errRound  = gate.Refuse(syscall.ENODATA, "this answer was read too often",
+		"read on, to the end of the file; by io_uring, at offsets of your own")
 )
 
-// endsMost is how often a handle says that its answer ends. Who asks on (libuv's copyfile) waits for as many bytes as the file's
-// size promised before there was an answer, and would never end.
-const endsMost = 256
+// roundsMost is how often an answer's beginning and its end are read. Some programs would never end: libuv's copyfile waits for as many
+// bytes as the file promised before there was an answer, and a position that the kernel keeps for io_uring does not move here.
+const roundsMost = 1024
 
 // Handle is one open file of a transaction.
 type Handle struct {
@@ -40,7 +41,7 @@ type Handle struct {
 	deposit  *gate.Access // of whoever wrote what was claimed
 	reply    replies
 	told     bool // by the last READ, and nothing was written since, that nothing was written
-	ends     int  // READs in a row at the end of the answer
+	rounds   int  // READs of the answer's beginning or end
 	released bool
 }
 
@@ -134,16 +135,18 @@ func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off i
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.reply.req != r {
+		h.rounds = 0
+	}
 	n, more, err = h.reply.read(r, h.part.Name, dest, off)
 	h.channel.base.Store(h.reply.base)
-	if n > 0 || more || err != nil {
-		h.ends = 0
-		return n, more, err
+	if err == nil && (n == 0 || off == h.reply.base) {
+		h.rounds++
 	}
-	if h.ends++; h.ends > endsMost {
-		return 0, false, errEnded
+	if h.rounds > roundsMost {
+		return 0, true, errRound
 	}
-	return 0, false, nil
+	return n, more, err
 }
 
 // ask is the request that was answered.
@@ -175,7 +178,7 @@ func (h *Handle) nothing() error {
 func (h *Handle) untold() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.told, h.ends = false, 0
+	h.told = false
 }
 
 // source is the channel to read from; a read-only open claims it at its first READ. The writer's right counts beside the
@@ -225,7 +228,7 @@ func (h *Handle) Truncate(size uint64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.reply.anew()
-	h.told, h.ends = false, 0
+	h.told = false
 	return nil
 }
 

@@ -74,7 +74,7 @@ func (t *Tree) forgotten(p *kim.Provider, draft kim.Key, remove func() error) {
 		return
 	}
 	defer done()
-	at, begun := place{t: t, provider: p, file: "keys/" + draft.Name}, time.Now()
+	at, begun := place{t: t, provider: p, file: draft.Path()}, time.Now()
 	switch err := remove(); psa.StatusOf(err) {
 	case psa.StatusBadState, psa.StatusDoesNotExist: // it was changed, or is gone
 	case psa.StatusSuccess:

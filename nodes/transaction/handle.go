@@ -11,7 +11,15 @@ import (
 	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
-var errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+var (
+	errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+	errRound  = gate.Refuse(syscall.ENODATA, "this answer was read too often",
+		"read on, to the end of the file; by io_uring, at offsets of your own")
+)
+
+// roundsMost is how often an answer's beginning and its end are read. Some programs would never end: libuv's copyfile waits for as many
+// bytes as the file promised before there was an answer, and a position that the kernel keeps for io_uring does not move here.
+const roundsMost = 1024
 
 // Handle is one open file of a transaction.
 type Handle struct {
@@ -33,6 +41,7 @@ type Handle struct {
 	deposit  *gate.Access // of whoever wrote what was claimed
 	reply    replies
 	told     bool // by the last READ, and nothing was written since, that nothing was written
+	rounds   int  // READs of the answer's beginning or end
 	released bool
 }
 
@@ -104,7 +113,13 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) error {
 	if h.box != nil {
 		h.m.boxes.reopen(h.box)
 	}
-	return h.channel.write(ctx, h.part.input, p, off, h.appends)
+	if err := h.channel.write(ctx, h.part.input, p, off, h.appends); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reply.written = off + int64(len(p))
+	return nil
 }
 
 // Read runs the operation, once, and copies its answer; more: it goes on. Whoever asks is judged where rights were taken away since the file
@@ -126,8 +141,17 @@ func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off i
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.reply.req != r {
+		h.rounds = 0
+	}
 	n, more, err = h.reply.read(r, h.part.Name, dest, off)
 	h.channel.base.Store(h.reply.base)
+	if err == nil && (n == 0 || off == h.reply.base) {
+		h.rounds++
+	}
+	if h.rounds > roundsMost {
+		return 0, true, errRound
+	}
 	return n, more, err
 }
 

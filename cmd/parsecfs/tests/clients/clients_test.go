@@ -30,6 +30,8 @@ type language struct {
 	build string
 	// needs are the commands that it cannot do without.
 	needs []string
+	// leaves says that it may fail in the middle, and leave what it has.
+	leaves bool
 	// long ones cost CI more than they are worth in it.
 	long bool
 
@@ -90,9 +92,10 @@ var languages = []language{
 		unsure:  []string{"files", "copies"},
 		refused: map[string]string{"eight-files": "EBUSY", "mmap": kernel}},
 	{name: "node", run: `exec node "$CLIENTS/sign.js" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"node"},
-		sure:    strings.Fields("sync wholeSync promises whole streams slot eight"),
-		unsure:  strings.Fields("files filesPromises copyStreams"),
-		refused: map[string]string{"eight-files": "EBUSY", "copySlot": "EPERM"}}, // it copies the mode
+		sure:   strings.Fields("sync wholeSync promises whole streams slot eight"),
+		unsure: strings.Fields("files filesPromises copyStreams"),
+		// copyFile reads as many bytes as the file promised before there was an answer, and copies the mode.
+		refused: map[string]string{"eight-files": "EBUSY", "copyFile": "ENODATA", "copySlot": "EPERM"}},
 	{name: "ruby", run: `exec ruby "$CLIENTS/sign.rb" "$HOW" "$SIGN" "$MESSAGE" "$SIGNATURE"`, needs: []string{"ruby"},
 		sure:    []string{"descriptor", "rewind", "sysread", "pread", "copy_stream descriptor", "slot", "eight", "eight-slots"},
 		unsure:  []string{"files", "cp", "copy_stream", "eight-processes"},
@@ -272,7 +275,7 @@ func (u *user) try(t *testing.T, l language, how string, want outcome, errno str
 		verify := exec.Command("openssl", "dgst", "-sha256", "-verify", key+"/public.pem", "-signature", signature, message)
 		if said, wrong := verify.CombinedOutput(); wrong == nil {
 			signed++
-		} else if b, _ := os.ReadFile(signature); err == nil || len(b) > 0 {
+		} else if b, _ := os.ReadFile(signature); err == nil || len(b) > 0 && !l.leaves {
 			t.Errorf("WRONG ANSWER: %v: %s%q\n%s", wrong, said, b, out)
 		}
 	}

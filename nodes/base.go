@@ -191,6 +191,24 @@ var _ = (fs.NodeFsyncer)((*base)(nil))
 // Fsync is safe because what took effect is on the disk already; go-fuse's default is a failure.
 func (b *base) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno { return 0 }
 
+var _ = (fs.NodeLseeker)((*base)(nil))
+
+// Lseek answers SEEK_DATA and SEEK_HOLE: all is data, and no file has a hole at or behind its end, where go-fuse's default finds
+// one.
+func (b *base) Lseek(ctx context.Context, _ fs.FileHandle, off uint64, whence uint32) (uint64, syscall.Errno) {
+	var a fuse.Attr
+	if _, err := b.attr(ctx, &a); err != nil {
+		return 0, errnoOf(err)
+	}
+	if off >= a.Size {
+		return 0, syscall.ENXIO
+	}
+	if whence == unix.SEEK_HOLE {
+		return a.Size, 0
+	}
+	return off, 0
+}
+
 func (b *base) denied(ctx context.Context, op, why, hint string) syscall.Errno {
 	at, err := b.self.place(), gate.Refuse(syscall.EPERM, why, hint)
 	b.t.audit(callerOf(ctx), AuditOpen, at, op, time.Now(), err) // nothing could have come of it

@@ -339,7 +339,7 @@ type handle struct {
 
 func newHandle(n node, t *Tree, h *transaction.Handle, mode transaction.Mode) *handle {
 	x := &handle{n: n, t: t, h: h, reads: mode.Read}
-	if !mode.Write {
+	if mode.Read && !mode.Write {
 		t.sizes.hold(x, 0)
 	}
 	return x

@@ -201,7 +201,9 @@ func (n *slotBase) open(ctx context.Context, self node, part transaction.Part, f
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, self.place(), "open", err)
 	}
-	return newHandle(self, n.t, h, modeOf(flags)), fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
+	mode := modeOf(flags)
+	mode.Read = mode.Read && !part.Input()
+	return newHandle(self, n.t, h, mode), fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 
 // slotFile is a slot of an operation with one input.
@@ -289,12 +291,9 @@ type slotPart struct {
 
 // stat is asked for each time: an output's size follows its inputs, which the kernel does not see here.
 func (n *slotPart) stat(context.Context) (stat, error) {
-	var mode uint32
+	mode := uint32(0400) // inputs too: walks open what they find
 	if n.part.In {
 		mode |= 0200
-	}
-	if n.part.Out {
-		mode |= 0400
 	}
 	s := n.own(syscall.S_IFREG, mode)
 	s.fleeting, s.answers, s.never = true, n.part.Out, n.part.Out

@@ -161,7 +161,7 @@ func (h *Handle) ask(ctx context.Context, who caller.Caller) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.walks && !c.begun() {
+	if h.walks && (!c.begun() || h.part.Input()) {
 		return nil, errNothing
 	}
 	return c.read(ctx, who)

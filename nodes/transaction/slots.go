@@ -155,7 +155,7 @@ func (s *Slot) Open(ctx context.Context, who caller.Caller, part Part, mode Mode
 	case !s.Parted():
 	case mode.Write && !part.In:
 		return nil, gate.Refuse(syscall.EACCES, part.Name+" is an output", "")
-	case mode.Read && !part.Out:
+	case mode.Read && part.Input() && !mode.Walk: // a walk finds it empty
 		return nil, gate.Refuse(syscall.EACCES, part.Name+" is an input", "")
 	}
 	h, err := s.m.handle(who, mode, s.access)

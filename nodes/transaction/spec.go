@@ -102,6 +102,9 @@ type Part struct {
 	input   *Input
 }
 
+// Input says whether the file is an input alone, and gives nothing.
+func (p Part) Input() bool { return p.In && !p.Out }
+
 // Parts lists the files of a directory slot: inputs, then outputs. One that is both is one file.
 func (s *Spec) Parts() []Part {
 	var list []Part

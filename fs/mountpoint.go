@@ -122,7 +122,8 @@ func clearMountpoint(dir string, detached func()) error {
 			if m.FSType == mountType {
 				hint = "parsecfs unmount " + dir + ", or choose another mountpoint"
 			}
-			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.Source, m.FSType, whose), hint}
+			err := fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.Source, m.FSType, whose)
+			return &Error{KindMountpoint, err, hint}
 		case m.FSType != mountType:
 			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s holds a dead mount of %s (%s)%s", dir, m.Source, m.FSType, whose),
 				"fusermount3 -uz " + dir}

@@ -74,7 +74,8 @@ func (s *sqliteStore) Lost() error {
 		return nil
 	}
 	return psa.Errorf(psa.StatusStorageFailure, "the KIM is lost: %s %s while it was open", filepath.Join(s.files.dir.Name(), name), what).
-		WithHint("nothing can be changed any more. Save what is left while this daemon runs: parsecfs state backup FILE; then end it and restore that")
+		WithHint("nothing can be changed any more. Save what is left while this daemon runs: parsecfs state backup FILE; " +
+			"then end it and restore that")
 }
 
 // abandoned says whether the connections must not be closed: SQLite would remove by their names what belongs to the file
@@ -136,8 +137,9 @@ func (k *KIM) lookForKey() {
 	if again, gone := k.wrappingKeyGone(); !gone || again.WrappingID != row.WrappingID {
 		return
 	}
-	lost := psa.Errorf(psa.StatusStorageFailure, "the wrapping key %s was removed: after this daemon has ended no secret in the KIM can be read",
-		filepath.Join(k.o.Dir, wrappingFile)).
+	path := filepath.Join(k.o.Dir, wrappingFile)
+	lost := psa.Errorf(psa.StatusStorageFailure,
+		"the wrapping key %s was removed: after this daemon has ended no secret in the KIM can be read", path).
 		WithHint("put it back, or make a new one while this daemon runs: parsecfs state rewrap file")
 	k.lostKey.Store(new(error(lost)))
 }

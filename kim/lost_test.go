@@ -54,7 +54,8 @@ func TestStoreTakenAway(t *testing.T) {
 			if err := take(dir); err != nil {
 				t.Fatal(err)
 			}
-			if status := p.Status(ctx); !strings.HasPrefix(status, "degraded: the KIM is lost: "+dir+"/kim.sqlite3") || !strings.Contains(status, "\nhint: ") {
+			status := p.Status(ctx)
+			if !strings.HasPrefix(status, "degraded: the KIM is lost: "+dir+"/kim.sqlite3") || !strings.Contains(status, "\nhint: ") {
 				t.Errorf("its status is %q", status)
 			}
 			for what, err := range map[string]error{

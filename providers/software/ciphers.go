@@ -105,6 +105,7 @@ func (k *key) mac(alg psa.Algorithm) (hash.Hash, error) {
 			h.Reset()
 			return
 		}
+		// tink's CMAC, which is better kept, takes whole messages alone: this one needs no memory for a long one.
 		h, err = cmac.New(k.secret)
 	})
 	if err != nil {

@@ -63,7 +63,7 @@ func contradiction(structure keyStructure, der []byte, key any) error {
 		return nil
 	}
 	var ec sec1
-	if rest, err := asn1.Unmarshal(p.Key, &ec); err != nil || len(rest) > 0 {
+	if rest, err := asn1.Unmarshal(p.Key, &ec); err != nil || len(rest) > 0 || !hasParts(p.Key, 2) {
 		return damaged
 	}
 	var outer asn1.ObjectIdentifier
@@ -74,6 +74,31 @@ func contradiction(structure keyStructure, der []byte, key any) error {
 		return errContradiction("it names two curves")
 	}
 	return otherPublic(key, ec.Public.Bytes)
+}
+
+// hasParts says whether a SEQUENCE has so many elements, then at most [0] and [1]: encoding/asn1 passes over what it does not
+// expect, and a public key under a damaged tag would not be compared.
+func hasParts(der []byte, fixed int) bool {
+	var outer asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &outer); err != nil || len(rest) > 0 {
+		return false
+	}
+	least := 0
+	for rest := outer.Bytes; len(rest) > 0; fixed-- {
+		var v asn1.RawValue
+		var err error
+		if rest, err = asn1.Unmarshal(rest, &v); err != nil {
+			return false
+		}
+		if fixed > 0 {
+			continue
+		}
+		if v.Class != asn1.ClassContextSpecific || v.Tag < least || v.Tag > 1 {
+			return false
+		}
+		least = v.Tag + 1
+	}
+	return fixed <= 0
 }
 
 // otherPublic refuses a public key that stands beside a private one and is not its own; none is fine.

@@ -388,6 +388,9 @@ func parseKey(label string, der []byte) (m *Material, a Attributes, only Algorit
 	if structure == spkiPublic || structure == pkcs1Public {
 		format = FormatSPKI
 	}
+	if structure == pkcs8Private && !hasParts(der, 3) || structure == sec1Private && !hasParts(der, 2) {
+		return fail(Errorf(StatusInvalidArgument, "a damaged private key: it has unknown parts"))
+	}
 	only, plain, err := withoutPSS(structure, der)
 	if err != nil {
 		return fail(err)

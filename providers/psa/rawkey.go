@@ -256,7 +256,7 @@ func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 		return RawKey{Bytes: b}, nil
 	case ecPrivateKey:
 		var ec rawSEC1
-		if rest, err := asn1.Unmarshal(b, &ec); err != nil || len(rest) > 0 || ec.Version != 1 {
+		if rest, err := asn1.Unmarshal(b, &ec); err != nil || len(rest) > 0 || ec.Version != 1 || !hasParts(b, 2) {
 			return RawKey{}, damaged
 		}
 		if ec.Curve != nil && !ec.Curve.Equal(k.id.Curve) {

@@ -208,8 +208,9 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			DisableSplice: true,
 			// The target of a link never changes: an alias that is moved to another one is another inode.
 			EnableSymlinkCaching: true,
-			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
-			ExtraCapabilities: fuse.CAP_DONT_MASK,
+			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it. io_uring repeats a read that
+			// was short at the same place where it is not asynchronous.
+			ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO,
 			PanicHandler:      panicHandler(o.Log),
 			Logger:            logger,
 		},

@@ -38,8 +38,8 @@ type stat struct {
 	// fleeting and fleetingName: attributes, or the name, change with what happens elsewhere, which the kernel does not
 	// see: it asks each time
 	fleeting, fleetingName bool
-	// never: attributes depend on who asks, and the kernel keeps none
-	never bool
+	// never and neverName: attributes, or what the name leads to, depend on who asks, and the kernel keeps none
+	never, neverName bool
 	// answers: what is read from it are answers to whoever reads
 	answers bool
 }
@@ -69,6 +69,7 @@ type node interface {
 	stat(ctx context.Context) (stat, error)
 	place() place
 	number() uint64
+	generation() uint64
 	attr(ctx context.Context, out *fuse.Attr) (stat, error)
 }
 
@@ -111,6 +112,8 @@ type base struct {
 func (t *Tree) base(ino uint64) base { return base{t: t, ino: ino} }
 
 func (b *base) number() uint64 { return b.ino }
+
+func (b *base) generation() uint64 { return 0 }
 
 // attr fills out with stat and the KIM's changes for this inode.
 func (b *base) attr(ctx context.Context, out *fuse.Attr) (stat, error) {
@@ -247,10 +250,13 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 		return nil, errnoOf(err)
 	}
 	out.SetAttrTimeout(s.keeps())
-	if s.fleetingName {
+	switch {
+	case s.neverName:
+		out.SetEntryTimeout(never)
+	case s.fleetingName:
 		out.SetEntryTimeout(fleeting)
 	}
-	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
+	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number(), Gen: n.generation()}), 0
 }
 
 func errnoName(e syscall.Errno) string {

@@ -106,7 +106,11 @@ func (v *view) node(r *row) node {
 	if r.node != nil {
 		return r.node(v, r)
 	}
-	return v.t.file(r, v.provider, v.key.Number)
+	n := v.t.file(r, v.provider, v.key.Number)
+	if r.own {
+		n.file().own, n.file().reader = true, v.uid
+	}
+	return n
 }
 
 // slots makes the directory of an operation's slots.
@@ -520,11 +524,28 @@ type fileNode struct {
 	p    *kim.Provider
 	key  int64
 	last atomic.Pointer[showing]
+	// own: what it says is what its reader's view says; others have an inode of their own under the same name
+	own    bool
+	reader uint32
+}
+
+// generation tells the inodes of readers apart, which share their number.
+func (n *fileNode) generation() uint64 {
+	if !n.own {
+		return 0
+	}
+	return uint64(n.reader) + 1
 }
 
 func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.path()} }
 
-func (n *fileNode) view(ctx context.Context) (*view, error) { return n.place().view(ctx) }
+func (n *fileNode) view(ctx context.Context) (*view, error) {
+	v, err := n.place().view(ctx)
+	if n.own {
+		v.uid = n.reader
+	}
+	return v, err
+}
 
 func (n *fileNode) stat(ctx context.Context) (stat, error) {
 	v, err := n.view(ctx)
@@ -535,13 +556,18 @@ func (n *fileNode) stat(ctx context.Context) (stat, error) {
 	if n.key != 0 {
 		s.uid, s.gid, s.changed = v.key.UID, v.key.GID, v.key.Changed
 	}
-	if n.row.text != nil && !n.row.unsize {
-		b, err := n.row.text(v)
-		if err != nil {
-			return stat{}, err
-		}
-		s.size = uint64(len(b))
+	if n.row.text == nil {
+		return s, nil
 	}
+	b, changed, err := n.says(v, aMoment)
+	if err != nil {
+		return stat{}, err
+	}
+	s.size = uint64(len(b))
+	if changed.After(s.changed) {
+		s.changed = changed
+	}
+	s.fleeting, s.never, s.neverName = n.row.changes || n.row.asks, n.own, n.own
 	return s, nil
 }
 

@@ -72,7 +72,7 @@ func mount(t *testing.T, change func(*nodes.Options)) *mounted {
 	second := time.Second
 	options := &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true, RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}}
 	options.MountOptions = fuse.MountOptions{AllowOther: true, DirectMountStrict: true, EnableAcl: true, DisableReadDirPlus: true,
-		Options: []string{"default_permissions"}, FsName: "parsecfs", Name: "parsecfs", ExtraCapabilities: fuse.CAP_DONT_MASK}
+		Options: []string{"default_permissions"}, FsName: "parsecfs", Name: "parsecfs", ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO}
 	server, err := fuse.NewServer(tree.Wrap(fs.NewNodeFS(tree.Root(), options)), dir, &options.MountOptions)
 	if err != nil {
 		t.Fatal(err)

@@ -1,12 +1,55 @@
 package nodes
 
 import (
+	"sync"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/parsecfs/parsecfs/kim"
 )
+
+// pageReads refuses READs for the page cache, which alone come without an owner of locks, but those of files that were opened to
+// be read through it: what they say is the same for all who open them.
+type pageReads struct {
+	fuse.RawFileSystem
+	mu    sync.Mutex
+	files map[uint64]struct{} // the handles of those
+}
+
+func (p *pageReads) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	status := p.RawFileSystem.Open(cancel, in, out)
+	if status.Ok() && out.OpenFlags&fuse.FOPEN_DIRECT_IO == 0 {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.files == nil {
+			p.files = map[uint64]struct{}{}
+		}
+		p.files[out.Fh] = struct{}{}
+	}
+	return status
+}
+
+func (p *pageReads) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	p.mu.Lock()
+	delete(p.files, in.Fh) // before its number can be another file's
+	p.mu.Unlock()
+	p.RawFileSystem.Release(cancel, in)
+}
+
+func (p *pageReads) Read(cancel <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
+	if in.ReadFlags&fuse.READ_LOCKOWNER == 0 && !p.cached(in.Fh) {
+		return nil, fuse.Status(syscall.EINVAL)
+	}
+	return p.RawFileSystem.Read(cancel, in, b)
+}
+
+func (p *pageReads) cached(file uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.files[file]
+	return ok
+}
 
 // moments has the kernel keep nothing of what it may never keep: go-fuse would have its default for 0.
 type moments struct{ fuse.RawFileSystem }

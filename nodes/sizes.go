@@ -2,7 +2,6 @@ package nodes
 
 import (
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
@@ -12,21 +11,11 @@ import (
 // The kernel ends sendfile(2), splice(2) and reads by io_uring by itself where a position is at or behind the size of a file,
 // which is 0 for transactions at rest: busybox's cat and Python's shutil would end well with nothing. And where the size allows
 // it they, like mmap(2), read through the page cache, which all users of an inode share: somebody else's answer. So a READ for
-// the page cache is always refused, after which they fall back to read(2); and while somebody may read an answer the kernel
+// the page cache is refused (pageReads), after which they fall back to read(2); and while somebody may read an answer the kernel
 // believes in a size beyond all positions, so that they come to be refused.
 //
 // stat(2) shows another size, to each user their own. Its answer would end what the kernel believes, unless the kernel finds
 // that the file has grown while it asked: then it hands the answer on and keeps nothing of it (fuse_change_attributes).
-
-// pageReads refuses READs for the page cache, which alone come without an owner of locks.
-type pageReads struct{ fuse.RawFileSystem }
-
-func (p *pageReads) Read(cancel <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
-	if in.ReadFlags&fuse.READ_LOCKOWNER == 0 {
-		return nil, fuse.Status(syscall.EINVAL)
-	}
-	return p.RawFileSystem.Read(cancel, in, b)
-}
 
 // sizes are the files of transactions from which somebody may read, by inode, and what the kernel believes of them.
 type sizes struct {

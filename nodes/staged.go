@@ -50,16 +50,12 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	b, err := n.render(ctx)
+	if !mode.Write {
+		return n.openText(ctx)
+	}
+	b, err := n.render(ctx, justNow)
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-	}
-	if !mode.Write {
-		h, err := n.hold(ctx, b)
-		if err != nil {
-			return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-		}
-		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 	}
 	release, err := n.t.machine.Hold(callerOf(ctx).UID, len(b)+stageMost)
 	if err != nil {

@@ -50,10 +50,11 @@ type row struct {
 	// of directories and links: makes the node
 	node func(v *view, r *row) node
 	// of texts
-	text   func(v *view) ([]byte, error)
-	shared bool // all who read it share its bytes
-	unsize bool // size 0, as in /proc: what it says depends on who reads
-	always bool // a key's text that says nothing of its row, and so is there also while rows cannot be proven
+	text    func(v *view) ([]byte, error)
+	changes bool // what it says changes with what the kernel does not see
+	asks    bool // a device, which is not asked each time
+	own     bool // what it says depends on who reads
+	always  bool // a key's text that says nothing of its row, and so is there also while rows cannot be proven
 	// of staged files
 	stage func(v *view) stage
 	// of requests
@@ -84,9 +85,9 @@ type view struct {
 
 // rootRows are the files of the mount's root, with number 0.
 var rootRows = []*row{
-	{number: 2, name: "README", kind: text, mode: 0444, shared: true, text: (*view).readme, help: "this text"},
+	{number: 2, name: "README", kind: text, mode: 0444, text: (*view).readme, help: "this text"},
 	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
-	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true,
+	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, own: true,
 		help: "your own last 32 failures, newest first: time, pid, path, operation, errno, PSA status, words, hint"},
 	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, node: (*view).trail,
 		help: "the audit trail, root's, where the configuration has one"},
@@ -101,11 +102,11 @@ const rowDefault = 7
 
 // providerRows are the files of a provider.
 var providerRows = []*row{
-	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, unsize: true,
+	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, asks: true,
 		help: "TOML: what this provider is, and what its device says of itself"},
-	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true,
+	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, asks: true,
 		help: "ready, or degraded and why"},
-	{number: 3, name: "capabilities", kind: text, mode: 0444, shared: true, text: (*view).providerCapabilities,
+	{number: 3, name: "capabilities", kind: text, mode: 0444, changes: true, text: (*view).providerCapabilities,
 		help: "what this provider can do, a line each; the first word goes into generate"},
 	{number: 4, name: "random", kind: stream, mode: 0444, present: keyless(psa.Random, psa.AlgNone),
 		help: "random bytes, at most 64 KiB an open"},
@@ -121,7 +122,7 @@ var providerRows = []*row{
 	{number: 11, name: "make_credential", kind: request, mode: 0666, op: psa.MakeCredential, present: keyless(psa.MakeCredential, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "public"}, {Name: "endorsement_key"}, {Name: "secret", Required: always, Whole: psa.MaxCredentialSecret}}, Outputs: []output{{Name: "credential"}}},
 		help: "for a verifier: a secret in, a credential for this attestation key out; for others in a slot with public and endorsement_key"},
-	{number: 8, name: "capabilities.json", kind: text, mode: 0444, shared: true, text: (*view).capabilitiesJSON,
+	{number: 8, name: "capabilities.json", kind: text, mode: 0444, changes: true, text: (*view).capabilitiesJSON,
 		help: "the same in the syntax of PSA's driver descriptions"},
 	{number: 7, name: "hash", kind: directory, mode: 0555, present: lists(psa.Hash), node: (*view).hashDir,
 		help: "hash/sha256 and so on: message in, digest out"},
@@ -163,7 +164,7 @@ var exportRow = &row{number: 26, name: "export", kind: request, mode: 0600, op: 
 var keyRows = []*row{
 	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage,
 		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce, failures and units by its owner always"},
-	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities,
+	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, changes: true, text: (*view).keyCapabilities,
 		help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, stage: generateStage,
 		help: "a template, TOML attributes, or an empty line where attributes are set: makes the key"},
@@ -174,9 +175,9 @@ var keyRows = []*row{
 		help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER,
 		help: "the public key, SubjectPublicKeyInfo in DER"},
-	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, always: true,
+	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, own: true, always: true,
 		help: "your own last failures with this key"},
-	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: has(pki.SSH), text: (*view).publicSSH,
+	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: has(pki.SSH), changes: true, text: (*view).publicSSH,
 		help: "the public key as OpenSSH's authorized_keys has it"},
 	{number: 9, name: "public.jwk", kind: text, mode: 0444, present: has(pki.JWK), text: (*view).publicJWK,
 		help: "the public key as a JSON Web Key (RFC 7517), with its RFC 7638 kid"},

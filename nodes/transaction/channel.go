@@ -205,11 +205,19 @@ func (c *Channel) close() {
 
 // replies brings READ offsets to offsets in the answer: the first READ sets the base, because a client that shares one
 // position writes and reads on from there, and offset 0 sets it again.
+//
+// The kernel cuts an asynchronous read into pieces, which may come in any order: the first one that comes may be one further on.
 type replies struct {
-	req  *request
-	base int64
-	next int64 // where the last READ ended, if the answer goes on there
+	req     *request
+	written int64 // behind the last WRITE, where a client that shares the position reads; 0 without one
+	base    int64
+	next    int64 // where the last READ ended, if the answer goes on there
+	last    int64 // where the last READ ended
+	pieces  bool  // a READ was not what follows, and may be of an asynchronous one that begins elsewhere
 }
+
+// piece is less than what the kernel cuts off an asynchronous read.
+const piece = 60 << 10
 
 func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, more bool, err error) {
 	if p.req != r && p.next != 0 && off == p.next {
@@ -217,8 +225,15 @@ func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, 
 		p.next = 0
 		return 0, false, errDropped
 	}
-	if p.req != r || off == 0 {
-		p.req, p.base = r, off
+	if p.req != r {
+		p.req, p.base, p.last, p.pieces = r, p.begin(off), -1, false
+	}
+	p.pieces = p.pieces || off >= piece && off != p.last
+	if off == 0 && p.base != 0 {
+		if p.pieces {
+			return 0, false, errBefore
+		}
+		p.base = 0
 	}
 	if off < p.base {
 		return 0, false, errBefore
@@ -227,7 +242,19 @@ func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, 
 	if p.next = 0; more {
 		p.next = off + int64(n)
 	}
+	p.last = off + int64(n)
 	return n, more, err
+}
+
+// begin is where an answer begins whose first READ is at off.
+func (p *replies) begin(off int64) int64 {
+	switch {
+	case off-p.written >= piece:
+		return p.written
+	case off < p.written && off >= piece:
+		return 0
+	}
+	return off
 }
 
 // anew is for whoever begins a request instead of reading on.

@@ -104,7 +104,13 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) error {
 	if h.box != nil {
 		h.m.boxes.reopen(h.box)
 	}
-	return h.channel.write(ctx, h.part.input, p, off, h.appends)
+	if err := h.channel.write(ctx, h.part.input, p, off, h.appends); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.reply.written = off + int64(len(p))
+	return nil
 }
 
 // Read runs the operation, once, and copies its answer; more: it goes on. Whoever asks is judged where rights were taken away since the file

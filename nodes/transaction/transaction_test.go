@@ -1,6 +1,7 @@
 package transaction
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -580,4 +581,61 @@ func kill(t *testing.T, c caller.Caller) {
 	// a process that nobody has waited for is there, and has ended
 	for p, ok := procs.Writer(c).Self(); ok && procs.Alive(c, p); {
 	}
+}
+
+// TestPiecesOfARead: a read that the kernel cuts into pieces gives the answer or an error, in whatever order they come.
+func TestPiecesOfARead(t *testing.T) {
+	t.Parallel()
+	const size = 64 << 10
+	orders := [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}}
+	given := 0
+	for _, length := range []int{71, size, 150_000} {
+		answer := make([]byte, length)
+		for i := range answer {
+			answer[i] = byte(i * 7 >> 3)
+		}
+		for _, written := range []int64{0, 5, 70, size, size + 5, 10 * size} {
+			for _, from := range []int64{0, written} {
+				for _, first := range []int64{size, size - 16, size - 4080} { // as the buffer lies in its page
+					for _, order := range orders {
+						for _, before := range []bool{false, true} {
+							r := &request{spec: shapes["bareone"], outputs: map[string][]byte{"secret": answer}}
+							p := replies{written: written}
+							if before { // by read(2), some of it
+								if _, _, err := p.read(r, "", make([]byte, 50), written); err != nil {
+									t.Fatal(err)
+								}
+							}
+							got, ok := pieces(&p, r, from, []int64{0, first, first + size, first + 2*size}, order)
+							if ok && !bytes.Equal(got, answer) {
+								t.Fatalf("written %d, read %d bytes of %d from %d, pieces %v after %d: wrong bytes, before %v", written, len(got), length, from, order, first, before)
+							}
+							if ok {
+								given++
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	if given < 800 {
+		t.Errorf("only %d reads were answered", given)
+	}
+}
+
+// pieces reads at once what lies between offsets, as the kernel does: the first short piece is the end, and an error all.
+func pieces(p *replies, r *request, from int64, at []int64, order []int) (got []byte, ok bool) {
+	end := at[len(at)-1]
+	got = make([]byte, end)
+	for _, i := range order {
+		n, _, err := p.read(r, "", got[at[i]:at[i+1]], from+at[i])
+		if err != nil {
+			return nil, false
+		}
+		if at[i]+int64(n) < at[i+1] {
+			end = min(end, at[i]+int64(n))
+		}
+	}
+	return got[:end], true
 }

@@ -18,6 +18,7 @@ var (
 	shared  = []string{"mmap shared", "mmap writable"}
 	writes  = []string{"write", "io_uring write", "io_uring write -1", "O_APPEND"}
 	dates   = []string{"utimensat 1600", "utimensat 2300"}
+	copies  = []string{"tar", "rsync -a", "cp -a"}
 	behind  = []string{"pread behind", "lseek SET"}
 )
 
@@ -27,6 +28,7 @@ const (
 	idleRead = "idle|idle, walked over|slot, empty|part, an output, empty"
 	waiting  = "waiting*|slot, written|part, an output, asked"
 	answered = "answered*|long, answered|slot, answered|part, an output, answered"
+	held     = "waiting|waiting, at its position|answered*|long, answered" // by a descriptor of another program
 	slots    = "slot*|part*|directory of names: sign.d|directory of names: verify.d|directory of names: there"
 )
 
@@ -92,31 +94,35 @@ var exceptions = []otherwise{
 	{"*", []string{"utimensat 1600"}, says("1677"), "times are kept in nanoseconds in 64 bits: as elsewhere the nearest one is taken"},
 	{"*", []string{"utimensat 2300"}, says("2262"), "the same"},
 	{"part, an input, to read", descriptors, says("EACCES"), "what was written there cannot be read, though walks find it empty"},
-	{"*", []string{"fallocate"}, says("EOPNOTSUPP"), "there is no disk to reserve, as on NFS 4.0; glibc's posix_fallocate then writes instead"},
+	{"*", []string{"fallocate"}, says("EOPNOTSUPP"),
+		"there is no disk to reserve, as on NFS 4.0; glibc's posix_fallocate then writes instead"},
 
 	{idle, reads, says("ENODATA"), "nothing was written: an error, and not an empty answer"},
 	{idleRead, urings, says("ENODATA"), "the same"},
 	{idle, []string{"read twice"}, says("ENODATA, then end"), "the same, and who reads on comes to an end"},
-	{idleRead + "|" + waiting + "|" + answered, kernels, says("EINVAL"), "an answer is its reader's, and the page cache is everybody's: programs fall back to read(2)"},
+	{idleRead + "|" + waiting + "|" + answered, kernels, says("EINVAL"),
+		"an answer is its reader's, and the page cache is everybody's: programs fall back to read(2)"},
 	{idleRead + "|" + waiting + "|" + answered, ends, beyond,
-		"while somebody may read an answer the kernel believes in a size that lies beyond it, or it would end reads by io_uring and copies by itself"},
-	{waiting, append([]string{"lseek HOLE"}, stats...), bounded, "nobody knows how long an answer will be; with 0 copies would end without it"},
+		"while somebody may read an answer the kernel believes in a size beyond it, or it would end reads by io_uring and copies itself"},
+	{waiting, append([]string{"lseek HOLE"}, stats...), bounded,
+		"nobody knows how long an answer will be; with 0 copies would end without it"},
 	{waiting + "|" + answered, []string{"mmap private"}, says("SIGBUS"),
 		"an answer is in no page, and the kernel asks nobody before it maps one privately; with an idle file it is EINVAL"},
 	{waiting + "|" + answered + "|staged to write*", shared, says("ENODEV"), "there is no page to share, as on file systems that cannot map"},
 	{waiting + "|" + answered + "|staged to write*", []string{"io_uring read -1"}, says("stays where it is"),
-		"where there is no page cache the kernel does not move the file's own position after an asynchronous read; with offsets io_uring reads rightly"},
+		"without a page cache the kernel does not move a file's own position after an asynchronous read; with offsets it reads rightly"},
 	{"waiting, at its position|answered, at its position", []string{"pread"}, answers, "at 0 an answer begins anew"},
-	{waiting + "|slot, answered|part, an output, answered", behind, late, "a descriptor's first READ is where the answer begins for it, since programs share one position for both"},
-	{"waiting|waiting, at its position|waiting in the drop box*|slot, written|part, an output, asked|answered*|long, answered", []string{"tar"}, says("exit 1"),
+	{waiting + "|slot, answered|part, an output, answered", behind, late,
+		"a descriptor's first READ is where the answer begins for it, since programs use one position for request and answer"},
+	{waiting + "|" + held, []string{"tar"}, says("exit 1"),
 		"tar believes the size: it says that the file shrank. A slot that was answered is copied rightly"},
-	{"waiting|waiting, at its position|waiting in the drop box*|slot, written|part, an output, asked|answered*|long, answered", []string{"rsync -a"}, says("exit 23"),
+	{waiting + "|" + held, []string{"rsync -a"}, says("exit 23"),
 		"rsync believes it too"},
-	{"waiting|waiting, at its position|answered*|long, answered", []string{"cp -a"}, says("ok"),
+	{held, []string{"cp -a"}, says("ok"),
 		"the answer is another descriptor's: who walks by has asked nothing, and finds nothing"},
 
 	{"long, to write", []string{"io_uring write", "io_uring write -1"}, rightOrRefused,
-		"more than 64 KiB at once comes in pieces, in any order, and its own position may stay: a hole is refused, and no wrong bytes are answered"},
+		"more than 64 KiB at once comes in pieces, in any order, and the position may stay: a hole is refused, and no wrong bytes given"},
 	{"idle, to write|slot, empty, to write|long, to write", writes, answers, "what is read is the answer to what was written"},
 	{"staged to write*", writes, refused, "it takes what it can understand, and gives what is stored"},
 	{"staged to write*", kernels, says("EINVAL"), "who may write reads without the page cache, since what is staged is their own"},
@@ -125,5 +131,5 @@ var exceptions = []otherwise{
 
 // descriptors are the ways that need one.
 var descriptors = slices.DeleteFunc(slices.Clone(ways), func(way string) bool {
-	return slices.Contains([]string{"stat", "statx", "O_PATH", "utimensat 1600", "utimensat 2300", "chmod", "chown", "readlink", "tar", "rsync -a", "cp -a"}, way)
+	return slices.Contains(slices.Concat(dates, copies, []string{"stat", "statx", "O_PATH", "chmod", "chown", "readlink"}), way)
 })

@@ -180,7 +180,8 @@ func (b *bench) look(k kind, before, how, path string, ways []string) []outcome 
 func (b *bench) tryLook(k kind, before, how, path string, ways []string) (looked []outcome, err error) {
 	var out, errOut bytes.Buffer
 	cmd := b.as(k.uid, b.helper, append([]string{before, how, path}, ways...)...)
-	cmd.Env = append(os.Environ(), "MESSAGE="+b.file(k.uid, k.message), "SIGNATURE="+b.file(k.uid, k.signature), "PART="+k.part, "ELSEWHERE="+b.home(k.uid))
+	cmd.Env = append(os.Environ(), "MESSAGE="+b.file(k.uid, k.message),
+		"SIGNATURE="+b.file(k.uid, k.signature), "PART="+k.part, "ELSEWHERE="+b.home(k.uid))
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil || errOut.Len() > 0 {
 		return nil, fmt.Errorf("the helper: %v: %s", err, errOut.String())
@@ -281,7 +282,8 @@ func TestWaysToLook(t *testing.T) {
 			t.Errorf("%s, %q: nothing is otherwise (%s)", o.kinds, o.ways, o.why)
 		}
 	}
-	t.Logf("%d kinds, %d looks in %d ways: %d as at a plain file, %d otherwise, for %d reasons", ran, looks, len(ways), same, looks-same, len(exceptions))
+	t.Logf("%d kinds, %d looks in %d ways: %d as at a plain file, %d otherwise, for %d reasons",
+		ran, looks, len(ways), same, looks-same, len(exceptions))
 }
 
 // kinds makes what is looked at.
@@ -306,8 +308,8 @@ func (b *bench) kinds() []kind {
 	ciphertext := ask(long+"/encrypt", plaintext)
 
 	var kinds []kind
-	for _, text := range []string{"README", "version", "providers/software/capabilities", "providers/software/capabilities.json", key + "/public.pem", key + "/public.der",
-		key + "/public.ssh", key + "/public.jwk", key + "/capabilities"} {
+	for _, text := range []string{"README", "version", "providers/software/capabilities", "providers/software/capabilities.json",
+		key + "/public.pem", key + "/public.der", key + "/public.ssh", key + "/public.jwk", key + "/capabilities"} {
 		kinds = append(kinds, kind{name: "text, the same for all: " + filepath.Base(text), uid: owner, path: text, how: "read"})
 	}
 	for _, text := range []string{"last_error", "providers/software/info", "providers/software/status", key + "/last_error"} {
@@ -343,7 +345,8 @@ func (b *bench) kinds() []kind {
 	}
 	kinds = append(kinds,
 		kind{name: "long, to write", how: "read and write", path: long + "/decrypt", uid: owner, message: ciphertext, answer: plaintext},
-		kind{name: "long, answered", how: "ask", path: long + "/decrypt", uid: owner, message: ciphertext, answer: plaintext, holds: plaintext, plainly: "read and write", asks: true},
+		kind{name: "long, answered", how: "ask", path: long + "/decrypt", uid: owner, message: ciphertext, answer: plaintext,
+			holds: plaintext, plainly: "read and write", asks: true},
 	)
 	slots := []kind{
 		{name: "slot, empty", before: "slot", how: "read"},
@@ -359,8 +362,10 @@ func (b *bench) kinds() []kind {
 		{name: "part, an input", before: "parts", how: "write", part: "message", mode: 0o600},
 		{name: "part, an input, to read", before: "parts", how: "read", part: "message", mode: 0o600},
 		{name: "part, an output, empty", before: "parts", how: "read", part: "result", mode: 0o400},
-		{name: "part, an output, asked", before: "parts written", how: "read", part: "result", mode: 0o400, holds: []byte("valid\n"), asks: true},
-		{name: "part, an output, answered", before: "parts written and answered", how: "read", part: "result", mode: 0o400, holds: []byte("valid\n"), asks: true},
+		{name: "part, an output, asked", before: "parts written", how: "read", part: "result", mode: 0o400,
+			holds: []byte("valid\n"), asks: true},
+		{name: "part, an output, answered", before: "parts written and answered", how: "read", part: "result", mode: 0o400,
+			holds: []byte("valid\n"), asks: true},
 	}
 	for _, p := range parts {
 		p.path, p.uid, p.message, p.signature, p.answer = key+"/verify.d", owner, message, signature, []byte("valid\n")

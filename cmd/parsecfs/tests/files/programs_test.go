@@ -33,12 +33,17 @@ func TestPrograms(t *testing.T) {
 		{"git hash-object", `for f in $P/capabilities $P/capabilities.json $K/web/public.pem $P/info $K/web/attributes $MNT/README; do
 			test "$(git hash-object "$f")" = "$(cat "$f" | git hash-object --stdin)" || exit 1; done`},
 		{"git diff of the same", `cat $P/capabilities >same && git diff --no-index --exit-code same $P/capabilities`},
-		{"git diff of another", `sed 's/ed25519/changed/' $P/capabilities >other && git diff --no-index other $P/capabilities >diff; test $? = 1 &&
-			grep -q '^+ed25519' diff && grep -q '^-changed' diff`},
-		{"git add", `git init -q repository && cd repository && cp -r $K/web . && git add . && git status --porcelain | grep -q 'A  web/public.pem'`},
-		{"ag", `test "$(ag --nocolor --nonumbers ed25519 $P/capabilities)" = "$(grep ed25519 $P/capabilities)" && test -n "$(ag -l 'BEGIN PUBLIC KEY' $K)"`},
-		{"rsync of a provider", `rsync -a $P/ synced && for f in info status capabilities capabilities.json keys/web/public.pem keys/web/attributes; do
-			cmp $P/$f synced/$f || exit 1; done; test ! -s synced/keys/web/sign`},
+		{"git diff of another", `sed 's/ed25519/changed/' $P/capabilities >other
+			git diff --no-index other $P/capabilities >diff; test $? = 1 && grep -q '^+ed25519' diff && grep -q '^-changed' diff`},
+		{"git add", `git init -q repository && cd repository && cp -r $K/web . && git add . &&
+			git status --porcelain | grep -q 'A  web/public.pem'`},
+		{"ag", `test "$(ag --nocolor --nonumbers ed25519 $P/capabilities)" = "$(grep ed25519 $P/capabilities)" &&
+			test "$(ag -l 'BEGIN PUBLIC KEY' $P)" = $K/web/public.pem && test -n "$(ag -l ready $P)"`},
+		{"rsync of a provider", `rsync -a $P/ synced || exit 1
+			for f in info status capabilities capabilities.json keys/web/public.pem keys/web/attributes; do
+				cmp $P/$f synced/$f || exit 1
+			done
+			test ! -s synced/keys/web/sign`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if out, err := b.shell(owner, c.script); err != nil {
@@ -59,7 +64,8 @@ func (b *bench) nginx(t *testing.T) {
 events { }
 http {
 	access_log off; sendfile on; tcp_nopush on; default_type text/plain;
-	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
+	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy;
+	fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
 	server { listen unix:%[2]s; root %[3]s; }
 }
 `, dir, socket, b.m.Dir)
@@ -103,7 +109,7 @@ http {
 		return body, answer.StatusCode, err
 	}
 	const p = "providers/software/"
-	for _, path := range []string{p + "keys/web/public.pem", p + "capabilities", p + "capabilities.json", p + "keys/web/public.pem", "README"} {
+	for _, path := range []string{p + "keys/web/public.pem", p + "capabilities", p + "capabilities.json", "README"} {
 		want, err := os.ReadFile(b.at(path))
 		if err != nil {
 			t.Fatal(err)
@@ -175,7 +181,8 @@ async function main() {
 		await Promise.all(Array.from({ length: 8 }, async (_, i) => {
 			const message = Buffer.from('message ' + round + ' ' + i);
 			const signature = await sign(message);
-			if (signature.length !== 64 || !crypto.verify(null, message, pem, signature)) throw new Error('WRONG ANSWER: ' + signature.length + ' bytes');
+			if (signature.length !== 64 || !crypto.verify(null, message, pem, signature))
+				throw new Error('WRONG ANSWER: ' + signature.length + ' bytes');
 			right++;
 		}));
 	for (const text of ['/../../capabilities', '/../../info', '/attributes', '/last_error', '/../../../../version']) {

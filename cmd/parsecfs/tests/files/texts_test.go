@@ -13,7 +13,8 @@ import (
 )
 
 // fully are ways that give all that a text says.
-var fully = []string{"read", "mmap private", "mmap shared", "sendfile", "splice", "io_uring read", "io_uring read -1", "O_DIRECT", "tar", "cp -a"}
+var fully = []string{"read", "mmap private", "mmap shared", "sendfile", "splice", "io_uring read", "io_uring read -1", "O_DIRECT",
+	"tar", "cp -a"}
 
 // TestTextsOfTwoReaders: two users read what depends on who reads, at the same time and in all ways, and each is given their own.
 func TestTextsOfTwoReaders(t *testing.T) {
@@ -56,7 +57,8 @@ func TestTextsAreFresh(t *testing.T) {
 	parsecfstest.RequireFUSE(t)
 	b := newBench(t)
 	b.compare()
-	b.must(owner, `mkdir $K/k && openssl req -x509 -newkey ed25519 -nodes -keyout k.pem -subj /CN=k -days 1 -out k.crt 2>/dev/null && cat k.pem >$K/k/import`)
+	b.must(owner, `mkdir $K/k && openssl req -x509 -newkey ed25519 -nodes -keyout k.pem -subj /CN=k -days 1 -out k.crt 2>/dev/null &&
+		cat k.pem >$K/k/import`)
 	certificate := []byte(b.must(owner, `cat k.crt`))
 	key := b.at("providers/software/keys/k")
 	held, err := os.Open(key + "/attributes")

@@ -20,8 +20,10 @@ var walks = []struct{ name, script string }{
 	{"grep -r", `grep -r 'BEGIN PUBLIC KEY' "$1" >"$2/grepped"`},
 	{"cp -r", `cp -r "$1" "$2/copied" && show "$2/copied"`},
 	{"cp -a", `cp -a "$1" "$2/archived" && show "$2/archived"`},
-	{"rsync -a", `rsync -a "$1/" "$2/synced" && show "$2/synced" && test -z "$(rsync -a --itemize-changes "$1/" "$2/synced" | grep -v last_error)"`},
-	{"busybox", `busybox find "$1" >"$2/busy" && busybox du "$1" >>"$2/busy" && busybox ls -lR "$1" >>"$2/busy" && busybox tar -C "$1/walked-ed" -cf "$2/busy.tar" .`},
+	{"rsync -a", `rsync -a "$1/" "$2/synced" && show "$2/synced" &&
+		test -z "$(rsync -a --itemize-changes "$1/" "$2/synced" | grep -v last_error)"`},
+	{"busybox", `busybox find "$1" >"$2/busy" && busybox du "$1" >>"$2/busy" && busybox ls -lR "$1" >>"$2/busy" &&
+		busybox tar -C "$1/walked-ed" -cf "$2/busy.tar" .`},
 	{"python", `python3 -c 'import os, sys
 for top, dirs, files in os.walk(sys.argv[1], onerror=lambda e: sys.exit(str(e))):
     for f in files: os.stat(os.path.join(top, f))' "$1"`},
@@ -40,18 +42,23 @@ func TestWalks(t *testing.T) {
 	t.Parallel()
 	parsecfstest.RequireFUSE(t)
 	b := newBench(t)
-	templates := map[string]string{"ec": "ecdsa-p256-sha256", "ed": "ed25519", "kem": "ml-kem-768", "aes": "aes-256-gcm", "mac": "hmac-sha256", "ecdh": "x25519",
-		"rsa": "rsa-2048-pkcs1v15-sha256"}
+	templates := map[string]string{"ec": "ecdsa-p256-sha256", "ed": "ed25519", "kem": "ml-kem-768", "aes": "aes-256-gcm", "mac": "hmac-sha256",
+		"ecdh": "x25519", "rsa": "rsa-2048-pkcs1v15-sha256"}
 	for name, template := range templates {
 		b.must(owner, fmt.Sprintf("mkdir $K/walked-%s && echo %s >$K/walked-%s/generate", name, template, name))
 	}
-	b.must(owner, `mkdir $K/walked-draft && echo hello >$K/walked-ed/sign.d/slot && cat $K/walked-ed/sign.d/slot >answer && mkdir $K/walked-ec/verify.d/unasked`)
+	b.must(owner, `mkdir $K/walked-draft && echo hello >$K/walked-ed/sign.d/slot && cat $K/walked-ed/sign.d/slot >answer &&
+		mkdir $K/walked-ec/verify.d/unasked`)
 	keys := b.at("providers/software/keys")
 	for _, w := range walks {
 		to := filepath.Join(b.home(owner), strings.ReplaceAll(w.name, "/", "-"))
 		if out, err := b.shell(owner, show+`set -- "$K" "$TO"; mkdir "$TO"; `+w.script, "TO="+to); err != nil || out != "" {
 			t.Errorf("%s: %v: %s", w.name, err, out)
 		}
+	}
+	// Root sees all keys, and asks nobody's either.
+	if out, err := b.shell(0, `tar -C "$MNT" -cf tar . && cp -a "$MNT" all && cat "$MNT/last_error"`); err != nil || out != "" {
+		t.Errorf("root: %v: %s", err, out)
 	}
 	if said := b.must(owner, `cat $MNT/last_error`); said != "" {
 		t.Errorf("the walks left behind in last_error: %s", said)

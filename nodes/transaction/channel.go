@@ -225,6 +225,9 @@ func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, 
 		p.next = 0
 		return 0, false, errDropped
 	}
+	if p.behind(r, part, off) {
+		return 0, true, nil
+	}
 	if p.req != r {
 		p.req, p.base, p.last, p.pieces = r, p.begin(off), -1, false
 	}
@@ -244,6 +247,12 @@ func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, 
 	}
 	p.last = off + int64(n)
 	return n, more, err
+}
+
+// behind says whether a piece lies behind the answer, wherever it began.
+func (p *replies) behind(r *request, part string, off int64) bool {
+	n, _ := r.length(part)
+	return off >= piece && n > 0 && off >= n && off-p.written >= n
 }
 
 // begin is where an answer begins whose first READ is at off.

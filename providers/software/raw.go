@@ -68,7 +68,7 @@ func newSchemes() map[kind]*scheme {
 				copy(p[:], peer)
 				defer clear(s[:])
 				if !x448.Shared(&shared, &s, &p) {
-					return nil, errors.New("a point of small order")
+					return nil, errors.New("the point has a small order")
 				}
 				return shared[:], nil
 			},
@@ -246,10 +246,10 @@ func rawParts(a psa.Attributes, secret, public []byte) (pkcs8, spki []byte, err 
 func rawBytes(a psa.Attributes, der []byte) ([]byte, error) {
 	k, err := psa.ParseRawKey(der)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no %s of %d bits: %w", a.Type, a.Bits, err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is not a %s of %d bits: %w", a.Type, a.Bits, err)
 	}
 	if k.Type != a.Type || k.Bits != a.Bits {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", k.Type, k.Bits, a.Type, a.Bits)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", k.Type, k.Bits, a.Type, a.Bits)
 	}
 	return k.Bytes, nil
 }
@@ -268,7 +268,7 @@ func (s *scheme) parseRaw(a psa.Attributes, der []byte) (secret, public []byte, 
 		public, err = s.public(secret)
 	}
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a damaged key: %w", err)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the key is damaged: %w", err)
 	}
 	return secret, public, nil
 }

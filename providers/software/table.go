@@ -175,6 +175,6 @@ func supports(op psa.Operation, t psa.KeyType, bits int, alg psa.Algorithm) bool
 }
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
-	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together in software", what, a.Type, a.Bits, alg).
-		WithHint("the capabilities file lists what this provider does")
+	return psa.Errorf(psa.StatusNotSupported, "%s does not work with a %s key of %d bits and %s in software", what, a.Type, a.Bits, alg).
+		WithHint("the capabilities file lists what this provider can do")
 }

@@ -84,7 +84,7 @@ func (c *chip) shown(known **tpm2.TPMTPublic, template tpm2.TPMTPublic) (*tpm2.T
 // takesTwo says whether there is room for two objects at once beside the parent, as every TPM of a PC has.
 func (c *chip) takesTwo() error {
 	if c.room < 2 {
-		return psa.Errorf(psa.StatusInsufficientMemory, "the TPM has no slot for a second key")
+		return psa.Errorf(psa.StatusInsufficientMemory, "the TPM has no slot for a second loaded key")
 	}
 	return nil
 }
@@ -181,7 +181,8 @@ func (u *use) beginAttest(by *use) psa.Run {
 // beginActivate proves that the key is in the TPM of an endorsement key (TPM2_ActivateCredential).
 func (u *use) beginActivate() (psa.Run, error) {
 	if u.pcrs != 0 {
-		return nil, psa.Errorf(psa.StatusNotSupported, "the TPM would activate a credential for a key that is bound to PCRs whatever they are").
+		return nil, psa.Errorf(psa.StatusNotSupported,
+			"no credential is activated for a key that is bound to PCRs: the TPM would not check the PCRs").
 			WithHint("use the provider's activate_credential, and a quote")
 	}
 	return activation(func(ctx context.Context, open func(*chip, tpm2.AuthHandle) error) error {
@@ -226,7 +227,7 @@ func (c *chip) activate(object tpm2.AuthHandle, credential, seed []byte) (secret
 		// swtpm calls a seed that is none a failure of the TPM, as in Decrypt.
 		failure := isRC(err, tpm2.TPMRCFailure) && c.alive()
 		if failure || isRC(err, tpm2.TPMRCIntegrity, tpm2.TPMRCValue, tpm2.TPMRCSize, tpm2.TPMRCInsufficient, tpm2.TPMRCECCPoint) {
-			return psa.Errorf(psa.StatusInvalidSignature, "this is no credential for this key and this TPM's endorsement key")
+			return psa.Errorf(psa.StatusInvalidSignature, "this credential was not made for this key and this TPM's endorsement key")
 		}
 		if err != nil {
 			return err
@@ -256,7 +257,7 @@ const (
 func parseCredential(b []byte) (object, seed []byte, err error) {
 	if len(b) >= 8 && binary.BigEndian.Uint32(b) == credentialMagic {
 		if v := binary.BigEndian.Uint32(b[4:]); v != credentialVersion {
-			return nil, nil, psa.Errorf(psa.StatusNotSupported, "a credential of version %d", v)
+			return nil, nil, psa.Errorf(psa.StatusNotSupported, "the credential has version %d, which is not supported", v)
 		}
 		b = b[8:]
 	}
@@ -275,18 +276,18 @@ func parseCredential(b []byte) (object, seed []byte, err error) {
 }
 
 func errNoCredential() error {
-	return psa.Errorf(psa.StatusInvalidArgument, "this is no credential").WithHint("write what make_credential or tpm2_makecredential gave, in binary")
+	return psa.Errorf(psa.StatusInvalidArgument, "this is not a credential").WithHint("write the output of make_credential or tpm2_makecredential, in binary")
 }
 
 // makeCredential encrypts a secret for the holder of an endorsement key and of an object, as a file of tpm2-tools.
 func makeCredential(ek *tpm2.TPMTPublic, name tpm2.TPM2BName, secret []byte) ([]byte, error) {
 	to, err := tpm2.ImportEncapsulationKey(ek)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong endorsement key: %w", err)
 	}
 	object, seed, err := tpm2.CreateCredential(rand.Reader, to, name.Buffer, secret)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no credential for this endorsement key: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "cannot make a credential for this endorsement key: %w", err)
 	}
 	b := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, credentialMagic), credentialVersion)
 	return append(append(b, tpm2.Marshal(tpm2.TPM2BIDObject{Buffer: object})...), tpm2.Marshal(tpm2.TPM2BEncryptedSecret{Buffer: seed})...), nil
@@ -316,7 +317,8 @@ func parseEndorsementKey(b []byte) (*tpm2.TPMTPublic, error) {
 			return &area, nil
 		}
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "an endorsement key of this kind").WithHint("RSA with 2048 bits and P-256 are taken")
+	return nil, psa.Errorf(psa.StatusNotSupported, "this kind of endorsement key is not supported").
+		WithHint("use one with RSA of 2048 bits, or P-256")
 }
 
 // parsePublicArea reads a TPMT_PUBLIC, or the TPM2B_PUBLIC that tpm2-tools write, for its name.
@@ -326,10 +328,10 @@ func parsePublicArea(b []byte) (tpm2.TPM2BName, error) {
 	}
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](b)
 	if err == nil && !bytes.Equal(tpm2.Marshal(area), b) {
-		err = errors.New("it has more bytes than its parts")
+		err = errors.New("it has extra bytes at its end")
 	}
 	if err != nil {
-		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusInvalidArgument, "the public area cannot be read: %w", err).WithHint("write what attest gave as public, in binary")
+		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusInvalidArgument, "the public area cannot be read: %w", err).WithHint("write the public of an attest slot, in binary")
 	}
 	return nameOf(area)
 }
@@ -337,7 +339,7 @@ func parsePublicArea(b []byte) (tpm2.TPM2BName, error) {
 func nameOf(area *tpm2.TPMTPublic) (tpm2.TPM2BName, error) {
 	name, err := tpm2.ObjectName(area)
 	if err != nil {
-		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusNotSupported, "an object whose name cannot be made: %w", err)
+		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusNotSupported, "the name of this object cannot be computed: %w", err)
 	}
 	return *name, nil
 }
@@ -351,7 +353,7 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 		return nil, err
 	}
 	if !psa.Supports(p.lines(), op.Operation, psa.KeyTypeNone, 0, psa.AlgNone) {
-		return nil, psa.Errorf(psa.StatusNotSupported, "%s without a key", op.Operation)
+		return nil, psa.Errorf(psa.StatusNotSupported, "the provider itself cannot do %s", op.Operation)
 	}
 	c := p.chip
 	switch op.Operation {
@@ -381,7 +383,7 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.MakeCredential:
 		return p.beginMakeCredential(op)
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "%s without a key", op.Operation)
+	return nil, psa.Errorf(psa.StatusNotSupported, "the provider itself cannot do %s", op.Operation)
 }
 
 // quote has the TPM sign what is in registers (TPM2_Quote).

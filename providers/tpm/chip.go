@@ -64,7 +64,7 @@ func openChip(t tcti, a auths) (*chip, error) {
 		chips.open[t] = c
 	}
 	if !bytes.Equal(c.auths.owner, a.owner) || !bytes.Equal(c.auths.endorsement, a.endorsement) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers on one TPM have different owner_hierarchy_auth or endorsement_hierarchy_auth")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers use the same TPM with different owner_hierarchy_auth or endorsement_hierarchy_auth")
 	}
 	chips.uses[c]++
 	return c, nil
@@ -110,7 +110,7 @@ func (l *link) Send(command []byte) ([]byte, error) {
 		}
 		b, err := l.exchange(l.ctx, command, most(command))
 		if err == nil && len(b) < headerSize {
-			err = fmt.Errorf("a response of %d bytes", len(b))
+			err = fmt.Errorf("the TPM's response has only %d bytes", len(b))
 		}
 		if err != nil {
 			l.broken = err
@@ -400,7 +400,7 @@ func (c *chip) loadBy(k *stored, others int, session func() tpm2.Session) (*load
 		}
 	}
 	if !bytes.Equal(k.Parent, c.parent.name.Buffer) {
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "the key is of another TPM, or this one was cleared")
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "the key belongs to another TPM, or this TPM was cleared")
 	}
 	if err := c.shrink(others); err != nil {
 		return nil, err
@@ -511,8 +511,8 @@ func (c *chip) hasRegisters(pcrs psa.PCRs) (values [psa.MaxPCR + 1][]byte, err e
 	}
 	for _, n := range pcrs.List() {
 		if values[n] == nil {
-			return values, psa.Errorf(psa.StatusNotSupported, "the TPM keeps no PCR %d in a bank of SHA-256", n).
-				WithHint("the firmware's setup, or tpm2_pcrallocate and a restart, switches that bank on")
+			return values, psa.Errorf(psa.StatusNotSupported, "the TPM has no SHA-256 bank with PCR %d", n).
+				WithHint("switch the bank on in the firmware's setup, or with tpm2_pcrallocate and a restart")
 		}
 	}
 	return values, nil

@@ -23,17 +23,18 @@ func (k *key) beginExport(op psa.Op, u *use) (psa.Run, error) {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)
 	}
 	if format := string(op.Inputs["format"]); format != "" && format != "tss2" {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM gives no key as %q", format).WithHint("ask for tss2, which that TPM alone can use")
+		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM cannot export a key as %q", format).
+			WithHint("ask for tss2, a form that only this TPM can use")
 	}
 	if k.attributes.PCRs != 0 {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is bound to PCRs is not exported")
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is bound to PCRs cannot be exported")
 	}
 	if u.key.Handle != 0 {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a key that lies in the TPM is not exported")
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is kept in the TPM cannot be exported")
 	}
 	passphrase := bytes.Clone(op.Inputs["passphrase"])
 	if len(passphrase) > authSize {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a passphrase of %d bytes; allowed: up to %d", len(passphrase), authSize)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the passphrase has %d bytes; allowed: up to %d", len(passphrase), authSize)
 	}
 	return &exportRun{u, passphrase}, nil
 }
@@ -60,7 +61,7 @@ func (r *exportRun) Finish(ctx context.Context) (psa.Result, error) {
 	der, err := asn1.Marshal(tpmKey{keyfile.OIDLoadableKey, len(r.passphrase) == 0, int64(tpm2.TPMRHOwner),
 		tpm2.Marshal(tpm2.BytesAs2B[tpm2.TPMTPublic](r.u.key.Public)), tpm2.Marshal(private)})
 	if err != nil {
-		return psa.Result{}, psa.Errorf(psa.StatusGenericError, "the key file: %w", err)
+		return psa.Result{}, psa.Errorf(psa.StatusGenericError, "cannot make the key file: %w", err)
 	}
 	return psa.Result{Outputs: map[string][]byte{"key": der}}, nil
 }
@@ -98,8 +99,8 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 		theirs := &stored{Parent: c.parent.name.Buffer, Public: k.Pubkey.Bytes(), Private: k.Privkey.Buffer}
 		l, err := c.load(theirs, c.room-1)
 		if isRC(err, tpm2.TPMRCIntegrity) {
-			return psa.Errorf(psa.StatusInvalidArgument, "the key is not one of this TPM's storage root key").
-				WithHint("its parent must be the owner hierarchy's on P-256, 0x40000001 in the file")
+			return psa.Errorf(psa.StatusInvalidArgument, "the key was not made under this TPM's storage root key").
+				WithHint("its parent must be the storage root key of the owner hierarchy on P-256, 0x40000001 in the file")
 		}
 		if err != nil {
 			return err
@@ -117,23 +118,23 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	k, err := keyfile.Parse(der)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that cannot be read: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key cannot be read: %w", err)
 	}
 	refused := func(why string) (*keyfile.TPMKey, error) {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM's key %s", why)
+		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM key %s cannot be imported", why)
 	}
 	area, err := k.Pubkey.Contents()
 	switch {
 	case err != nil:
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key whose public area cannot be read: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the public area of the TPM key cannot be read: %w", err)
 	case !k.Keytype.Equal(keyfile.OIDLoadableKey):
-		return refused("that is not a loadable one")
+		return refused("that is not of the loadable kind")
 	case len(k.Policy) > 0 || len(k.AuthPolicy) > 0 || len(area.AuthPolicy.Buffer) > 0:
 		return refused("with a policy")
 	case !k.EmptyAuth:
 		return refused("with an authorization of its own")
 	case k.Parent != tpm2.TPMRHOwner:
-		return refused("whose parent is not the owner hierarchy's")
+		return refused("whose parent is not in the owner hierarchy")
 	}
 	if _, err := servable(a, area); err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ func servable(a psa.Attributes, area *tpm2.TPMTPublic) ([]byte, error) {
 	want := template(a, true, nil).ObjectAttributes
 	has := area.ObjectAttributes
 	if !has.UserWithAuth || has.Restricted || want.Decrypt && !has.Decrypt || want.SignEncrypt && !has.SignEncrypt {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that was not made for %s", a.Algorithm)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key was not made for %s", a.Algorithm)
 	}
 	_, der, err := publicOf(a, area)
 	return der, err

@@ -60,11 +60,11 @@ func counterName(index tpm2.TPMHandle, written bool) (tpm2.TPM2BName, error) {
 // counterAuth derives a counter's authorization in the TPM from the caller's; the caller wipes it.
 func counterAuth(auth []byte) ([]byte, error) {
 	if len(auth) == 0 || len(auth) > maxCounterAuth {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a counter's authorization of %d bytes; allowed: 1 to %d", len(auth), maxCounterAuth)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the counter's authorization has %d bytes; allowed: 1 to %d", len(auth), maxCounterAuth)
 	}
 	b, err := hkdf.Key(sha256.New, auth, nil, "parsecfs counter 1", derivedAuth)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "a counter's authorization: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive the counter's authorization: %w", err)
 	}
 	return textAuth(b), nil
 }
@@ -72,7 +72,7 @@ func counterAuth(auth []byte) ([]byte, error) {
 // parseCounter reads a reference that NewCounter gave.
 func parseCounter(reference []byte) (tpm2.NamedHandle, error) {
 	bad := func(err error) (tpm2.NamedHandle, error) {
-		return tpm2.NamedHandle{}, psa.Errorf(psa.StatusDataCorrupt, "this names no counter of a TPM: %w", err)
+		return tpm2.NamedHandle{}, psa.Errorf(psa.StatusDataCorrupt, "the reference to the TPM's counter is damaged: %w", err)
 	}
 	var n counter
 	rest, err := asn1.Unmarshal(reference, &n)
@@ -80,18 +80,18 @@ func parseCounter(reference []byte) (tpm2.NamedHandle, error) {
 	case err != nil:
 		return bad(err)
 	case len(rest) > 0:
-		return bad(fmt.Errorf("%d bytes behind it", len(rest)))
+		return bad(fmt.Errorf("%d extra bytes at its end", len(rest)))
 	case n.Version != counterVersion:
-		return bad(fmt.Errorf("version %d", n.Version))
+		return bad(fmt.Errorf("unknown version %d", n.Version))
 	case n.Index < firstOwned || n.Index > lastOwned:
-		return bad(fmt.Errorf("index %#x", n.Index))
+		return bad(fmt.Errorf("wrong index %#x", n.Index))
 	}
 	name, err := counterName(tpm2.TPMHandle(n.Index), true)
 	if err != nil {
 		return bad(err)
 	}
 	if !bytes.Equal(n.Name, name.Buffer) {
-		return bad(fmt.Errorf("another name than that of a counter at %#x", n.Index))
+		return bad(fmt.Errorf("its name is not that of a counter at %#x", n.Index))
 	}
 	return tpm2.NamedHandle{Handle: tpm2.TPMHandle(n.Index), Name: name}, nil
 }
@@ -190,7 +190,7 @@ func errNoCounter(n tpm2.NamedHandle, why string) error {
 // name was made with another authorization. NO_DA objects answer BAD_AUTH.
 func opened(n tpm2.NamedHandle, err error) error {
 	if isRC(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
-		return errNoCounter(n, "one with another authorization is in its place")
+		return errNoCounter(n, "another counter, with another authorization, is in its place")
 	}
 	return err
 }
@@ -207,16 +207,16 @@ func (c *chip) count(n tpm2.NamedHandle, auth []byte) (uint64, error) {
 	case err != nil:
 		return 0, err
 	case lies == nil:
-		return 0, errNoCounter(n, "nothing is there")
+		return 0, errNoCounter(n, "the index is empty")
 	case !bytes.Equal(lies, n.Name.Buffer):
-		return 0, errNoCounter(n, "something else is there")
+		return 0, errNoCounter(n, "something else uses the index")
 	}
 	rsp, err := tpm2.NVRead{AuthHandle: c.counting(n, auth), NVIndex: n, Size: counterSize}.Execute(c.link)
 	if err != nil {
 		return 0, opened(n, err)
 	}
 	if len(rsp.Data.Buffer) != counterSize {
-		return 0, psa.Errorf(psa.StatusCommunicationFailure, "the TPM's counter has %d bytes; want %d", len(rsp.Data.Buffer), counterSize)
+		return 0, psa.Errorf(psa.StatusCommunicationFailure, "the TPM returned a counter of %d bytes, not %d", len(rsp.Data.Buffer), counterSize)
 	}
 	return binary.BigEndian.Uint64(rsp.Data.Buffer), nil
 }
@@ -282,7 +282,7 @@ func (p *provider) Advance(ctx context.Context, reference, auth []byte) (value u
 			return err
 		}
 		if value, err = c.count(n, auth); err == nil && value <= before {
-			return psa.Errorf(psa.StatusHardwareFailure, "the TPM's counter was %d, and is %d after an increment", before, value)
+			return psa.Errorf(psa.StatusHardwareFailure, "the TPM's counter was %d before an increment and %d after it", before, value)
 		}
 		return err
 	})

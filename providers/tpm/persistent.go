@@ -36,14 +36,14 @@ func parseObject(s string) (tpm2.TPMHandle, []byte, error) {
 	digits, ok := strings.CutPrefix(first, "handle=")
 	handle, err := strconv.ParseInt(digits, 0, 64)
 	if !ok || err != nil || !isPersistent(handle) {
-		return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q names no persistent object", s).
-			WithHint("handle=0x81000001: tpm2_getcap handles-persistent lists them")
+		return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q is not the name of a persistent object", s).
+			WithHint("write a handle, such as handle=0x81000001; tpm2_getcap handles-persistent lists them")
 	}
 	var name []byte
 	if named {
 		digits, ok := strings.CutPrefix(second, "name=")
 		if name, err = hex.DecodeString(digits); !ok || err != nil || len(name) == 0 {
-			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q: no name in hexadecimal behind the handle", s)
+			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q: the name after the handle is not hexadecimal", s)
 		}
 	}
 	return tpm2.TPMHandle(handle), name, nil
@@ -75,7 +75,7 @@ func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
 	return nil, nil, c.withAudit(func(s tpm2.Session) error {
 		list, _, err := c.persistent(uint32(handle), 1, s)
 		if err == nil && len(list) > 0 && list[0] == handle {
-			err = errLies("nothing under the handle %#x, which it lists", uint32(handle))
+			err = errLies("the TPM lists the handle %#x, but has no object there", uint32(handle))
 		}
 		return err
 	})
@@ -106,9 +106,9 @@ func (c *chip) resident(k *stored, others int) (*loaded, error) {
 	case err != nil:
 		return nil, err
 	case area == nil:
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "nothing lies under the handle %#x any more", k.Handle)
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "there is no key at the handle %#x any more", k.Handle)
 	case !bytes.Equal(tpm2.Marshal(area), k.Public):
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "another key lies under the handle %#x now", k.Handle)
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "another key is at the handle %#x now", k.Handle)
 	}
 	return &loaded{handle: handle, name: name}, nil
 }
@@ -153,7 +153,7 @@ func (c *chip) allPersistent() (all []tpm2.TPMHandle, err error) {
 					return nil
 				}
 				if uint32(h) < next {
-					return errLies("the handle %#x in a list from %#x on", uint32(h), next)
+					return errLies("the TPM listed the handle %#x, though it was asked for those from %#x on", uint32(h), next)
 				}
 				all = append(all, h)
 				next = uint32(h) + 1
@@ -211,8 +211,8 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		}
 		if got = a; got.Type == psa.KeyTypeNone {
 			if got = p.usual(area); got.Type == psa.KeyTypeNone {
-				return psa.Errorf(psa.StatusInvalidArgument, "no key can be made of this object").
-					WithHint("it must sign or decrypt, without a restriction, a policy or a scheme of its own")
+				return psa.Errorf(psa.StatusInvalidArgument, "this object cannot be adopted").
+					WithHint("it must be a key that signs or decrypts, without a restriction, a policy or a scheme")
 			}
 		}
 		if err := got.Validate(); err != nil {
@@ -250,8 +250,8 @@ func (c *chip) maySpareTry(s tpm2.Session) error {
 		return err
 	}
 	if tried+1 >= most {
-		return psa.Errorf(psa.StatusNotPermitted, "the TPM counts %d wrong authorizations of at most %d, and this might be the last", tried, most).
-			WithHint("tpm2_dictionarylockout --clear-lockout begins anew")
+		return psa.Errorf(psa.StatusNotPermitted, "the TPM has counted %d of at most %d wrong authorizations, and one more could lock it", tried, most).
+			WithHint("reset the count: tpm2_dictionarylockout --clear-lockout")
 	}
 	return nil
 }
@@ -269,8 +269,8 @@ func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
 	defer func() { err = errors.Join(err, end()) }()
 	_, err = tpm2.PolicySecret{AuthHandle: h, PolicySession: session.Handle()}.Execute(c.link)
 	if isRC(err, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth) {
-		return psa.Errorf(psa.StatusNotPermitted, "the key has an authorization of its own").
-			WithHint("whoever made it can set an empty one, with tpm2_changeauth, before it is made persistent")
+		return psa.Errorf(psa.StatusNotPermitted, "the key has an authorization (a password)").
+			WithHint("set an empty authorization with tpm2_changeauth before you make the key persistent")
 	}
 	return err
 }

@@ -84,8 +84,8 @@ var agreements = []psa.Algorithm{psa.ECDH,
 	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
-	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together in this TPM", what, a.Type, a.Bits, alg).
-		WithHint("the capabilities file lists what this provider does")
+	return psa.Errorf(psa.StatusNotSupported, "%s does not work with a %s key of %d bits and %s in this TPM", what, a.Type, a.Bits, alg).
+		WithHint("the capabilities file lists what this provider can do")
 }
 
 // Capabilities asks the TPM for its algorithms and curves, and tests the parameters of each kind of key.
@@ -176,7 +176,7 @@ func (c *chip) algorithms(s tpm2.Session) (map[tpm2.TPMAlgID]bool, error) {
 		}
 		for _, a := range list.AlgProperties {
 			if uint32(a.Alg) < next {
-				return nil, errLies("the algorithm %#x in a list from %#x on", uint32(a.Alg), next)
+				return nil, errLies("the TPM listed the algorithm %#x, though it was asked for those from %#x on", uint32(a.Alg), next)
 			}
 			all[a.Alg] = true
 			next = uint32(a.Alg) + 1

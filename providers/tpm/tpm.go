@@ -37,11 +37,11 @@ var Type = providers.Type{
 			_, err := parseAuth(v)
 			return err
 		}, Secret: providers.IsSecret},
-		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same way: for attestation alone (default empty)", Check: func(v any) error {
+		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same form, needed only for attestation (default empty)", Check: func(v any) error {
 			_, err := parseAuth(v)
 			return err
 		}, Secret: providers.IsSecret},
-		{Name: "tpm_srk_name", Help: "the storage root key's name, in hexadecimal: another TPM is refused (default: the first one seen)",
+		{Name: "tpm_srk_name", Help: "the name of the storage root key, in hexadecimal; another TPM is refused (default: the first one seen)",
 			Check: func(v any) error {
 				_, err := parseSRKName(v)
 				return err
@@ -86,13 +86,13 @@ func parseAuth(v any) ([]byte, error) {
 	if text, ok := strings.CutPrefix(s, "hex:"); ok {
 		b, err := hex.DecodeString(text)
 		if err != nil {
-			return nil, errors.New("hex: and bytes in hexadecimal")
+			return nil, errors.New("hex: followed by bytes in hexadecimal")
 		}
 		return b, nil
 	}
 	b := []byte(strings.TrimPrefix(s, "str:"))
 	if len(b) > 64 {
-		return nil, fmt.Errorf("%d bytes; a TPM takes 64", len(b))
+		return nil, fmt.Errorf("it has %d bytes; a TPM takes at most 64", len(b))
 	}
 	return b, nil
 }
@@ -152,7 +152,7 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 			return err
 		}
 		if !bytes.Equal(rsp.Name.Buffer, c.parent.name.Buffer) {
-			return errLies("the storage root key is %x, and was %s", rsp.Name.Buffer, name)
+			return errLies("the storage root key is %x now, but was %s", rsp.Name.Buffer, name)
 		}
 		if c.known == "" {
 			c.meet(name)
@@ -172,7 +172,7 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	if m == nil {
 		op = psa.Generate
 		if a.Type.IsPublicKey() {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is imported, not generated")
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key cannot be generated; import it")
 		}
 	}
 	if p.table.Load() == nil {
@@ -185,10 +185,10 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	}
 	if a.Type.IsPublicKey() {
 		if a.PCRs != 0 {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is bound to no PCRs")
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key cannot be bound to PCRs")
 		}
 		if m.Format != psa.FormatSPKI {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", m.Format, a.Type, psa.FormatSPKI)
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "the material is %s, but a %s needs %s", m.Format, a.Type, psa.FormatSPKI)
 		}
 		pub, err := a.PublicKey(m.Data)
 		if err != nil {
@@ -215,11 +215,11 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	}
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](s.Public)
 	if err != nil {
-		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the new key's public area: %w", err)
+		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM returned a wrong public area for the new key: %w", err)
 	}
 	_, der, err := publicOf(a, area)
 	if err != nil {
-		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM made another key: %w", err)
+		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM made a key other than the one that was asked for: %w", err)
 	}
 	secret, err := s.marshal()
 	return providers.Blob{Public: der, Secret: secret}, err
@@ -315,7 +315,7 @@ func (p *provider) Random(ctx context.Context, b []byte) error {
 			n := copy(b, rsp.RandomBytes.Buffer)
 			psa.Wipe(rsp.RandomBytes.Buffer)
 			if n == 0 {
-				return psa.Errorf(psa.StatusInsufficientEntropy, "the TPM gave no random bytes")
+				return psa.Errorf(psa.StatusInsufficientEntropy, "the TPM returned no random bytes")
 			}
 			b = b[n:]
 			return nil

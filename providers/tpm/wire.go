@@ -41,7 +41,7 @@ const (
 
 var (
 	errSlow = errors.New("the TPM did not answer in time")
-	errCut  = errors.New("the TPM began an answer and did not end it")
+	errCut  = errors.New("the TPM did not finish its answer")
 )
 
 // wait is how long an exchange may still take.
@@ -207,7 +207,7 @@ func whole(buf []byte, read func([]byte) (int, error)) ([]byte, error) {
 		if n += more; n >= headerSize {
 			size = int(binary.BigEndian.Uint32(buf[2:]))
 			if size < headerSize || size > len(buf) || n > size {
-				return nil, fmt.Errorf("a response of %d bytes that says %d", n, size)
+				return nil, fmt.Errorf("the TPM's response has %d bytes but says %d", n, size)
 			}
 		}
 		if err != nil && n < size {
@@ -257,7 +257,7 @@ func (s *mssim) signal(ctx context.Context, what uint32) error {
 		return err
 	}
 	if code := binary.BigEndian.Uint32(result[:]); code != 0 {
-		return fmt.Errorf("the simulator refused %d with %#x", what, code)
+		return fmt.Errorf("the simulator answered %#[2]x to command %[1]d", what, code)
 	}
 	return nil
 }
@@ -275,14 +275,14 @@ func (s *mssim) exchange(ctx context.Context, command []byte, most time.Duration
 	}
 	size := binary.BigEndian.Uint32(word[:])
 	if size < headerSize || size > responseMost {
-		return nil, fmt.Errorf("a response of %d bytes", size)
+		return nil, fmt.Errorf("the TPM's response has %d bytes, which is the wrong length", size)
 	}
 	b := make([]byte, size)
 	if err := errors.Join(s.command.fill(w, b), s.command.fill(w, word[:])); err != nil {
 		return nil, err
 	}
 	if said := binary.BigEndian.Uint32(b[2:]); said != size {
-		return nil, fmt.Errorf("a response of %d bytes that says %d", size, said)
+		return nil, fmt.Errorf("the TPM's response has %d bytes but says %d", size, said)
 	}
 	return b, nil
 }

@@ -17,12 +17,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// parseReference reads the name of an object: "id=<CKA_ID in hexadecimal>", "object=<CKA_LABEL>", both with a semicolon
-// between, or a PKCS #11 URI that has these.
+// parseReference reads the name of an object: "id=<CKA_ID in hexadecimal>", "object=<CKA_LABEL>", both of them separated by
+// a semicolon, or a PKCS #11 URI that has these.
 func parseReference(s string) (o object, err error) {
 	fail := func(format string, args ...any) (object, error) {
-		return object{}, psa.Errorf(psa.StatusInvalidArgument, "the object's name: "+format, args...).
-			WithHint("id=HEX, object=LABEL, id=HEX;object=LABEL, or a PKCS #11 URI")
+		return object{}, psa.Errorf(psa.StatusInvalidArgument, "wrong name of an object: "+format, args...).
+			WithHint("write id=HEX, object=LABEL, id=HEX;object=LABEL, or a PKCS #11 URI")
 	}
 	if strings.HasPrefix(s, uriScheme) {
 		values, err := parseURI(s)
@@ -37,14 +37,14 @@ func parseReference(s string) (o object, err error) {
 		if strings.HasPrefix(s, "id=") {
 			id, rest, both = strings.Cut(s, ";")
 			if o.id, err = hex.DecodeString(strings.TrimPrefix(id, "id=")); err != nil || len(o.id) == 0 {
-				return fail("id= is followed by bytes in hexadecimal")
+				return fail("id= must be followed by bytes in hexadecimal")
 			}
 		} else {
 			rest, both = s, true
 		}
 		label, ok := strings.CutPrefix(rest, "object=")
 		if both && !ok {
-			return fail("neither id= nor object=")
+			return fail("it has neither id= nor object=")
 		}
 		o.label = label
 	}
@@ -289,14 +289,14 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		return none(psa.Errorf(psa.StatusDoesNotExist, "the token has no key %s", o.reference()))
 	case 1:
 	default:
-		return none(psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference()).WithHint("id=HEX;object=LABEL may tell them apart"))
+		return none(psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference()).WithHint("try to tell them apart with id=HEX;object=LABEL"))
 	}
 	f := fitting[0]
 	foreign := p.foreign(f, all)
 	own := foreign.Attributes
 	switch {
 	case a.Type == psa.KeyTypeNone && own.Type == psa.KeyTypeNone:
-		return none(psa.Errorf(psa.StatusInvalidArgument, "no key can be made of %s: of no known kind, without its public part, or of a use that this provider has not", o.reference()))
+		return none(psa.Errorf(psa.StatusInvalidArgument, "%s cannot be adopted: its kind or its use is not supported, or its public part is missing", o.reference()))
 	case a.Type == psa.KeyTypeNone:
 		a = own
 	}
@@ -328,7 +328,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	return foreign, blob, nil
 }
 
-// proves says whether a private key signs, and its public part is its own.
+// proves checks that a private key can sign and that its public part belongs to it.
 func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.Blob) error {
 	k, err := p.Open(ctx, providers.Handle{}, f.Attributes, b)
 	if err != nil {
@@ -352,7 +352,7 @@ func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.
 		}
 		result, err := run.Finish(ctx)
 		if psa.StatusOf(err) == psa.StatusInvalidSignature {
-			return psa.Errorf(psa.StatusInvalidArgument, "the public key beside %s is another key's", f.Object)
+			return psa.Errorf(psa.StatusInvalidArgument, "the public key beside %s does not belong to it", f.Object)
 		}
 		if err != nil {
 			return err
@@ -378,7 +378,7 @@ func (p *provider) DestroyObject(ctx context.Context, name string, public []byte
 		return nil
 	case 1:
 	default:
-		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).WithHint("the token's own tools can tell them apart")
+		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).WithHint("use the token's own tools to tell them apart")
 	}
 	if same, err := p.isStill(ctx, fitting[0], all, public); err != nil || !same {
 		return err
@@ -391,7 +391,7 @@ func (p *provider) DestroyObject(ctx context.Context, name string, public []byte
 	return nil
 }
 
-// isStill says whether what is found is the key with this public part; one without is not told from others.
+// isStill says whether the key that was found has this public part. Without a public part it cannot tell.
 func (p *provider) isStill(ctx context.Context, f found, all []found, public []byte) (bool, error) {
 	if len(public) == 0 {
 		return true, nil
@@ -400,7 +400,7 @@ func (p *provider) isStill(ctx context.Context, f found, all []found, public []b
 	pub := publicPart(a, f)
 	if pub == nil {
 		return false, psa.Errorf(psa.StatusNotPermitted, "the token does not show whether %s is still the key that was adopted", f.object.reference()).
-			WithHint("the token's own tools can destroy it; with allow_destroy = false rmdir forgets it here")
+			WithHint("destroy it with the token's own tools; with allow_destroy = false rmdir only forgets it here")
 	}
 	if der, err := psa.MarshalPublicKey(pub); err != nil || !bytes.Equal(der, public) {
 		return false, err

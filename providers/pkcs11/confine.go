@@ -69,7 +69,7 @@ func confine(text string, sockets int) error {
 	if err := denySystemCalls(); err != nil {
 		return err
 	}
-	return fmt.Errorf("execute %s again: %w", os.Args[0], syscall.Exec("/proc/self/exe", os.Args, o.Environment))
+	return fmt.Errorf("cannot execute %s again: %w", os.Args[0], syscall.Exec("/proc/self/exe", os.Args, o.Environment))
 }
 
 // becomeUser changes the user, and leaves the thread no capability but those that are kept, now or later.
@@ -83,7 +83,7 @@ func (o *orders) becomeUser() error {
 		kept |= 1 << c
 	}
 	if kept&^have != 0 {
-		return errors.New("this program itself has not all of keep_capabilities")
+		return errors.New("this program itself lacks some of keep_capabilities")
 	}
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("PR_SET_KEEPCAPS: %w", err)
@@ -92,7 +92,7 @@ func (o *orders) becomeUser() error {
 		// Those of the standard library change all threads, as libc does.
 		if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(int(u.GID), int(u.GID), int(u.GID)),
 			syscall.Setresuid(int(u.UID), int(u.UID), int(u.UID))); err != nil {
-			return fmt.Errorf("become user %d: %w", u.UID, err)
+			return fmt.Errorf("cannot become user %d: %w", u.UID, err)
 		}
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
@@ -188,7 +188,7 @@ func readable(path string) error {
 func confined() error {
 	on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	if err == nil && on != 1 {
-		err = errors.New("the process may gain new privileges")
+		err = errors.New("the process could gain new privileges")
 	}
 	return err
 }
@@ -211,13 +211,13 @@ func parseCapabilities(v any) (kept []int, err error) {
 	})
 	list, ok := v.([]any)
 	if !ok {
-		return nil, fmt.Errorf("a list of %q", names)
+		return nil, fmt.Errorf("must be a list of some of %q", names)
 	}
 	for _, one := range list {
 		name, _ := one.(string)
 		c, ok := keepable[name]
 		if !ok {
-			return nil, fmt.Errorf("%v: allowed are %q", one, names)
+			return nil, fmt.Errorf("unknown capability %v; allowed: %q", one, names)
 		}
 		kept = append(kept, c)
 	}

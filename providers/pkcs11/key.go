@@ -44,10 +44,10 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 	if a.Type.IsAsymmetric() {
 		k.verifier, err = a.PublicKey(b.Public)
 	} else if len(b.Public) != 0 {
-		err = psa.Errorf(psa.StatusInvalidArgument, "a %s key with a public key", a.Type)
+		err = psa.Errorf(psa.StatusInvalidArgument, "a %s key must have no public part", a.Type)
 	}
 	if err == nil && len(b.Secret) != 0 {
-		err = psa.Errorf(psa.StatusInvalidArgument, "a secret; the token keeps them")
+		err = psa.Errorf(psa.StatusInvalidArgument, "the stored key must have no secret part, which is on the token")
 	}
 	if err == nil {
 		k.object, err = objectOf(h, a.Type, b.Object)
@@ -56,7 +56,7 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 		k.object.unique, err = uniqueOf(k.verifier)
 	}
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key is damaged: %w", err)
 	}
 	return k, nil
 }
@@ -195,8 +195,8 @@ func (p *provider) checkLabel(op psa.Op) error {
 	if known == nil || !known.zeroLabels || !op.Algorithm.IsRSAOAEP() || len(label) == 0 || bytes.IndexByte(label, 0) == len(label)-1 {
 		return nil
 	}
-	return psa.Errorf(psa.StatusNotSupported, "the token knows labels alone that end with a zero byte, and have no other").
-		WithHint("append one to the label")
+	return psa.Errorf(psa.StatusNotSupported, "the token takes only labels that end with a zero byte and contain no other zero byte").
+		WithHint("append a zero byte to the label")
 }
 
 func curveOf(pub crypto.PublicKey) (ecdh.Curve, error) {
@@ -208,7 +208,7 @@ func curveOf(pub crypto.PublicKey) (ecdh.Curve, error) {
 			return own.Curve(), nil
 		}
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "ECDH with a %T", pub)
+	return nil, psa.Errorf(psa.StatusNotSupported, "ECDH does not work with a %T", pub)
 }
 
 // ask has the token do one thing with the key. The answer is the caller's.
@@ -296,7 +296,7 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 		return nil, err
 	}
 	if want := u.signatureLength(); len(out) != want {
-		return nil, psa.Errorf(psa.StatusHardwareFailure, "a signature of %d bytes; it has %d", len(out), want)
+		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token returned a signature of %d bytes instead of %d", len(out), want)
 	}
 	if !u.unchecked && (u.adopted || u.attributes.Type.IsRSA()) {
 		if err := u.proves(in, out); err != nil {
@@ -326,10 +326,10 @@ func (u *use) proves(in, signature []byte) error {
 	}
 	if _, err = run.Finish(u.ctx); psa.StatusOf(err) == psa.StatusInvalidSignature {
 		if !u.adopted {
-			return psa.Errorf(psa.StatusHardwareFailure, "the token gave a signature that is not this key's").
-				WithHint("the token is defective, or another key has the name of this one there")
+			return psa.Errorf(psa.StatusHardwareFailure, "the token returned a signature that was not made with this key").
+				WithHint("the token is defective, or another key there has this key's name")
 		}
-		return (&response{outcome: outcomeReplaced, what: "another key has the name of this one on the token"}).err("sign")
+		return (&response{outcome: outcomeReplaced, what: "another key on the token has this key's name"}).err("sign")
 	}
 	return err
 }
@@ -347,7 +347,7 @@ func (u *use) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOpts) ([
 		hash := hashes[u.alg.Hash()]
 		m = mechanism{number: p11.CKM_RSA_PKCS_OAEP, kind: paramOAEP, hash: hash.mechanism, mgf: hash.mgf, data: u.label}
 	}
-	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding, "this is no ciphertext for this key")
+	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding, "this ciphertext was not made for this key")
 }
 
 // cipherMechanisms are those of the ciphers; CBC's padding is ours.
@@ -382,7 +382,7 @@ func (u *use) beginCipher(op psa.Op) (psa.Run, error) {
 		}
 		if err == nil && len(out) != want {
 			psa.Wipe(out)
-			return nil, psa.Errorf(psa.StatusHardwareFailure, "%s: %d bytes; there should be %d", what, len(out), want)
+			return nil, psa.Errorf(psa.StatusHardwareFailure, "%s: the token returned %d bytes instead of %d", what, len(out), want)
 		}
 		return out, err
 	})
@@ -392,7 +392,7 @@ func (u *use) beginCipher(op psa.Op) (psa.Run, error) {
 func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	n := (u.attributes.Bits + 7) / 8
 	if peer.Curve() == ecdh.X25519() && bytes.Equal(peer.Bytes(), make([]byte, n)) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no secret with this peer: a point of small order")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key agreement failed with this peer's key: its point has a small order")
 	}
 	var t template
 	t.add(p11.CKA_CLASS, number(p11.CKO_SECRET_KEY))
@@ -402,13 +402,14 @@ func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	t.add(p11.CKA_EXTRACTABLE, flag(true))
 	t.add(p11.CKA_VALUE_LEN, number(uint64(n)))
 	r := &request{method: methodDerive, mechanism: mechanism{number: p11.CKM_ECDH1_DERIVE, kind: paramECDH, data: peer.Bytes()}, templates: [2][]attribute{t}}
-	secret, err := u.askAbout(ctx, "agree", r, psa.StatusInvalidArgument, "no secret with this peer")
+	secret, err := u.askAbout(ctx, "agree", r, psa.StatusInvalidArgument, "the key agreement failed with this peer's key")
 	if err != nil {
 		return nil, err
 	}
 	if len(secret) != n || peer.Curve() == ecdh.X25519() && bytes.Equal(secret, make([]byte, n)) {
 		psa.Wipe(secret)
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no secret with this peer: %d bytes, or all zero (RFC 7748, 6.1)", len(secret))
+		return nil, psa.Errorf(psa.StatusInvalidArgument,
+			"the key agreement failed with this peer's key: the secret has %d bytes, or is all zero (RFC 7748, 6.1)", len(secret))
 	}
 	return secret, nil
 }
@@ -433,7 +434,7 @@ func (u *use) mac(ctx context.Context, message []byte) ([]byte, error) {
 
 func (u *use) beginExport(op psa.Op) (psa.Run, error) {
 	if string(op.Inputs["format"]) == "tss2" {
-		return nil, psa.Errorf(psa.StatusNotSupported, "no TPM wraps this key")
+		return nil, psa.Errorf(psa.StatusNotSupported, "this provider cannot export as \"tss2\", which only a TPM can")
 	}
 	if u.attributes.Usage&psa.UsageExport == 0 {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)

@@ -84,7 +84,7 @@ func (m *module) mark() error {
 		m.mu.Lock()
 		m.bare = true
 		m.mu.Unlock()
-		fmt.Fprintf(os.Stderr, "the token takes no marker, and is told from others by its serial number and label alone: %v\n", err)
+		fmt.Fprintf(os.Stderr, "cannot write a marker to the token, so only its serial number and label tell it from others: %v\n", err)
 		return nil
 	}
 	m.setMarker(hex.EncodeToString(value))

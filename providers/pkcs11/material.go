@@ -186,7 +186,7 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 	r := &request{method: methodCreate}
 	if !m.a.Type.IsAsymmetric() {
 		if material.Format != psa.FormatRaw || len(material.Data)*8 != m.a.Bits {
-			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "%s material of %d bytes; a %s key of %d bits has %d",
+			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the material is %s of %d bytes; a %s key of %d bits has %d",
 				material.Format, len(material.Data), m.a.Type, m.a.Bits, m.a.Bits/8)
 		}
 		t := m.base(p11.CKO_SECRET_KEY, false)
@@ -196,11 +196,12 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 		return r, nil, nil
 	}
 	if material.Format != psa.FormatPKCS8 {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s key takes %s", material.Format, m.a.Type, psa.FormatPKCS8)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument,
+			"the material is %s, but a %s key needs %s", material.Format, m.a.Type, psa.FormatPKCS8)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(material.Data)
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the private key cannot be read: %w", err)
 	}
 	if err := m.a.Describes(key); err != nil {
 		return nil, nil, err
@@ -235,7 +236,7 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 			point, err = k.PublicKey.Bytes()
 		}
 		if err != nil {
-			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
+			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the private key is damaged: %w", err)
 		}
 		private.add(p11.CKA_VALUE, scalar)
 	case ed25519.PrivateKey:
@@ -292,7 +293,7 @@ func pointOf(t psa.KeyType, bits int, point []byte) (crypto.PublicKey, error) {
 	case t.Family() == psa.SECPR1 && curves[bits] != nil:
 		return ecdsa.ParseUncompressedPublicKey(curves[bits], point)
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "a public key of %d bytes", len(point))
+	return nil, psa.Errorf(psa.StatusNotSupported, "the public key has %d bytes, which is the wrong length", len(point))
 }
 
 // privateTypes are the attributes that a private key is exported from.
@@ -329,7 +330,7 @@ func exported(a psa.Attributes, list []attribute) ([]byte, error) {
 		k := &rsa.PrivateKey{PublicKey: *pub.(*rsa.PublicKey), D: number(p11.CKA_PRIVATE_EXPONENT), Primes: []*big.Int{number(p11.CKA_PRIME_1), number(p11.CKA_PRIME_2)}}
 		k.Precompute()
 		if err := k.Validate(); err != nil {
-			return nil, psa.Errorf(psa.StatusHardwareFailure, "the token gave a damaged key: %w", err)
+			return nil, psa.Errorf(psa.StatusHardwareFailure, "the token returned a damaged key: %w", err)
 		}
 		key = k
 	case a.Type.Family() == psa.SECPR1:
@@ -348,15 +349,15 @@ func exported(a psa.Attributes, list []attribute) ([]byte, error) {
 		return nil, errHidden()
 	}
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token gave a damaged key: %w", err)
+		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token returned a damaged key: %w", err)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the private key cannot be written: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "the private key cannot be encoded: %w", err)
 	}
 	return der, nil
 }
 
 func errHidden() error {
-	return psa.Errorf(psa.StatusNotPermitted, "the token does not give this key out").WithHint("it was made as one that stays where it is")
+	return psa.Errorf(psa.StatusNotPermitted, "the token does not export this key").WithHint("it was made without the right to be exported")
 }

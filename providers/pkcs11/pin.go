@@ -21,14 +21,14 @@ import (
 func parsePIN(v any) ([]byte, error) {
 	s, ok := v.(string)
 	if !ok {
-		return nil, errors.New("a string")
+		return nil, errors.New("must be a string")
 	}
 	text, isHex := strings.CutPrefix(s, "hex:")
 	pin := []byte(strings.TrimPrefix(s, "str:"))
 	if isHex {
 		var err error
 		if pin, err = hex.DecodeString(text); err != nil {
-			return nil, errors.New("hex: and bytes in hexadecimal")
+			return nil, errors.New("hex: must be followed by bytes in hexadecimal")
 		}
 	}
 	if len(pin) == 0 || len(pin) > providers.MaxPIN {
@@ -65,11 +65,12 @@ func (r refusals) has(serial string, pin []byte) (counted, ok bool, err error) {
 		return false, false, nil
 	}
 	if err != nil {
-		return false, false, psa.Errorf(psa.StatusNotPermitted, "which PINs were refused is not known: %w", err)
+		return false, false, psa.Errorf(psa.StatusNotPermitted, "cannot read which PINs were refused: %w", err)
 	}
 	one, err := parseRefusal(string(b))
 	if err != nil {
-		return false, false, psa.Errorf(psa.StatusNotPermitted, "%s: %w", r.file, err).WithHint("remove the file, and the PIN is tried once more")
+		return false, false, psa.Errorf(psa.StatusNotPermitted, "%s: %w", r.file, err).
+			WithHint("remove the file; then the PIN is tried once more")
 	}
 	if one.serial != serial {
 		return false, false, nil
@@ -80,7 +81,7 @@ func (r refusals) has(serial string, pin []byte) (counted, ok bool, err error) {
 func parseRefusal(s string) (one refusal, err error) {
 	words := strings.Fields(s)
 	if len(words) != 4 {
-		return one, errors.New("not four words")
+		return one, errors.New("a line does not have four words")
 	}
 	serial, err := hex.DecodeString(strings.TrimPrefix(words[0], "x"))
 	if err != nil {
@@ -94,7 +95,7 @@ func parseRefusal(s string) (one refusal, err error) {
 	}
 	one.serial, one.counted = string(serial), words[3] == "counted"
 	if len(one.sum) != sha256.Size || !one.counted && words[3] != "uncounted" {
-		return one, errors.New("a damaged record")
+		return one, errors.New("a line is damaged")
 	}
 	return one, nil
 }

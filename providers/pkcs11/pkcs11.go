@@ -98,7 +98,7 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 	if material == nil {
 		op = psa.Generate
 		if a.Type.IsPublicKey() {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is imported, not generated")
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key cannot be generated; import it")
 		}
 	}
 	known, err := p.learn(ctx)
@@ -109,11 +109,13 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
 	}
 	if a.PCRs != 0 {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "a key bound to a TPM's PCRs").WithHint("a Tpm provider has them")
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "a key on a token cannot be bound to PCRs").
+			WithHint("use a provider of type Tpm")
 	}
 	if a.Type.IsPublicKey() {
 		if material.Format != psa.FormatSPKI {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", material.Format, a.Type, psa.FormatSPKI)
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument,
+				"the material is %s, but a %s needs %s", material.Format, a.Type, psa.FormatSPKI)
 		}
 		pub, err := a.PublicKey(material.Data)
 		if err != nil {
@@ -123,7 +125,8 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		return providers.Blob{Public: der}, err
 	}
 	if a.Usage&psa.UsageExport != 0 && !p.allowExport {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotPermitted, "a key with %s; allow_export is false", psa.UsageExport)
+		return providers.Blob{}, psa.Errorf(psa.StatusNotPermitted,
+			"a key with %s cannot be made, because allow_export is false", psa.UsageExport)
 	}
 	kind, _ := kindOf(a.Type, a.Bits, known.mechanisms) // the table has those alone that there are
 	m := making{a: a, kind: kind, id: h[:], label: labelOf(h[:]), onToken: true}
@@ -147,7 +150,8 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 			err = a.Describes(generated)
 		}
 		if err != nil {
-			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the new key: %w", err) // the journal has it destroyed
+			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure,
+				"wrong public part of the new key: %w", err) // the journal has it destroyed
 		}
 		pub = generated
 	}
@@ -187,7 +191,7 @@ func (p *provider) Random(ctx context.Context, b []byte) error {
 		n := copy(b, a.data)
 		a.wipe()
 		if n == 0 {
-			return psa.Errorf(psa.StatusInsufficientEntropy, "the token gave no random bytes")
+			return psa.Errorf(psa.StatusInsufficientEntropy, "the token returned no random bytes")
 		}
 		b = b[n:]
 	}

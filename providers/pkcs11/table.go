@@ -107,8 +107,8 @@ var agreements = []psa.Algorithm{psa.ECDH,
 	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
-	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together on this token", what, a.Type, a.Bits, alg).
-		WithHint("the capabilities file lists what this provider does")
+	return psa.Errorf(psa.StatusNotSupported, "%s does not work with a %s key of %d bits and %s on this token", what, a.Type, a.Bits, alg).
+		WithHint("the capabilities file lists what this provider can do")
 }
 
 // need is a mechanism, with the flags that it must have, for keys of a size in the unit that it is listed with.

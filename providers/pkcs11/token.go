@@ -139,7 +139,7 @@ func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 		if pause > longestWait {
 			defer t.mu.Unlock()
 			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module is started again in %v", pause.Round(time.Millisecond)).
-				WithHint("the daemon's log has what the module said")
+				WithHint("the daemon's log has the module's output")
 			e.Device = psa.DeviceOf(t.last)
 			return nil, e
 		}
@@ -234,10 +234,10 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 		}
 		switch p.exit() {
 		case exitDenied:
-			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module cannot begin: %s", p.stderr.said())
-			return e.WithHint("let that user read it, and the directories above it; or name another one with user in the configuration")
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module cannot start: %s", p.stderr.said())
+			return e.WithHint("let that user read it and the directories above it, or set another user in the configuration")
 		case exitRefused:
-			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent + t.launch.hintUser())
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module did not start").WithHint(hintAbsent + t.launch.hintUser())
 			e.Device = p.stderr.said()
 			return e
 		}
@@ -246,15 +246,15 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	switch a.outcome {
 	case outcomeOK:
 	case outcomeNoToken, outcomeAmbiguous:
-		there := "there is none at all"
+		there := "there is no token"
 		if a.what != "" {
 			there = "there are " + a.what
 		}
-		which := "no token is the one that is meant"
+		which := "no token fits the configuration"
 		if a.outcome == outcomeAmbiguous {
-			which = "several tokens may be the one that is meant"
+			which = "several tokens fit the configuration"
 		}
-		hint := "token_label, serial_number or uri in the configuration say which"
+		hint := "choose one with token_label, serial_number or uri in the configuration"
 		if a.what == "" {
 			hint += t.launch.hintUser()
 		}
@@ -273,7 +273,7 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 // began is the error of a start that did not end well.
 func began(what string, err error) error {
 	if _, abandoned := errors.AsType[*abandonedError](err); abandoned {
-		return psa.Errorf(psa.StatusTimeout, "%s: the PKCS #11 module does not answer", what)
+		return psa.Errorf(psa.StatusTimeout, "%s: the PKCS #11 module does not respond", what)
 	}
 	return err
 }
@@ -313,12 +313,12 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	defer psa.Wipe(pin)
 	switch {
 	case pin == nil:
-		return psa.Errorf(psa.StatusNotPermitted, "the token wants a PIN").WithHint("give user_pin or pin_source")
+		return psa.Errorf(psa.StatusNotPermitted, "the token needs a PIN").WithHint("set user_pin or pin_source")
 	case flags&p11.CKF_USER_PIN_LOCKED != 0:
 		return psa.Errorf(psa.StatusNotPermitted, "the token's PIN is locked").WithHint(hintLocked)
 	case flags&p11.CKF_USER_PIN_FINAL_TRY != 0:
-		return psa.Errorf(psa.StatusNotPermitted, "one wrong PIN more would lock the token, and so none is tried").
-			WithHint("log in once with another program and the right PIN")
+		return psa.Errorf(psa.StatusNotPermitted, "one more wrong PIN would lock the token, so no PIN is tried").
+			WithHint("log in once with another program, with the right PIN")
 	}
 	counted, refused, err := own.refused.has(token.serial, pin)
 	if err != nil {
@@ -333,7 +333,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	}
 	if t.oddLogins >= maxOddLogins {
 		return psa.Errorf(psa.StatusNotPermitted, "C_Login failed %d times, and the token may have counted wrong PINs", t.oddLogins).
-			WithHint("restart the program to have the PIN tried again")
+			WithHint("restart parsecfs to try the PIN again")
 	}
 	a, err := p.do(ctx, &request{method: methodLogin, data: pin}, func() {})
 	if err != nil {
@@ -353,7 +353,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 		t.oddLogins = 0
 		t.refused = sum
 		if err := own.refused.add(token.serial, pin, counted); err != nil {
-			return psa.Errorf(psa.StatusNotPermitted, "%w; and it cannot be noted, so that the next start tries it again: %w", failure, err)
+			return psa.Errorf(psa.StatusNotPermitted, "%w; the refused PIN cannot be recorded, so the next start tries it again: %w", failure, err)
 		}
 	default:
 		if there { // some modules say so little of a wrong PIN
@@ -391,7 +391,7 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 			return nil, err
 		}
 		if r.object.handle != 0 && r.object.of != p { // in another worker the number is another object's
-			return nil, psa.Errorf(psa.StatusProviderAbsent, "%s: the session object went with its worker", what)
+			return nil, psa.Errorf(psa.StatusProviderAbsent, "%s: the session object is gone, because the module's process ended", what)
 		}
 		if p.full(r) {
 			p.retire()
@@ -442,8 +442,8 @@ func (t *token) same(p *process) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.identity != "" && !providers.SameDevice(t.identity, p.identity) {
-		return psa.Errorf(psa.StatusProviderAbsent, "this is another token: it is %q, and the keys are on %q", p.identity, t.identity).
-			WithHint("put the token back that has the keys")
+		return psa.Errorf(psa.StatusProviderAbsent, "this is another token: it is %q, but the keys are on %q", p.identity, t.identity).
+			WithHint("connect the token that has the keys")
 	}
 	t.identity = p.identity
 	return nil

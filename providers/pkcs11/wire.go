@@ -136,7 +136,7 @@ const (
 	maxElements = 1 << 19
 )
 
-var errFrame = errors.New("a damaged frame")
+var errFrame = errors.New("the frame is damaged")
 
 // codec writes a message's fields in their order, or reads them: each message has one list of fields.
 type codec struct {
@@ -307,7 +307,7 @@ func (b *buffer) frame(fields func(*codec)) error {
 	if n > maxFrame {
 		psa.Wipe(b.b[start:])
 		b.b = b.b[:start]
-		return psa.Errorf(psa.StatusTooLarge, "a call of %d bytes; allowed: up to %d", n, maxFrame)
+		return psa.Errorf(psa.StatusTooLarge, "the call has %d bytes; allowed: up to %d", n, maxFrame)
 	}
 	binary.BigEndian.PutUint32(b.b[start:], uint32(n))
 	return nil

@@ -183,7 +183,7 @@ type session = p11.SessionHandle
 func loadModule(library, reserved string) (*module, error) {
 	ctx := p11.New(library)
 	if ctx == nil {
-		return nil, fmt.Errorf("%s cannot be loaded, or is no PKCS #11 module", library)
+		return nil, fmt.Errorf("%s cannot be loaded, or is not a PKCS #11 module", library)
 	}
 	var options []p11.InitializeOption
 	if reserved != "" {
@@ -374,5 +374,5 @@ func (m *module) do(r *request, a *response) error {
 			return failed("C_GenerateRandom", err)
 		})
 	}
-	return &outcomeError{outcomeBad, fmt.Sprintf("method %d", r.method)}
+	return &outcomeError{outcomeBad, fmt.Sprintf("unknown method %d", r.method)}
 }

@@ -61,7 +61,7 @@ func (c *counters) begin(ctx context.Context, s Store) error {
 		return m, err
 	})
 	if psa.StatusOf(err) == psa.StatusInsufficientStorage || psa.StatusOf(err) == psa.StatusNotSupported {
-		c.p.log.Warn("the device has no room for a counter: an old copy of the KIM is not noticed", "err", err)
+		c.p.log.Warn("the device has no room for a counter, so parsecfs cannot notice an old copy of the KIM", "err", err)
 		return nil
 	}
 	if err != nil {
@@ -116,20 +116,20 @@ func (c *counters) check(ctx context.Context, s Store, generation uint64, refere
 	case gone && accept:
 		return c.begin(ctx, s)
 	case gone:
-		return oldStore("the device has not the counter that it had: %w", err)
+		return oldStore("the device has lost its counter: %w", err)
 	case err != nil:
 		return err
 	case value > generation && !accept:
-		return oldStore("this is an old copy of it: it is of generation %d, and the device counts %d", generation, value)
+		return oldStore("this is an old copy: its generation is %d, but the device's counter is at %d", generation, value)
 	}
 	return c.advance(ctx, s, value, reference)
 }
 
-var errOldStore = errors.New("somebody put another KIM in place")
+var errOldStore = errors.New("the KIM was replaced")
 
 func oldStore(format string, args ...any) error {
 	return psa.Errorf(psa.StatusProviderAbsent, "%w: %w", errOldStore, fmt.Errorf(format, args...)).
-		WithHint("if you restored a backup: parsecfs state accept-loss takes it as it is; keys that were destroyed and rights that were taken away since are back. If not, find out who did, and put the KIM back that was there")
+		WithHint("if you restored a backup, run parsecfs state accept-loss; keys that were destroyed since the backup, and rights that were taken away, are then back. If you did not, find out who replaced the KIM, and put the right one back")
 }
 
 // stepGenerations advances the counter while the KIM is open.
@@ -152,7 +152,7 @@ func (k *KIM) stepGenerations() {
 		case <-k.steps:
 		}
 		if err := k.stepGeneration(k.ctx); err != nil {
-			k.o.Log.Warn("the counter in the device does not advance: an old copy of the KIM is noticed later", "err", err)
+			k.o.Log.Warn("cannot advance the counter in the device, so an old copy of the KIM is noticed later", "err", err)
 		}
 	}
 }
@@ -196,7 +196,7 @@ func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, a
 			})
 		}
 		if err != nil {
-			p.log.Warn("a counter that nobody needs any more stays in the device", "err", err)
+			p.log.Warn("cannot remove an unused counter from the device", "err", err)
 		}
 	}
 	if !same {
@@ -218,7 +218,7 @@ func (k *KIM) AcceptLoss(ctx context.Context) error {
 	}
 	name, ok := strings.CutPrefix(row.Kind, WrapProvider)
 	if !ok || k.Err() == nil {
-		return psa.Errorf(psa.StatusBadState, "the KIM is not known to be an old one")
+		return psa.Errorf(psa.StatusBadState, "there is nothing to accept: the KIM is not an old copy")
 	}
 	p := k.Provider(name)
 	if p == nil {

@@ -136,7 +136,8 @@ func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func
 	case <-j.done:
 		return j.err
 	case <-ctx.Done():
-		return psa.Errorf(psa.StatusTimeout, "nobody waits for the key any more; it goes on: %w", ctx.Err())
+		return psa.Errorf(psa.StatusTimeout,
+			"the operation on the key is still running, but it took longer than the caller may wait: %w", ctx.Err())
 	}
 }
 
@@ -182,7 +183,7 @@ func (k *KIM) Copy(ctx context.Context, number int64, uid uint32, source int64) 
 	}
 	switch {
 	case from.State != Ready:
-		return psa.Errorf(psa.StatusInvalidArgument, "%s is no key yet", from.Name)
+		return psa.Errorf(psa.StatusInvalidArgument, "%s is still a draft", from.Name)
 	case from.Provider != draft.Provider:
 		return psa.Errorf(psa.StatusNotSupported, "%s is a key of another provider", from.Name)
 	}
@@ -256,7 +257,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	k.o.Step(steps.asked)
 	if err := k.still.Acquire(k.ctx, 1); err != nil {
-		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+		return psa.Errorf(psa.StatusBadState, "the daemon is stopping: %w", err)
 	}
 	defer k.still.Release(1)
 	// A key must not be made on another device than the one that has the others.
@@ -337,7 +338,7 @@ func (k *KIM) bindCopy(row Key, source int64) error {
 func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h providers.Handle, j *job) (providers.Blob, error) {
 	copier, ok := impl.(providers.Copier)
 	if !ok {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "this provider does not copy keys")
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "this provider cannot copy keys")
 	}
 	row, err := k.Key(ctx, j.source)
 	if err == nil && row.State != Ready {
@@ -367,7 +368,7 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 	}
 	k.o.Step(stepAdopt)
 	if err := k.still.Acquire(k.ctx, 1); err != nil {
-		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+		return psa.Errorf(psa.StatusBadState, "the daemon is stopping: %w", err)
 	}
 	defer k.still.Release(1)
 	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
@@ -412,13 +413,13 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 // hide keeps a key out of sight until recovery knows what became of it.
 func (k *KIM) hide(p *Provider, row Key) {
 	k.settled(p, row, k.store.SetHidden(context.Background(), row.Number, true))
-	p.log.Warn("nobody knows yet what became of a key; its name is hidden until the provider says", "key", row.Number, "uuid", formatID(row.ID))
+	p.log.Warn("it is not known whether an operation on a key succeeded; the key is hidden until the provider can tell", "key", row.Number, "uuid", formatID(row.ID))
 }
 
 // settled notes that the journal could not be written: the row stays in it, and recovery comes back to it.
 func (k *KIM) settled(p *Provider, row Key, err error) {
 	if err != nil {
-		p.log.Error("the journal cannot be written; it is tried again", "key", row.Number, "uuid", formatID(row.ID), "err", err)
+		p.log.Error("the journal cannot be written; parsecfs tries again", "key", row.Number, "uuid", formatID(row.ID), "err", err)
 	}
 }
 
@@ -448,7 +449,7 @@ func destroyIn(ctx context.Context, impl providers.Provider, row Key) error {
 	}
 	adopter, ok := impl.(providers.Adopter)
 	if !ok {
-		return psa.Errorf(psa.StatusNotSupported, "this provider adopts no keys any more")
+		return psa.Errorf(psa.StatusNotSupported, "this provider can no longer adopt keys")
 	}
 	return adopter.DestroyObject(ctx, row.Object, row.Public)
 }
@@ -485,7 +486,7 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid ui
 	}()
 	k.o.Step(stepDestroy)
 	if err := k.still.Acquire(k.ctx, 1); err != nil {
-		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+		return psa.Errorf(psa.StatusBadState, "the daemon is stopping: %w", err)
 	}
 	defer k.still.Release(1)
 	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {

@@ -198,7 +198,7 @@ func (k *KIM) checkProviders(ctx context.Context) error {
 			return err
 		}
 		if len(keys) > 0 {
-			k.warnings = append(k.warnings, fmt.Sprintf("the configuration has no provider %q, which has keys in the KIM; they are kept", row.Name))
+			k.warnings = append(k.warnings, fmt.Sprintf("provider %q has keys in the KIM but is not configured; its keys are kept", row.Name))
 		}
 	}
 	want := k.o.Default
@@ -300,8 +300,8 @@ func (k *KIM) Key(ctx context.Context, number int64) (Key, error) {
 
 func visible(key Key, err error) (Key, error) {
 	if err == nil && key.Hidden {
-		return Key{}, psa.Errorf(psa.StatusBadState, "nobody knows yet what became of the key %s", key.Name).
-			WithHint("the provider is asked until it says; its status file tells how it is")
+		return Key{}, psa.Errorf(psa.StatusBadState, "it is not known whether the last operation on key %s succeeded", key.Name).
+			WithHint("parsecfs keeps asking the provider; see its status file")
 	}
 	return key, err
 }
@@ -483,7 +483,7 @@ func (k *KIM) Quota(ctx context.Context, uid uint32) (used, most int64, err erro
 // are being made or destroyed: recovery in the restored copy would undo them on the device.
 func (k *KIM) Backup(ctx context.Context, w io.Writer) error {
 	if err := k.still.Acquire(ctx, allOfIt); err != nil {
-		return psa.Errorf(psa.StatusTimeout, "a backup waits for keys that are being made or destroyed: %w", err)
+		return psa.Errorf(psa.StatusTimeout, "a backup cannot start while keys are being made or destroyed: %w", err)
 	}
 	release := sync.OnceFunc(func() { k.still.Release(allOfIt) })
 	defer release()

@@ -40,7 +40,7 @@ func LockDir(dir string) (*Lock, error) {
 	}
 	if err := removeAside(dir); err != nil {
 		l.Unlock()
-		return nil, fileError(err, "cannot remove what an earlier run left in %s", dir)
+		return nil, fileError(err, "cannot remove files that an earlier run left in %s", dir)
 	}
 	return l, nil
 }
@@ -63,7 +63,7 @@ func lock(path, what string) (*Lock, error) {
 			who = fmt.Sprintf("process %d", pid)
 		}
 		return nil, psa.Errorf(psa.StatusBadState, "%s is in use by %s", what, who).
-			WithHint("unmount that one first, or give this one a --state-dir of its own")
+			WithHint("unmount that one first, or use another --state-dir")
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Appendf(nil, "%d\n", os.Getpid()))); err != nil {
 		f.Close()

@@ -58,7 +58,7 @@ func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error
 	o.mu.Unlock()
 	e.once.Do(func() {
 		// A panic in between must leave an error, not a key without a provider.
-		e.err = psa.Errorf(psa.StatusGenericError, "opening the key %d failed", number)
+		e.err = psa.Errorf(psa.StatusGenericError, "cannot open the key %d", number)
 		e.err = open(e)
 	})
 	if e.err != nil {
@@ -151,7 +151,7 @@ func (k *KIM) load(ctx context.Context, e *openKey) error {
 		return err
 	}
 	if row.State != Ready {
-		return psa.Errorf(psa.StatusBadState, "%s is no key yet, or no more", row.Name)
+		return psa.Errorf(psa.StatusBadState, "%s is not a key: it is still a draft, or is being destroyed", row.Name)
 	}
 	p := k.ProviderByNumber(row.Provider)
 	if p == nil {
@@ -253,8 +253,9 @@ func (k *KIM) permitsNonce(ctx context.Context, e *openKey, op psa.Op) error {
 	if err != nil || row.CallerNonce {
 		return err
 	}
-	return psa.Errorf(psa.StatusNotPermitted, "a nonce of the caller's choice: who chooses nonces can decrypt, and this key permits none").
-		WithHint("leave nonce empty and read it back from there; or the key's owner can write caller_nonce = true into attributes")
+	return psa.Errorf(psa.StatusNotPermitted,
+		"this key does not let the caller choose the nonce, because somebody who chooses nonces can decrypt").
+		WithHint("leave nonce empty, and read it back; or ask the key's owner to write caller_nonce = true into attributes")
 }
 
 func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {
@@ -280,7 +281,7 @@ func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, 
 	}
 	certifier, ok := e.key.(providers.Certifier)
 	if !ok || by.provider != e.provider {
-		return nil, psa.Errorf(psa.StatusNotSupported, "%s does not sign for a key of provider %s", by.row.Name, e.provider.Name())
+		return nil, psa.Errorf(psa.StatusNotSupported, "%s cannot sign for a key of provider %s", by.row.Name, e.provider.Name())
 	}
 	if err := e.provider.away(); err != nil {
 		return nil, err
@@ -360,7 +361,7 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 	result, err := ask(r.run.Finish, func(late psa.Result, err error) {
 		late.Wipe()
 		if err := guessed(err); err != nil {
-			r.keys[0].provider.log.Error("a forgery was not counted", "key", r.keys[0].number, "err", err)
+			r.keys[0].provider.log.Error("cannot count a forgery", "key", r.keys[0].number, "err", err)
 		}
 		r.release()
 	})

@@ -62,7 +62,7 @@ func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig)
 	for line := range strings.Lines(row.Capabilities) {
 		c, err := psa.ParseCapability(strings.TrimSuffix(line, "\n"))
 		if err != nil {
-			p.log.Warn("a capability that the KIM has is not understood", "err", err)
+			p.log.Warn("a capability in the KIM cannot be parsed", "err", err)
 			continue
 		}
 		p.capabilities = append(p.capabilities, c)
@@ -85,7 +85,7 @@ func (p *Provider) tryOpen(ctx context.Context) {
 		return p.config.Open(ctx, p.k.o.Dir, p.identity)
 	})
 	if err != nil {
-		p.down = psa.Errorf(psa.StatusProviderAbsent, "it cannot be opened: %w", err)
+		p.down = psa.Errorf(psa.StatusProviderAbsent, "the provider cannot be opened: %w", err)
 		return
 	}
 	p.impl = impl
@@ -171,7 +171,7 @@ func (p *Provider) instance() (providers.Provider, error) {
 // absent is the error of whatever needs the device, and why it is away.
 func (p *Provider) absent(why error) error {
 	return psa.Errorf(psa.StatusProviderAbsent, "provider %s: %w", p.Name(), why).
-		WithHint("the provider's status file says how it is; its keys are kept, and work again when it is back")
+		WithHint("see the provider's status file; its keys are kept and work again when it is back")
 }
 
 // trouble is why the provider is degraded, nil if it is not.
@@ -197,7 +197,7 @@ func (p *Provider) Status(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, statusWait)
 	defer cancel()
 	if err := p.look(ctx, statusWait); err != nil && !begun(err) {
-		p.log.Debug("the provider is too busy to be asked how it is", "err", err)
+		p.log.Debug("the provider is too busy to be asked for its state", "err", err)
 	}
 	var notes []string
 	if n := p.queue.stuckCalls() + p.slow.stuckCalls(); n > 0 {
@@ -206,7 +206,7 @@ func (p *Provider) Status(ctx context.Context) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.unsettled > 0 {
-		notes = append(notes, fmt.Sprintf("%d keys whose outcome is unknown", p.unsettled))
+		notes = append(notes, fmt.Sprintf("%d keys whose last operation may have failed", p.unsettled))
 	}
 	if p.damaged > 0 {
 		notes = append(notes, fmt.Sprintf("%d keys whose rows in the KIM are damaged", p.damaged))
@@ -234,7 +234,7 @@ func (p *Provider) Facts(ctx context.Context, uid uint32) []providers.Fact {
 	}
 	facts, err := call(ctx, p, uid, statusWait, informer.Facts, func([]providers.Fact, error) {})
 	if err != nil {
-		p.log.Debug("the device does not say all of itself", "err", err)
+		p.log.Debug("the device did not give all its facts", "err", err)
 	}
 	return facts
 }
@@ -296,7 +296,7 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 			return err // says nothing about the device
 		}
 		if psa.StatusOf(err) != psa.StatusTimeout {
-			err = psa.Errorf(psa.StatusProviderAbsent, "the device does not answer: %w", err)
+			err = psa.Errorf(psa.StatusProviderAbsent, "the device does not respond: %w", err)
 		}
 		p.setDown(err)
 		return err
@@ -311,8 +311,8 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 		p.mu.Unlock()
 	}
 	if !same {
-		err := psa.Errorf(psa.StatusProviderAbsent, "this is another device: it is %q, and the keys are on %q", identity, known).
-			WithHint("put the device back that has the keys")
+		err := psa.Errorf(psa.StatusProviderAbsent, "this is another device: it is %q, but the keys are on %q", identity, known).
+			WithHint("connect the device that has the keys")
 		p.setDown(err)
 		return err
 	}
@@ -375,7 +375,7 @@ func (p *Provider) settle(ctx context.Context) error {
 	}
 	sealed := p.k.unwrap(ctx, p) // it stops nothing of what follows
 	if err := p.learn(ctx); err != nil {
-		p.log.Warn("the provider does not say what it can do", "err", err)
+		p.log.Warn("cannot get the provider's capabilities", "err", err)
 		return err
 	}
 	left, err := p.recover(ctx)
@@ -386,7 +386,7 @@ func (p *Provider) settle(ctx context.Context) error {
 		p.log.Warn("the keys' rows cannot be read", "err", err)
 	}
 	if err == nil && left > 0 {
-		err = errors.New("some keys are unsettled")
+		err = errors.New("some keys must still be recovered")
 	}
 	return errors.Join(err, sealed)
 }
@@ -471,8 +471,8 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 		return err
 	}
 	if bytes.Contains(got, make([]byte, randomSpare)) {
-		return psa.Errorf(psa.StatusInsufficientEntropy, "provider %s left random bytes out", p.Name()).
-			WithHint("do not use what it gave before; its device or library is broken")
+		return psa.Errorf(psa.StatusInsufficientEntropy, "provider %s returned fewer random bytes than it was asked for", p.Name()).
+			WithHint("do not use its earlier output; its device or library is broken")
 	}
 	copy(b, got)
 	return nil
@@ -499,7 +499,7 @@ func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error
 		begin = a.Attest
 	}
 	if begin == nil {
-		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s does no %s without a key", p.Name(), op.Operation)
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s cannot do %s without a key", p.Name(), op.Operation)
 	}
 	if err := p.away(); err != nil {
 		return nil, err
@@ -544,7 +544,7 @@ func (p *Provider) deviceID() string {
 }
 
 func errNoAdopter(p *Provider) error {
-	return psa.Errorf(psa.StatusNotSupported, "provider %s has no keys that others made", p.Name())
+	return psa.Errorf(psa.StatusNotSupported, "provider %s cannot adopt keys", p.Name())
 }
 
 // Foreign is a key on a device, and the key of ours that it is.

@@ -80,7 +80,7 @@ func (q *queue) enter(ctx context.Context, uid uint32) error {
 }
 
 func (q *queue) full() error {
-	return psa.Errorf(psa.StatusQueueFull, "%d calls wait for the provider already", q.length).WithHint("try again")
+	return psa.Errorf(psa.StatusQueueFull, "%d calls are already waiting for the provider", q.length).WithHint("try again")
 }
 
 // makeRoom ends the newest call of the uid that has the most, if uid has fewer by more than one. The caller holds q.mu.
@@ -244,9 +244,9 @@ func (q *queue) stuckCalls() int {
 }
 
 var (
-	errNotBegun = errors.New("the provider was not asked")
-	errStuck    = errors.New("it is still at work")
-	errPanicked = errors.New("the provider failed with a panic: this is a bug")
+	errNotBegun = errors.New("the operation was not started")
+	errStuck    = errors.New("the operation is still running")
+	errPanicked = errors.New("the operation failed with a panic: this is a bug")
 )
 
 // unknown says whether a call that failed with err may yet have happened on the device.
@@ -318,14 +318,14 @@ func stayIn[T any](
 		p.suspect(err)
 		return value, err
 	}
-	p.log.Warn("a provider finished a call that nobody waits for any more", "err", err)
+	p.log.Warn("a provider finished a call after its caller had given up", "err", err)
 	late(value, err)
 	return none, stuck(p)
 }
 
 func stuck(p *Provider) error {
-	return psa.Errorf(psa.StatusTimeout, "provider %s did not answer in time: %w", p.Name(), errStuck).
-		WithHint("the operation may still happen; the provider's status counts stuck calls")
+	return psa.Errorf(psa.StatusTimeout, "provider %s did not respond in time: %w", p.Name(), errStuck).
+		WithHint("the operation may still complete; the provider's status counts stuck calls")
 }
 
 func notBegun(p *Provider, err error) error {

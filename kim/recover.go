@@ -46,7 +46,7 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 	err = p.eachEntry(ctx, func(key Key) error {
 		if key.Damage != nil {
 			left++
-			p.log.Error("a row of the journal cannot be understood", "key", key.Number, "err", key.Damage)
+			p.log.Error("a row of the journal cannot be read", "key", key.Number, "err", key.Damage)
 			return nil
 		}
 		j := &job{kind: repairing, done: make(chan struct{})}
@@ -89,7 +89,7 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 			return nil
 		}
 		left++
-		p.log.Error("a key cannot be recovered yet; it is tried again", "key", key.Number, "uuid", formatID(key.ID), "was", string(key.State), "err", err)
+		p.log.Error("a key cannot be recovered yet; parsecfs tries again", "key", key.Number, "uuid", formatID(key.ID), "was", string(key.State), "err", err)
 		if unknown(err) {
 			return err // the device went away, so the others would fail too
 		}

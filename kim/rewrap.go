@@ -64,20 +64,20 @@ func (k *KIM) Wrapping(ctx context.Context) (kind string, pcrs psa.PCRs, recover
 func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	provider, byProvider := strings.CutPrefix(o.Kind, WrapProvider)
 	if o.Kind != WrapFile && !byProvider {
-		return psa.Errorf(psa.StatusInvalidArgument, "no wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
+		return psa.Errorf(psa.StatusInvalidArgument, "unknown wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
 	}
 	if o.PCRs != nil && (*o.PCRs>>(psa.MaxPCR+1) != 0 || !byProvider && *o.PCRs != 0) {
-		return psa.Errorf(psa.StatusInvalidArgument, "PCRs %#x; allowed: a TPM's, from 0 to %d", uint32(*o.PCRs), psa.MaxPCR)
+		return psa.Errorf(psa.StatusInvalidArgument, "wrong PCRs %#x; allowed: 0 to %d, and only for a TPM", uint32(*o.PCRs), psa.MaxPCR)
 	}
 	if !byProvider && len(o.PIN) > 0 {
-		return psa.Errorf(psa.StatusInvalidArgument, "a PIN is of a provider's wrapping alone")
+		return psa.Errorf(psa.StatusInvalidArgument, "only wrapping by a provider can have a PIN")
 	}
 	if !k.rewrapping.TryLock() {
-		return psa.Errorf(psa.StatusBadState, "the data key is being rewrapped already").WithHint("try again")
+		return psa.Errorf(psa.StatusBadState, "the data key is already being rewrapped").WithHint("try again")
 	}
 	defer k.rewrapping.Unlock()
 	if k.inDoubt {
-		return psa.Errorf(psa.StatusBadState, "whether the last rewrap is in the store is not known").WithHint("mount again, then try again")
+		return psa.Errorf(psa.StatusBadState, "it is not known whether the last rewrap was stored").WithHint("mount again, then try again")
 	}
 	// A backup has the row and the file of one wrapping.
 	if err := k.still.Acquire(ctx, 1); err != nil {
@@ -104,18 +104,18 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	o.NewDataKey = o.NewDataKey || byProvider && row.Kind == WrapFile
 	switch {
 	case byProvider && !recoverable && o.Recovery == nil:
-		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one all keys are lost with the device").
-			WithHint("add --recovery-key FILE, a new file that you keep elsewhere")
+		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one, all keys are lost if the device is lost").
+			WithHint("add --recovery-key FILE, and keep this new file elsewhere")
 	case o.NewDataKey && recoverable && o.Recovery == nil:
-		return psa.Errorf(psa.StatusNotPermitted, "the recovery key does not open a new data key").
-			WithHint("add --recovery-key FILE: the file that you keep, or a new one in its place")
+		return psa.Errorf(psa.StatusNotPermitted, "the recovery key must be given, because it has to open the new data key too").
+			WithHint("add --recovery-key FILE: the file that you have, or a new file that replaces it")
 	}
 	strangers, err := tidy(k.o.Dir, row)
 	if err != nil {
 		return err
 	}
 	if usual := filepath.Join(k.o.Dir, wrappingFile); !byProvider && slices.Contains(strangers, usual) {
-		return psa.Errorf(psa.StatusAlreadyExists, "%s is no wrapping key of this KIM", usual).WithHint("move it away first")
+		return psa.Errorf(psa.StatusAlreadyExists, "%s is not a wrapping key of this KIM", usual).WithHint("move it away first")
 	}
 	next := WrappedKey{Kind: o.Kind, Before: row.Before}
 	if row.Kind == WrapFile {
@@ -167,7 +167,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	}
 	k.o.Step(stepRewrapTidied)
 	if err := k.moveGeneration(ctx, row, next, key, to, counter); err != nil {
-		k.o.Log.Warn("the device does not count yet: an old copy of the KIM is noticed after the next start", "err", err)
+		k.o.Log.Warn("the device has no counter yet, so an old copy of the KIM is noticed only after the next start", "err", err)
 	}
 	return nil
 }
@@ -212,12 +212,12 @@ func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, rec
 	if err != nil {
 		if psa.StatusOf(err) != psa.StatusBadState {
 			k.store.Unguard()
-			k.sealer.lose(psa.Errorf(psa.StatusProviderAbsent, "which data key the store has now is not known: %w", err).WithHint("mount again"))
+			k.sealer.lose(psa.Errorf(psa.StatusProviderAbsent, "it is not known which data key the store has now: %w", err).WithHint("mount again"))
 		}
 		return err
 	}
 	if damaged > 0 {
-		k.o.Log.Error("rows of the KIM that were damaged have no new data key: what is sealed in them is lost", "rows", damaged)
+		k.o.Log.Error("damaged rows of the KIM could not be sealed with the new data key: their secrets are lost", "rows", damaged)
 	}
 	k.legacy = false
 	return k.sealer.replace(bytes.Clone(key))
@@ -227,7 +227,7 @@ func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, rec
 func wrapForRecovery(key, given []byte) (WrappedKey, error) {
 	w, err := parseWrappingKey(recoveryHead, given)
 	if err != nil {
-		return WrappedKey{}, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+		return WrappedKey{}, psa.Errorf(psa.StatusInvalidArgument, "wrong recovery key: %w", err)
 	}
 	defer psa.Wipe(w.key[:])
 	row := WrappedKey{Kind: kindRecovery, WrappingID: w.id}
@@ -241,7 +241,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 	if given != nil {
 		var err error
 		if w, err = parseWrappingKey(recoveryHead, given); err != nil {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong recovery key: %w", err)
 		}
 		defer psa.Wipe(w.key[:])
 	}
@@ -257,7 +257,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 		psa.Wipe(key)
 		if err != nil {
 			psa.Wipe(recovered.key)
-			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not fit this KIM: %w", err)
+			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not belong to this KIM: %w", err)
 		}
 		return recovered.key, nil
 	}
@@ -266,7 +266,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 			if err := p.look(ctx, k.o.OperationTimeout); err != nil {
 				k.notUnwrapped(ctx, p, err)
 			} else if err := k.unwrap(ctx, p); err != nil {
-				p.log.Warn("the data key cannot be had from its provider", "err", err)
+				p.log.Warn("the provider cannot unwrap the data key", "err", err)
 			}
 			key = k.sealer.dataKey()
 		}
@@ -274,7 +274,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 	switch {
 	case key == nil && given != nil:
 		return nil, psa.Errorf(psa.StatusNotPermitted, "this is not the recovery key of this KIM").
-			WithHint("give the file that was written when the store was wrapped the last time")
+			WithHint("use the file that was written or used when the store was last wrapped")
 	case key == nil:
 		return nil, k.sealer.Err()
 	}
@@ -347,7 +347,7 @@ func (k *KIM) wrapBy(ctx context.Context, name string, key, pin []byte, next *Wr
 	}
 	defer psa.Wipe(got.key)
 	if subtle.ConstantTimeCompare(got.key, key) != 1 {
-		return psa.Errorf(psa.StatusHardwareFailure, "provider %s does not unwrap what it wrapped", name)
+		return psa.Errorf(psa.StatusHardwareFailure, "provider %s cannot unwrap what it wrapped", name)
 	}
 	return nil
 }
@@ -359,7 +359,7 @@ func (p *Provider) wrapper() (providers.Wrapper, error) {
 	}
 	w, ok := impl.(providers.Wrapper)
 	if !ok {
-		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s wraps no secrets", p.Name())
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s cannot wrap secrets", p.Name())
 	}
 	return w, nil
 }
@@ -390,7 +390,7 @@ func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row
 	}
 	if schema == 0 || [16]byte(secret[dataKeyBytes:before]) != row.WrappingID {
 		psa.Wipe(secret)
-		return opened{}, psa.Errorf(psa.StatusDataCorrupt, "what it unwraps is not this KIM's data key")
+		return opened{}, psa.Errorf(psa.StatusDataCorrupt, "it unwraps something that is not this KIM's data key")
 	}
 	return opened{secret[:dataKeyBytes:dataKeyBytes], schema}, nil
 }
@@ -439,10 +439,10 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	}
 	strangers, err := tidy(k.o.Dir, now)
 	if err != nil {
-		p.log.Warn("a wrapping key that nobody needs any more stays", "err", err)
+		p.log.Warn("cannot remove a wrapping key that is no longer used", "err", err)
 	}
 	for _, path := range strangers {
-		p.log.Warn("a file is no wrapping key of this KIM; it is left alone", "path", path)
+		p.log.Warn("a file is not a wrapping key of this KIM; it is left alone", "path", path)
 	}
 	return nil
 }
@@ -478,19 +478,19 @@ func (k *KIM) stayAbsent(row WrappedKey, why error) error {
 // sealedBy says why a provider does not unwrap the data key.
 func sealedBy(row WrappedKey, why error) error {
 	name := strings.TrimPrefix(row.Kind, WrapProvider)
-	hint := "they open by themselves when the device that wrapped the KIM's data key is back; if it is lost for good: parsecfs state rewrap --recovery-key FILE file"
+	hint := "parsecfs opens them when the device that wrapped the data key is back; if the device is lost for good, run parsecfs state rewrap --recovery-key FILE file"
 	switch {
 	case errors.Is(why, errOldStore):
 		hint = psa.HintOf(why)
 	case errors.Is(why, providers.ErrPIN):
 		hint = pinHint(row, why)
 	case psa.StatusOf(why) == psa.StatusNotPermitted:
-		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
+		hint = "if you changed the platform on purpose, such as with new firmware, run parsecfs state rewrap --recovery-key FILE " + row.Kind
 	}
-	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s does not unwrap the data key: %w", name, why).WithHint(hint)
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s cannot unwrap the data key: %w", name, why).WithHint(hint)
 }
 
-var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "it has not answered yet, or is not configured")
+var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "the provider has not responded yet, or is not configured")
 
 // Files of wrapping keys. The one at wrapping.key counts, until a rewrap has stored a row with the id of another one: that
 // one lies beside it as wrapping.key.OLD.NEW, under both rows' ids, so that it is never in doubt for which row it is, and
@@ -642,8 +642,8 @@ func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
 		return nil, fileError(err, "cannot write the recovery key %s", path)
 	}
 	if inside {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key %s would lie in the state directory %s, and be lost with it", path, stateDir).
-			WithHint("give a file elsewhere, best on another machine's disk")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key %s would be in the state directory %s, and be lost with it", path, stateDir).
+			WithHint("choose a file elsewhere, best on a disk of another machine")
 	}
 	w := newWrappingKey()
 	defer psa.Wipe(w.key[:])
@@ -675,7 +675,7 @@ func ReadRecoveryKey(path string) ([]byte, error) {
 	psa.Wipe(w.key[:])
 	if err != nil {
 		psa.Wipe(b)
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "%s is no recovery key: %w", path, err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "%s is not a recovery key: %w", path, err)
 	}
 	return b, nil
 }

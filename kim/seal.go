@@ -115,12 +115,12 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 		sealer.warn(err.Error())
 	}
 	for _, path := range strangers {
-		sealer.warn(path + " is no wrapping key of this KIM; it is left alone")
+		sealer.warn(path + " is not a wrapping key of this KIM; it is left alone")
 	}
 	path = wrappingPath(dir, stored)
-	sealer.warn("the wrapping key " + path + " lies on the same disk as the KIM: whoever can read both can read the secret keys in it")
+	sealer.warn("the wrapping key " + path + " is on the same disk as the KIM: whoever can read both can read the secret keys in the KIM")
 	if w.mode&0o077 != 0 {
-		sealer.warn(fmt.Sprintf("the wrapping key %s is open to others (mode %04o); chmod 0600 it", path, w.mode))
+		sealer.warn(fmt.Sprintf("other users can read the wrapping key %s (mode %04o); run chmod 0600 on it", path, w.mode))
 	}
 	return sealer, nil
 }
@@ -184,14 +184,14 @@ func noWrappingKey(dir string) error {
 		return fileError(err, "cannot make a wrapping key in %s", dir)
 	}
 	if had != "" {
-		return psa.Errorf(psa.StatusDataCorrupt, "the KIM is empty, but a wrapping key is there, %s: the keys that it had are lost", had).
-			WithHint("restore the KIM from a backup; or, to begin a new one, move " + had + " away")
+		return psa.Errorf(psa.StatusDataCorrupt, "the KIM is empty, but there is a wrapping key, %s: the keys of its KIM are lost", had).
+			WithHint("restore the KIM from a backup; or, to start a new one, move " + had + " away")
 	}
 	return nil
 }
 
 func lostDataKey(why error) error {
-	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed, and nothing in it can be proven: the data key is lost: %w", why).
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed, and its rows cannot be verified: the data key is lost: %w", why).
 		WithHint("restore the KIM from a backup")
 }
 
@@ -217,7 +217,7 @@ func guard(ctx context.Context, store Store, row WrappedKey, key opened, warn fu
 	}
 	damaged, err := store.Rekey(ctx, Rekeying{Old: row.WrappingID, Row: next, Guard: guard})
 	if damaged > 0 {
-		warn(fmt.Sprintf("%d rows of the KIM cannot be understood", damaged))
+		warn(fmt.Sprintf("%d rows of the KIM cannot be read", damaged))
 	}
 	return err
 }
@@ -306,19 +306,19 @@ func wrappingAbsent(path string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		what = "is missing"
 	case errors.Is(err, errOtherKey):
-		what = "is not the one of this KIM"
+		what = "belongs to another KIM"
 	case errors.As(err, new(*fs.PathError)):
 		what = "cannot be read"
 	}
 	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: the wrapping key %s %s: %w", path, what, err).
-		WithHint("put the KIM's own wrapping.key back (parsecfs state backup keeps it) and mount again; where there is a recovery key, parsecfs state rewrap --recovery-key FILE file makes a new one")
+		WithHint("put the KIM's own wrapping.key back (a parsecfs state backup has it) and mount again; or, if you have a recovery key, run parsecfs state rewrap --recovery-key FILE file")
 }
 
 var errOtherKey = errors.New("it has another id")
 
 func unwrap(stored WrappedKey, w wrappingKey) (opened, error) {
 	if stored.Kind != WrapFile && stored.Kind != kindRecovery {
-		return opened{}, fmt.Errorf("the KIM wants a wrapping key of kind %q", stored.Kind)
+		return opened{}, fmt.Errorf("the KIM needs a wrapping key of kind %q", stored.Kind)
 	}
 	if stored.WrappingID != w.id {
 		return opened{}, fmt.Errorf("%w: %x, not %x", errOtherKey, w.id, stored.WrappingID)
@@ -330,11 +330,11 @@ func unwrap(stored WrappedKey, w wrappingKey) (opened, error) {
 		}
 		if len(key) != dataKeyBytes {
 			psa.Wipe(key)
-			return opened{}, errors.New("what it unwraps is no data key")
+			return opened{}, errors.New("it unwraps something that is not a data key")
 		}
 		return opened{key, schema}, nil
 	}
-	return opened{}, errors.New("it does not unwrap the data key")
+	return opened{}, errors.New("it cannot unwrap the data key")
 }
 
 // wrap encrypts the data key for a row that says everything else.
@@ -408,7 +408,7 @@ func (d *dataKey) reseal(to *dataKey, k Key, provider [16]byte, sealed []byte) (
 }
 
 func damagedSecret(k Key) error {
-	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %x does not belong to its row, or was damaged", k.ID).
+	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %x is damaged, or belongs to another row", k.ID).
 		WithHint("restore the KIM from a backup")
 }
 
@@ -459,7 +459,7 @@ func (w *wrappingKey) marshal(head string) []byte {
 }
 
 func parseWrappingKey(head string, b []byte) (w wrappingKey, err error) {
-	bad := fmt.Errorf("it is no file of the kind %q", strings.TrimSpace(head))
+	bad := fmt.Errorf("it is not a file of the kind %q", strings.TrimSpace(head))
 	rest, ok := bytes.CutPrefix(b, []byte(head))
 	if !ok || len(b) != wrappingBytes {
 		return w, bad

@@ -89,9 +89,9 @@ func (k *KIM) WrappedWithPIN(ctx context.Context) (bool, error) {
 
 // pinHint says what helps where a PIN keeps the data key sealed.
 func pinHint(row WrappedKey, why error) string {
-	hint := "wrapping_pin_source in [core_settings] must say where the PIN is, as it was when the store was wrapped"
+	hint := "set wrapping_pin_source in [core_settings] to where the PIN is that the store was wrapped with"
 	if own := psa.HintOf(why); own != "" {
 		hint = own
 	}
-	return hint + "; if the PIN is lost: parsecfs state rewrap --recovery-key FILE " + row.Kind
+	return hint + "; if the PIN is lost, run parsecfs state rewrap --recovery-key FILE " + row.Kind
 }

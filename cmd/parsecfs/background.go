@@ -26,8 +26,8 @@ const logName = "parsecfs.log"
 // maxFailureBytes bounds what a daemon says about its failure.
 const maxFailureBytes = 64 << 10
 
-// background starts this command line again in a session of its own, where the descriptor in readyVariable stands for
-// --background, and returns once it has mounted; otherwise with what it said.
+// background runs this command line again in a session of its own, with the descriptor in readyVariable instead of
+// --background. It returns when that process has mounted, or with the error that it reported.
 func background(stateDir, dir string, stderr io.Writer) error {
 	if err := providers.MakeTrustedDir(stateDir); err != nil {
 		return &fs.Error{Kind: fs.KindState, Err: fmt.Errorf("the state directory %s: %w", stateDir, err), Hint: psa.HintOf(err)}
@@ -53,7 +53,7 @@ func background(stateDir, dir string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// It ends when the daemon says that it is ready, or ends itself.
+	// Reading ends when the daemon reports that it is ready, or exits.
 	said, err := io.ReadAll(io.LimitReader(r, maxFailureBytes))
 	if err != nil {
 		return err
@@ -71,15 +71,15 @@ func background(stateDir, dir string, stderr io.Writer) error {
 	}
 	text, hint, _ := bytes.Cut(bytes.TrimSuffix(bytes.TrimPrefix(said, []byte("parsecfs: ")), []byte("\n")), []byte("\nhint: "))
 	if len(text) == 0 {
-		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon ended before it had mounted: %v", err), Hint: "see " + log.Name()}
+		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon exited before the mount was ready: %v", err), Hint: "see " + log.Name()}
 	}
 	return &fs.Error{Kind: kind, Err: fmt.Errorf("%s", text), Hint: string(hint)}
 }
 
-// readyWord is what the daemon says when the tree answers.
+// readyWord is what the daemon sends when the tree can be used.
 const readyWord = "ready"
 
-// readyPipe tells the parent of a daemon in the background how it went. Nil says nothing.
+// readyPipe tells the parent of a background daemon whether it has mounted. A nil pipe tells nothing.
 type readyPipe struct{ f *os.File }
 
 // inheritReady takes the pipe from the environment, and keeps it from children.
@@ -91,7 +91,7 @@ func inheritReady() (*readyPipe, error) {
 	os.Unsetenv(readyVariable)
 	fd, err := strconv.Atoi(text)
 	if err != nil || fd < 3 {
-		return nil, fmt.Errorf("%s is no descriptor", readyVariable)
+		return nil, fmt.Errorf("%s is not the number of a descriptor", readyVariable)
 	}
 	unix.CloseOnExec(fd)
 	return &readyPipe{os.NewFile(uintptr(fd), "ready")}, nil

@@ -160,7 +160,7 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "[mount]\ndropbox = true", `c.toml:8: wrong value for mount.dropbox; allowed: "lineage", "off"`},
 		{minimal + "[authenticator]\nauth_type = 'JwtSvid'", `c.toml:8: auth_type "JwtSvid" does not exist here; allowed: "UnixPeerCredentials", "SystemdUnit"`},
 		{minimal + "[[authenticator]]\nauth_type = 'Direct'", `c.toml:8: auth_type "Direct" does not exist here`},
-		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = [{ units = ['nginx'] }]", `c.toml:9: authenticator.rules.units: "nginx" is no unit that a process runs in`},
+		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = [{ units = ['nginx'] }]", `c.toml:9: authenticator.rules.units: "nginx" is not a unit for processes`},
 		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = [{ provider = 'tpm', units = [] }]", `c.toml:9: authenticator.rules.provider: no [[provider]] has the name "tpm"`},
 		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nrules = ['nginx.service']", `c.toml:9: wrong value for authenticator.rules; allowed: an array like`},
 		{minimal + "[authenticator]\nauth_type = 'SystemdUnit'\nadmins = []", `c.toml:9: unknown key "authenticator.admins"; allowed: auth_type, rules`},

@@ -45,7 +45,7 @@ func TestCapabilityErrors(t *testing.T) {
 		"-\t-\t-\t-\tfly":       `unknown operation "fly"; allowed: generate, import`,
 		"-\t-\t-\t-\tsign,":     `unknown operation ""`,
 		"-\t-\t-\t-\tsign,sign": "operation sign is listed twice",
-		"foo\t-\t-\t-\tsign":    `template "foo": no template begins so`,
+		"foo\t-\t-\t-\tsign":    `template "foo": no template begins like this`,
 		"ed25519\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\tsign": "the template means PSA_KEY_TYPE_ECC_KEY_PAIR(PSA_ECC_FAMILY_TWISTED_EDWARDS), 255, PSA_ALG_PURE_EDDSA",
 	} {
 		_, err := ParseCapability(line)

@@ -138,7 +138,7 @@ func ScanRest(b []byte) (left int, err error) {
 		b = after
 	}
 	if n := min(len(b), len(pemBegin)); string(b[:n]) != pemBegin[:n] {
-		return 0, Errorf(StatusInvalidArgument, "something follows what was complete already")
+		return 0, Errorf(StatusInvalidArgument, "there is something after the complete text or key")
 	}
 	return len(b), nil
 }
@@ -149,8 +149,8 @@ const tss2Label = "TSS2 PRIVATE KEY"
 func wrapped(end int, der []byte, draft Attributes) (int, *Material, Attributes, error) {
 	err := draft.Validate()
 	if err != nil || draft.Algorithm == AlgNone || draft.Bits == 0 {
-		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a key that a TPM wrapped, in a draft without a template").
-			WithHint("give a template in attributes before the import")
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "the draft needs a template, because the key was wrapped by a TPM").
+			WithHint("write a template into attributes before the import")
 	}
 	return end, &Material{Format: FormatTSS2, Data: bytes.Clone(der)}, draft, nil
 }
@@ -168,8 +168,9 @@ func scanRaw(b []byte, draft Attributes) (int, *Material, Attributes, error) {
 		return 0, nil, Attributes{}, nil
 	}
 	if bytes.HasPrefix(b[:n], []byte(pemBegin)) {
-		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a PEM block; the draft is a %s key, which takes %d raw bytes", draft.Type, n).
-			WithHint("make a new draft for the PEM key, or one with the fitting template")
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument,
+			"this is a PEM block, but the draft is for a %s key, which takes %d raw bytes", draft.Type, n).
+			WithHint("make a new draft without a template for the PEM key, or with one that fits it")
 	}
 	return n, &Material{Format: FormatRaw, Data: bytes.Clone(b[:n])}, draft, nil
 }
@@ -454,7 +455,7 @@ func parseKey(der []byte) (*Material, Attributes, error) {
 		data, err = x509.MarshalPKIXPublicKey(key)
 	}
 	if err != nil {
-		return nil, Attributes{}, Errorf(StatusInvalidArgument, "the key cannot be written as %s: %w", format, err)
+		return nil, Attributes{}, Errorf(StatusInvalidArgument, "the key cannot be encoded as %s: %w", format, err)
 	}
 	return &Material{Format: format, Data: data}, a, nil
 }

@@ -178,7 +178,7 @@ func TestScanDraft(t *testing.T) {
 		{"ed25519.encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"rsa2048.pkcs1-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"openssh", Attributes{}, StatusNotSupported, "OpenSSH's own format"},
-		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument, "a PEM block; the draft is a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
+		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument, "this is a PEM block, but the draft is for a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
 	} {
 		end, m, _, err := ScanMaterial(keyFile(t, c.file), c.draft)
 		checkError(t, err, c.status, c.text)

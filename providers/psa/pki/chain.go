@@ -26,7 +26,7 @@ func ParseChain(b, spki []byte) (end int, chain []byte, err error) {
 		}
 		if chain == nil && !bytes.Equal(c.RawSubjectPublicKeyInfo, spki) {
 			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the first certificate is for another key").
-				WithHint("write this key's own certificate first, then those that vouch for it")
+				WithHint("write this key's own certificate first, then those of its issuers")
 		}
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})...)
 		rest = after

@@ -88,7 +88,7 @@ var subjectTypes = map[string]asn1.ObjectIdentifier{
 // 4.2.1.6): DNS:, IP:, URI: or email:. Without a subject an alternative name is needed.
 func parseRequest(text string) (*x509.CertificateRequest, error) {
 	if len(text) > MaxSubject || strings.ContainsRune(text, 0) || strings.ToValidUTF8(text, "") != text {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is no text")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is not text")
 	}
 	lines := strings.Split(strings.TrimRight(text, "\r\n \t"), "\n")
 	r := &x509.CertificateRequest{}

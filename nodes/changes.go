@@ -102,5 +102,5 @@ func (t *Tree) Refused(by fuse.Caller, command string) {
 
 // TurnedAway is for whoever may give no command at all.
 func (t *Tree) TurnedAway(by fuse.Caller) {
-	t.audit(callerFrom(by), AuditOpen, place{t: t}, "connect", time.Now(), gate.Refuse(syscall.EACCES, "only root and admins can use commands", ""))
+	t.audit(callerFrom(by), AuditOpen, place{t: t}, "connect", time.Now(), gate.Refuse(syscall.EACCES, "only root and admins can do this", ""))
 }

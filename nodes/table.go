@@ -111,7 +111,7 @@ var providerRows = []*row{
 		help: "random bytes, at most 64 KiB an open"},
 	{number: 6, name: "can_do", kind: request, mode: 0666, op: psa.CanDo, make: makes(canDo),
 		spec: transaction.Spec{Inputs: []input{{Name: "questions", Whole: maxQuestions}}, Outputs: []output{{Name: "answers"}}},
-		help: "questions like \"sign ecdsa-p256-sha256\" in, one a line; \"yes\" or \"no: why\" out for each, and for all in that order on one key"},
+		help: "questions like \"sign ecdsa-p256-sha256\" in, one a line; \"yes\" or \"no: why\" out for each, then for all in order on one key"},
 	{number: 9, name: "attest", kind: request, mode: 0600, op: psa.Attest, present: keyless(psa.Attest, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "pcrs"}, {Name: "challenge", Required: always, Whole: psa.MaxChallenge}}, Outputs: []output{{Name: "attestation"}, {Name: "signature"}, {Name: "signer_public", SlotOnly: true}}},
 		help: "a verifier's challenge in, a signed quote of PCRs 0 to 7 out; a slot's pcrs (0,7) choose others"},
@@ -157,7 +157,7 @@ var signRow = &row{number: 16, name: "sign", kind: request, mode: 0600, op: psa.
 
 var exportRow = &row{number: 26, name: "export", kind: request, mode: 0600, op: psa.Export,
 	spec: transaction.Spec{Inputs: []input{{Name: "format", Whole: psa.MaxExport}}, Outputs: []output{{Name: "key"}}}, make: makes(export),
-	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out; a TPM takes \"tss2\", and a passphrase for it in a second line"}
+	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out; a TPM takes \"tss2\", and in a second line its passphrase"}
 
 // keyRows are the files of a key.
 var keyRows = []*row{
@@ -184,7 +184,7 @@ var keyRows = []*row{
 		help: "a PEM chain that is kept beside the key; its first certificate must be the key's; an empty line removes it"},
 	{number: 12, name: "derive", kind: request, mode: 0600, op: psa.Derive, make: agrees,
 		spec: transaction.Spec{Inputs: []input{{Name: "salt"}, {Name: "length"}, {Name: "store"}, {Name: "info", Whole: psa.MaxDerived}}, Outputs: []output{{Name: "secret"}}},
-		help: "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; in a slot, write the name of your draft to store to make it the key"},
+		help: "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; in a slot, store takes the name of your draft to make it the key"},
 	signRow,
 	{number: 17, name: "sign_hash", kind: request, mode: 0600, op: psa.SignHash,
 		spec: transaction.Spec{Inputs: []input{{Name: "hash", Whole: maxDigest}}, Outputs: []output{derSignature}},

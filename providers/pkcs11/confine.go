@@ -170,27 +170,35 @@ func (e *deniedError) Error() string {
 
 func (e *deniedError) Unwrap() error { return e.err }
 
-// readable says that the file cannot be read, or the directory not be passed. One that is missing is the module's to tell.
+// readable reports a file that we may not read, or a directory that we may not enter. A missing one is left to the module.
 func readable(path string) error {
-	info, err := os.Stat(path)
-	if err == nil && info.IsDir() {
-		err = unix.Access(path, unix.X_OK)
-	} else if err == nil {
-		err = unix.Access(path, unix.R_OK)
-	}
-	if errors.Is(err, fs.ErrPermission) {
+	if err := access(path); errors.Is(err, fs.ErrPermission) {
 		return &deniedError{path, unix.EACCES}
 	}
 	return nil
 }
 
-// confined says what is missing where a worker was not started as it should be.
+func access(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return unix.Access(path, unix.X_OK)
+	}
+	return unix.Access(path, unix.R_OK)
+}
+
+// confined reports a worker that was not started as it should be.
 func confined() error {
 	on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-	if err == nil && on != 1 {
-		err = errors.New("the process could gain new privileges")
+	if err != nil {
+		return err
 	}
-	return err
+	if on != 1 {
+		return errors.New("the process could gain new privileges")
+	}
+	return nil
 }
 
 // keepable are the capabilities that a device may want. None of them leads to another process's memory.

@@ -40,25 +40,30 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 		return nil, errUnsupported("open", a, a.Algorithm)
 	}
 	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public), adopted: b.Object != ""}
-	var err error
-	if a.Type.IsAsymmetric() {
-		k.verifier, err = a.PublicKey(b.Public)
-	} else if len(b.Public) != 0 {
-		err = psa.Errorf(psa.StatusInvalidArgument, "a %s key must have no public part", a.Type)
-	}
-	if err == nil && len(b.Secret) != 0 {
-		err = psa.Errorf(psa.StatusInvalidArgument, "the stored key must have no secret part, which is on the token")
-	}
-	if err == nil {
-		k.object, err = objectOf(h, a.Type, b.Object)
-	}
-	if err == nil {
-		k.object.unique, err = uniqueOf(k.verifier)
-	}
-	if err != nil {
+	if err := k.read(h, b); err != nil {
 		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key is damaged: %w", err)
 	}
 	return k, nil
+}
+
+// read takes from the blob which object is the key, and its public part.
+func (k *key) read(h providers.Handle, b providers.Blob) (err error) {
+	if len(b.Secret) != 0 {
+		return psa.Errorf(psa.StatusInvalidArgument, "the stored key must have no secret part, which is on the token")
+	}
+	switch t := k.attributes.Type; {
+	case t.IsAsymmetric():
+		if k.verifier, err = k.attributes.PublicKey(b.Public); err != nil {
+			return err
+		}
+	case len(b.Public) != 0:
+		return psa.Errorf(psa.StatusInvalidArgument, "a %s key must have no public part", t)
+	}
+	if k.object, err = objectOf(h, k.attributes.Type, b.Object); err != nil {
+		return err
+	}
+	k.object.unique, err = uniqueOf(k.verifier)
+	return err
 }
 
 // objectOf names the private or secret key: of a handle, or of the token's own name of an adopted one.

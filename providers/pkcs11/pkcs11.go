@@ -142,21 +142,25 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		return providers.Blob{}, err
 	}
 	if material == nil {
-		generated, err := publicOf(a.Type, a.Bits, made.objects[0])
-		if err == nil && generated == nil {
-			err = psa.Errorf(psa.StatusHardwareFailure, "the token made a key without its public part")
+		if pub, err = generated(a, made.objects[0]); err != nil {
+			// The journal has the key destroyed.
+			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "wrong public part of the new key: %w", err)
 		}
-		if err == nil {
-			err = a.Describes(generated)
-		}
-		if err != nil {
-			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure,
-				"wrong public part of the new key: %w", err) // the journal has it destroyed
-		}
-		pub = generated
 	}
 	der, err := psa.MarshalPublicKey(pub)
 	return providers.Blob{Public: der}, err
+}
+
+// generated is the public part of a key that the token made.
+func generated(a psa.Attributes, list []attribute) (crypto.PublicKey, error) {
+	pub, err := publicOf(a.Type, a.Bits, list)
+	if err != nil {
+		return nil, err
+	}
+	if pub == nil {
+		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token made a key without its public part")
+	}
+	return pub, a.Describes(pub)
 }
 
 // Destroy destroys all objects of the handle: a Create that was cut short may have left one of two.

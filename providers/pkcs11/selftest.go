@@ -412,9 +412,10 @@ func (t *tester) try(a psa.Attributes, k *testKey) error {
 	switch alg := a.Algorithm; {
 	case alg.IsSign():
 		out, err := do(psa.Sign, nil, message)
-		if err == nil {
-			_, err = do(psa.Verify, out, message) // the answer's name is the input's
+		if err != nil {
+			return err
 		}
+		_, err = do(psa.Verify, out, message) // the output of Sign has the name of Verify's input
 		return err
 	case alg.IsAsymmetricEncryption():
 		err := t.tryAsymmetric(nil, message, do)

@@ -67,15 +67,21 @@ func serve(sockets []io.ReadWriter, answer func(*request) *response) {
 
 func (s *server) end() { s.once.Do(func() { close(s.done) }) }
 
-// lead answers requests for as long as nobody else has taken the socket over.
+// request reads the next request.
+func (p *port) request() (*request, error) {
+	content, err := p.in.next()
+	if err != nil {
+		return nil, err
+	}
+	r := &request{}
+	return r, parse(content, func(c *codec) { c.request(r) })
+}
+
+// lead answers requests until another thread takes the socket over.
 func (p *port) lead(me uint64) {
 	s := p.s
 	for {
-		content, err := p.in.next()
-		r := &request{}
-		if err == nil {
-			err = parse(content, func(c *codec) { c.request(r) })
-		}
+		r, err := p.request()
 		if err != nil {
 			s.end()
 			return

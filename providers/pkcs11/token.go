@@ -201,17 +201,20 @@ func (t *token) failed() {
 	t.log.Warn("a PKCS #11 module's process died", "library", t.launch.library, "times", t.failures, "err", t.last)
 }
 
+// startWorker starts a worker.
+func (t *token) startWorker() (*process, error) {
+	if !t.settled {
+		if err := t.launch.settle(); err != nil {
+			return nil, err
+		}
+		t.settled = true
+	}
+	return t.launch.start(t.log)
+}
+
 // begin starts a worker, has it find the token, and logs in.
 func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
-	var err error
-	if !t.settled {
-		err = t.launch.settle()
-		t.settled = err == nil
-	}
-	var p *process
-	if err == nil {
-		p, err = t.launch.start(t.log)
-	}
+	p, err := t.startWorker()
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process cannot be started: %w", err)
 	}

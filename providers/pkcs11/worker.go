@@ -41,7 +41,7 @@ func WorkerMain() {
 	}
 	err := start(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
 	if err == nil {
-		end()
+		end() // does not return
 	}
 	fmt.Fprintln(os.Stderr, err)
 	if _, denied := errors.AsType[*deniedError](err); denied {

@@ -75,10 +75,11 @@ func (c *chip) shown(known **tpm2.TPMTPublic, template tpm2.TPMTPublic) (*tpm2.T
 		made = area
 		return nil
 	})
-	if err == nil {
-		*known = made
+	if err != nil {
+		return nil, err
 	}
-	return made, err
+	*known = made
+	return made, nil
 }
 
 // takesTwo says whether there is room for two objects at once beside the parent, as every TPM of a PC has.

@@ -399,10 +399,11 @@ func (u *use) mac(ctx context.Context, message []byte) (out []byte, err error) {
 	err = u.with(ctx, "mac", others, func(c *chip, l *loaded) error {
 		if len(message) <= bufferSize {
 			rsp, err := tpm2.Hmac{Handle: u.private(c, l, encryptBoth), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
-			if err == nil {
-				out = rsp.OutHMAC.Buffer
+			if err != nil {
+				return err
 			}
-			return err
+			out = rsp.OutHMAC.Buffer
+			return nil
 		}
 		out, err = c.sequence(u.private(c, l, encryptIn), hash, message)
 		return err

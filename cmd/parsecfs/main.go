@@ -47,12 +47,17 @@ var exitCodes = map[fs.Kind]int{
 func main() {
 	pkcs11.WorkerMain()
 	ready, err := inheritReady()
-	if err == nil {
-		err = run(os.Args, ready)
+	if err != nil {
+		fail(err, nil)
 	}
-	if err == nil {
-		os.Exit(exitOK)
+	if err := run(os.Args, ready); err != nil {
+		fail(err, ready)
 	}
+	os.Exit(exitOK)
+}
+
+// fail reports an error and exits.
+func fail(err error, ready *readyPipe) {
 	printError(os.Stderr, err)
 	ready.fail(err)
 	os.Exit(exitCode(os.Args, err))

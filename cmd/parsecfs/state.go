@@ -44,7 +44,7 @@ The copy contains the wrapping key, and therefore every secret in the key store:
 	return cmd
 }
 
-// writeNew makes a file that did not exist, 0600 and on the disk before it returns; on failure there is none.
+// writeNew creates a file with mode 0600, and syncs it to the disk. It never replaces a file. If it fails, it removes the file.
 func writeNew(name string, write func(io.Writer) error) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
@@ -53,19 +53,21 @@ func writeNew(name string, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err != nil {
+	if err := errors.Join(writeSynced(f, write), f.Close()); err != nil {
 		os.Remove(name)
 		return firstError(err)
 	}
 	return nil
 }
 
-// firstError undoes a join of one error, so that it is printed with its hint.
+func writeSynced(f *os.File, write func(io.Writer) error) error {
+	if err := write(f); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// firstError unwraps a join of one error, so that it is printed with its hint.
 func firstError(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) == 1 {
 		return joined.Unwrap()[0]

@@ -12,7 +12,7 @@ import (
 
 const userForms = `"USER" or "USER:GROUP", names or numbers`
 
-// parseAccount reads the setting user, as chown(1) does. Without a group it is the user's own.
+// parseAccount reads the setting user in the form of chown(1). Without a group it uses the user's own group.
 func parseAccount(v any) (*account, error) {
 	s, ok := v.(string)
 	if !ok || s == "" {
@@ -100,14 +100,14 @@ func (l launch) orders() orders {
 	return o
 }
 
-// passedOn are the variables that a module gets from this program's own environment: where and in which language it runs, and
-// the names that modules and what they stand on read. The rest is nobody's business there.
+// passedOn are the variables that a module gets from this program's environment: where and in which language it runs, and
+// the variables that known modules and their libraries read. A module gets nothing else of it.
 var passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_RUNTIME_DIR",
 	"DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF", "OPENSC_DEBUG", "PCSCLITE_*",
 	"YUBIHSM_PKCS11_*"}
 
-// workerEnvironment is what of our own environment a module gets, more, and what is of its user. A worker's crash writes no
-// registers into the log: they may have keys in them.
+// workerEnvironment is a module's environment: part of our own, more, and the variables of its user. It keeps a crashing
+// worker from writing registers into the log, since they may hold keys.
 func workerEnvironment(own, more []string, a *account) (env []string) {
 	for _, v := range own {
 		name, _, _ := strings.Cut(v, "=")
@@ -126,7 +126,7 @@ func workerEnvironment(own, more []string, a *account) (env []string) {
 	return lastOfEach(append(append(env, more...), "GOTRACEBACK=none"))
 }
 
-// lastOfEach leaves a variable its last value: getenv(3) finds the first.
+// lastOfEach keeps only the last value of each variable, because getenv(3) finds the first.
 func lastOfEach(env []string) []string {
 	at, kept := map[string]int{}, env[:0:0]
 	for _, v := range env {

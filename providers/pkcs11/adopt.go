@@ -76,7 +76,7 @@ type found struct {
 var foreignTypes = []uint64{p11.CKA_ID, p11.CKA_LABEL, p11.CKA_KEY_TYPE, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT, p11.CKA_EC_PARAMS, p11.CKA_EC_POINT,
 	p11.CKA_VALUE_LEN, p11.CKA_SIGN, p11.CKA_DECRYPT, p11.CKA_ENCRYPT, p11.CKA_DERIVE, p11.CKA_VERIFY}
 
-// list gives all keys on the token: private ones with their public part, secret ones, and public ones alone.
+// list returns all keys on the token: private ones with their public part, secret ones, and public ones alone.
 func (p *provider) list(ctx context.Context) ([]found, error) {
 	var all []found
 	for _, class := range []uint64{p11.CKO_PUBLIC_KEY, p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY} {
@@ -104,8 +104,8 @@ func (p *provider) list(ctx context.Context) ([]found, error) {
 	return all, nil
 }
 
-// kindOf is a key's type and size, none where it is of a kind that is not known here, and the algorithms that its flags
-// speak of, the best first.
+// kindOf is a key's type and size, none if its kind is not supported, and the algorithms that its flags allow, the best
+// first.
 func (f found) kindOf() (a psa.Attributes, algorithms []psa.Algorithm) {
 	is := func(typ uint64) bool {
 		v, ok := valueOf(f.attributes, typ)
@@ -161,8 +161,8 @@ func (f found) kindOf() (a psa.Attributes, algorithms []psa.Algorithm) {
 	return a, algorithms
 }
 
-// attributesOf are those that Adopt gives a key: the default template of its kind that its flags and the token allow,
-// none where there is none.
+// attributesOf are what Adopt gives a key by default: the default template of its kind that its flags and the token allow,
+// or none.
 func (p *provider) attributesOf(f found) psa.Attributes {
 	a, algorithms := f.kindOf()
 	if a.Type.IsAsymmetric() && publicPart(a, f) == nil {
@@ -205,7 +205,7 @@ func curveNamed(params []byte) (psa.KeyType, int) {
 	return psa.KeyTypeNone, 0
 }
 
-// publicPart is the public key, from its own object or the private one; nil where neither has it.
+// publicPart is the public key, from its own object or the private one, nil if neither has it.
 func publicPart(a psa.Attributes, f found) crypto.PublicKey {
 	for _, list := range [][]attribute{f.public, f.attributes} {
 		if pub, err := publicOf(a.Type, a.Bits, list); err == nil && pub != nil && a.Describes(pub) == nil {
@@ -219,7 +219,7 @@ func (o object) fits(f found) bool {
 	return (len(o.id) == 0 || bytes.Equal(o.id, f.object.id)) && (o.label == "" || o.label == f.object.label)
 }
 
-// nameOf is the shortest reference that no other key fits, or else the longest.
+// nameOf is the shortest reference that fits no other key. If there is none, it is the longest one.
 func nameOf(f found, all []found) string {
 	id, label := object{id: f.object.id}, object{label: f.object.label}
 	for _, o := range []object{id, label} {
@@ -239,7 +239,7 @@ func nameOf(f found, all []found) string {
 	return f.object.reference()
 }
 
-// labelOf is what Create calls an object.
+// labelOf is the label that Create gives an object.
 func labelOf(id []byte) string { return "parsecfs " + hex.EncodeToString(id[:min(len(id), 4)]) }
 
 func (p *provider) foreign(f found, all []found) providers.Foreign {
@@ -266,8 +266,8 @@ func (p *provider) Foreign(ctx context.Context) ([]providers.Foreign, error) {
 	return list, nil
 }
 
-// Adopt finds the one key that parseReference's name means. One that signs does so once, so that no other key's public
-// part passes for its own.
+// Adopt finds the one key that a reference names. A key that can sign must sign once, to prove that the public part is its
+// own.
 func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string) (providers.Foreign, providers.Blob, error) {
 	none := func(err error) (providers.Foreign, providers.Blob, error) {
 		return providers.Foreign{}, providers.Blob{}, err

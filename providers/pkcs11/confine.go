@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A worker begins as this program does, with all that it may, and no module. It gives everything away that a module has no
-// use for, on one thread, and executes itself again from there: what runs then, all of its threads, never had it.
+// A worker starts with all rights of this program, and without a module. One thread gives up every right that a module does
+// not need, and executes the program again: from then on no thread of it ever had these rights.
 
-// orders are what a worker does with itself before it executes itself again, as JSON in the variable ordersName.
+// orders say what a worker gives up before it executes itself again. They are JSON in the variable ordersName.
 type orders struct {
 	User         *account // nil: whose the program is
 	Capabilities []int    // that it keeps
@@ -35,11 +35,11 @@ type account struct {
 
 const (
 	ordersName = "PARSECFS_WORKER"
-	// exitDenied is a worker's exit status where its user may not read what the module needs.
+	// exitDenied is a worker's exit status if its user may not read what the module needs.
 	exitDenied = 4
 )
 
-// confine does what the orders say, and returns only where that failed.
+// confine carries the orders out. It returns only if that fails.
 func confine(text string, sockets int) error {
 	var o orders
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
@@ -72,7 +72,7 @@ func confine(text string, sockets int) error {
 	return fmt.Errorf("cannot execute %s again: %w", os.Args[0], syscall.Exec("/proc/self/exe", os.Args, o.Environment))
 }
 
-// becomeUser changes the user, and leaves the thread no capability but those that are kept, now or later.
+// becomeUser changes the user, and leaves the thread only the capabilities to keep, now and later.
 func (o *orders) becomeUser() error {
 	have, err := capabilities()
 	if err != nil {
@@ -109,7 +109,7 @@ func (o *orders) becomeUser() error {
 	return setCapabilities(kept, kept)
 }
 
-// lockCapabilities has what is kept outlive an execve, and nothing else come back by one.
+// lockCapabilities makes the kept capabilities survive an execve, and no others come back by one.
 func (o *orders) lockCapabilities(kept uint64) error {
 	for _, c := range o.Capabilities {
 		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
@@ -158,7 +158,7 @@ func setCapabilities(permitted, inheritable uint64) error {
 	return nil
 }
 
-// deniedError is of a file that the module needs, and that its user may not read.
+// deniedError reports a file that the module needs but its user may not read.
 type deniedError struct {
 	path string
 	err  error
@@ -201,7 +201,7 @@ func confined() error {
 	return nil
 }
 
-// keepable are the capabilities that a device may want. None of them leads to another process's memory.
+// keepable are the capabilities that a device may need. None of them gives access to another process's memory.
 var keepable = map[string]int{
 	"CAP_DAC_OVERRIDE":    unix.CAP_DAC_OVERRIDE,
 	"CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,

@@ -9,7 +9,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// statuses are those of the return values that mean something to a caller (PKCS #11 v2.40, 5.1).
+// statuses maps return values to statuses, where they mean something to a caller (PKCS #11 v2.40, 5.1).
 var statuses = map[p11.Error]struct {
 	status psa.Status
 	hint   string
@@ -64,7 +64,7 @@ const (
 	hintLocked = "unlock it as the token's security officer: pkcs11-tool --init-pin --login --login-type so"
 )
 
-// err is the error of an answer that is none, nil for outcomeOK.
+// err is the error of a response, nil for outcomeOK.
 func (a *response) err(what string) error {
 	switch a.outcome {
 	case outcomeOK:
@@ -93,7 +93,7 @@ func (a *response) err(what string) error {
 	return e
 }
 
-// name is a return value's, "CKR_PIN_INCORRECT", or its number.
+// name is the name of a return value, "CKR_PIN_INCORRECT", or its number.
 func name(rv uint64) string {
 	text := p11.Error(rv).Error() // "pkcs11: 0xA0: CKR_PIN_INCORRECT"
 	if _, name, ok := strings.Cut(text, ": CKR_"); ok {

@@ -19,7 +19,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// key is an open key. What is secret of it is on the token alone.
+// key is an open key. Its secret part is only on the token.
 type key struct {
 	p          *provider
 	object     object
@@ -31,7 +31,7 @@ type key struct {
 	closed     atomic.Bool
 }
 
-// Open parses the blob. One that is not this key's is StatusDataCorrupt.
+// Open parses the blob. If the blob does not belong to the key, the status is StatusDataCorrupt.
 func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func (k *key) read(h providers.Handle, b providers.Blob) (err error) {
 	return err
 }
 
-// objectOf names the private or secret key: of a handle, or of the token's own name of an adopted one.
+// objectOf names the private or secret key, by its handle, or by the token's name of an adopted key.
 func objectOf(h providers.Handle, t psa.KeyType, adopted string) (o object, err error) {
 	o.id = h[:]
 	if adopted != "" {
@@ -81,7 +81,7 @@ func objectOf(h providers.Handle, t psa.KeyType, adopted string) (o object, err 
 	return o, nil
 }
 
-// uniqueOf is what a key pair alone has, as the token shows it: none of a symmetric key.
+// uniqueOf is an attribute that no other key pair has, as the token shows it; none for a symmetric key.
 func uniqueOf(pub crypto.PublicKey) ([]byte, error) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
@@ -153,7 +153,7 @@ type use struct {
 	ctx        context.Context // of the Finish under way
 }
 
-// finishing tells the use what context its Finish has, which crypto.Signer cannot.
+// finishing gives the use the context of its Finish, which crypto.Signer cannot pass on.
 type finishing struct {
 	psa.Run
 	u *use
@@ -193,7 +193,7 @@ func (u *use) begin(op psa.Op) (psa.Run, error) {
 	return nil, errUnsupported(op.Operation, u.attributes, op.Algorithm) // generate, import
 }
 
-// checkLabel refuses labels with which the token could not decrypt again.
+// checkLabel refuses labels with which the token could not decrypt.
 func (p *provider) checkLabel(op psa.Op) error {
 	label := op.Inputs["additional_data"]
 	known := p.token.known.Load()
@@ -216,13 +216,13 @@ func curveOf(pub crypto.PublicKey) (ecdh.Curve, error) {
 	return nil, psa.Errorf(psa.StatusNotSupported, "ECDH does not work with a %T", pub)
 }
 
-// ask has the token do one thing with the key. The answer is the caller's.
+// ask has the token do one thing with the key. The answer belongs to the caller.
 func (u *use) ask(ctx context.Context, what string, r *request) ([]byte, error) {
 	return u.askAbout(ctx, what, r, psa.StatusSuccess, "")
 }
 
-// askAbout is ask about an input that nobody could check before: where the token refuses it, that is the status and
-// why.
+// askAbout is ask with an input that could not be checked before. If the token refuses the input, the error has the status
+// refused and the text why.
 func (u *use) askAbout(ctx context.Context, what string, r *request, refused psa.Status, why string) ([]byte, error) {
 	r.object = u.object
 	a, err := u.p.ask(ctx, what, r)
@@ -237,8 +237,8 @@ func (u *use) askAbout(ctx context.Context, what string, r *request, refused psa
 	return nil, err
 }
 
-// aboutInput are the errors of an input that is none, or say little: a worker has asked the token how it is before it
-// tells one of those.
+// aboutInput are errors that can mean a wrong input, or anything else. Before a worker reports one, it checks that the token
+// still works.
 var aboutInput = errorSet{p11.CKR_GENERAL_ERROR: true, p11.CKR_FUNCTION_FAILED: true, p11.CKR_DEVICE_ERROR: true, p11.CKR_ARGUMENTS_BAD: true,
 	p11.CKR_DATA_INVALID: true, p11.CKR_DATA_LEN_RANGE: true, p11.CKR_ENCRYPTED_DATA_INVALID: true, p11.CKR_ENCRYPTED_DATA_LEN_RANGE: true,
 	p11.CKR_SIGNATURE_INVALID: true, p11.CKR_MECHANISM_PARAM_INVALID: true, p11.CKR_KEY_SIZE_RANGE: true}
@@ -264,7 +264,7 @@ func digestInfo(h psa.Algorithm, digest []byte) ([]byte, error) {
 	}{pkix.AlgorithmIdentifier{Algorithm: hashes[h].id, Parameters: asn1.NullRawValue}, digest})
 }
 
-// signing is the mechanism of a signature, and what it takes.
+// signing returns the mechanism of a signature, and its input.
 func (u *use) signing(in []byte) (m mechanism, data []byte, err error) {
 	hash := hashes[u.alg.Hash()]
 	switch alg := u.alg; {
@@ -279,9 +279,9 @@ func (u *use) signing(in []byte) (m mechanism, data []byte, err error) {
 	return mechanism{number: ckmEdDSA}, in, nil
 }
 
-// leftmost is the digest as ECDSA takes it (SEC 1, 4.1.3), in the length of the curve's order: its leftmost bits, or
-// zeros before it, which change nothing. Tokens do not all do that by themselves, and a TPM takes no other length.
-// P-521's order is longer than any digest.
+// leftmost is the digest as ECDSA uses it (SEC 1, 4.1.3), as long as the curve's order: its leftmost bits, or zeros before
+// it, which change nothing. Not all tokens do that themselves, and a TPM takes no other length. The order of P-521 is longer
+// than any digest.
 func leftmost(digest []byte, bits int) []byte {
 	n := bits / 8
 	if bits%8 != 0 || len(digest) >= n {
@@ -290,7 +290,7 @@ func leftmost(digest []byte, bits int) []byte {
 	return append(make([]byte, n-len(digest)), digest...)
 }
 
-// Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
+// Sign returns ECDSA signatures in ASN.1, as crypto/ecdsa does.
 func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) {
 	m, data, err := u.signing(in)
 	if err != nil {
@@ -314,8 +314,8 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 	return out, nil
 }
 
-// proves checks a signature. Of an adopted key, since the object of this name may be another key's by now, and many tokens do
-// not show it. Of RSA always: a signature in which the token erred gives the private key away (Boneh, DeMillo and Lipton, 1997).
+// proves checks a signature. It does so for an adopted key, because another key may have its name by now, and many tokens do
+// not show that; and always for RSA, because a faulty signature reveals the private key (Boneh, DeMillo and Lipton, 1997).
 func (u *use) proves(in, signature []byte) error {
 	op := psa.Op{Operation: psa.VerifyHash, Algorithm: u.alg, Inputs: map[string][]byte{"signature": signature}}
 	if u.alg == psa.PureEdDSA {
@@ -345,7 +345,7 @@ func (u *use) signatureLength() int {
 	return a.SignatureLength()
 }
 
-// Decrypt gives RSA's plaintexts.
+// Decrypt decrypts with RSA.
 func (u *use) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOpts) ([]byte, error) {
 	m := mechanism{number: p11.CKM_RSA_PKCS}
 	if u.alg.IsRSAOAEP() {
@@ -355,7 +355,7 @@ func (u *use) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOpts) ([
 	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding, "this ciphertext was not made for this key")
 }
 
-// cipherMechanisms are those of the ciphers; CBC's padding is ours.
+// cipherMechanisms are the mechanisms of the ciphers. We do CBC's padding ourselves.
 var cipherMechanisms = map[psa.Algorithm]uint64{psa.CTR: p11.CKM_AES_CTR, psa.CBCNoPadding: p11.CKM_AES_CBC, psa.CBCPKCS7: p11.CKM_AES_CBC,
 	psa.ECBNoPadding: p11.CKM_AES_ECB, psa.GCM: p11.CKM_AES_GCM}
 
@@ -393,7 +393,7 @@ func (u *use) beginCipher(op psa.Op) (psa.Run, error) {
 	})
 }
 
-// agree gives the x coordinate, in the curve's length (PKCS #11 v2.40 mechanisms, 2.3.7).
+// agree returns the x coordinate, as long as the curve (PKCS #11 v2.40 mechanisms, 2.3.7).
 func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	n := (u.attributes.Bits + 7) / 8
 	if peer.Curve() == ecdh.X25519() && bytes.Equal(peer.Bytes(), make([]byte, n)) {

@@ -37,11 +37,11 @@ func parsePIN(v any) ([]byte, error) {
 	return pin, nil
 }
 
-// refusals is a file that remembers the last PIN that a token refused, so that it is not tried again, not by the next
-// run of the program either: tokens count, and lock themselves.
+// refusals is a file with the last PIN that a token refused. Neither this nor the next run of the program tries that PIN
+// again, because tokens count wrong PINs and lock themselves.
 type refusals struct{ file string }
 
-// refusal is what the file has: not the PIN, but what it can be compared with.
+// refusal is the content of the file: not the PIN, but a hash to compare it with.
 type refusal struct {
 	serial    string
 	salt, sum []byte
@@ -108,7 +108,7 @@ func (o refusal) String() string {
 	return fmt.Sprintf("x%x %x %x %s\n", o.serial, o.salt, o.sum, counted)
 }
 
-// add writes it down.
+// add records a refused PIN.
 func (r refusals) add(serial string, pin []byte, counted bool) error {
 	salt := make([]byte, 16)
 	_, _ = rand.Read(salt) // never fails

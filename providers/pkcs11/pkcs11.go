@@ -2,9 +2,9 @@
 // its keys, under the KIM's handle as CKA_ID; Blob.Public is the SubjectPublicKeyInfo, Blob.Object names an adopted
 // key. What needs no secret (verify, encrypt with RSA, public keys alone) is done in software.
 //
-// A module runs in a process of its own, this program started again, so that one that crashes or hangs takes nothing
-// with it. There, worker.go and module.go speak PKCS #11; here, process.go and token.go keep the worker going, and the
-// rest knows PSA.
+// A module runs in a process of its own, which is this program started again, so that a crash or a hang affects nothing
+// else. In that process worker.go and module.go speak PKCS #11. In this one process.go and token.go keep the worker running,
+// and the rest knows PSA.
 package pkcs11
 
 import (
@@ -51,7 +51,7 @@ func (p *provider) Describe() providers.Description {
 	}
 }
 
-// ask has the token do something. A refusal comes with the answer too.
+// ask has the token do something. A refusal also returns the token's response.
 func (p *provider) ask(ctx context.Context, what string, r *request) (*response, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (p *provider) ask(ctx context.Context, what string, r *request) (*response,
 	return p.token.do(ctx, p.pin, what, r)
 }
 
-// lines is the table of the token, or, before it was seen, all that is possible: the token will say.
+// lines is the table of the token. Before the first contact it is all that is possible, and the token refuses what it cannot do.
 func (p *provider) lines() []psa.Capability {
 	lines := possible
 	if k := p.token.known.Load(); k != nil {

@@ -100,7 +100,7 @@ var settings = []providers.Setting{
 	}},
 }
 
-// parseTokenURI reads a URI that names a token, and no object on it.
+// parseTokenURI reads a URI that names a token, but no object on it.
 func parseTokenURI(s string) (map[string]string, error) {
 	values, err := parseURI(s)
 	if err != nil {
@@ -139,8 +139,8 @@ func pinFile(source string) string {
 	return s.File
 }
 
-// owners are those who may own what the environment names, beside root and whom the program runs as: the module runs as that
-// user, who decides what it does in any case.
+// owners are the users who may own what the environment names, besides root and the user of the program: the module runs as
+// that user, who controls what it does in any case.
 func owners(settings map[string]any) []uint32 {
 	if a, err := parseAccount(settings["user"]); err == nil {
 		return []uint32{a.UID}
@@ -148,8 +148,8 @@ func owners(settings map[string]any) []uint32 {
 	return nil
 }
 
-// environmentFiles are the files and directories that the values name, or list: configurations, directories of tokens,
-// libraries. Devices are left out, since their driver decides.
+// environmentFiles are the files and directories that the values name or list: configurations, directories of tokens,
+// libraries. Devices are left out, since their drivers control them.
 func environmentFiles(v any) (files []string) {
 	for _, value := range v.(map[string]any) {
 		for path := range strings.SplitSeq(value.(string), ":") {
@@ -181,14 +181,14 @@ func parseEnvironment(v any) (env []string, err error) {
 	return env, nil
 }
 
-// words are the settings put together.
+// words are all settings, combined.
 type words struct {
 	launch   launch
 	selector selector
 	pin      providers.PINSource
 }
 
-// together puts the settings together; each was checked by itself.
+// together combines the settings, after each was checked by itself.
 func together(settings map[string]any) (w words, err error) {
 	get := func(name string) string { s, _ := settings[name].(string); return s }
 	uri := map[string]string{}

@@ -17,8 +17,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// token is a token and the worker that has it open, for all providers that mean the same one. It has a worker of its
-// own, though others may be of the same module: what happens to one token is nothing to the others.
+// token is a token and the worker that has it open, for all providers that mean this token. Each token has its own worker,
+// also if several have the same module, so that trouble with one token does not affect the others.
 type token struct {
 	launch   launch
 	selector selector // changed by the one start under way
@@ -64,8 +64,8 @@ var (
 	tokens   = map[string]*token{}
 )
 
-// openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no
-// part in a login.
+// openToken returns the token for a configuration, and starts nothing. Providers with different PINs, or different sources
+// of it, do not share a login.
 func openToken(l launch, s selector, pin providers.PINSource, log *slog.Logger) *token {
 	key := fmt.Sprintf("%q %q %q %+v %v %d %+v %x %q %q", l.library, l.reserved, l.environment, l.runsAs(), l.capabilities, l.width, s,
 		sha256.Sum256(pin.Value), pin.File, pin.Credential)
@@ -113,16 +113,16 @@ func (t *token) close() {
 }
 
 const (
-	// startTime is how long a module has for C_Initialize, to find the token, and to log in.
+	// startTime is how long C_Initialize, finding the token and the login may take.
 	startTime = 30 * time.Second
-	// A worker that died is started again after these times; one that finds no token after the first of them.
+	// A worker that died is started again after these times, and one that finds no token after the first of them.
 	firstPause = 100 * time.Millisecond
 	lastPause  = 10 * time.Second
-	// longestWait is how long a call waits for that; beyond it fails at once.
+	// longestWait is how long a call waits for that. If it would take longer, the call fails at once.
 	longestWait = time.Second
 )
 
-// ready gives a worker that has the token open, starting one if need be.
+// ready returns a worker that has the token open. It starts one if necessary.
 func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 	t.mu.Lock()
 	if t.closed {
@@ -156,7 +156,7 @@ func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 	}
 }
 
-// start starts a worker, after a pause, in the place of one that is gone.
+// start starts a worker after a pause, to replace one that is gone.
 func (t *token) start(s *starting, pin pins, pause time.Duration) {
 	time.Sleep(max(pause, 0))
 	ctx, cancel := context.WithTimeout(t.open, startTime)
@@ -178,7 +178,7 @@ func (t *token) start(s *starting, pin pins, pause time.Duration) {
 	}
 }
 
-// watch notes how a worker ends.
+// watch records how a worker ends.
 func (t *token) watch(p *process) {
 	<-p.ended
 	t.mu.Lock()
@@ -212,7 +212,7 @@ func (t *token) startWorker() (*process, error) {
 	return t.launch.start(t.log)
 }
 
-// begin starts a worker, has it find the token, and logs in.
+// begin starts a worker, lets it find the token, and logs in.
 func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
 	p, err := t.startWorker()
 	if err != nil {
@@ -273,7 +273,7 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	return t.logIn(ctx, p, a.token, pin)
 }
 
-// began is the error of a start that did not end well.
+// began is the error of a start that failed.
 func began(what string, err error) error {
 	if _, abandoned := errors.AsType[*abandonedError](err); abandoned {
 		return psa.Errorf(psa.StatusTimeout, "%s: the PKCS #11 module does not respond", what)
@@ -281,7 +281,7 @@ func began(what string, err error) error {
 	return err
 }
 
-// identityOf is what tells a token from others: its serial number, which some have alike, and its marker once it has one.
+// identityOf is what tells a token from others: its serial number, which need not be unique, and its marker if it has one.
 func identityOf(t tokenInfo) string {
 	id := t.serial
 	if strings.Trim(t.serial, "0 ") == "" {
@@ -293,17 +293,17 @@ func identityOf(t tokenInfo) string {
 	return id
 }
 
-// pins is a provider's PIN, and what its token said of it.
+// pins is a provider's PIN, and the record of refused ones.
 type pins struct {
 	source  providers.PINSource
 	refused refusals
 }
 
-// maxOddLogins is fewer than the tries that tokens give.
+// maxOddLogins is fewer than the number of tries that tokens allow.
 const maxOddLogins = 2
 
-// logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be
-// the last try.
+// logIn logs in if the token requires it. It does not try a PIN again that the token refused, and tries none if that would
+// be the last try.
 func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins) error {
 	flags := token.flags
 	if flags&p11.CKF_LOGIN_REQUIRED == 0 {
@@ -328,7 +328,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 		return err
 	}
 	sum := sha256.Sum256(pin)
-	// Where the token counted the wrong try and has forgotten it, somebody knew the PIN, or set it anew.
+	// If the token had counted the wrong try and no longer shows it, somebody has logged in, or set a new PIN.
 	if (refused || sum == t.refused) && (!counted || flags&p11.CKF_USER_PIN_COUNT_LOW != 0) {
 		e := psa.Errorf(psa.StatusNotPermitted, "the token refused this PIN before").WithHint(hintPIN + "; or remove " + own.refused.file)
 		e.Device = "C_Login: " + name(p11.CKR_PIN_INCORRECT)
@@ -366,7 +366,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	return failure
 }
 
-// do asks the token, as many calls at once as it has sessions for us.
+// do calls the token. At most as many calls run at once as it has sessions for us.
 func (t *token) do(ctx context.Context, pin pins, what string, r *request) (*response, error) {
 	select {
 	case t.slots <- struct{}{}:
@@ -381,7 +381,7 @@ func (t *token) do(ctx context.Context, pin pins, what string, r *request) (*res
 	return a, err
 }
 
-// tries is how often a call is begun that nothing came of.
+// tries is how often a call is repeated that had no effect.
 const tries = 3
 
 func (t *token) ask(ctx context.Context, pin pins, what string, r *request, release func()) (*response, error) {
@@ -429,7 +429,7 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 	}
 }
 
-// marked notes that the token has a marker now.
+// marked records that the token has a marker now.
 func (t *token) marked(p *process, marker string) {
 	if marker == "" {
 		return

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// The attributes of a URI (RFC 7512, 2.3) that are known here; those that begin with x- are ignored.
+// The supported attributes of a URI (RFC 7512, 2.3). Attributes that begin with x- are ignored.
 var (
 	uriPath  = []string{"token", "manufacturer", "serial", "model", "object", "type", "id", "slot-id"}
 	uriQuery = []string{"pin-source", "pin-value", "module-path"}

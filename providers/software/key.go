@@ -36,7 +36,7 @@ type key struct {
 	rawPublic []byte
 }
 
-// open reads a blob of the attributes' kind. What becomes of the key in memory is erased with the key.
+// open reads a blob of the attributes' kind. What is computed from the key in memory is erased with the key.
 func open(a psa.Attributes, b providers.Blob) (k *key, err error) {
 	secret.Do(func() { k, err = read(a, b) })
 	return k, err
@@ -117,7 +117,8 @@ func (k *key) openRaw(b providers.Blob) (err error) {
 	return nil
 }
 
-// beginRaw begins an operation of a key of a scheme. The secret is a copy that the run wipes: it outlives the key.
+// beginRaw begins an operation of a key of a scheme. The run gets its own copy of the secret, since it can outlive the key,
+// and wipes it.
 func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
 	s, public, own := k.scheme, k.rawPublic, secret.Clone(k.rawSecret)
 	var r psa.Run
@@ -256,7 +257,7 @@ func (k *key) beginSign(op psa.Op) (psa.Run, error) {
 		k.used = true
 		return erased(r), nil
 	}
-	// Close wipes the key's. The library keeps what it makes of a key as long as that, and wants it on the heap.
+	// Close wipes the key's slice. The library keeps what it computes from a key as long as that slice, on the heap.
 	own := ed25519.PrivateKey(bytes.Clone(private))
 	r, err := psa.SignerRun(op, own)
 	return wiping(erased(r), own, err)
@@ -323,7 +324,7 @@ func (k *key) beginDerive(op psa.Op) (psa.Run, error) {
 	return wiping(erased(r), own, err)
 }
 
-// Close wipes the bytes that the key holds, and lets go of what cannot be wiped.
+// Close wipes the bytes that the key holds, and drops its references to what cannot be wiped.
 func (k *key) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -339,14 +340,14 @@ func (k *key) Close() error {
 	return nil
 }
 
-// wipingRun is a Run that has a copy of the secret, so that it outlives its key.
+// wipingRun is a Run with its own copy of the secret, so that it can outlive its key.
 type wipingRun struct {
 	psa.Run
 	secret []byte
 	ended  atomic.Bool // by whoever came first: the copy is not given back while a Finish computes with it
 }
 
-// wiping gives a run its copy to wipe; where there is no run it is wiped now.
+// wiping gives a run its copy to wipe. If there is no run, it wipes the copy now.
 func wiping(r psa.Run, own []byte, err error) (psa.Run, error) {
 	if err != nil {
 		secret.Free(own)
@@ -370,11 +371,11 @@ func (r *wipingRun) Abort() {
 	}
 }
 
-// erasedRun is a Run that makes something new of its key, which it leaves nowhere for long. The others compute with what the
-// key has already: they need no erasing, which costs as much as a signature.
+// erasedRun is a Run that computes new secrets from its key, and erases them at its end. Other Runs use what the key has
+// already: they need no erasing, which takes as long as a signature.
 type erasedRun struct{ psa.Run }
 
-// erased is r with its end erased, nil of nil.
+// erased wraps r so that its end is erased; nil stays nil.
 func erased(r psa.Run) psa.Run {
 	if r == nil || !secret.Erases {
 		return r

@@ -15,7 +15,7 @@ import (
 )
 
 // scheme computes with keys of one kind that crypto/x509 does not know (psa.RawKey): secret and public are their bytes.
-// What a kind has not is nil.
+// Fields that a kind does not have are nil.
 type scheme struct {
 	secret   int // bytes of a new one, at random; 0: generate
 	generate func() ([]byte, error)
@@ -220,7 +220,7 @@ func mlkem1024() *scheme {
 	}
 }
 
-// schemeOf is the scheme of a kind of key, nil where the standard library's own types do.
+// schemeOf is the scheme of a kind of key, nil if the standard library has a type for it.
 func schemeOf(a psa.Attributes) *scheme { return schemes[kind{a.Type.KeyPair(), a.Bits}] }
 
 // newSecret makes a private key.
@@ -242,7 +242,7 @@ func rawParts(a psa.Attributes, secret, public []byte) (pkcs8, spki []byte, err 
 	return pkcs8, spki, err
 }
 
-// rawBytes are those of a psa.RawKey of a's kind.
+// rawBytes are the bytes of a psa.RawKey of a's kind.
 func rawBytes(a psa.Attributes, der []byte) ([]byte, error) {
 	k, err := psa.ParseRawKey(der)
 	if err != nil {

@@ -244,7 +244,7 @@ func wipe(private crypto.PrivateKey) {
 
 var _ providers.Copier = provider{}
 
-// Copy gives the source's own blob another policy.
+// Copy is the source's blob with another policy.
 func (provider) Copy(ctx context.Context, h providers.Handle, a psa.Attributes, from providers.Source) (providers.Blob, error) {
 	if a.Type != from.Attributes.Type || a.Bits != from.Attributes.Bits || !supports(psa.Copy, a.Type, a.Bits, a.Algorithm) {
 		return providers.Blob{}, errUnsupported(psa.Copy, a, a.Algorithm)
@@ -256,7 +256,7 @@ func (provider) Copy(ctx context.Context, h providers.Handle, a psa.Attributes, 
 	return providers.Blob{Public: bytes.Clone(from.Blob.Public), Secret: bytes.Clone(from.Blob.Secret)}, k.Close()
 }
 
-// Open parses the blob. One that is not this key's is StatusDataCorrupt.
+// Open parses the blob. If the blob does not belong to the key, the status is StatusDataCorrupt.
 func (provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -11,8 +11,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// exportRun gives a copy of the wrapped key whose authorization is the passphrase, or none, as a TPMKey in DER (ASN.1
-// Specification for TPM 2.0 Key Files), which tpm2-openssl and others use. The copy obeys the TPM, and not us.
+// exportRun returns a copy of the wrapped key, with the passphrase as its authorization, as a TPMKey in DER (ASN.1
+// Specification for TPM 2.0 Key Files) for tpm2-openssl and others. The TPM controls the use of the copy; we do not.
 type exportRun struct {
 	u          *use
 	passphrase []byte
@@ -76,7 +76,7 @@ type tpmKey struct {
 	Private   []byte // TPM2B_PRIVATE
 }
 
-// rekey wraps a loaded key anew, with another authorization.
+// rekey wraps a loaded key again, with another authorization.
 func (c *chip) rekey(key tpm2.AuthHandle, auth []byte) (tpm2.TPM2BPrivate, error) {
 	rsp, err := tpm2.ObjectChangeAuth{ObjectHandle: key, ParentHandle: tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name},
 		NewAuth: tpm2.TPM2BAuth{Buffer: bytes.Clone(auth)}}.Execute(c.link)
@@ -86,8 +86,7 @@ func (c *chip) rekey(key tpm2.AuthHandle, auth []byte) (tpm2.TPM2BPrivate, error
 	return rsp.OutPrivate, nil
 }
 
-// adopt takes a key over from a key file: the TPM wraps it anew, with s's authorization. The file stays usable by who
-// has it.
+// adopt imports a key file: the TPM wraps the key again, with s's authorization. The file stays usable.
 func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *stored) error {
 	k, err := parseKeyfile(a, der)
 	if err != nil {
@@ -114,7 +113,8 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 	})
 }
 
-// parseKeyfile reads a key file that a can be: of the owner hierarchy, without an authorization or a policy of its own.
+// parseKeyfile reads a key file for the attributes a. Its key must be in the owner hierarchy, without an authorization and
+// without a policy.
 func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	k, err := keyfile.Parse(der)
 	if err != nil {
@@ -142,8 +142,8 @@ func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	return k, nil
 }
 
-// servable says whether a key that others made can be one of these attributes, and gives its SubjectPublicKeyInfo, nil
-// of a symmetric key.
+// servable checks that a foreign key can have these attributes, and returns its SubjectPublicKeyInfo, nil for a symmetric
+// key.
 func servable(a psa.Attributes, area *tpm2.TPMTPublic) ([]byte, error) {
 	want := template(a, true, nil).ObjectAttributes
 	has := area.ObjectAttributes

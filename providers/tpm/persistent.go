@@ -15,8 +15,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// Persistent objects (TCG TPM 2.0, part 1, 37.3) lie in the TPM under handles that whoever manages it gives out. One can be
-// another key later, so that its name, the digest of its public area, always goes with its handle.
+// Persistent objects (TCG TPM 2.0, part 1, 37.3) are in the TPM at handles that its administrator chooses. A handle can have
+// another key later, so we always keep the object's name, the digest of its public area, with its handle.
 
 const (
 	firstPersistent = 0x81000000
@@ -25,12 +25,12 @@ const (
 
 func isPersistent(handle int64) bool { return handle >= firstPersistent && handle <= lastPersistent }
 
-// object spells a persistent object for the KIM.
+// object is how the KIM names a persistent object.
 func object(handle tpm2.TPMHandle, name []byte) string {
 	return fmt.Sprintf("handle=%#x,name=%x", uint32(handle), name)
 }
 
-// parseObject reads "handle=0x81000001", and a name behind it, nil where there is none.
+// parseObject reads "handle=0x81000001" and the name after it, nil if there is none.
 func parseObject(s string) (tpm2.TPMHandle, []byte, error) {
 	first, second, named := strings.Cut(s, ",")
 	digits, ok := strings.CutPrefix(first, "handle=")
@@ -49,7 +49,7 @@ func parseObject(s string) (tpm2.TPMHandle, []byte, error) {
 	return tpm2.TPMHandle(handle), name, nil
 }
 
-// glance reads what is said to lie under a persistent handle; nil where nothing does.
+// glance reads what is said to be at a persistent handle, nil for nothing. The answer is not authenticated.
 func (c *chip) glance(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	rsp, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(c.link)
 	if isRC(err, tpm2.TPMRCHandle) {
@@ -61,8 +61,8 @@ func (c *chip) glance(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, 
 	return named(rsp.OutPublic, &rsp.Name)
 }
 
-// lying is glance that the TPM vouches for: a session takes the object's name, and so the object must be known to be asked
-// for again. That there is none, a list says.
+// lying is glance with an authenticated answer: a session covers the object's name, so it reads the object again when it
+// knows the name. An authenticated list says that there is no object.
 func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
 	area, name, err := c.glance(handle)
 	if err != nil {
@@ -94,8 +94,8 @@ func (c *chip) persistent(from, n uint32, s tpm2.Session) ([]tpm2.TPMHandle, boo
 	return handles.Handle, bool(rsp.MoreData) && len(handles.Handle) > 0, nil
 }
 
-// resident finds an adopted key where it lies, with room for it beside so many others: a TPM copies it into a slot to
-// use it.
+// resident finds an adopted key at its handle, and makes room for it besides so many others: a TPM copies it into a slot
+// when it is used.
 func (c *chip) resident(k *stored, others int) (*loaded, error) {
 	if err := c.shrink(others); err != nil {
 		return nil, err
@@ -164,7 +164,7 @@ func (c *chip) allPersistent() (all []tpm2.TPMHandle, err error) {
 	return all, err
 }
 
-// usual are the attributes of an object for which none are asked, none where no key can be made of it.
+// usual are the default attributes of an object, none if it cannot be adopted.
 func (p *provider) usual(area *tpm2.TPMTPublic) psa.Attributes {
 	for _, c := range p.lines() {
 		if !c.Has(psa.Generate) || c.Template == "" {
@@ -181,7 +181,7 @@ func (p *provider) usual(area *tpm2.TPMTPublic) psa.Attributes {
 	return psa.Attributes{}
 }
 
-// Adopt takes a persistent object over; the reference is Foreign's, or its handle alone.
+// Adopt adopts a persistent object. The reference is that of Foreign, or only its handle.
 func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string) (providers.Foreign, providers.Blob, error) {
 	none := func(err error) (providers.Foreign, providers.Blob, error) {
 		return providers.Foreign{}, providers.Blob{}, err
@@ -239,7 +239,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	return f, providers.Blob{Public: public, Secret: secret, Object: f.Object}, err
 }
 
-// maySpareTry refuses where one more wrong authorization would lock the TPM for everybody (TCG TPM 2.0, part 1, 19.8).
+// maySpareTry refuses if one more wrong authorization would lock the TPM for everybody (TCG TPM 2.0, part 1, 19.8).
 func (c *chip) maySpareTry(s tpm2.Session) error {
 	tried, err := c.property(tpm2.TPMPTLockoutCounter, s)
 	if err != nil {
@@ -256,8 +256,8 @@ func (c *chip) maySpareTry(s tpm2.Session) error {
 	return nil
 }
 
-// tryEmpty tries whether an object is used with an empty authorization: a policy that asks for its secret does nothing else
-// (TPM2_PolicySecret).
+// tryEmpty checks that an object has an empty authorization. It only uses the authorization for a policy, and does nothing
+// else with the object (TPM2_PolicySecret).
 func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
 	if err := c.forgetSigning(); err != nil {
 		return err
@@ -275,7 +275,7 @@ func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
 	return err
 }
 
-// DestroyObject evicts the object from the TPM (TPM2_EvictControl); another one that lies there now stays.
+// DestroyObject evicts the object from the TPM (TPM2_EvictControl). If another object is there now, it stays.
 func (p *provider) DestroyObject(ctx context.Context, reference string, _ []byte) error {
 	handle, want, err := parseObject(reference)
 	if err != nil {

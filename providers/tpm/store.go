@@ -18,8 +18,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// stored is a key as the KIM keeps it, in ASN.1: wrapped by the parent of that name, with the authorization that its use
-// needs. An adopted one lies in the TPM, with an empty authorization, and has none of these.
+// stored is a key as the KIM keeps it, in ASN.1: wrapped by the parent with that name, with its authorization. An adopted key
+// is in the TPM with an empty authorization, and has none of these fields.
 type stored struct {
 	Version int
 	Parent  []byte // TPM2B_NAME's contents
@@ -106,8 +106,8 @@ func parameters(a psa.Attributes) (tpm2.TPMIAlgPublic, tpm2.TPMUPublicParms) {
 			Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: hashIDs[a.Algorithm.Hash()]})}})
 }
 
-// template is a key's public area, with a policy or nil. A wrong authorization never locks the TPM (noDA): ours are
-// random.
+// template is a key's public area, with a policy or nil. A wrong authorization never locks the TPM (noDA), which is safe
+// because ours are random.
 func template(a psa.Attributes, imported bool, policy []byte) tpm2.TPMTPublic {
 	kind, parms := parameters(a)
 	decrypts := a.Algorithm.IsAsymmetricEncryption() || a.Algorithm.IsKeyAgreement()
@@ -188,7 +188,7 @@ func point(pub *ecdh.PublicKey) tpm2.TPMSECCPoint {
 	return tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: b[:n]}, Y: tpm2.TPM2BECCParameter{Buffer: b[n:]}}
 }
 
-// sensitive is an imported key as a TPM has it, and its unique field.
+// sensitive is an imported key in the TPM's form, with its unique field.
 func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensitive, unique tpm2.TPMUPublicID, err error) {
 	s.AuthValue = tpm2.TPM2BAuth{Buffer: auth}
 	if !a.Type.IsAsymmetric() {

@@ -10,7 +10,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// possible is all that this package does; a TPM narrows it.
+// possible is all that this package can do. A TPM may do less.
 var possible = newTable(func(psa.Attributes) bool { return true })
 
 // newTable has the lines whose private keys the TPM takes.
@@ -30,7 +30,8 @@ func newTable(takes func(psa.Attributes) bool) []psa.Capability {
 			lines = append(lines, psa.Capability{Template: a.Template(), Type: t, Bits: a.Bits, Algorithm: a.Algorithm, Operations: all})
 		}
 		private = append(private[:len(private):len(private)], proofs...)
-		// A line of its own for this: a template alone never gives EXPORT, and lines that generate work in full.
+		// This has a line of its own, because a template alone never gives EXPORT, and every operation of a line that
+		// generates must work.
 		with(a.Type, []psa.Operation{psa.Import}, []psa.Operation{psa.Export})
 		if !a.Type.IsAsymmetric() {
 			with(a.Type, []psa.Operation{psa.Generate, psa.Import}, private)

@@ -65,7 +65,7 @@ func parseTCTI(s string) (tcti, error) {
 	return t, nil
 }
 
-// managed says whether the kernel shares this TPM among programs; else it is ours alone while we are connected.
+// managed says whether the kernel shares this TPM among programs. Otherwise we use it alone while we are connected.
 func (t tcti) managed() bool {
 	return t.kind == "device" && strings.HasPrefix(t.device(), "/dev/tpmrm")
 }
@@ -98,7 +98,7 @@ func (t tcti) open(ctx context.Context) (conn, error) {
 		return openDevice(t.device())
 	}
 	if t.path != "" {
-		// Whoever listens there sees, and says, all that a TPM would.
+		// Whoever listens there sees everything that a TPM would see, and answers for it.
 		if err := providers.CheckTrusted(t.path); err != nil {
 			return nil, err
 		}

@@ -1,8 +1,8 @@
 // Package tpm is the provider on a TPM 2.0. Its keys are children of the owner hierarchy's storage root key: the TPM
-// wraps them, the KIM keeps them, and each use loads them again, so that they outlive resets and restarts and take no
-// room in the TPM. Blob.Secret is a wrapped key with its authorization, or says where in the TPM an adopted one lies;
-// Blob.Public is the SubjectPublicKeyInfo. What needs no secret (verify, encrypt with RSA, public keys alone, making
-// credentials) is done in software.
+// wraps them, the KIM keeps them, and each use loads them again. So they survive resets and restarts, and take no room in
+// the TPM. Blob.Secret is a wrapped key with its authorization, or the place of an adopted key in the TPM; Blob.Public is
+// the SubjectPublicKeyInfo. What needs no secret (verify, encrypt with RSA, public keys alone, making credentials) is done
+// in software.
 package tpm
 
 import (
@@ -124,7 +124,7 @@ func (p *provider) Describe() providers.Description {
 	}
 }
 
-// lines is the table of the TPM, or, before it was seen, all that is possible: the TPM will say.
+// lines is the table of the TPM. Before the first contact it is all that is possible, and the TPM refuses what it cannot do.
 func (p *provider) lines() []psa.Capability {
 	if t := p.table.Load(); t != nil {
 		return *t
@@ -132,7 +132,7 @@ func (p *provider) lines() []psa.Capability {
 	return possible
 }
 
-// Identity is the name of the storage root key (TCG TPM 2.0, part 1, 16): another TPM has another, and so has this one
+// Identity is the name of the storage root key (TCG TPM 2.0, part 1, 16). Another TPM has another name, and so has this one
 // after TPM2_Clear.
 func (p *provider) Identity(ctx context.Context) (id string, err error) {
 	c := p.chip
@@ -141,7 +141,7 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 		if err := c.checkPin(name); err != nil {
 			return err
 		}
-		// The session shows that this is not somebody who knows the name alone; another TPM gets none.
+		// The session proves that this is the TPM with that key, and not somebody who only knows the name.
 		var sessions []tpm2.Session
 		if c.known == "" || c.known == name {
 			sessions = append(sessions, c.once(nil, encryptOut))
@@ -163,7 +163,7 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
-// Create makes a key in the TPM, or wraps one for it. It is there once the KIM has its blob.
+// Create makes a key in the TPM, or wraps one for it. The key exists once the KIM has its blob.
 func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	if err := a.Validate(); err != nil {
 		return providers.Blob{}, err
@@ -251,8 +251,8 @@ func (p *provider) generate(ctx context.Context, a psa.Attributes, s *stored) er
 	})
 }
 
-// wrap encrypts a key for the parent (TCG TPM 2.0, part 1, 23.3.2.3), has the TPM import it, and load it once: it finds
-// what does not fit.
+// wrap encrypts a key for the parent (TCG TPM 2.0, part 1, 23.3.2.3), and has the TPM import it and load it once, so that
+// the TPM finds what does not fit.
 func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, s *stored) error {
 	private, unique, err := sensitive(a, m, s.Auth)
 	if err != nil {
@@ -298,7 +298,7 @@ func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, 
 	})
 }
 
-// Destroy has nothing to do: the key went with its blob.
+// Destroy has nothing to do: the KIM deletes the blob.
 func (p *provider) Destroy(context.Context, providers.Handle) error { return nil }
 
 func (p *provider) Close() error { return p.chip.close() }

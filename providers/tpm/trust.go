@@ -15,12 +15,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// What stands between us and a TPM (a bus, a socket) can say anything. What is believed hangs on one thing, the storage
-// root key's public area: its name must be the known one, and all that is secret, or that is believed, goes through
-// sessions whose salt that key alone opens. A TPM that nobody has seen before is believed once (trust on first use), unless
-// tpm_srk_name says which it is.
+// Somebody between us and a TPM (on a bus, at a socket) can answer anything. So all trust depends on one thing, the public
+// area of the storage root key: its name must be the known one, and everything that is secret, or that we believe, goes
+// through sessions whose salt only that key can decrypt. A TPM that was never seen before is trusted at the first contact
+// (trust on first use), unless tpm_srk_name says which TPM it must be.
 
-// trusted is a chip for one provider, which knows what TPM has its keys.
+// trusted is a chip for one provider, and knows which TPM has the provider's keys.
 type trusted struct {
 	*chip
 	log    *slog.Logger // nil: nobody listens
@@ -28,7 +28,7 @@ type trusted struct {
 	known  string       // the name that was seen before, "" at the first contact; whoever has the chip's turn uses it
 }
 
-// use is chip.alone with the TPM that has this provider's keys, and with no other.
+// use is chip.alone, but only with the TPM that has this provider's keys.
 func (t *trusted) use(ctx context.Context, what string, f func() error) error {
 	return t.alone(ctx, what, func() error {
 		if err := t.check(); err != nil {
@@ -38,7 +38,7 @@ func (t *trusted) use(ctx context.Context, what string, f func() error) error {
 	})
 }
 
-// check refuses a TPM that is not the one; nothing secret was sent to it so far.
+// check refuses the wrong TPM. Nothing secret has been sent to it so far.
 func (t *trusted) check() error {
 	name := hex.EncodeToString(t.parent.name.Buffer)
 	if err := t.checkPin(name); err != nil {
@@ -63,7 +63,7 @@ func (t *trusted) checkPin(name string) error {
 		WithHint("somebody may be between parsecfs and the TPM; change tpm_srk_name only if the TPM was replaced or cleared on purpose")
 }
 
-// meet takes a TPM for the one that is meant.
+// meet accepts a TPM at the first contact.
 func (t *trusted) meet(name string) {
 	t.known = name
 	if t.log == nil {
@@ -77,7 +77,7 @@ func (t *trusted) meet(name string) {
 		"tpm_srk_name", name)
 }
 
-// parseSRKName reads tpm_srk_name: the name's algorithm and digest in hexadecimal, "" where there is none.
+// parseSRKName reads tpm_srk_name: the name's algorithm and digest in hexadecimal, "" if it is not set.
 func parseSRKName(v any) (string, error) {
 	s, ok := v.(string)
 	b, err := hex.DecodeString(s)
@@ -87,14 +87,14 @@ func parseSRKName(v any) (string, error) {
 	return strings.ToLower(s), nil
 }
 
-// errLies is of answers that contradict themselves or what was asked.
+// errLies is for answers that contradict themselves or the request.
 func errLies(format string, args ...any) error {
 	return psa.Errorf(psa.StatusCommunicationFailure, "the TPM's answer cannot be trusted: %w", fmt.Errorf(format, args...)).
 		WithHint("there is a fault on the bus to the TPM, or somebody is between parsecfs and the TPM")
 }
 
-// made gives the public area of a key that the TPM made from a template: that one and no other, on its curve, and with the
-// name that goes with it.
+// made checks and returns the public area of a key that the TPM made from a template: it must fit the template and its
+// curve, and have the right name.
 func made(out tpm2.TPM2BPublic, name *tpm2.TPM2BName, template tpm2.TPMTPublic) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	area, own, err := named(out, name)
 	if err != nil {
@@ -111,7 +111,7 @@ func made(out tpm2.TPM2BPublic, name *tpm2.TPM2BName, template tpm2.TPMTPublic) 
 	return area, own, nil
 }
 
-// named gives a public area and its name, which must be what the TPM says too, where it says one.
+// named returns a public area and its name. If the TPM gave a name too, it must be the same.
 func named(out tpm2.TPM2BPublic, said *tpm2.TPM2BName) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	area, err := out.Contents()
 	if err != nil {
@@ -145,7 +145,7 @@ func nameIn(public []byte) (tpm2.TPM2BName, error) {
 	return tpm2.TPM2BName{Buffer: h.Sum(bytes.Clone(public[2:4]))}, nil
 }
 
-// audited is a session that makes the responses of commands which need no authorization the TPM's own; the caller ends it.
+// audited is a session that authenticates the responses of commands that need no authorization. The caller ends it.
 func (c *chip) audited() (tpm2.Session, func() error, error) {
 	return tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Audit(), tpm2.Salted(c.parent.handle, c.parent.public))
 }

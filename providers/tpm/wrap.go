@@ -19,7 +19,7 @@ import (
 var _ providers.Wrapper = (*provider)(nil)
 
 // wrapped is a sealed data object (TCG TPM 2.0, part 1, 25.3) in ASN.1, wrapped by the parent of that name. Its
-// authorization comes from the PIN, and is empty without one: who has the blob would have that too.
+// authorization comes from the PIN. Without a PIN it is empty, since whoever has the blob would have it too.
 type wrapped struct {
 	Version int
 	Parent  []byte // TPM2B_NAME's contents
@@ -33,7 +33,7 @@ const (
 	wrappedVersion    = 1
 	wrappedPINVersion = 2 // with a PIN
 	pinSalt           = 16
-	// pinRounds slow down who guesses PINs on what was heard of a session. In the TPM, its lockout does.
+	// pinRounds slow down somebody who recorded a session and guesses PINs. In the TPM, its lockout does that.
 	pinRounds = 100_000
 	// maxWrapped is what a provider of secrets must take (providers.Wrapper); every TPM seals 128 bytes.
 	maxWrapped = 64
@@ -111,7 +111,7 @@ func (p *provider) WantsPIN(b []byte) (bool, error) {
 	return w.Salt != nil, nil
 }
 
-// Unwrap loads the object, has the TPM say what is in it (TPM2_Unseal), encrypted on its way, and flushes it.
+// Unwrap loads the object, has the TPM unseal it (TPM2_Unseal), encrypted on its way, and flushes it.
 func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, err error) {
 	w, err := parseWrapped(b)
 	if err != nil {
@@ -168,7 +168,7 @@ func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, er
 	return secret, nil
 }
 
-// ofPIN tells the TPM's errors that are about the PIN. What the PCRs forbid is judged before it, and not counted.
+// ofPIN translates the TPM's errors about the PIN. The TPM checks the PCRs before the PIN, and does not count that as a try.
 func ofPIN(w *wrapped, err error) error {
 	switch {
 	case w.Salt == nil:
@@ -187,8 +187,8 @@ func (c *chip) unload(l *loaded) error {
 	return c.flush(l.handle)
 }
 
-// sealedTemplate is the public area of a sealed object, with a policy or nil. Who guesses a PIN locks the TPM; an empty
-// authorization needs no such guard.
+// sealedTemplate is the public area of a sealed object, with a policy or nil. Wrong PINs lock the TPM; an empty
+// authorization does not need that protection.
 func sealedTemplate(policy []byte, pin bool) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256, AuthPolicy: tpm2.TPM2BDigest{Buffer: policy},
@@ -198,7 +198,7 @@ func sealedTemplate(policy []byte, pin bool) tpm2.TPMTPublic {
 	}
 }
 
-// parseWrapped reads what Wrap gave.
+// parseWrapped reads the output of Wrap.
 func parseWrapped(b []byte) (*wrapped, error) {
 	bad := func(err error) (*wrapped, error) {
 		return nil, psa.Errorf(psa.StatusProviderAbsent, "no TPM wrapped this: %w", err)

@@ -26,7 +26,7 @@ const (
 	manifestFile = "manifest.toml"
 	// maxManifest bounds the one entry of a backup that is read into memory.
 	maxManifest = 64 << 10
-	// maxTail bounds the zeros behind the end: tools fill up to their record, which has 10 KiB unless they are told otherwise.
+	// maxTail limits the zeros after the end: tools fill up their last record, which has 10 KiB by default.
 	maxTail  = 1 << 20
 	tarBlock = 512
 )
@@ -136,14 +136,14 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// Restore unpacks a backup into the state directory dir, which it makes if it is missing and which must hold no KIM
-// and no other wrapping key (StatusAlreadyExists). Nothing is in its place before all of the backup was read and
-// checked. What is no whole backup is StatusDataInvalid, one of a newer parsecfs StatusNotSupported.
+// Restore unpacks a backup into the state directory dir, which it makes if it is missing. The directory must have no KIM and
+// no other wrapping key (StatusAlreadyExists). Restore puts nothing into place before it has read and checked the whole
+// backup. An incomplete backup is StatusDataInvalid, and one of a newer parsecfs is StatusNotSupported.
 func Restore(ctx context.Context, dir string, r io.Reader) error {
 	return RestoreTo(ctx, dir, filepath.Join(dir, kimFile), r)
 }
 
-// RestoreTo is Restore for a KIM that lies elsewhere than in the state directory (sqlite_db_path).
+// RestoreTo is Restore for a KIM outside the state directory (sqlite_db_path).
 func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	l, err := LockDir(dir)
 	if err != nil {
@@ -181,7 +181,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	if err := checkRestored(ctx, filepath.Join(aside, kimFile), key != nil); err != nil {
 		return err
 	}
-	// The KIM last: while it is missing the restore has not happened, and can be done again.
+	// The KIM comes last: as long as it is missing, the restore can be repeated.
 	if key != nil {
 		if err := placeWrappingKey(dir, key); err != nil {
 			return err
@@ -193,7 +193,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	return nil
 }
 
-// placeWrappingKey puts a key from a backup into the state directory, where it or none may be.
+// placeWrappingKey puts a key from a backup into the state directory, which must have the same one or none.
 func placeWrappingKey(dir string, key []byte) error {
 	path := filepath.Join(dir, wrappingFile)
 	w, err := parseWrappingKey(wrappingHead, key)
@@ -216,7 +216,7 @@ func placeWrappingKey(dir string, key []byte) error {
 	return nil
 }
 
-// checkSchema compares what a manifest says of the KIM with the KIM, before that is opened and brought up to date.
+// checkSchema compares the schema in a manifest with that of the KIM, before the KIM is opened and updated.
 func checkSchema(path string, version int) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -234,8 +234,8 @@ func checkSchema(path string, version int) error {
 	return nil
 }
 
-// checkRestored opens the KIM once, which brings it up to date, and reads all of it. One that a wrapping key came with has
-// what that key opens: it would be a new store otherwise, and the keys lost without a word.
+// checkRestored opens the KIM once, which updates it, and reads all of it. A KIM that came with a wrapping key must have a
+// data key: otherwise it would become a new store, and its keys would be lost silently.
 func checkRestored(ctx context.Context, path string, withKey bool) error {
 	s, err := OpenSQLite(ctx, path)
 	if err != nil {
@@ -313,8 +313,8 @@ func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, version i
 	return key, m.Schema, checkEnd(t, all)
 }
 
-// plain says whether an entry is a file of as many bytes as the archive has of it. A sparse one, in GNU's form or in that of
-// pax records, can be terabytes of zeros.
+// plain says whether an entry is a file that the archive holds in full. A sparse file, in GNU's form or that of pax records,
+// can be terabytes of zeros.
 func plain(h *tar.Header) bool {
 	for record := range h.PAXRecords {
 		if strings.HasPrefix(record, "GNU.sparse.") {
@@ -324,8 +324,7 @@ func plain(h *tar.Header) bool {
 	return h.Typeflag == tar.TypeReg
 }
 
-// checkEnd sees to it that a backup ends as a tar does, after its last entry was read: two blocks of zeros, as many more as
-// the tool likes that wrote it, and nothing else.
+// checkEnd checks that a backup ends like a tar after its last entry: with two or more blocks of zeros, and nothing else.
 func checkEnd(t *tar.Reader, all *countingReader) error {
 	left := all.n + (tarBlock-all.n%tarBlock)%tarBlock + 2*tarBlock
 	if h, err := t.Next(); err == nil {
@@ -394,7 +393,7 @@ func readManifest(t *tar.Reader) (m manifest, err error) {
 	return m, nil
 }
 
-// unpackFile writes a new private file; trouble with the disk has its status, with the archive has none.
+// unpackFile writes a new private file. Errors of the disk have a status, errors of the archive have none.
 func unpackFile(path string, r io.Reader) error {
 	f, err := createPrivate(path)
 	if err != nil {

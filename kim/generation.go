@@ -12,15 +12,15 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// The generation. Whoever puts yesterday's file back brings keys and rights back that are gone. Where a TPM wraps the data
-// key it keeps a counter too, and the store says which value it was written under: a store that is behind its counter
-// is an old one. The counter advances at each start and after every generationStep changes, not at each change: a
-// device bears a limited number of writes. So a copy that was made since the last step is not told from the store.
+// The generation. If somebody puts an old file back, keys and rights come back that were destroyed or taken away. So a TPM
+// that wraps the data key also has a counter, and the store records the counter's value: a store that is behind its counter
+// is an old copy. The counter advances at each start and after every generationStep changes. It does not advance at each
+// change, because a device endures a limited number of writes. So a copy made since the last step is not noticed.
 
-// generationStep is after how many changes the counter advances.
+// generationStep is the number of changes after which the counter advances.
 const generationStep = 1000
 
-// counters is the device that counts, and under which authorization: of the data key's.
+// counters is the device with the counter, and the counter's authorization, which is derived from the data key.
 type counters struct {
 	p    *Provider
 	impl providers.Counters
@@ -43,7 +43,7 @@ func (k *KIM) counters(p *Provider, dataKey []byte) (*counters, error) {
 	return &counters{p, c, auth}, nil
 }
 
-// ask is a call of the device, one of the daemon's own.
+// ask calls the device on behalf of the daemon.
 func ask[T any](ctx context.Context, c *counters, f func(context.Context) (T, error)) (T, error) {
 	return call(ctx, c.p, daemonUID, c.p.k.o.OperationTimeout, f, func(T, error) {})
 }
@@ -70,8 +70,8 @@ func (c *counters) begin(ctx context.Context, s Store) error {
 	return s.SetGeneration(ctx, m.value, m.reference)
 }
 
-// advance makes the store's generation the next one, and then the counter: whatever comes between, the store is not
-// behind.
+// advance advances the store's generation first and then the counter, so that the store is never behind if something fails
+// in between.
 func (c *counters) advance(ctx context.Context, s Store, value uint64, reference []byte) error {
 	if err := s.SetGeneration(ctx, value+1, reference); err != nil {
 		return err
@@ -106,7 +106,7 @@ func (k *KIM) checkGeneration(ctx context.Context, p *Provider, dataKey []byte, 
 	return nil
 }
 
-// check compares a store of this generation with its counter, or begins one where it has none.
+// check compares a store of this generation with its counter. If it has no counter, it makes one.
 func (c *counters) check(ctx context.Context, s Store, generation uint64, reference []byte, accept bool) error {
 	if reference == nil {
 		return c.begin(ctx, s)
@@ -182,7 +182,7 @@ func (k *KIM) stepGeneration(ctx context.Context) error {
 	return c.advance(ctx, k.store, generation, reference)
 }
 
-// moveGeneration follows a rewrap: the counter of the wrapping that was goes, and that which is now begins. Its caller
+// moveGeneration follows a rewrap: it removes the counter of the old wrapping, and makes one for the new wrapping. The caller
 // has the data keys of both.
 func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, after []byte, reference []byte) error {
 	old, byProvider := strings.CutPrefix(was.Kind, WrapProvider)
@@ -210,7 +210,7 @@ func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, a
 	return nil
 }
 
-// AcceptLoss takes a KIM that is behind its counter as it is. One that is not is left alone.
+// AcceptLoss accepts a KIM that is behind its counter. It is an error if the KIM is not behind.
 func (k *KIM) AcceptLoss(ctx context.Context) error {
 	row, _, err := k.store.DataKey(ctx)
 	if err != nil {

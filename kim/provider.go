@@ -44,12 +44,12 @@ type Provider struct {
 }
 
 const (
-	// The device is looked at after these times while it is away or has keys to settle.
+	// The device is checked after these times while it is away or has keys to settle.
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 15 * time.Second
-	// statusWait is how long a reader of the status waits for the device to say who it is.
+	// statusWait is how long a reader of the status waits for the device's identity.
 	statusWait = time.Second
-	// daemonUID takes the daemon's own turns in the queues.
+	// daemonUID is the uid of the daemon's own calls in the queues.
 	daemonUID = 0
 )
 
@@ -71,7 +71,7 @@ func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig)
 	return p, p.hideJournal(ctx)
 }
 
-// tryOpen makes the instance where there is none yet.
+// tryOpen makes the instance if there is none yet.
 func (p *Provider) tryOpen(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,7 +142,7 @@ func (p *Provider) SetDirectory(uid, gid, mode uint32) bool {
 // Started is when this run of the program began to use it.
 func (p *Provider) Started() time.Time { return p.started }
 
-// Describe is what the provider says of itself; only its type while it cannot be opened.
+// Describe is the provider's description, only its type while it cannot be opened.
 func (p *Provider) Describe() providers.Description {
 	impl, err := p.instance()
 	if err != nil {
@@ -158,7 +158,7 @@ func (p *Provider) Capabilities() []psa.Capability {
 	return p.capabilities
 }
 
-// instance is the open provider, or why there is none: never neither, however often it comes and goes meanwhile.
+// instance is the open provider, or the reason why there is none: always one of them, even if it comes and goes meanwhile.
 func (p *Provider) instance() (providers.Provider, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,7 +168,7 @@ func (p *Provider) instance() (providers.Provider, error) {
 	return p.impl, nil
 }
 
-// absent is the error of whatever needs the device, and why it is away.
+// absent is the error of everything that needs the device, with the reason why it is away.
 func (p *Provider) absent(why error) error {
 	return psa.Errorf(psa.StatusProviderAbsent, "provider %s: %w", p.Name(), why).
 		WithHint("see the provider's status file; its keys are kept and work again when it is back")
@@ -181,8 +181,8 @@ func (p *Provider) trouble() error {
 	return p.down
 }
 
-// away is the error of an operation on a key while the device is away or another one. One that was not seen yet may
-// be tried.
+// away is the error of an operation on a key while the device is away, or is another device. It is nil for a device that was
+// not seen yet, which may be tried.
 func (p *Provider) away() error {
 	err := p.trouble()
 	if err == nil || err == errNotSeen {
@@ -221,8 +221,8 @@ func (p *Provider) Status(ctx context.Context) string {
 	return strings.Join(append([]string{state}, notes...), "; ") + hint
 }
 
-// Facts are what the device says of itself. It is asked, but not for long: one that is away, or busy, says nothing. What
-// it says too late it has ready for the next time.
+// Facts are the device's description of itself. A device that is away or busy gives none, since Facts does not wait long.
+// If an answer comes too late, it is ready for the next call.
 func (p *Provider) Facts(ctx context.Context, uid uint32) []providers.Fact {
 	impl, err := p.instance()
 	if err != nil || p.away() != nil {
@@ -239,7 +239,7 @@ func (p *Provider) Facts(ctx context.Context, uid uint32) []providers.Fact {
 	return facts
 }
 
-// suspect looks at what a call failed with, and has the device looked at where it may be away.
+// suspect checks the error of a call. If the device may be away, it has the device checked.
 func (p *Provider) suspect(err error) {
 	switch psa.StatusOf(err) {
 	case psa.StatusProviderAbsent, psa.StatusCommunicationFailure, psa.StatusHardwareFailure, psa.StatusTimeout:
@@ -254,7 +254,7 @@ func (p *Provider) lookSoon() {
 	}
 }
 
-// setDown notes how the device is, and has it looked at if it just came back.
+// setDown records the state of the device. If the device just came back, it has the device checked.
 func (p *Provider) setDown(err error) {
 	p.mu.Lock()
 	before := p.down
@@ -273,8 +273,8 @@ func (p *Provider) setDown(err error) {
 	}
 }
 
-// look asks the device who it is: the liveness check. Errors are StatusProviderAbsent, StatusTimeout or
-// StatusQueueFull; another device than the one that has the keys is absent.
+// look asks the device for its identity, which also checks that it responds. Errors are StatusProviderAbsent, StatusTimeout
+// or StatusQueueFull; a device that does not have the keys counts as absent.
 func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	p.tryOpen(ctx)
 	impl, err := p.instance()
@@ -320,7 +320,7 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	return nil
 }
 
-// seen stores what the device says, unless nothing can be stored now.
+// seen stores the device's identity and capabilities, unless nothing can be stored now.
 func (p *Provider) seen(ctx context.Context, identity string, list []psa.Capability) error {
 	if p.k.Err() != nil {
 		return nil
@@ -328,7 +328,7 @@ func (p *Provider) seen(ctx context.Context, identity string, list []psa.Capabil
 	return p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(list))
 }
 
-// setDamage stops the provider: its row is not as it was stored.
+// setDamage stops the provider, because its row was changed.
 func (p *Provider) setDamage(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -343,7 +343,7 @@ func capabilityLines(list []psa.Capability) string {
 	return text.String()
 }
 
-// monitor looks at the device when there is reason to, and settles what is unsettled while it is there.
+// monitor checks the device when there is a reason to, and settles keys while it is there.
 func (p *Provider) monitor() {
 	retry := firstRetry
 	timer := time.NewTimer(0)
@@ -367,7 +367,7 @@ func (p *Provider) monitor() {
 	}
 }
 
-// settle looks at the device, learns what it can do, and recovers. nil: nothing is left to be done.
+// settle checks the device, gets its capabilities, and recovers. nil: nothing is left to do.
 func (p *Provider) settle(ctx context.Context) error {
 	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
 		p.k.notUnwrapped(ctx, p, err)
@@ -391,7 +391,7 @@ func (p *Provider) settle(ctx context.Context) error {
 	return errors.Join(err, sealed)
 }
 
-// lookForDamage reads each key's row once, so that the status tells of damage before anybody meets it.
+// lookForDamage reads each key's row once, so that the status reports damage before anybody uses the key.
 func (p *Provider) lookForDamage(ctx context.Context) error {
 	p.mu.Lock()
 	looked := p.looked
@@ -448,7 +448,7 @@ func (p *Provider) learn(ctx context.Context) error {
 	return nil
 }
 
-// Random fills b from the provider's generator; one without is StatusNotSupported.
+// Random fills b from the provider's generator. A provider without one is StatusNotSupported.
 func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	impl, err := p.instance()
 	if err != nil {
@@ -478,9 +478,9 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	return nil
 }
 
-// randomSpare is how many bytes a generator is asked for beyond what is needed. A good one gives as many zeros in a row
-// once in 2^128, so these are bytes that it left out. One that ends up to so many bytes early takes from the spare alone,
-// and one that ends earlier leaves that many zeros.
+// randomSpare is how many bytes more than needed a generator is asked for. A good generator returns that many zeros in a row
+// once in 2^128, so a run of zeros means that it left bytes out. If it leaves out at most randomSpare bytes, only the spare
+// bytes are missing; if it leaves out more, that many zeros show it.
 const randomSpare = 16
 
 // Begin begins an operation without a key for uid: a hash, or what the device itself attests. A provider that does not do
@@ -547,14 +547,14 @@ func errNoAdopter(p *Provider) error {
 	return psa.Errorf(psa.StatusNotSupported, "provider %s cannot adopt keys", p.Name())
 }
 
-// Foreign is a key on a device, and the key of ours that it is.
+// Foreign is a key on a device, and the key here that uses it.
 type Foreign struct {
 	providers.Foreign
 	Holder string // the name of the key here, in whatever provider; empty: it can be adopted
 }
 
-// Foreign lists the keys that the provider's device has, whoever made them; StatusNotSupported where it has none but
-// its own.
+// Foreign lists the keys on the provider's device, also those of other programs. If the provider cannot have foreign keys, it
+// is StatusNotSupported.
 func (p *Provider) Foreign(ctx context.Context, uid uint32) ([]Foreign, error) {
 	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
 		return nil, err

@@ -36,8 +36,8 @@ func (p *Provider) eachEntry(ctx context.Context, f func(Key) error) error {
 	}
 }
 
-// recover undoes what was being created and finishes what was being destroyed. It looks at the journal's rows alone,
-// by their handles: what else the device holds is not ours to judge. left counts the rows that it could not settle.
+// recover undoes unfinished creations and finishes unfinished destructions. It only looks at the rows of the journal, by their
+// handles, and never at other objects of the device. left is the number of rows that it could not settle.
 func (p *Provider) recover(ctx context.Context) (left int, err error) {
 	impl, err := p.instance()
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
-// The steps of a rewrap, as Options.Step is told them.
+// The steps of a rewrap that are passed to Options.Step.
 const (
 	stepRewrap          = "rewrap:asked"
 	stepRewrapCandidate = "rewrap:candidate"
@@ -34,7 +34,7 @@ const (
 // RewrapSteps are the names of all steps of a rewrap; not every kind has each.
 var RewrapSteps = []string{stepRewrap, stepRewrapCandidate, stepRewrapWrapped, stepRewrapRecovery, stepRewrapRekeying, stepRewrapReplaced, stepRewrapTidied}
 
-// Rewrapping says how the data key is to be wrapped.
+// Rewrapping says how to wrap the data key.
 type Rewrapping struct {
 	Kind string // "file" or "tpm:PROVIDER"
 	// PCRs bind it to a TPM's state; nil leaves them as they are where the kind stays, and is none where it changes.
@@ -58,8 +58,8 @@ func (k *KIM) Wrapping(ctx context.Context) (kind string, pcrs psa.PCRs, recover
 	return row.Kind, row.PCRs, recovery, err
 }
 
-// Rewrap wraps the data key in another way. At each moment one way is in the store and opens it; what the former one
-// needed goes only when the new one was tried and is durable. A provider's wrapping without a recovery key is
+// Rewrap wraps the data key in another way. At every moment the store has a wrapping that opens it: what the old wrapping
+// needs is removed only after the new one was tried and is durable. Wrapping by a provider without a recovery key is
 // StatusNotPermitted.
 func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	provider, byProvider := strings.CutPrefix(o.Kind, WrapProvider)
@@ -150,7 +150,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	if err != nil && !k.legacy && psa.StatusOf(err) != psa.StatusDataCorrupt {
 		return err
 	}
-	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
+	// A failed commit may have happened after all. The next start finds out, so what either row needs is kept.
 	if o.NewDataKey || k.legacy {
 		err = k.rekey(ctx, row, next, o, recovery, to)
 	} else {
@@ -172,7 +172,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	return nil
 }
 
-// replace stores another wrapping of the same data key, and its recovery key where one was given.
+// replace stores another wrapping of the same data key, and a recovery key if one was given.
 func (k *KIM) replace(ctx context.Context, row, next WrappedKey, o Rewrapping, recovery WrappedKey) error {
 	if o.Recovery != nil {
 		// Not before: an older one counts until the new way was tried.
@@ -235,7 +235,7 @@ func wrapForRecovery(key, given []byte) (WrappedKey, error) {
 	return row, nil
 }
 
-// dataKeyFor gives the data key, for its caller to wipe. A recovery key that is given opens it where it is the store's.
+// dataKeyFor returns the data key, which the caller wipes. It uses the given recovery key if that belongs to the store.
 func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []byte) ([]byte, error) {
 	var w wrappingKey
 	if given != nil {
@@ -305,8 +305,8 @@ func (k *KIM) recovered(ctx context.Context, row WrappedKey, key []byte) error {
 	return nil
 }
 
-// What a provider wraps is the data key, the id of the wrapping, so that what it wrapped for another row, or another store,
-// is noticed, and since schema 2 that schema. A whole row of another store is noticed too: no row is proven by its data key.
+// A provider wraps the data key together with the id of the wrapping and, since schema 2, the schema. The id reveals what was
+// wrapped for another row or another store. A whole row of another store is noticed too, since its data key verifies no row.
 func wrapSecret(key []byte, id [16]byte) []byte {
 	secret := append(make([]byte, 0, len(key)+len(id)+1), key...)
 	return append(append(secret, id[:]...), wrapSchema)
@@ -364,7 +364,7 @@ func (p *Provider) wrapper() (providers.Wrapper, error) {
 	return w, nil
 }
 
-// unwrapRow gives the data key in a row that this provider wrapped, with this PIN. One that is refused is noted.
+// unwrapRow returns the data key in a row that this provider wrapped, using this PIN. It records a refused PIN.
 func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey, pin []byte) (opened, error) {
 	own := bytes.Clone(pin) // the call's, which may outlast this one
 	sum := sha256.Sum256(pin)
@@ -395,10 +395,10 @@ func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row
 	return opened{secret[:dataKeyBytes:dataKeyBytes], schema}, nil
 }
 
-// unwrap opens the data key where it is this provider's to unwrap and nobody has it yet. The provider answers.
+// unwrap opens the data key, if this provider wrapped it and it is not open yet. The provider must respond.
 func (k *KIM) unwrap(ctx context.Context, p *Provider) error { return k.unwrapAs(ctx, p, false) }
 
-// unwrapAs is unwrap, which accepts an old store where accept says so.
+// unwrapAs is unwrap, but accepts an old store if accept is set.
 func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	k.unwrapping.Lock() // one after another: the later one finds what the first did
 	defer k.unwrapping.Unlock()
@@ -447,7 +447,7 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	return nil
 }
 
-// notUnwrapped notes why the provider does not unwrap the data key, if that is its to do.
+// notUnwrapped records why the provider cannot unwrap the data key, if this provider wrapped it.
 func (k *KIM) notUnwrapped(ctx context.Context, p *Provider, why error) {
 	row, err := k.wrappedBy(ctx, p)
 	if err == nil && row != nil {
@@ -475,7 +475,7 @@ func (k *KIM) stayAbsent(row WrappedKey, why error) error {
 	return err
 }
 
-// sealedBy says why a provider does not unwrap the data key.
+// sealedBy says why a provider cannot unwrap the data key.
 func sealedBy(row WrappedKey, why error) error {
 	name := strings.TrimPrefix(row.Kind, WrapProvider)
 	hint := "parsecfs opens them when the device that wrapped the data key is back; if the device is lost for good, run parsecfs state rewrap --recovery-key FILE file"
@@ -492,9 +492,9 @@ func sealedBy(row WrappedKey, why error) error {
 
 var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "the provider has not responded yet, or is not configured")
 
-// Files of wrapping keys. The one at wrapping.key counts, until a rewrap has stored a row with the id of another one: that
-// one lies beside it as wrapping.key.OLD.NEW, under both rows' ids, so that it is never in doubt for which row it is, and
-// is then renamed over the old one.
+// Files of wrapping keys. The key in wrapping.key is valid until a rewrap has stored a row with the id of another key. That
+// key is beside it, in wrapping.key.OLD.NEW. The name has the ids of both rows, so it is never in doubt to which row the file
+// belongs. It is then renamed over the old one.
 
 // candidate is such a file.
 type candidate struct {
@@ -527,7 +527,7 @@ func candidates(dir string) (all []candidate, err error) {
 	return all, nil
 }
 
-// wrappingPath is where the wrapping key of the row lies: beside the usual place, where a rewrap was interrupted.
+// wrappingPath is the file with the wrapping key of the row. After an interrupted rewrap it is beside the usual one.
 func wrappingPath(dir string, row WrappedKey) string {
 	usual := filepath.Join(dir, wrappingFile)
 	w, err := readWrappingKey(usual)
@@ -544,7 +544,7 @@ func wrappingPath(dir string, row WrappedKey) string {
 	return usual
 }
 
-// wrapInFile wraps the data key by a new wrapping key, which lies beside the usual place when this returns.
+// wrapInFile wraps the data key with a new wrapping key, and puts its file beside the usual one.
 func (k *KIM) wrapInFile(row WrappedKey, key []byte, next *WrappedKey) (err error) {
 	w := newWrappingKey()
 	defer psa.Wipe(w.key[:])
@@ -582,8 +582,8 @@ func (k *KIM) wrapInFile(row WrappedKey, key []byte, next *WrappedKey) (err erro
 	return nil
 }
 
-// tidy puts the wrapping key of the row in its place, and removes those that the row proves to be superseded; its caller
-// has the data key. What is neither stays, and is given back.
+// tidy moves the wrapping key of the row into place, and removes those that the row shows to be superseded. Its caller has
+// the data key. It leaves other files alone, and returns them.
 func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 	usual := filepath.Join(dir, wrappingFile)
 	failed := func(err error) ([]string, error) {
@@ -605,7 +605,7 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 		case c.id == row.WrappingID && !current:
 			mine = c.path
 		case c.old == row.WrappingID, c.id == row.WrappingID, c.id == row.Before && row.Before != [16]byte{}:
-			// Made for a row that never was, or for one before this one; or a copy of what is in its place.
+			// It was made for an earlier row, or for one that was never stored, or it is a copy of the current key.
 			if err := os.Remove(c.path); err != nil {
 				return failed(err)
 			}
@@ -633,8 +633,8 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 
 // Recovery keys.
 
-// WriteRecoveryKey makes a new recovery key in a new file, 0600, durable when it returns, and gives its content, for the
-// caller to wipe. It never lies in the state directory, which it is there to do without.
+// WriteRecoveryKey writes a new recovery key to a new file, 0600 and durable when it returns. It returns the content, which
+// the caller wipes. The file must not be in the state directory, because it is needed when that is lost.
 func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
 	in, name := filepath.Split(path)
 	dir, inside, err := below(cmp.Or(in, "."), stateDir)
@@ -665,7 +665,7 @@ func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
 	return b, nil
 }
 
-// ReadRecoveryKey gives the content of a recovery key's file, for the caller to wipe; none there is fs.ErrNotExist.
+// ReadRecoveryKey returns the content of a recovery key's file, which the caller wipes. A missing file is fs.ErrNotExist.
 func ReadRecoveryKey(path string) ([]byte, error) {
 	b, _, err := readKeyFile(path)
 	if err != nil {
@@ -680,7 +680,7 @@ func ReadRecoveryKey(path string) ([]byte, error) {
 	return b, nil
 }
 
-// below gives a directory's real path, and whether it is top or lies in it, whatever ways lead to either.
+// below returns a directory's real path, and whether it is top or inside top, whatever links lead to them.
 func below(dir, top string) (real string, inside bool, err error) {
 	if real, err = filepath.EvalSymlinks(dir); err == nil {
 		real, err = filepath.Abs(real)

@@ -182,7 +182,7 @@ var _ = (fs.NodeUnlinker)((*base)(nil))
 
 // Unlink is safe because it refuses: only rmdir ends a key.
 func (b *base) Unlink(ctx context.Context, _ string) syscall.Errno {
-	return b.denied(ctx, "unlink", "files here come and go with their key", "rmdir destroys a key")
+	return b.denied(ctx, "unlink", "this file exists as long as its key", "destroy the key with rmdir")
 }
 
 var _ = (fs.NodeRmdirer)((*base)(nil))
@@ -220,7 +220,7 @@ var _ = (fs.NodeMknoder)((*base)(nil))
 
 // Mknod is safe because it refuses.
 func (b *base) Mknod(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "mknod", "no device nodes, pipes or sockets here", "")
+	return nil, b.denied(ctx, "mknod", "device nodes, pipes and sockets cannot be made here", "")
 }
 
 var _ = (fs.NodeMkdirer)((*base)(nil))

@@ -62,7 +62,7 @@ func (t *Tree) provider(p *kim.Provider) *rowsDir {
 func (v *view) hashDir(r *row) node {
 	return v.t.rowsDir(r.number, place{t: v.t, provider: v.provider, file: r.name}, v.t.tables.hash, func(v *view) stat {
 		return stat{kind: syscall.S_IFDIR, mode: r.mode, uid: v.t.uid, gid: v.t.gid, changed: v.provider.Started(), links: 2,
-			fixed: "hash/ is open to whoever comes into its provider's directory"}
+			fixed: "everybody who can enter the provider's directory can use hash/"}
 	})
 }
 
@@ -436,7 +436,7 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	at := place{t: n.t, provider: p, key: k.Number}
 	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
 		return n.t.fail(ctx, at, "rmdir", gate.Refuse(syscall.EPERM, "allow_destroy is false for this key",
-			"its owner can write allow_destroy = true into attributes"))
+			"ask its owner to write allow_destroy = true into attributes"))
 	}
 	begun, uid := time.Now(), callerOf(ctx).UID
 	if err := n.enter(ctx); err != nil {

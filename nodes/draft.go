@@ -146,7 +146,7 @@ func readAttributes(b []byte) (end int, x attributesInput, err error) {
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		line, _ := unknown.Errors[0].Position()
 		return 0, x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", line, strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce, failures and units")
+			WithHint("allowed: template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce, failures, units")
 	}
 	var wrong *toml.DecodeError
 	if !errors.As(err, &wrong) {
@@ -237,14 +237,14 @@ func (v *view) mayDecide(ctx context.Context, k kim.Key, x attributesInput) erro
 		return err
 	}
 	if x.Failures != nil && *x.Failures != 0 && *x.Failures != k.Failures {
-		return psa.Errorf(psa.StatusInvalidArgument, "failures: only 0 can be written")
+		return psa.Errorf(psa.StatusInvalidArgument, "failures can only be set to 0")
 	}
 	owner, err := v.t.kim.Owner(ctx, k)
 	if err != nil {
 		return err
 	}
 	if v.uid != owner && v.uid != 0 {
-		return gate.Refuse(syscall.EPERM, "allow_destroy, caller_nonce, failures and units are the key's owner's to set", "")
+		return gate.Refuse(syscall.EPERM, "only the key's owner can set allow_destroy, caller_nonce, failures and units", "")
 	}
 	return v.borrowed()
 }
@@ -254,7 +254,7 @@ func validUnits(units *[]string) error {
 		return nil
 	}
 	if len(*units) > caller.UnitsMost {
-		return psa.Errorf(psa.StatusInvalidArgument, "units: at most %d", caller.UnitsMost)
+		return psa.Errorf(psa.StatusInvalidArgument, "units can have at most %d entries", caller.UnitsMost)
 	}
 	for _, unit := range *units {
 		if err := caller.ValidUnit(unit); err != nil {

@@ -90,7 +90,7 @@ var rootRows = []*row{
 	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true,
 		help: "your own last 32 failures, oldest first, a line each; the same ones in a row are one line with a count"},
 	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, node: (*view).trail,
-		help: "the audit trail, root's, where the configuration has one"},
+		help: "the audit trail, if the configuration has one; only root can read it"},
 	{number: 5, name: "keys", kind: directory, mode: 0755, node: (*view).aliasesDir,
 		help: "aliases: symbolic links to keys of any provider, root's to make, since other users' programs follow them"},
 	{number: 6, name: "providers", kind: directory, mode: 0755, node: (*view).providersDir,
@@ -103,7 +103,7 @@ const rowDefault = 7
 // providerRows are the files of a provider.
 var providerRows = []*row{
 	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, unsize: true,
-		help: "TOML: what this provider is, and what its device says of itself"},
+		help: "TOML: a description of this provider and its device"},
 	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true,
 		help: "ready, or degraded and why"},
 	{number: 3, name: "capabilities", kind: text, mode: 0444, shared: true, text: (*view).providerCapabilities,
@@ -114,16 +114,16 @@ var providerRows = []*row{
 		help: "random bytes, at most 64 KiB an open"},
 	{number: 6, name: "can_do", kind: request, mode: 0666, op: psa.CanDo, make: makes(canDo),
 		spec: transaction.Spec{Inputs: []input{{Name: "questions", Whole: maxQuestions}}, Outputs: []output{{Name: "answers"}}},
-		help: "\"sign ecdsa-p256-sha256\" and the like in, a line each; yes or \"no: why\" out for each, and for all in that order on one key"},
+		help: "questions like \"sign ecdsa-p256-sha256\" in, one a line; \"yes\" or \"no: why\" out for each, then for all in order on one key"},
 	{number: 9, name: "attest", kind: request, mode: 0600, op: psa.Attest, present: keyless(psa.Attest, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "pcrs"}, {Name: "challenge", Required: always, Whole: psa.MaxChallenge}}, Outputs: []output{{Name: "attestation"}, {Name: "signature"}, {Name: "signer_public", SlotOnly: true}}},
-		help: "a verifier's challenge in, a quote of PCRs 0 to 7, or of a slot's pcrs (0,7), and the device's signature of it out"},
+		help: "a verifier's challenge in, a signed quote of PCRs 0 to 7 out; a slot's pcrs (0,7) choose others"},
 	{number: 10, name: "activate_credential", kind: request, mode: 0600, op: psa.ActivateCredential, present: keyless(psa.ActivateCredential, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "credential", Required: always, Whole: psa.MaxCredential}}, Outputs: []output{{Name: "secret"}}},
-		help: "a verifier's credential in, its secret out: the attestation key is in the TPM with that endorsement key"},
+		help: "a verifier's credential in, its secret out; this proves that the attestation key is in the TPM with that endorsement key"},
 	{number: 11, name: "make_credential", kind: request, mode: 0666, op: psa.MakeCredential, present: keyless(psa.MakeCredential, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "public"}, {Name: "endorsement_key"}, {Name: "secret", Required: always, Whole: psa.MaxCredentialSecret}}, Outputs: []output{{Name: "credential"}}},
-		help: "for a verifier: a secret in, a credential for this attestation key out; for others in a slot with public and endorsement_key"},
+		help: "for a verifier: a secret in, a credential for this TPM's attestation key out; a slot's public and endorsement_key choose others"},
 	{number: 8, name: "capabilities.json", kind: text, mode: 0444, shared: true, text: (*view).capabilitiesJSON,
 		help: "the same in the syntax of PSA's driver descriptions"},
 	{number: 7, name: "hash", kind: directory, mode: 0555, present: lists(psa.Hash), node: (*view).hashDir,
@@ -167,12 +167,12 @@ var signRow = &row{number: 16, name: "sign", kind: request, mode: 0600, op: psa.
 
 var exportRow = &row{number: 26, name: "export", kind: request, mode: 0600, op: psa.Export,
 	spec: transaction.Spec{Inputs: []input{{Name: "format", Whole: psa.MaxExport}}, Outputs: []output{{Name: "key"}}}, make: makes(export),
-	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out; of a TPM \"tss2\", and in a second line a passphrase for it"}
+	help: "\"pkcs8\", \"pkcs8-der\" or \"raw\" in, the private or secret key out; a TPM takes \"tss2\", and in a second line its passphrase"}
 
 // keyRows are the files of a key.
 var keyRows = []*row{
 	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage,
-		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce, failures and units by its owner always"},
+		help: "TOML: a description of the key; can be written in a draft; the owner can always set allow_destroy, caller_nonce, failures, units"},
 	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities,
 		help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, drafts: true, stage: generateStage,
@@ -195,7 +195,7 @@ var keyRows = []*row{
 			"it is stored when the file is closed, whole or not at all; an empty line removes it"},
 	{number: 12, name: "derive", kind: request, mode: 0600, op: psa.Derive, make: agrees,
 		spec: transaction.Spec{Inputs: []input{{Name: "salt"}, {Name: "length"}, {Name: "store"}, {Name: "info", Whole: psa.MaxDerived}}, Outputs: []output{{Name: "secret"}}},
-		help: "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; a slot's store names a draft of yours that becomes the key"},
+		help: "HKDF's info (or the TLS 1.2 PRF's label) in, derived bytes out; in a slot, store takes the name of your draft to make it the key"},
 	signRow,
 	{number: 17, name: "sign_hash", kind: request, mode: 0600, op: psa.SignHash,
 		spec: transaction.Spec{Inputs: []input{{Name: "hash", Whole: maxDigest}}, Outputs: []output{derSignature}},
@@ -220,7 +220,7 @@ var keyRows = []*row{
 		help: "MAC, then message in; \"valid\" out, or EBADMSG"},
 	{number: 24, name: "encrypt", kind: request, mode: 0600, open: 0666, op: psa.Encrypt,
 		spec: transaction.Spec{Inputs: []input{{Name: "nonce"}, {Name: "additional_data", Long: true}, {Name: "plaintext"}}, Outputs: []output{{Name: "nonce"}, {Name: "ciphertext"}}},
-		help: "plaintext in, nonce (where the algorithm has one) || ciphertext || tag out; a slot's nonce is the provider's, or the caller's where attributes have caller_nonce = true"},
+		help: "plaintext in, nonce (if the algorithm has one) || ciphertext || tag out; with caller_nonce = true in attributes, a slot's nonce can be written"},
 	{number: 25, name: "decrypt", kind: request, mode: 0600, op: psa.Decrypt,
 		spec: transaction.Spec{Inputs: []input{nonceFirst, {Name: "additional_data", Long: true}, {Name: "ciphertext"}}, Outputs: []output{{Name: "plaintext"}}},
 		help: "nonce || ciphertext || tag in, plaintext out"},
@@ -229,11 +229,11 @@ var keyRows = []*row{
 		make: agrees,
 		spec: transaction.Spec{Outputs: []output{{Name: "secret"}}, Inputs: []input{{Name: "kdf"}, {Name: "salt"}, {Name: "info"}, {Name: "length"},
 			{Name: "store"}, {Name: "peer", Required: always, Whole: psa.MaxPeer}}},
-		help: "peer's public key (PEM, DER, or PSA's own bytes) in, shared secret out; a slot's kdf (hkdf-sha256, " +
-			"tls12-prf-sha256) with salt, info and length derives from it, and store names a draft of yours that becomes the key"},
+		help: "peer's public key (PEM, DER, or PSA's own bytes) in, shared secret out; a slot can derive from it with kdf (hkdf-sha256, " +
+			"tls12-prf-sha256), salt, info and length; write the name of your draft to store to make it the key"},
 	{number: 30, name: "encapsulate", kind: request, mode: 0600, open: 0666, op: psa.Encapsulate,
 		spec: transaction.Spec{Outputs: []output{{Name: "ciphertext"}, {Name: "secret"}}},
-		help: "nothing in, ciphertext || secret out: a new secret for the holder of the private key"},
+		help: "no input; ciphertext || secret out: a new secret for the holder of the private key"},
 	{number: 31, name: "decapsulate", kind: request, mode: 0600, op: psa.Decapsulate,
 		spec: transaction.Spec{Inputs: []input{{Name: "ciphertext", Required: always}}, Outputs: []output{{Name: "secret"}}},
 		help: "ciphertext in, secret out"},
@@ -243,11 +243,11 @@ var keyRows = []*row{
 			"PEM certificate request out"},
 	{number: 32, name: "attest", kind: request, mode: 0600, op: psa.Attest, make: attests,
 		spec: transaction.Spec{Inputs: []input{{Name: "signer"}, {Name: "challenge", Required: always, Whole: psa.MaxChallenge}}, Outputs: []output{{Name: "attestation"}, {Name: "signature"}, {Name: "public", SlotOnly: true}, {Name: "signer_public", SlotOnly: true}}},
-		help: "a verifier's challenge in, the device's statement that it has this key, and its signature of that out; a " +
-			"slot's signer names a key of this provider, whose sign you could open, that signs instead"},
+		help: "a verifier's challenge in, the device's signed statement that it has this key out; in a slot, write the " +
+			"name of a key of this provider to signer (you must be able to open its sign) to let that key sign"},
 	{number: 33, name: "activate_credential", kind: request, mode: 0600, op: psa.ActivateCredential,
 		spec: transaction.Spec{Inputs: []input{{Name: "credential", Required: always, Whole: psa.MaxCredential}}, Outputs: []output{{Name: "secret"}}},
-		help: "a verifier's credential in, its secret out: this key is in the TPM with that endorsement key"},
+		help: "a verifier's credential in, its secret out; this proves that the key is in the TPM with that endorsement key"},
 	{number: 28, name: "verify_raw", kind: request, mode: 0666, op: psa.Verify, present: isECDSA,
 		spec: transaction.Spec{Inputs: []input{signatureRaw, {Name: "message"}}, Outputs: []output{valid}},
 		help: "signature as r||s, then message in; \"valid\" out, or EBADMSG"},

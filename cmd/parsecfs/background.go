@@ -51,7 +51,7 @@ func background(dir string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// It ends when the daemon says that it is ready, or ends itself.
+	// Reading ends when the daemon reports that it is ready, or exits.
 	said, err := io.ReadAll(io.LimitReader(r, maxFailureBytes))
 	if err != nil {
 		return err
@@ -79,10 +79,10 @@ func background(dir string, stderr io.Writer) error {
 	return &fs.Error{Kind: kind, Err: fmt.Errorf("%s", text), Hint: string(hint)}
 }
 
-// readyWord is what the daemon says when the tree answers.
+// readyWord is what the daemon sends when the tree can be used.
 const readyWord = "ready"
 
-// readyPipe tells the parent of a daemon in the background how it went. Nil says nothing.
+// readyPipe tells the parent of a background daemon whether it has mounted. A nil pipe tells nothing.
 type readyPipe struct{ f *os.File }
 
 // inheritReady takes the pipe from the environment, and keeps it from children.
@@ -94,7 +94,7 @@ func inheritReady() (*readyPipe, error) {
 	os.Unsetenv(readyVariable)
 	fd, err := strconv.Atoi(text)
 	if err != nil || fd < 3 {
-		return nil, fmt.Errorf("%s is no descriptor", readyVariable)
+		return nil, fmt.Errorf("%s is not the number of a descriptor", readyVariable)
 	}
 	unix.CloseOnExec(fd)
 	return &readyPipe{os.NewFile(uintptr(fd), "ready")}, nil

@@ -11,7 +11,7 @@ import (
 	"github.com/parsecfs/parsecfs/nodes/gate"
 )
 
-var errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+var errBefore = gate.Refuse(syscall.EINVAL, "this READ is before the beginning of the answer", "seek to 0 to read it again")
 
 // Handle is one open file of a transaction.
 type Handle struct {
@@ -200,7 +200,7 @@ func (h *Handle) Truncate(size uint64) error {
 		return ErrTruncate
 	}
 	if h.reads {
-		return gate.Refuse(syscall.EINVAL, "not open for writing", "")
+		return gate.Refuse(syscall.EINVAL, "the file is not open for writing", "")
 	}
 	if err := h.channel.truncate(true); err != nil {
 		return err
@@ -213,7 +213,7 @@ func (h *Handle) Truncate(size uint64) error {
 }
 
 // ErrTruncate refuses to make a transaction as long as somebody says.
-var ErrTruncate = gate.Refuse(syscall.EINVAL, "a transaction can be truncated to 0 only", "")
+var ErrTruncate = gate.Refuse(syscall.EINVAL, "a transaction can only be truncated to 0", "")
 
 func (h *Handle) own() *Channel {
 	h.mu.Lock()

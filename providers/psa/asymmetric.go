@@ -25,9 +25,9 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 	r := &rsaCryptRun{input: input{held: secret{limit: int64(pub.Size())}}, name: "ciphertext"}
 	switch h, ok := op.Algorithm.CryptoHash(); {
 	case op.Operation != Encrypt:
-		return nil, Errorf(StatusNotSupported, "%s with a public key", op.Operation)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a public key", op.Operation)
 	case op.Algorithm == RSAPKCS1v15Crypt && len(label) > 0:
-		return nil, Errorf(StatusInvalidArgument, "%s has no label", op.Algorithm)
+		return nil, Errorf(StatusInvalidArgument, "%s takes no label", op.Algorithm)
 	case op.Algorithm == RSAPKCS1v15Crypt:
 		r.crypt = func(in []byte) ([]byte, error) {
 			return rsa.EncryptPKCS1v15(rand.Reader, pub, in) //lint:ignore SA1019 a policy asked for it by its name
@@ -35,7 +35,7 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 	case op.Algorithm.IsRSAOAEP() && ok:
 		r.crypt = func(in []byte) ([]byte, error) { return rsa.EncryptOAEP(h.New(), rand.Reader, pub, in, label) }
 	default:
-		return nil, Errorf(StatusNotSupported, "%s with an RSA key", op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with an RSA key", op.Algorithm)
 	}
 	return r, nil
 }
@@ -45,27 +45,27 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 func RSADecryptRun(op Op, key crypto.Decrypter) (Run, error) {
 	pub, ok := key.Public().(*rsa.PublicKey)
 	if !ok || op.Operation != Decrypt {
-		return nil, Errorf(StatusNotSupported, "%s with a %T", op.Operation, key)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a %T", op.Operation, key)
 	}
 	label := bytes.Clone(op.Inputs["additional_data"])
 	var opts crypto.DecrypterOpts
 	switch h, ok := op.Algorithm.CryptoHash(); {
 	case op.Algorithm == RSAPKCS1v15Crypt && len(label) > 0:
-		return nil, Errorf(StatusInvalidArgument, "%s has no label", op.Algorithm)
+		return nil, Errorf(StatusInvalidArgument, "%s takes no label", op.Algorithm)
 	case op.Algorithm == RSAPKCS1v15Crypt:
 	case op.Algorithm.IsRSAOAEP() && ok:
 		opts = &rsa.OAEPOptions{Hash: h, Label: label}
 	default:
-		return nil, Errorf(StatusNotSupported, "%s with an RSA key", op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with an RSA key", op.Algorithm)
 	}
 	size := pub.Size()
 	return &rsaCryptRun{input: input{held: secret{limit: int64(size)}}, name: "plaintext", crypt: func(in []byte) ([]byte, error) {
 		if len(in) != size {
-			return nil, Errorf(StatusInvalidArgument, "%d bytes; a ciphertext of this key has %d", len(in), size)
+			return nil, Errorf(StatusInvalidArgument, "the ciphertext has %d bytes; those of this key have %d", len(in), size)
 		}
 		out, err := key.Decrypt(rand.Reader, in, opts)
 		if errors.Is(err, rsa.ErrDecryption) {
-			err = Errorf(StatusInvalidPadding, "this is no ciphertext for this key: %w", err)
+			err = Errorf(StatusInvalidPadding, "this ciphertext was not made for this key: %w", err)
 		}
 		return out, err
 	}}, nil
@@ -103,7 +103,7 @@ func AgreeRun(op Op, key *ecdh.PrivateKey) (Run, error) {
 	return DeviceAgreeRun(op, key.Curve(), func(_ context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 		secret, err := key.ECDH(peer)
 		if err != nil {
-			return nil, Errorf(StatusInvalidArgument, "no secret with this peer: %w", err)
+			return nil, Errorf(StatusInvalidArgument, "the key agreement failed with this peer's key: %w", err)
 		}
 		return secret, nil
 	})
@@ -112,7 +112,7 @@ func AgreeRun(op Op, key *ecdh.PrivateKey) (Run, error) {
 // DeviceAgreeRun is AgreeRun with a device that agrees with a peer on the curve.
 func DeviceAgreeRun(op Op, curve ecdh.Curve, agree func(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error)) (Run, error) {
 	if op.Operation != Agree || op.Algorithm != ECDH {
-		return nil, Errorf(StatusNotSupported, "%s with %s and a key for ECDH", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s with %s does not work with a key for ECDH", op.Operation, op.Algorithm)
 	}
 	return &agreeRun{input{held: secret{limit: MaxPeer}}, curve, agree}, nil
 }

@@ -166,8 +166,8 @@ const tss2Label = "TSS2 PRIVATE KEY"
 func wrapped(end int, der []byte, draft Attributes) (int, *Material, Attributes, error) {
 	err := draft.Validate()
 	if err != nil || draft.Algorithm == AlgNone || draft.Bits == 0 {
-		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a key that a TPM wrapped, in a draft without a template").
-			WithHint("give a template in attributes before the import")
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "the draft needs a template, because the key was wrapped by a TPM").
+			WithHint("write a template into attributes before the import")
 	}
 	return end, &Material{Format: FormatTSS2, Data: bytes.Clone(der)}, draft, nil
 }
@@ -185,8 +185,9 @@ func scanRaw(b []byte, draft Attributes) (int, *Material, Attributes, error) {
 		return 0, nil, Attributes{}, nil
 	}
 	if bytes.HasPrefix(b[:n], []byte(pemBegin)) {
-		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a PEM block; the draft is a %s key, which takes %d raw bytes", draft.Type, n).
-			WithHint("make a new draft for the PEM key, or one with the fitting template")
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument,
+			"this is a PEM block, but the draft is for a %s key, which takes %d raw bytes", draft.Type, n).
+			WithHint("make a new draft without a template for the PEM key, or with one that fits it")
 	}
 	return n, &Material{Format: FormatRaw, Data: bytes.Clone(b[:n])}, draft, nil
 }
@@ -445,7 +446,7 @@ func standardMaterial(format MaterialFormat, key any) (*Material, Attributes, er
 		data, err = x509.MarshalPKIXPublicKey(key)
 	}
 	if err != nil {
-		return nil, Attributes{}, Errorf(StatusInvalidArgument, "the key cannot be written as %s: %w", format, err)
+		return nil, Attributes{}, Errorf(StatusInvalidArgument, "the key cannot be encoded as %s: %w", format, err)
 	}
 	return &Material{Format: format, Data: data}, a, nil
 }

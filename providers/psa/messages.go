@@ -35,7 +35,7 @@ func WholeRun(limit int64, do func(ctx context.Context, in []byte) (map[string][
 // MessageSignRun signs messages that are held whole, up to op.Limit bytes. It gives "signature".
 func MessageSignRun(op Op, sign func(message []byte) ([]byte, error)) (Run, error) {
 	if op.Operation != Sign {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(op.limit(), func(in []byte) (map[string][]byte, error) {
 		signature, err := sign(in)
@@ -49,7 +49,7 @@ func MessageVerifyRun(op Op, verify func(message, signature []byte) bool) (Run, 
 	signature := bytes.Clone(op.Inputs["signature"])
 	switch {
 	case op.Operation != Verify:
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	case len(signature) == 0:
 		return nil, Errorf(StatusInsufficientData, "the signature is missing")
 	}
@@ -66,7 +66,7 @@ func MessageVerifyRun(op Op, verify func(message, signature []byte) bool) (Run, 
 func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, error)) (Run, error) {
 	kind := rawKindOf(t, bits)
 	if op.Operation != Agree || op.Algorithm != ECDH || kind == nil {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(MaxPeer, func(in []byte) (map[string][]byte, error) {
 		if len(in) == 0 {
@@ -80,13 +80,13 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 			}
 			k, err := ParseRawKey(der)
 			if err != nil || k.Type != kind.t.PublicKey() || k.Bits != bits {
-				return nil, Errorf(StatusInvalidArgument, "the peer's public key is none of this kind")
+				return nil, Errorf(StatusInvalidArgument, "the peer's public key is not of this kind")
 			}
 			peer = k.Bytes
 		}
 		secret, err := agree(peer)
 		if err != nil {
-			return nil, Errorf(StatusInvalidArgument, "no secret with this peer: %w", err)
+			return nil, Errorf(StatusInvalidArgument, "the key agreement failed with this peer's key: %w", err)
 		}
 		return map[string][]byte{"secret": secret}, nil
 	}), nil
@@ -96,7 +96,7 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 // "secret".
 func EncapsulateRun(op Op, encapsulate func() (ciphertext, secret []byte, err error)) (Run, error) {
 	if op.Operation != Encapsulate {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(1, func(in []byte) (map[string][]byte, error) {
 		if len(in) > 0 {
@@ -110,11 +110,11 @@ func EncapsulateRun(op Op, encapsulate func() (ciphertext, secret []byte, err er
 // DecapsulateRun gives the "secret" of a ciphertext of size bytes; another length is StatusInvalidArgument.
 func DecapsulateRun(op Op, size int, decapsulate func(ciphertext []byte) ([]byte, error)) (Run, error) {
 	if op.Operation != Decapsulate {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(int64(size)+1, func(in []byte) (map[string][]byte, error) {
 		if len(in) != size {
-			return nil, Errorf(StatusInvalidArgument, "%d bytes; a ciphertext of this kind has %d", len(in), size)
+			return nil, Errorf(StatusInvalidArgument, "the ciphertext has %d bytes; those of this kind have %d", len(in), size)
 		}
 		secret, err := decapsulate(in)
 		return map[string][]byte{"secret": secret}, err

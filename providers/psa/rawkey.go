@@ -137,14 +137,14 @@ type rawSEC1 struct {
 func (k RawKey) Marshal() ([]byte, error) {
 	kind := rawKindOf(k.Type, k.Bits)
 	if kind == nil {
-		return nil, Errorf(StatusNotSupported, "a %s of %d bits is no raw key", k.Type, k.Bits)
+		return nil, Errorf(StatusNotSupported, "a %s of %d bits is not a raw key", k.Type, k.Bits)
 	}
 	want := kind.private
 	if k.Type.IsPublicKey() {
 		want = kind.public
 	}
 	if len(k.Bytes) != want {
-		return nil, Errorf(StatusInvalidArgument, "%d bytes; a %s of %d bits has %d", len(k.Bytes), k.Type, k.Bits, want)
+		return nil, Errorf(StatusInvalidArgument, "the key has %d bytes; a %s of %d bits has %d", len(k.Bytes), k.Type, k.Bits, want)
 	}
 	var value any = rawSPKI{kind.id, asn1.BitString{Bytes: k.Bytes, BitLength: 8 * len(k.Bytes)}}
 	if !k.Type.IsPublicKey() {
@@ -187,7 +187,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 			return RawKey{}, err
 		}
 		if len(spki.Key.Bytes) != kind.public || spki.Key.BitLength != 8*kind.public {
-			return RawKey{}, Errorf(StatusInvalidArgument, "a public key of %d bits; it has %d", spki.Key.BitLength, 8*kind.public)
+			return RawKey{}, Errorf(StatusInvalidArgument, "the public key has %d bits instead of %d", spki.Key.BitLength, 8*kind.public)
 		}
 		return RawKey{Type: kind.t.PublicKey(), Bits: kind.bits, Bytes: spki.Key.Bytes}, nil
 	}
@@ -207,7 +207,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 		Public     asn1.RawValue `asn1:"optional,tag:1"`
 	}
 	if rest, err := asn1.Unmarshal(der, &p); err != nil || len(rest) > 0 {
-		return RawKey{}, Errorf(StatusInvalidArgument, "neither PKCS #8 nor SubjectPublicKeyInfo")
+		return RawKey{}, Errorf(StatusInvalidArgument, "the key is neither PKCS #8 nor SubjectPublicKeyInfo")
 	}
 	kind, err := rawKindBy(p.Algorithm)
 	if err != nil {
@@ -240,7 +240,7 @@ func (k *rawKind) privateKey(raw RawKey) (RawKey, error) {
 func rawKindBy(id rawAlgorithm) (*rawKind, error) {
 	i := slices.IndexFunc(rawKinds, func(k rawKind) bool { return k.id.OID.Equal(id.OID) && k.id.Curve.Equal(id.Curve) })
 	if i < 0 {
-		return nil, Errorf(StatusNotSupported, "a key of the unknown algorithm %v %v", id.OID, id.Curve)
+		return nil, Errorf(StatusNotSupported, "the key has the unknown algorithm %v %v", id.OID, id.Curve)
 	}
 	return &rawKinds[i], nil
 }

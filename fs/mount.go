@@ -41,7 +41,7 @@ type MountOptions struct {
 	Log        *slog.Logger
 	// Held is called once, when this process holds the state; its error, an *Error, ends Run. It may be nil.
 	Held func() error
-	// Ready is called once, when the tree answers.
+	// Ready is called once, when the tree can be used.
 	Ready func()
 	// Stop ends the mount: after the first signal it drains and unmounts, after a second one it does not drain.
 	Stop <-chan os.Signal
@@ -281,7 +281,7 @@ func (s *server) end(o MountOptions, stopped bool) error {
 		return nil
 	}
 	s.tree.Close()
-	// The connection ended, but the mount is still there: somebody aborted it through fusectl.
+	// If the mount is still there, somebody aborted its connection through fusectl.
 	if m, err := mountAt(o.Mountpoint); err == nil && m != nil && m.FSType == mountType && !isAlive(o.Mountpoint) {
 		unmount(o.Mountpoint, true)
 		return &Error{KindFUSE, errors.New("the kernel aborted the connection"), "dmesg and /sys/fs/fuse/connections may say why"}
@@ -307,7 +307,7 @@ func (s *server) unmount(o MountOptions) {
 		select {
 		case <-s.served:
 		case <-time.After(connectionGrace):
-			o.Log.Warn("another mount namespace has a copy of the mount: it ends with the daemon", "mountpoint", o.Mountpoint)
+			o.Log.Warn("another mount namespace has a copy of the mount, which stops working when the daemon ends", "mountpoint", o.Mountpoint)
 		}
 		return
 	}

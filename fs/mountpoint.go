@@ -83,7 +83,7 @@ func ResolveNewMountpoint(dir string) (string, error) {
 	if err := trusted(providers.CheckWay(filepath.Dir(abs))); err != nil {
 		return "", err
 	}
-	// A mount is not asked: it could be a dead one, or a stuck one.
+	// A mount is not touched: it could be dead, or stuck.
 	if m, err := mountAt(abs); err == nil && m == nil {
 		if info, err := os.Lstat(abs); err == nil && info.Mode().Type() == os.ModeSymlink {
 			if err := trusted(providers.CheckWay(abs)); err != nil {
@@ -108,7 +108,7 @@ func clearMountpoint(dir string, detached func()) error {
 		if err != nil {
 			return err
 		}
-		// Below any other file system's root a FUSE mount does no harm, if that root is empty.
+		// On the root of any other file system a FUSE mount does no harm, if that root is empty.
 		if m == nil || m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse.") {
 			break
 		}
@@ -122,7 +122,7 @@ func clearMountpoint(dir string, detached func()) error {
 			if m.FSType == mountType {
 				hint = "parsecfs unmount " + dir + ", or choose another mountpoint"
 			}
-			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.Source, m.FSType, whose), hint}
+			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is busy: %s (%s) is already mounted there%s", dir, m.Source, m.FSType, whose), hint}
 		case m.FSType != mountType:
 			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s holds a dead mount of %s (%s)%s", dir, m.Source, m.FSType, whose),
 				"fusermount3 -uz " + dir}

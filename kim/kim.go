@@ -198,7 +198,7 @@ func (k *KIM) checkProviders(ctx context.Context) error {
 			return err
 		}
 		if len(spaces) > 0 {
-			k.warnings = append(k.warnings, fmt.Sprintf("the configuration has no provider %q, which has keys in the KIM; they are kept", row.Name))
+			k.warnings = append(k.warnings, fmt.Sprintf("provider %q has keys in the KIM but is not configured; its keys are kept", row.Name))
 		}
 	}
 	want := k.o.Default

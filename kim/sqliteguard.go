@@ -208,7 +208,7 @@ func findRow(r *RowKey, number int64, read func(*table) func(...any) error) (*ta
 	if usersRow(number) {
 		files, err := r.scanUsers(read(usersTable))
 		if errors.Is(err, sql.ErrNoRows) {
-			err = psa.Errorf(psa.StatusDoesNotExist, "nothing is stored of the users' directories with the number %d", number)
+			err = psa.Errorf(psa.StatusDoesNotExist, "there is no row for the users' directories with the number %d", number)
 		}
 		return usersTable, files, err
 	}

@@ -815,7 +815,7 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 		}
 		var has Key
 		if err := t.row("SELECT space, name"+holder, []any{a.Device, a.Object, a.Made[:]}, &has.Space, &has.Name); err == nil {
-			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, has.Listed())
+			return psa.Errorf(psa.StatusAlreadyExists, "%s is already the key %s", a.Object, has.Listed())
 		} else if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}

@@ -54,7 +54,7 @@ func (t *Tree) provider(p *kim.Provider) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p}, t.tables.provider, func(*view) stat {
 		c := p.Config()
 		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5,
-			fixed: "owner, group and mode of a provider's directory are in the configuration"}
+			fixed: "the configuration sets owner, group and mode of a provider's directory"}
 	})
 }
 
@@ -475,8 +475,8 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stands in keys/ or a user's directory of its provider, and nowhere else",
-			"make a new key there"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key can only be in its provider's keys/ or in a user's directory there",
+			"make a new key in the other provider"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}

@@ -25,13 +25,13 @@ const logName = "parsecfs.log"
 // maxFailureBytes bounds what a daemon says about its failure.
 const maxFailureBytes = 64 << 10
 
-// background starts this command line again in a session of its own, where the descriptor in readyVariable stands for
-// --background, and returns once it has mounted; otherwise with what it said. What it says before it holds the state goes
+// background runs this command line again in a session of its own, with the descriptor in readyVariable instead of
+// --background. It returns when that process has mounted, or with the error that it reported. What it says before it holds the state goes
 // into memory: the log there may be that of another daemon.
 func background(dir string, stderr io.Writer) error {
 	fd, err := unix.MemfdCreate(logName, unix.MFD_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("no memory for the log: %w", err)
+		return fmt.Errorf("cannot buffer the log: %w", err)
 	}
 	early := os.NewFile(uintptr(fd), logName)
 	defer early.Close()
@@ -73,7 +73,7 @@ func background(dir string, stderr io.Writer) error {
 		if _, err := io.Copy(stderr, io.NewSectionReader(early, 0, maxFailureBytes)); err != nil {
 			return err
 		}
-		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon ended before it had mounted: %v", err),
+		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon exited before the mount was ready: %v", err),
 			Hint: logName + " in the state directory may say more"}
 	}
 	return &fs.Error{Kind: kind, Err: fmt.Errorf("%s", text), Hint: string(hint)}

@@ -101,8 +101,8 @@ func keysForgetCommand() *cobra.Command {
 	var flags stateFlags
 	cmd := &cobra.Command{
 		Use:   "forget PROVIDER KEY",
-		Short: "Remove a key here, whatever its device still has of it: for a device that never comes back",
-		Long: "Remove a key here, whatever its device still has of it: for a device that never comes back. KEY is its name, or\n" +
+		Short: "Remove a key from the key store and leave its device alone: for a device that never comes back",
+		Long: "Remove a key from the key store and leave its device alone, for a device that never comes back. KEY is its name, or\n" +
 			"users/UID/NAME.",
 		Args: positional(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {

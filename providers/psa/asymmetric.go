@@ -139,7 +139,7 @@ func (r *agreeRun) Finish(ctx context.Context) (Result, error) {
 func parsePeer(b []byte, curve ecdh.Curve) (*ecdh.PublicKey, error) {
 	der, err := PublicDER(b)
 	if err != nil {
-		return nil, Errorf(StatusInvalidArgument, "the peer's public key: %w", err)
+		return nil, Errorf(StatusInvalidArgument, "wrong public key of the peer: %w", err)
 	}
 	public, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {

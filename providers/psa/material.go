@@ -139,7 +139,7 @@ func ScanRest(rest []byte) (left int, err error) {
 		case label == "":
 			return s.Left(), nil
 		case strings.Contains(label, "KEY"):
-			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").WithHint("one draft takes one key: write the other into a draft of its own")
+			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").WithHint("a draft takes one key: make another draft for the other key")
 		}
 		block, whole, err := s.Block()
 		Wipe(block.Bytes)
@@ -155,7 +155,7 @@ func ScanRest(rest []byte) (left int, err error) {
 // ScanBlank judges what follows where only white space may.
 func ScanBlank(rest []byte) (left int, err error) {
 	if len(bytes.TrimSpace(rest)) > 0 {
-		return 0, Errorf(StatusInvalidArgument, "something follows what was complete already")
+		return 0, Errorf(StatusInvalidArgument, "there is something after the complete text or key")
 	}
 	return 0, nil
 }
@@ -292,10 +292,10 @@ func keyLabel(label string) (bool, error) {
 		return false, errEncrypted()
 	}
 	if strings.HasPrefix(label, "PGP ") {
-		return false, Errorf(StatusNotSupported, "an OpenPGP key or message").WithHint("export the key itself, as PKCS #8 in PEM")
+		return false, Errorf(StatusNotSupported, "this is an OpenPGP key or message").WithHint("export the key itself, as PKCS #8 in PEM")
 	}
 	if strings.HasSuffix(label, "PRIVATE KEY") || strings.HasSuffix(label, "PUBLIC KEY") {
-		return false, Errorf(StatusNotSupported, "a PEM block %s; allowed: PRIVATE KEY, EC PRIVATE KEY, RSA PRIVATE KEY, "+
+		return false, Errorf(StatusNotSupported, "unsupported PEM block %s; allowed: PRIVATE KEY, EC PRIVATE KEY, RSA PRIVATE KEY, "+
 			"OPENSSH PRIVATE KEY, PUBLIC KEY, RSA PUBLIC KEY", quote(label))
 	}
 	return false, nil
@@ -470,7 +470,7 @@ const importable = "RSA, P-224, P-256, P-384, P-521, secp256k1, Brainpool (256, 
 func parseError(format MaterialFormat, der []byte, err error) error {
 	what := privacy(format)
 	if hasExplicitCurve(der) {
-		return Errorf(StatusNotSupported, "a %s key whose curve is written out", what).WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
+		return Errorf(StatusNotSupported, "the curve of the %s key is given by its parameters, not by its name", what).WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
 	}
 	if text := err.Error(); strings.Contains(text, "unknown") || strings.Contains(text, "unsupported") {
 		return Errorf(StatusNotSupported, "a %s key of an algorithm or curve that cannot be imported: %w", what, err).

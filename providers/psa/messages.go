@@ -76,7 +76,7 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 		if len(in) != kind.public {
 			der, err := PublicDER(in)
 			if err != nil {
-				return nil, Errorf(StatusInvalidArgument, "the peer's public key: %w", err)
+				return nil, Errorf(StatusInvalidArgument, "wrong public key of the peer: %w", err)
 			}
 			k, err := ParseRawKey(der)
 			if err != nil || k.Type != kind.t.PublicKey() || k.Bits != bits {

@@ -23,10 +23,10 @@ type RawKey struct {
 // Contradicts says whether the file of a private key says anything else of it than what follows from its bytes.
 func (k RawKey) Contradicts(public, expanded []byte) error {
 	if len(k.Public) > 0 && !samePublic(k.Public, public) {
-		return errContradiction("its public key is another one's")
+		return errContradiction("its public key belongs to another private key")
 	}
 	if len(k.Expanded) > 0 && !bytes.Equal(k.Expanded, expanded) {
-		return errContradiction("its seed and its expanded form are two keys")
+		return errContradiction("its seed and its expanded form are different keys")
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 
 func (k *rawKind) privateKey(raw RawKey) (RawKey, error) {
 	if len(raw.Bytes) != k.private {
-		return RawKey{}, Errorf(StatusInvalidArgument, "a private key of %d bytes; it has %d", len(raw.Bytes), k.private)
+		return RawKey{}, Errorf(StatusInvalidArgument, "the private key has %d bytes instead of %d", len(raw.Bytes), k.private)
 	}
 	raw.Type, raw.Bits = k.t, k.bits
 	return raw, nil
@@ -247,7 +247,7 @@ func rawKindBy(id rawAlgorithm) (*rawKind, error) {
 
 // unwrap takes the key out of PKCS #8's OCTET STRING.
 func (k *rawKind) unwrap(b []byte) (RawKey, error) {
-	damaged := Errorf(StatusInvalidArgument, "a damaged private key")
+	damaged := Errorf(StatusInvalidArgument, "the private key is damaged")
 	switch k.form {
 	case bare:
 		return RawKey{Bytes: b}, nil
@@ -279,7 +279,7 @@ func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 		}
 		return RawKey{Bytes: both.Seed, Expanded: both.Expanded}, nil
 	case v.Class == asn1.ClassUniversal && v.Tag == asn1.TagOctetString:
-		return RawKey{}, Errorf(StatusNotSupported, "an expanded private key without its seed").WithHint("export the key with its seed")
+		return RawKey{}, Errorf(StatusNotSupported, "the private key is expanded and has no seed").WithHint("export it again, with its seed")
 	}
 	return RawKey{}, damaged
 }

@@ -132,7 +132,7 @@ func parseTemplate(s string) (Attributes, error) {
 
 func templateError(s, what string, allowed []string) error {
 	return Errorf(StatusInvalidArgument, "%w", &UnknownTemplate{s, what, allowed}).
-		WithHint("the provider's templates file lists what it takes")
+		WithHint("see the provider's templates file")
 }
 
 func rsaTemplate(s, rest string) (Attributes, error) {

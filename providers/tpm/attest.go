@@ -299,7 +299,7 @@ func makeCredential(ek *tpm2.TPMTPublic, name tpm2.TPM2BName, secret []byte) ([]
 func parseEndorsementKey(b []byte) (*tpm2.TPMTPublic, error) {
 	b, err := psa.PublicDER(b)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong endorsement key: %w", err)
 	}
 	key, err := x509.ParsePKIXPublicKey(b)
 	if err != nil {

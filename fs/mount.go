@@ -216,8 +216,10 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			DisableReadDirPlus:      true,
 			// Answers are in memory: with splice go-fuse would first try a pipe for each.
 			DisableSplice: true,
-			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it.
-			ExtraCapabilities: fuse.CAP_DONT_MASK,
+			// EnableSymlinkCaching stays off: the kernel would keep what mine says to one user for all.
+			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it. io_uring repeats a read that
+			// was short at the same place where it is not asynchronous.
+			ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO,
 			PanicHandler:      panicHandler(o.Log),
 			Logger:            logger,
 		},

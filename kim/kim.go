@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -105,6 +106,8 @@ type KIM struct {
 	sealing sync.RWMutex
 
 	pins pinTries
+	// lostKey is why no secret can be read after the end; nil: the wrapping key is there.
+	lostKey atomic.Pointer[error]
 
 	mu       sync.Mutex
 	jobs     map[int64]*job // what is under way, by the key's number
@@ -131,6 +134,7 @@ func Open(ctx context.Context, o Options) (*KIM, error) {
 	}
 	first := time.NewTimer(startWait)
 	defer first.Stop()
+	k.wg.Go(k.watchFiles)
 	for _, p := range k.providers {
 		k.wg.Go(p.monitor)
 	}

@@ -212,7 +212,7 @@ func (p *Provider) Status(ctx context.Context) string {
 		notes = append(notes, fmt.Sprintf("%d keys whose rows in the KIM are damaged", p.damaged))
 	}
 	state, hint := "ready", ""
-	if err := cmp.Or(p.down, p.k.sealer.Err()); err != nil {
+	if err := cmp.Or(p.k.Lost(), p.down, p.k.sealer.Err()); err != nil {
 		state = "degraded: " + err.Error()
 		if hint = psa.HintOf(err); hint != "" {
 			hint = "\nhint: " + hint
@@ -624,7 +624,8 @@ func (p *Provider) List(ctx context.Context, space Space, after string, n int) (
 	keys, err := p.k.store.Keys(ctx, p.number, space, after, n)
 	for i, k := range keys {
 		if bad := ValidName(k.Name); bad != nil && k.Damage == nil {
-			keys[i] = Key{Number: k.Number, Provider: k.Provider, Space: k.Space, Name: k.Name, Damage: psa.Errorf(psa.StatusDataCorrupt, "the row of key %d in the KIM is damaged: %w", k.Number, bad)}
+			bad = psa.Errorf(psa.StatusDataCorrupt, "the row of key %d in the KIM is damaged: %w", k.Number, bad)
+			keys[i] = Key{Number: k.Number, Provider: k.Provider, Space: k.Space, Name: k.Name, Damage: bad}
 		}
 	}
 	return keys, err
@@ -646,5 +647,6 @@ func (p *Provider) CreateDraft(ctx context.Context, space Space, name string, ui
 	if len(files) == 0 {
 		files = []Inode{{Mode: &mode}}
 	}
-	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Space: space, Name: name, UID: uid, GID: gid, Inodes: files, Quota: p.k.o.KeysPerUser})
+	return p.k.store.InsertDraft(ctx, NewDraft{Provider: p.number, Space: space, Name: name, UID: uid, GID: gid, Inodes: files,
+		Quota: p.k.o.KeysPerUser})
 }

@@ -2,7 +2,6 @@ package kim
 
 import (
 	"context"
-	"encoding/hex"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -85,11 +84,11 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 			}
 		}
 		if err == nil {
-			p.log.Info("recovered a key", "key", key.Number, "uuid", formatID(key.ID), "was", string(key.State))
+			p.log.Info("recovered a key", "key", key.Number, "uuid", UUID(key.ID), "was", string(key.State))
 			return nil
 		}
 		left++
-		p.log.Error("a key cannot be recovered yet; parsecfs tries again", "key", key.Number, "uuid", formatID(key.ID), "was", string(key.State), "err", err)
+		p.log.Error("a key cannot be recovered yet; it is tried again", "key", key.Number, "uuid", UUID(key.ID), "was", string(key.State), "err", err)
 		if unknown(err) {
 			return err // the device went away, so the others would fail too
 		}
@@ -97,5 +96,3 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 	})
 	return left, err
 }
-
-func formatID(id [16]byte) string { return hex.EncodeToString(id[:]) }

@@ -42,6 +42,8 @@ type sqliteStore struct {
 
 	watchers watchers
 	cache    rowCache
+	files    *presence
+	reserve  reserve                // of who has the turn
 	guard    atomic.Pointer[RowKey] // proves the rows; nil while the data key is away
 }
 
@@ -89,6 +91,30 @@ func (s *sqliteStore) start(ctx context.Context) error {
 	s.readDB = sql.OpenDB(connector{s.path, "PRAGMA query_only = ON;"})
 	s.readDB.SetMaxOpenConns(readers)
 	s.readDB.SetMaxIdleConns(readers)
+	if err := s.openReaders(ctx); err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
+	if s.files, err = newPresence(s.path, "-wal"); err != nil {
+		return err
+	}
+	s.reserve.path = s.path + reserveTail
+	s.reserve.fill()
+	return nil
+}
+
+// openReaders opens all of them now: later another file may have the name.
+func (s *sqliteStore) openReaders(ctx context.Context) error {
+	for range readers {
+		conn, err := s.readDB.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		// It opens the WAL too.
+		if _, err := readSchema(ctx, conn); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -260,6 +286,12 @@ func (s *sqliteStore) Close() error {
 // shut closes readers before the writer, whose last connection folds the WAL back into the file.
 func (s *sqliteStore) shut() error {
 	var errs []error
+	if s.files != nil {
+		defer s.files.dir.Close()
+	}
+	if s.abandoned() {
+		return s.lock.Unlock()
+	}
 	if s.readDB != nil {
 		s.reads.Range(func(_, st any) bool {
 			errs = append(errs, st.(*sql.Stmt).Close())
@@ -446,7 +478,26 @@ func (t *tx) number() (int64, error) {
 
 // write runs f in a transaction. The changes are handed to the watchers before the next transaction can begin, which
 // keeps them in the order of the commits.
-func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error) (err error) {
+func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error) error {
+	return s.inTurn(ctx, func() error {
+		err := s.transact(what, f)
+		if err == nil {
+			s.reserve.refill()
+		}
+		return err
+	})
+}
+
+// remove is write for what makes room: a full disk does not stop it while the reserve lasts. f may run several times.
+func (s *sqliteStore) remove(ctx context.Context, what string, f func(*tx) error) error {
+	return s.inTurn(ctx, func() error {
+		try := func() error { return s.transact(what, f) }
+		return s.makeRoom(try(), try)
+	})
+}
+
+// inTurn runs one that writes, alone.
+func (s *sqliteStore) inTurn(ctx context.Context, run func() error) error {
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return err
@@ -458,6 +509,14 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 		return ctx.Err()
 	}
 	defer func() { <-s.turn }()
+	return run()
+}
+
+// transact is one transaction of whoever has the turn.
+func (s *sqliteStore) transact(what string, f func(*tx) error) error {
+	if err := s.Lost(); err != nil {
+		return err
+	}
 	t := &tx{s: s, guard: s.guard.Load(), rows: map[int64]*provenRow{}}
 	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
 		return s.failed(what, err)
@@ -475,7 +534,7 @@ func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error)
 	if err := t.proveRows(); err != nil {
 		return s.failed(what, err)
 	}
-	err = s.cache.commit(t.touched, t.all, func() error {
+	err := s.cache.commit(t.touched, t.all, func() error {
 		_, err := t.exec("COMMIT")
 		return err
 	})
@@ -500,9 +559,7 @@ func (s *sqliteStore) Snapshot(ctx context.Context, path string) error {
 		return fileError(err, "cannot make the copy %s", path)
 	}
 	f.Close()
-	db := sql.OpenDB(connector{s.path, ""})
-	defer db.Close()
-	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+	if err := s.vacuumInto(ctx, path); err != nil {
 		os.Remove(path)
 		return s.failed("cannot copy the KIM", err)
 	}
@@ -510,6 +567,20 @@ func (s *sqliteStore) Snapshot(ctx context.Context, path string) error {
 		return fileError(err, "cannot copy the KIM to %s", path)
 	}
 	return nil
+}
+
+// vacuumInto copies by the writer's connection where the name leads to the store no more.
+func (s *sqliteStore) vacuumInto(ctx context.Context, path string) error {
+	if s.Lost() != nil {
+		return s.inTurn(ctx, func() error {
+			_, err := s.writer.ExecContext(ctx, "VACUUM INTO ?", path)
+			return err
+		})
+	}
+	db := sql.OpenDB(connector{s.path, ""})
+	defer db.Close()
+	_, err := db.ExecContext(ctx, "VACUUM INTO ?", path)
+	return err
 }
 
 // check reads the whole file and compares its indexes with its rows.

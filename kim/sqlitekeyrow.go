@@ -157,7 +157,8 @@ func (t *tx) insertKey(k Key, provider []byte) error {
 	row := map[string]any{"number": k.Number, "uuid": k.ID[:], "provider": k.Provider, "name": k.Name, "state": k.State, "hidden": 0,
 		"type": 0, "bits": 0, "algorithm": 0, "usage": 0, "template": "", "origin": "", "uid": int64(k.UID), "gid": int64(k.GID),
 		"created": k.Created.UnixNano(), "changed": k.Changed.UnixNano(), "allow_destroy": true, "units": "", "pcrs": 0, "object": "",
-		"caller_nonce": false, "nonce_bound": false, "nonces": 0, "failures": 0, "copied": false, "device": "", "files": k.files[:], "space": int64(k.Space)}
+		"caller_nonce": false, "nonce_bound": false, "nonces": 0, "failures": 0, "copied": false, "device": "", "files": k.files[:],
+		"space": int64(k.Space)}
 	values := make([]any, keysTable.n)
 	for i, name := range keyColumnNames {
 		values[i] = set{name, stored(row[name])}.read()

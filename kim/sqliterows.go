@@ -594,7 +594,8 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
-		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now, Changed: now}
+		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now,
+			Changed: now}
 		if k.Number, err = t.number(); err != nil {
 			return err
 		}
@@ -632,7 +633,7 @@ func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template st
 }
 
 func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot remove a draft", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a draft", func(t *tx) error {
 		k, err := t.keyIn(number, Draft)
 		if err != nil {
 			return err
@@ -842,7 +843,7 @@ func (s *sqliteStore) Holder(ctx context.Context, device, object string, made pr
 }
 
 func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot forget a key", func(t *tx) error {
+	return s.remove(ctx, "cannot forget a key", func(t *tx) error {
 		e, err := t.key(number)
 		if err != nil {
 			return err
@@ -853,7 +854,7 @@ func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
 
 func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, error) {
 	var e Entry
-	err := s.write(ctx, "cannot begin to destroy a key", func(t *tx) error {
+	err := s.remove(ctx, "cannot begin to destroy a key", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Ready)
 		if err != nil {
 			return err
@@ -868,7 +869,7 @@ func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, erro
 }
 
 func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot remove a destroyed key", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a destroyed key", func(t *tx) error {
 		k, err := t.journalled(number, Destroying)
 		if err != nil {
 			return err
@@ -878,7 +879,7 @@ func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
 }
 
 func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot restore a key that was not destroyed", func(t *tx) error {
+	return s.remove(ctx, "cannot keep a key after all", func(t *tx) error {
 		k, err := t.journalled(number, Destroying)
 		if err != nil {
 			return err
@@ -888,7 +889,7 @@ func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
 }
 
 func (s *sqliteStore) SetHidden(ctx context.Context, number int64, hidden bool) error {
-	return s.write(ctx, "cannot hide a key", func(t *tx) error {
+	return s.remove(ctx, "cannot hide a key", func(t *tx) error {
 		k, err := t.journalled(number, Creating, Destroying)
 		if err != nil || k.Hidden == hidden {
 			return err
@@ -1392,7 +1393,7 @@ func (s *sqliteStore) SetXattr(ctx context.Context, ino uint64, name string, val
 }
 
 func (s *sqliteStore) RemoveXattr(ctx context.Context, ino uint64, name string) error {
-	return s.write(ctx, "cannot remove a label", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a label", func(t *tx) error {
 		change, err := t.owner(ino)
 		if err != nil {
 			return err
@@ -1533,7 +1534,7 @@ func (s *sqliteStore) RenameAlias(ctx context.Context, from, to string) error {
 }
 
 func (s *sqliteStore) RemoveAlias(ctx context.Context, name string) error {
-	return s.write(ctx, "cannot remove link "+name, func(t *tx) error {
+	return s.remove(ctx, "cannot remove link "+name, func(t *tx) error {
 		a, found, err := t.alias(name)
 		if err != nil {
 			return err

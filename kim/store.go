@@ -201,7 +201,7 @@ const MaxPage = 4096
 // The store keeps the journal's rules, so that no order of calls can break them, and judges no names and no policy:
 // those are its caller's. Errors are psa.Errors: StatusDoesNotExist for a number or name that is not there,
 // StatusBadState for a row in another state than the method needs or that is hidden, StatusInsufficientStorage for a
-// full disk, StatusStorageFailure for any other trouble with it, StatusDataCorrupt for a row that cannot be
+// full disk (which stops no removal), StatusStorageFailure for any other trouble with it, StatusDataCorrupt for a row that cannot be
 // understood (which stops that row alone), StatusInvalidArgument for an owner that is nobody (CheckOwner).
 //
 // A draft belongs to its maker, and counts in the maker's quota, also where its directory was given to somebody else.
@@ -362,6 +362,9 @@ type Store interface {
 	// returned func ends it and waits until f has returned, so f must not call that one.
 	Watch(f func(Change)) (stop func())
 
+	// Lost says that what holds the rows was taken away, or replaced, while it was open (StatusStorageFailure): they can be
+	// read and copied still, and each change is refused with this error.
+	Lost() error
 	// Schema is the version of the store's layout.
 	Schema() int
 	// Snapshot writes a consistent copy to a new file, 0600, durable when it returns; other calls go on meanwhile.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"hash"
 	"strings"
@@ -127,7 +126,7 @@ func (t *Tree) name(e *AuditEvent, key kim.Key) {
 		key, _ = t.kim.Key(context.Background(), e.KeyNumber) // one that is gone has no name
 	}
 	if key.Number != 0 {
-		e.Key, e.UUID = key.Name, hex.EncodeToString(key.ID[:])
+		e.Key, e.UUID = key.Name, kim.UUID(key.ID)
 		if uid, own := key.Space.User(); own {
 			e.User = &uid
 		}

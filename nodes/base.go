@@ -42,6 +42,21 @@ type stat struct {
 	// fleeting and fleetingName: attributes, or the name, change with what happens elsewhere, which the kernel does not
 	// see: it asks each time
 	fleeting, fleetingName bool
+	// never and neverName: attributes, or what the name leads to, depend on who asks, and the kernel keeps none
+	never, neverName bool
+	// answers: what is read from it are answers to whoever reads
+	answers bool
+}
+
+// keeps is how long the kernel may keep the attributes, 0 for go-fuse's default.
+func (s stat) keeps() time.Duration {
+	switch {
+	case s.never:
+		return never
+	case s.fleeting:
+		return fleeting
+	}
+	return 0
 }
 
 // changeable refuses what is fixed.
@@ -58,6 +73,7 @@ type node interface {
 	stat(ctx context.Context) (stat, error)
 	place() place
 	number() uint64
+	generation() uint64
 	attr(ctx context.Context, out *fuse.Attr) (stat, error)
 }
 
@@ -126,6 +142,8 @@ func (t *Tree) base(ino uint64) base { return base{t: t, ino: ino} }
 
 func (b *base) number() uint64 { return b.ino }
 
+func (b *base) generation() uint64 { return 0 }
+
 // attr fills out with stat and the KIM's changes for this inode.
 func (b *base) attr(ctx context.Context, out *fuse.Attr) (stat, error) {
 	p, err := b.permissions(ctx)
@@ -139,6 +157,9 @@ func (b *base) attr(ctx context.Context, out *fuse.Attr) (stat, error) {
 	out.Blocks = (s.size + 511) / 512
 	out.SetTimes(&s.changed, &s.changed, &s.changed)
 	out.SetTimes(p.stored.Atime, p.stored.Mtime, p.stored.Ctime)
+	if s.answers {
+		b.t.sizes.answer(b.ino)
+	}
 	return s, nil
 }
 
@@ -148,9 +169,7 @@ var _ = (fs.NodeGetattrer)((*base)(nil))
 // the inode, so the handle is never asked.
 func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	s, err := b.attr(ctx, &out.Attr)
-	if s.fleeting {
-		out.SetTimeout(fleeting)
-	}
+	out.SetTimeout(s.keeps())
 	return errnoOf(err)
 }
 
@@ -244,13 +263,14 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	if err != nil {
 		return nil, errnoOf(err)
 	}
-	if s.fleeting {
-		out.SetAttrTimeout(fleeting)
-	}
-	if s.fleetingName {
+	out.SetAttrTimeout(s.keeps())
+	switch {
+	case s.neverName:
+		out.SetEntryTimeout(never)
+	case s.fleetingName:
 		out.SetEntryTimeout(fleeting)
 	}
-	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number()}), 0
+	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number(), Gen: n.generation()}), 0
 }
 
 func errnoName(e syscall.Errno) string {

@@ -39,6 +39,11 @@ func (t *Tree) setOwner(ctx context.Context, key int64, from, uid, gid uint32) e
 		return err
 	}
 	t.gate.Lost(inoOf(key, 0))
+	for _, r := range t.tables.key {
+		if r.kind == request {
+			t.sizes.change(inoOf(key, r.number))
+		}
+	}
 	return nil
 }
 

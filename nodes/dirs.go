@@ -69,7 +69,8 @@ func (v *view) hashDir(r *row) node {
 // key is a key's own directory.
 func (t *Tree) key(p *kim.Provider, number int64) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p, key: number}, t.tables.key, func(v *view) stat {
-		return stat{kind: syscall.S_IFDIR, mode: 0755, uid: v.key.UID, gid: v.key.GID, changed: v.key.Changed, links: 2, settable: keyBits}
+		return stat{kind: syscall.S_IFDIR, mode: 0755, uid: v.key.UID, gid: v.key.GID, changed: v.key.Changed, links: 2, settable: keyBits,
+			fleeting: !ready(v)} // it becomes a key by what is written elsewhere
 	})
 }
 
@@ -105,7 +106,11 @@ func (v *view) node(r *row) node {
 	if r.node != nil {
 		return r.node(v, r)
 	}
-	return v.t.file(r, v.provider, v.key.Number)
+	n := v.t.file(r, v.provider, v.key.Number)
+	if r.own {
+		n.file().own, n.file().reader = true, v.uid
+	}
+	return n
 }
 
 // slots makes the directory of an operation's slots.
@@ -475,8 +480,8 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key can only be in its provider's keys/ or in a user's directory there",
-			"make a new key in the other provider"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stays in keys/ and the users' directories of its provider",
+			"make a new key there"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}
@@ -560,11 +565,28 @@ type fileNode struct {
 	p    *kim.Provider
 	key  int64
 	last atomic.Pointer[showing]
+	// own: what it says is what its reader's view says; others have an inode of their own under the same name
+	own    bool
+	reader uint32
+}
+
+// generation tells the inodes of readers apart, which share their number.
+func (n *fileNode) generation() uint64 {
+	if !n.own {
+		return 0
+	}
+	return uint64(n.reader) + 1
 }
 
 func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.path()} }
 
-func (n *fileNode) view(ctx context.Context) (*view, error) { return n.place().view(ctx) }
+func (n *fileNode) view(ctx context.Context) (*view, error) {
+	v, err := n.place().view(ctx)
+	if n.own {
+		v.uid = n.reader
+	}
+	return v, err
+}
 
 func (n *fileNode) stat(ctx context.Context) (stat, error) {
 	v, err := n.view(ctx)
@@ -575,13 +597,18 @@ func (n *fileNode) stat(ctx context.Context) (stat, error) {
 	if n.key != 0 {
 		s.uid, s.gid, s.changed = v.key.UID, v.key.GID, v.key.Changed
 	}
-	if n.row.text != nil && !n.row.unsize {
-		b, err := n.row.text(v)
-		if err != nil {
-			return stat{}, err
-		}
-		s.size = uint64(len(b))
+	if n.row.text == nil {
+		return s, nil
 	}
+	b, changed, err := n.says(v, aMoment)
+	if err != nil {
+		return stat{}, err
+	}
+	s.size = uint64(len(b))
+	if changed.After(s.changed) {
+		s.changed = changed
+	}
+	s.fleeting, s.never, s.neverName = n.row.changes || n.row.asks, n.own, n.own
 	return s, nil
 }
 

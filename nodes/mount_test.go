@@ -72,7 +72,7 @@ func mount(t *testing.T, change func(*nodes.Options)) *mounted {
 	second := time.Second
 	options := &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true, RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}}
 	options.MountOptions = fuse.MountOptions{AllowOther: true, DirectMountStrict: true, EnableAcl: true, DisableReadDirPlus: true,
-		Options: []string{"default_permissions"}, FsName: "parsecfs", Name: "parsecfs", ExtraCapabilities: fuse.CAP_DONT_MASK}
+		Options: []string{"default_permissions"}, FsName: "parsecfs", Name: "parsecfs", ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO}
 	server, err := fuse.NewServer(tree.Wrap(fs.NewNodeFS(tree.Root(), options)), dir, &options.MountOptions)
 	if err != nil {
 		t.Fatal(err)
@@ -332,7 +332,7 @@ func TestWalksAskNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := t.TempDir()
-		for _, walk := range []string{"! grep -rq no-such-line .", "cp -r . $0/r", "cp -a . $0/a", "find . -ls >/dev/null", "du -a . >/dev/null"} {
+		for _, walk := range []string{"! grep -rq no-such-line .", "cp -r . $0/r", "cp -a . $0/a", "find . -ls >/dev/null", "du -a . >/dev/null", "tar -cf $0/tar ."} {
 			walk := exec.Command("bash", "-ec", walk, out)
 			walk.Dir = m.path()
 			if said, err := walk.CombinedOutput(); err != nil {

@@ -240,15 +240,19 @@ type operationFile struct{ fileNode }
 
 func (n *operationFile) stat(ctx context.Context) (stat, error) {
 	s, err := n.fileNode.stat(ctx)
-	if s.size = n.t.sizes.size(n.ino); n.row.bare() {
-		s.size = uint64(sizeFor(0))
-	}
+	n.t.answering(ctx, n.ino, &s)
 	return s, err
+}
+
+// answering has a file of transactions show what whoever asks has there, which the kernel must not show to anybody else.
+func (t *Tree) answering(ctx context.Context, ino uint64, s *stat) {
+	size, fixed := t.machine.Size(ino, callerOf(ctx).UID)
+	s.size, s.answers, s.never = uint64(size), true, !fixed
 }
 
 // transactions is the file, or a slot of it at a place of its own, as the machine knows it.
 func (n *operationFile) transactions(at place) transaction.File {
-	return transaction.File{Ino: n.ino, Spec: &n.row.spec, Waiting: &n.t.sizes, Make: func(uid uint32) transaction.Make { return n.request(at, uid) }}
+	return transaction.File{Ino: n.ino, Spec: &n.row.spec, Make: func(uid uint32) transaction.Make { return n.request(at, uid) }}
 }
 
 var _ = (fs.NodeOpener)((*operationFile)(nil))
@@ -256,11 +260,12 @@ var _ = (fs.NodeOpener)((*operationFile)(nil))
 // Open is safe because the kernel judged the file's mode, the gate whatever the kernel could not, and each open gets a
 // channel of its own. Direct I/O, or two clients would read each other's bytes from the page cache.
 func (n *operationFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	h, fuseFlags, err := n.open(ctx, modeOf(flags))
+	mode := modeOf(flags)
+	h, fuseFlags, err := n.open(ctx, mode)
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &handle{n: n, t: n.t, h: h}, fuse.FOPEN_DIRECT_IO | fuseFlags, 0
+	return newHandle(n, n.t, h, mode), fuse.FOPEN_DIRECT_IO | fuseFlags, 0
 }
 
 func (n *operationFile) open(ctx context.Context, mode transaction.Mode) (*transaction.Handle, uint32, error) {
@@ -298,13 +303,24 @@ func (n *operationFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.
 			return n.t.fail(ctx, n.place(), "truncate", err)
 		}
 	}
-	return n.change(ctx, in, out)
+	return n.changed(ctx, in, out)
+}
+
+// changed is change of a file from which somebody may read.
+func (b *base) changed(ctx context.Context, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	errno := b.change(ctx, in, out)
+	b.t.sizes.keep(b.ino, out)
+	return errno
 }
 
 // truncated is ftruncate(2); by the file's name there is nothing to empty.
 func truncated(fh fs.FileHandle, in *fuse.SetAttrIn, size uint64) error {
 	if h, ok := fh.(*handle); ok && in.Valid&fuse.FATTR_FH != 0 {
-		return h.h.Truncate(size)
+		err := h.h.Truncate(size)
+		if err == nil {
+			h.t.sizes.hold(h, 0)
+		}
+		return err
 	}
 	if size != 0 {
 		return transaction.ErrTruncate
@@ -317,18 +333,27 @@ type handle struct {
 	n node
 	t *Tree
 	h *transaction.Handle
+	// reads: somebody may read what it writes
+	reads bool
+}
+
+func newHandle(n node, t *Tree, h *transaction.Handle, mode transaction.Mode) *handle {
+	x := &handle{n: n, t: t, h: h, reads: mode.Read}
+	if !mode.Write {
+		t.sizes.hold(x, 0)
+	}
+	return x
 }
 
 var _ = (fs.FileWriter)((*handle)(nil))
 
 // Write only collects, and is safe because it never runs an operation: the kernel holds the inode's lock meanwhile.
 func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
-	tell, err := h.h.Write(ctx, data, off)
-	if err != nil {
+	if err := h.h.Write(ctx, data, off); err != nil {
 		return 0, h.t.fail(ctx, h.n.place(), "write", err)
 	}
-	if tell {
-		h.extend()
+	if h.reads {
+		h.t.sizes.hold(h, off+int64(len(data)))
 	}
 	return uint32(len(data)), 0
 }
@@ -338,9 +363,12 @@ var _ = (fs.FileReader)((*handle)(nil))
 // Read runs the operation, once, and is safe because the gate judges whoever reads, and the channel is this handle's own,
 // its slot's, or was claimed by the rules of the drop box.
 func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	n, err := h.h.Read(ctx, callerOf(ctx), dest, off)
+	n, more, err := h.h.Read(ctx, callerOf(ctx), dest, off)
 	if err != nil {
 		return nil, h.t.fail(ctx, h.n.place(), "read", err)
+	}
+	if !more {
+		h.t.sizes.drop(h)
 	}
 	return fuse.ReadResultData(dest[:n]), 0
 }
@@ -358,5 +386,6 @@ var _ = (fs.FileReleaser)((*handle)(nil))
 // Release wipes. The kernel sends it late, as uid 0 and pid 0, and tells nobody what it answered.
 func (h *handle) Release(context.Context) syscall.Errno {
 	h.h.Release()
+	h.t.sizes.drop(h)
 	return 0
 }

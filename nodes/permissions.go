@@ -196,6 +196,9 @@ func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) 
 	if err != nil {
 		return err
 	}
+	if after.stat.answers {
+		b.t.sizes.change(b.ino)
+	}
 	if !before.rights().OnlyAdds(after.rights()) {
 		b.t.gate.Lost(b.ino)
 	}

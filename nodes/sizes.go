@@ -2,133 +2,208 @@ package nodes
 
 import (
 	"sync"
-	"syscall"
+	"time"
 
+	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-
-	"github.com/parsecfs/parsecfs/nodes/transaction"
 )
 
-// The kernel ends sendfile(2) and splice(2) by itself where a position is at or behind the size of a file, which is 0
-// for transactions: busybox's cat and Python's shutil would end well with nothing. And where the size allows it they,
-// like mmap(2), read through the page cache, which all users of an inode share: somebody else's answer. So a READ for
-// the page cache is always refused, after which they fall back to read(2); and while a transaction waits for its
-// reader the size lies beyond its position, so that they come to be refused.
+// The kernel ends sendfile(2), splice(2) and reads by io_uring by itself where a position is at or behind the size of a file,
+// which is 0 for transactions at rest: busybox's cat and Python's shutil would end well with nothing. And where the size allows
+// it they, like mmap(2), read through the page cache, which all users of an inode share: somebody else's answer. So a READ for
+// the page cache is refused (pageReads), after which they fall back to read(2); and while somebody may read an answer the kernel
+// believes in a size beyond all positions, so that they come to be refused.
+//
+// stat(2) shows another size, to each user their own. Its answer would end what the kernel believes, unless the kernel finds
+// that the file has grown while it asked: then it hands the answer on and keeps nothing of it (fuse_change_attributes).
 
-// pageReads refuses READs for the page cache, which alone come without an owner of locks.
-type pageReads struct{ fuse.RawFileSystem }
-
-func (p *pageReads) Read(cancel <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
-	if in.ReadFlags&fuse.READ_LOCKOWNER == 0 {
-		return nil, fuse.Status(syscall.EINVAL)
-	}
-	return p.RawFileSystem.Read(cancel, in, b)
-}
-
-// maxSignature is longer than any answer that is longer than its request: SLH-DSA has 49 856 bytes.
-const maxSignature = 64 << 10
-
-// page is how the kernel rounds; larger ones do no harm.
-const page = 4096
-
-// sizeFor is the size that a file shows while a transaction's position is at end: more than any answer is longer than
-// its request, because Node's readFile stops there.
-func sizeFor(end int64) int64 { return (end+maxSignature)/page*page + page + 2 }
-
-// sizes are the positions of the transactions that wait for their readers, by inode.
+// sizes are the files of transactions from which somebody may read, by inode, and what the kernel believes of them.
 type sizes struct {
 	mu     sync.Mutex
-	inodes map[uint64]*waiting
-	idle   int   // those without ends
-	last   int64 // of beyond
+	inodes map[uint64]*reading
+	idle   int // those without handles
+	// changed are the inodes whose attributes are not what the kernel knows: it must keep what it is answered. The time is
+	// when that ends, none before the first answer.
+	changed map[uint64]time.Time
 }
 
-// waiting stays without ends too while the kernel believes a long size: nobody has to tell it again then.
-type waiting struct {
-	ends map[*transaction.Channel]int64
-	long bool // the kernel has been told a size that no position reaches, and no other one since
+// reading stays without handles too while the kernel believes a long size: nobody has to tell it again then.
+type reading struct {
+	in      *fs.Inode
+	handles map[*handle]struct{}
+	end     int64     // no handle's position is behind it
+	long    int64     // the size that the kernel believes; 0: another one
+	last    int64     // where it was told to grow, always further on
+	answers int       // that it believes instead
+	later   bool      // it is told when what has changed is known
+	quiet   time.Time // when the last handle went
+	telling sync.Mutex
 }
 
-// longMost bounds the inodes that are kept without ends.
-const longMost = 1 << 12
+const (
+	// idleMost bounds the inodes that are kept without handles, and those that are changed.
+	idleMost = 1 << 12
+	// step is more than the kernel's largest folio.
+	step = 1 << 22
+	// endMost is behind all positions that a program has.
+	endMost = 1 << 60
+	// settled is when no answer of before can come any more.
+	settled = time.Second
+)
 
-var _ transaction.Waiting = (*sizes)(nil)
+// hold notes that somebody may read through a handle, whose position is at end.
+func (s *sizes) hold(h *handle, end int64) {
+	if r, tell := s.note(h, end); tell {
+		s.extend(r)
+	}
+}
 
-// At notes a position, and says whether the kernel must be told now: a WRITE itself leaves its own end there.
-func (s *sizes) At(ino uint64, c *transaction.Channel, end int64) (tell bool) {
+func (s *sizes) note(h *handle, end int64) (r *reading, tell bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.inodes == nil {
-		s.inodes = map[uint64]*waiting{}
+		s.inodes = map[uint64]*reading{}
 	}
-	w := s.inodes[ino]
-	if w == nil {
-		w = &waiting{ends: map[*transaction.Channel]int64{}}
-		s.inodes[ino] = w
-	} else if len(w.ends) == 0 {
+	ino := h.n.number()
+	r = s.inodes[ino]
+	switch {
+	case r == nil:
+		r = &reading{handles: map[*handle]struct{}{}}
+		s.inodes[ino] = r
+	case len(r.handles) == 0:
 		s.idle--
+		if r.end = 0; r.long == 0 && time.Since(r.quiet) > settled {
+			r.last = 0
+		}
 	}
-	w.ends[c] = end
-	tell = !w.long || end > firstBeyond // O_APPEND writes from the long size on
-	w.long = true
-	return tell
+	r.in = h.n.EmbeddedInode()
+	r.handles[h] = struct{}{}
+	r.end = max(r.end, end)
+	return r, r.long <= r.end
 }
 
-// Gone forgets a position.
-func (s *sizes) Gone(ino uint64, c *transaction.Channel) {
+// drop notes that nothing is left to read through a handle.
+func (s *sizes) drop(h *handle) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w := s.inodes[ino]
-	if w == nil || len(w.ends) == 0 {
+	ino := h.n.number()
+	r := s.inodes[ino]
+	if r == nil || len(r.handles) == 0 {
 		return
 	}
-	if delete(w.ends, c); len(w.ends) > 0 {
+	if delete(r.handles, h); len(r.handles) > 0 {
 		return
 	}
-	if w.long && s.idle < longMost {
+	r.quiet = time.Now()
+	if s.idle < idleMost {
 		s.idle++
 		return
 	}
 	delete(s.inodes, ino)
 }
 
-// size is what stat(2) is told, 0 where nobody waits.
-func (s *sizes) size(ino uint64) uint64 {
+// extend makes the file longer in the kernel than any position. One byte that is not at the beginning of a page does that
+// without making the page valid. The page lies behind the end, where nobody has been able to read it: a lock on it, which a
+// reader might hold until we answer, would keep us from dying (see fleeting).
+func (s *sizes) extend(r *reading) {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	in, at, answers := s.next(r)
+	if at > endMost || in.WriteCache(at, []byte{0}) != 0 {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w := s.inodes[ino]
-	if w == nil {
-		return 0
+	if answers == r.answers {
+		r.long = at + 1
 	}
-	w.long = false
-	if len(w.ends) == 0 {
-		delete(s.inodes, ino)
-		s.idle--
-		return 0
-	}
-	size := int64(0)
-	for _, end := range w.ends {
-		size = max(size, sizeFor(end))
-	}
-	return uint64(size)
 }
 
-const (
-	firstBeyond = 1 << 40
-	stepBeyond  = 1 << 22 // more than the kernel's largest folio
-)
-
-// beyond gives an offset on a page that nobody has ever been able to read.
-func (s *sizes) beyond() int64 {
+func (s *sizes) next(r *reading) (in *fs.Inode, at int64, answers int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last++
-	return firstBeyond + s.last*stepBeyond + 1
+	r.last = max(r.last, r.end)/step*step + step
+	return r.in, r.last + 1, r.answers
 }
 
-// extend makes the file longer in the kernel than any position. One byte that is not at the beginning of a page does
-// that without making the page valid. The page is a new one each time: a lock on it, which a reader might hold until
-// we answer, would keep us from dying (see fleeting).
-func (h *handle) extend() {
-	_ = h.n.EmbeddedInode().WriteCache(h.t.sizes.beyond(), []byte{0})
+// answer is for whoever is about to answer what stat(2) is told of an inode: the kernel must not believe it while somebody reads.
+func (s *sizes) answer(ino uint64) {
+	r, extend := s.asked(ino)
+	if extend {
+		s.extend(r)
+		return
+	}
+	if r != nil {
+		time.AfterFunc(settled, func() { s.again(r) })
+	}
+}
+
+// asked gives what somebody reads from. extend: now; else later, since the kernel must believe this answer. Nil: it may.
+func (s *sizes) asked(ino uint64) (r *reading, extend bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, unknown := s.inodes[ino], s.unknown(ino)
+	if r == nil {
+		return nil, false
+	}
+	if len(r.handles) == 0 || unknown {
+		r.long = 0
+		r.answers++
+	}
+	if len(r.handles) == 0 || unknown && r.later {
+		return nil, false
+	}
+	r.later = unknown
+	return r, !unknown
+}
+
+func (s *sizes) again(r *reading) {
+	s.mu.Lock()
+	tell := len(r.handles) > 0 && r.long <= r.end
+	r.later = false
+	s.mu.Unlock()
+	if tell {
+		s.extend(r)
+	}
+}
+
+// unknown says whether the kernel must keep what it is answered for an inode. The caller holds s.mu.
+func (s *sizes) unknown(ino uint64) bool {
+	until, changed := s.changed[ino]
+	switch now := time.Now(); {
+	case !changed:
+		return false
+	case until.IsZero():
+		s.changed[ino] = now.Add(settled)
+	case now.After(until):
+		delete(s.changed, ino)
+		return false
+	}
+	return true
+}
+
+// change notes that an inode has other attributes now.
+func (s *sizes) change(ino uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = map[uint64]time.Time{}
+	}
+	if len(s.changed) >= idleMost {
+		for old := range s.changed {
+			delete(s.changed, old)
+			break
+		}
+	}
+	s.changed[ino] = time.Time{}
+}
+
+// keep has the answer of a SETATTR, which the kernel believes in any case, say what it believes already.
+func (s *sizes) keep(ino uint64, out *fuse.AttrOut) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.inodes[ino]; r != nil && r.long > 0 {
+		out.Size = uint64(r.long)
+		out.SetTimeout(never)
+	}
 }

@@ -201,15 +201,15 @@ func (n *slotBase) open(ctx context.Context, self node, part transaction.Part, f
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, self.place(), "open", err)
 	}
-	return &handle{n: self, t: n.t, h: h}, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
+	return newHandle(self, n.t, h, modeOf(flags)), fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 
 // slotFile is a slot of an operation with one input.
 type slotFile struct{ slotBase }
 
-func (n *slotFile) stat(context.Context) (stat, error) {
+func (n *slotFile) stat(ctx context.Context) (stat, error) {
 	s := n.own(syscall.S_IFREG, 0600)
-	s.size = n.t.sizes.size(n.ino)
+	n.t.answering(ctx, n.ino, &s)
 	return s, nil
 }
 
@@ -229,7 +229,7 @@ func (n *slotFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.SetAt
 			return n.t.fail(ctx, n.place(), "truncate", err)
 		}
 	}
-	return n.change(ctx, in, out)
+	return n.changed(ctx, in, out)
 }
 
 func (n *slotFile) truncate(ctx context.Context, fh fs.FileHandle, in *fuse.SetAttrIn, size uint64) error {
@@ -297,10 +297,8 @@ func (n *slotPart) stat(context.Context) (stat, error) {
 		mode |= 0400
 	}
 	s := n.own(syscall.S_IFREG, mode)
-	s.fleeting = true
-	if n.part.Out && n.slot.Asked() {
-		s.size = uint64(sizeFor(0))
-	}
+	s.fleeting, s.answers, s.never = true, n.part.Out, n.part.Out
+	s.size = uint64(n.slot.Size(n.part))
 	return s, nil
 }
 
@@ -320,5 +318,5 @@ func (n *slotPart) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAtt
 			return n.t.fail(ctx, n.place(), "truncate", err)
 		}
 	}
-	return n.change(ctx, in, out)
+	return n.changed(ctx, in, out)
 }

@@ -66,17 +66,16 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 
 // open makes the handle, which calls leave in the end.
 func (n *stagedFile) open(ctx context.Context, mode transaction.Mode, access *gate.Access, leave func()) (fs.FileHandle, uint32, syscall.Errno) {
-	b, err := n.render(ctx)
+	if !mode.Write {
+		h, how, errno := n.openText(ctx)
+		if text, ok := h.(*textHandle); ok {
+			text.release = both(text.release, leave)
+		}
+		return h, how, errno
+	}
+	b, err := n.render(ctx, justNow)
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-	}
-	if !mode.Write {
-		h, err := n.hold(ctx, b)
-		if err != nil {
-			return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-		}
-		h.release = both(h.release, leave)
-		return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 	}
 	release, err := n.t.machine.Hold(callerOf(ctx).UID, len(b)+stageMost)
 	if err != nil {
@@ -225,7 +224,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	s := h.n.row.stage(v)
 	h.total += len(data)
 	if most := cmp.Or(s.most, stageMost); h.total > most {
-		return nil, h.spoil(transaction.TooLarge(h.n.row.name, int64(most)))
+		return nil, h.spoil(psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", h.n.row.name, most))
 	}
 	h.buf = transaction.Extend(h.buf, data)
 	h.left += len(data)
@@ -407,6 +406,9 @@ func (h *stagedHandle) Release(context.Context) syscall.Errno {
 // default. We tell the kernel nothing on our own: a notification waits for the directory's lock, which a client's
 // rmdir may hold until we answer; a daemon that is killed in between never lets go of /dev/fuse, and all hang.
 const fleeting = time.Nanosecond
+
+// never is for what the kernel may not keep at all: it rounds fleeting up to some milliseconds.
+const never = 2 * time.Nanosecond
 
 // stat is true whenever it is asked, the size too; and a draft's files go when it is a key.
 func (n *stagedFile) stat(ctx context.Context) (stat, error) {

@@ -50,11 +50,12 @@ type row struct {
 	// of directories and links: makes the node
 	node func(v *view, r *row) node
 	// of texts
-	text   func(v *view) ([]byte, error)
-	shared bool // all who read it share its bytes
-	unsize bool // size 0, as in /proc: what it says depends on who reads
-	drafts bool // of a draft alone
-	always bool // a key's text that says nothing of its row, and so is there also while rows cannot be proven
+	text    func(v *view) ([]byte, error)
+	changes bool // what it says changes with what the kernel does not see
+	asks    bool // a device, which is not asked each time
+	own     bool // what it says depends on who reads
+	drafts  bool // of a draft alone
+	always  bool // a key's text that says nothing of its row, and so is there also while rows cannot be proven
 	// of staged files
 	stage func(v *view) stage
 	// of requests
@@ -85,10 +86,10 @@ type view struct {
 
 // rootRows are the files of the mount's root, with number 0.
 var rootRows = []*row{
-	{number: 2, name: "README", kind: text, mode: 0444, shared: true, text: (*view).readme, help: "this text"},
+	{number: 2, name: "README", kind: text, mode: 0444, text: (*view).readme, help: "this text"},
 	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
-	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true,
-		help: "your own last 32 failures, oldest first; equal ones in a row share a line with a count"},
+	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, own: true,
+		help: "your own last 32 failures, oldest first, a line each; the same ones in a row are one line with a count"},
 	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, node: (*view).trail,
 		help: "the audit trail, if the configuration has one; only root can read it"},
 	{number: 5, name: "keys", kind: directory, mode: 0755, node: (*view).aliasesDir,
@@ -102,14 +103,14 @@ const rowDefault = 7
 
 // providerRows are the files of a provider.
 var providerRows = []*row{
-	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, unsize: true,
-		help: "TOML: a description of this provider and its device"},
-	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, unsize: true,
+	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, asks: true,
+		help: "TOML: what this provider is, and what its device says of itself"},
+	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, asks: true,
 		help: "ready, or degraded and why"},
-	{number: 3, name: "capabilities", kind: text, mode: 0444, shared: true, text: (*view).providerCapabilities,
+	{number: 3, name: "capabilities", kind: text, mode: 0444, changes: true, text: (*view).providerCapabilities,
 		help: "what this provider can do, a line for each kind of key and algorithm"},
-	{number: 12, name: "templates", kind: text, mode: 0444, shared: true, text: (*view).templates,
-		help: "what generate takes, the common ones first"},
+	{number: 12, name: "templates", kind: text, mode: 0444, changes: true, text: (*view).templates,
+		help: "what generate takes, once each, the common ones first"},
 	{number: 4, name: "random", kind: stream, mode: 0444, present: keyless(psa.Random, psa.AlgNone),
 		help: "random bytes, at most 64 KiB an open"},
 	{number: 6, name: "can_do", kind: request, mode: 0666, op: psa.CanDo, make: makes(canDo),
@@ -123,8 +124,8 @@ var providerRows = []*row{
 		help: "a verifier's credential in, its secret out; this proves that the attestation key is in the TPM with that endorsement key"},
 	{number: 11, name: "make_credential", kind: request, mode: 0666, op: psa.MakeCredential, present: keyless(psa.MakeCredential, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "public"}, {Name: "endorsement_key"}, {Name: "secret", Required: always, Whole: psa.MaxCredentialSecret}}, Outputs: []output{{Name: "credential"}}},
-		help: "for a verifier: a secret in, a credential for this TPM's attestation key out; a slot's public and endorsement_key choose others"},
-	{number: 8, name: "capabilities.json", kind: text, mode: 0444, shared: true, text: (*view).capabilitiesJSON,
+		help: "for a verifier: a secret in, a credential for this attestation key out; for others in a slot with public and endorsement_key"},
+	{number: 8, name: "capabilities.json", kind: text, mode: 0444, changes: true, text: (*view).capabilitiesJSON,
 		help: "the same in the syntax of PSA's driver descriptions"},
 	{number: 7, name: "hash", kind: directory, mode: 0555, present: lists(psa.Hash), node: (*view).hashDir,
 		help: "hash/sha256 and so on: message in, digest out"},
@@ -172,21 +173,22 @@ var exportRow = &row{number: 26, name: "export", kind: request, mode: 0600, op: 
 // keyRows are the files of a key.
 var keyRows = []*row{
 	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage,
-		help: "TOML: a description of the key; can be written in a draft; the owner can always set allow_destroy, caller_nonce, failures, units"},
-	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, text: (*view).keyCapabilities,
+		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce, failures and units by its owner always"},
+	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, changes: true, text: (*view).keyCapabilities,
 		help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, drafts: true, stage: generateStage,
 		help: "a template, TOML attributes, or an empty line if attributes are set: makes the key"},
 	importRow,
 	{number: 11, name: "copy", kind: staged, mode: 0600, drafts: true, present: func(v *view) bool { return draft(v) && lists(psa.Copy)(v) }, stage: copyStage,
-		help: "the name of a key (or keys/, mine/ or users/UID/ and its name) that has PSA_KEY_USAGE_COPY and whose export you may open: makes a copy, with no more rights"},
+		help: "the name of a key (or keys/, mine/ or users/UID/ and its name) with PSA_KEY_USAGE_COPY, whose export you could " +
+			"open: becomes its copy, with no more rights"},
 	{number: 5, name: "public.pem", kind: text, mode: 0444, present: asymmetric, text: (*view).publicPEM,
 		help: "the public key, SubjectPublicKeyInfo in PEM"},
 	{number: 6, name: "public.der", kind: text, mode: 0444, present: asymmetric, text: (*view).publicDER,
 		help: "the public key, SubjectPublicKeyInfo in DER"},
-	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, unsize: true, always: true,
+	{number: 7, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, own: true, always: true,
 		help: "your own last failures with this key"},
-	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: has(pki.SSH), text: (*view).publicSSH,
+	{number: 8, name: "public.ssh", kind: text, mode: 0444, present: has(pki.SSH), changes: true, text: (*view).publicSSH,
 		help: "the public key as OpenSSH's authorized_keys has it"},
 	{number: 9, name: "public.jwk", kind: text, mode: 0444, present: has(pki.JWK), text: (*view).publicJWK,
 		help: "the public key as a JSON Web Key (RFC 7517), with its RFC 7638 kid"},

@@ -1,8 +1,10 @@
 package nodes
 
 import (
+	"bytes"
 	"context"
 	"encoding/pem"
+	"math"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,7 +20,11 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa/pki"
 )
 
-// textFile is rendered when it is opened: a reader sees one state from beginning to end.
+// textFile is a text that is only read.
+//
+// Texts go through the page cache, so that they can be mapped, sent by sendfile(2) and read by io_uring as any file: what an inode
+// says is the same for all who open it, and an open file keeps nothing of it. The kernel asks for the size, and for the bytes, once
+// more after each open.
 type textFile struct{ fileNode }
 
 var _ = (fs.NodeOpener)((*textFile)(nil))
@@ -28,37 +34,42 @@ func (n *textFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint3
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", gate.Refuse(syscall.EACCES, "this file is read only", ""))
 	}
+	if n.own && n.reader != callerOf(ctx).UID {
+		return nil, 0, syscall.ESTALE // the kernel looks the name up again, for whoever opens it now
+	}
 	if _, err := n.enter(ctx, gate.Read); err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	b, err := n.render(ctx)
-	if err != nil {
-		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-	}
-	h, err := n.hold(ctx, b)
-	if err != nil {
-		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
-	}
-	return h, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
+	return n.openText(ctx)
 }
 
-// hold counts an open text for who opens it, and its bytes where nobody else has the same ones.
-func (n *fileNode) hold(ctx context.Context, b []byte) (*textHandle, error) {
-	bytes := len(b)
-	if n.row.shared {
-		bytes = 0
+// openText opens what a file says, for reading alone.
+func (n *fileNode) openText(ctx context.Context) (fs.FileHandle, uint32, syscall.Errno) {
+	if _, err := n.render(ctx, justNow); err != nil {
+		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	release, err := n.t.machine.Hold(callerOf(ctx).UID, bytes)
+	release, err := n.t.machine.Hold(callerOf(ctx).UID, 0)
 	if err != nil {
-		return nil, err
+		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &textHandle{snapshot(b), release}, nil
+	return &textHandle{n, release}, fuse.FOPEN_NOFLUSH, 0
 }
 
 // textHandle is an open text that is only read.
 type textHandle struct {
-	snapshot
+	n       *fileNode
 	release func()
+}
+
+var _ = (fs.FileReader)((*textHandle)(nil))
+
+// Read is safe because whoever opened the file may read it: the kernel keeps what it is told for all of them.
+func (h *textHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	b, err := h.n.render(ctx, everMade)
+	if err != nil {
+		return nil, h.n.t.fail(ctx, h.n.place(), "read", gone(err))
+	}
+	return snapshot(b).Read(ctx, dest, off)
 }
 
 var _ = (fs.FileReleaser)((*textHandle)(nil))
@@ -69,7 +80,8 @@ func (h *textHandle) Release(context.Context) syscall.Errno {
 	return 0
 }
 
-func (n *fileNode) render(ctx context.Context) ([]byte, error) {
+// render is what a file says, or said at most so long ago.
+func (n *fileNode) render(ctx context.Context, most time.Duration) ([]byte, error) {
 	v, err := n.view(ctx)
 	if err != nil {
 		return nil, err
@@ -83,20 +95,118 @@ func (n *fileNode) render(ctx context.Context) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return n.row.text(v)
+	b, _, err := n.says(v, most)
+	return b, err
 }
 
-// snapshot is an open text.
+// says is what a file says for a view, or said at most so long ago, and when that came about, if that is not what its key or its
+// provider tells.
+func (n *fileNode) says(v *view, most time.Duration) (b []byte, changed time.Time, err error) {
+	if n.row.asks {
+		return v.t.recent(renderingOf{v.provider.Number(), n.row.name}).get(most, func() ([]byte, error) { return n.row.text(v) })
+	}
+	if n.own {
+		changed = v.t.failures.last(v.uid, v.key.Number)
+	}
+	b, err = n.row.text(v)
+	return b, changed, err
+}
+
+// last is when the last failure of uid came about; key 0 is all of them.
+func (f *failures) last(uid uint32, key int64) (at time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range f.users[uid] {
+		if key == 0 || x.key == key {
+			at = x.at
+		}
+	}
+	return at
+}
+
+// snapshot is a text that does not change.
 type snapshot []byte
 
-var _ = (fs.FileReader)((snapshot)(nil))
-
-// Read copies from what was rendered at open.
+// Read copies from it.
 func (s snapshot) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	if off < 0 || off >= int64(len(s)) {
 		return fuse.ReadResultData(nil), 0
 	}
 	return fuse.ReadResultData(dest[:copy(dest, s[off:])]), 0
+}
+
+// How old may be what a device was asked for. stat(2) comes in storms, and none of them is the device's.
+const (
+	justNow  = 200 * time.Millisecond
+	aMoment  = time.Second
+	everMade = math.MaxInt64
+)
+
+// recent is what a device said last.
+type recent struct {
+	making sync.Mutex
+
+	mu            sync.Mutex
+	text          []byte
+	made, changed time.Time
+}
+
+// recents are the texts that devices are asked for: two for each provider.
+type recents struct {
+	mu  sync.Mutex
+	all map[renderingOf]*recent
+}
+
+func (t *Tree) recent(of renderingOf) *recent {
+	t.recents.mu.Lock()
+	defer t.recents.mu.Unlock()
+	r := t.recents.all[of]
+	if r == nil {
+		r = &recent{}
+		if t.recents.all == nil {
+			t.recents.all = map[renderingOf]*recent{}
+		}
+		t.recents.all[of] = r
+	}
+	return r
+}
+
+// get has one caller at a time ask the device; others are given what it said before, if it ever did.
+func (r *recent) get(most time.Duration, ask func() ([]byte, error)) (text []byte, changed time.Time, err error) {
+	text, made, changed := r.now()
+	if text != nil && time.Since(made) <= most {
+		return text, changed, nil
+	}
+	if !r.making.TryLock() {
+		if text != nil {
+			return text, changed, nil
+		}
+		r.making.Lock()
+	}
+	defer r.making.Unlock()
+	if text, made, changed = r.now(); text != nil && time.Since(made) <= most {
+		return text, changed, nil
+	}
+	if text, err = ask(); err != nil {
+		return nil, time.Time{}, err
+	}
+	return text, r.set(text), nil
+}
+
+func (r *recent) now() (text []byte, made, changed time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text, r.made, r.changed
+}
+
+func (r *recent) set(text []byte) (changed time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.made = time.Now()
+	if !bytes.Equal(r.text, text) {
+		r.text, r.changed = text, r.made
+	}
+	return r.changed
 }
 
 func (v *view) readme() ([]byte, error) { return v.t.readme, nil }

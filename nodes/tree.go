@@ -66,6 +66,7 @@ type Tree struct {
 	auditing   *auditing
 	failures   failures
 	renderings renderings
+	recents    recents
 	sizes      sizes
 	strangers  strangers
 	drafts     inUse
@@ -112,7 +113,7 @@ const RootIno = rootIno
 // Wrap hands the process's umask on to Mkdir, above the mode's own bits: with CAP_DONT_MASK, which default ACLs need,
 // the kernel leaves it to us, and go-fuse's fs API has no place for it. What Create makes has a mode of its own.
 func (t *Tree) Wrap(raw fuse.RawFileSystem) fuse.RawFileSystem {
-	return &names{&masked{&pageReads{raw}}}
+	return &names{&moments{&masked{&pageReads{RawFileSystem: raw}}}}
 }
 
 type masked struct{ fuse.RawFileSystem }

@@ -138,7 +138,8 @@ func (n *mineLink) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
 
 // named is the key that a caller named in bytes: refused as if it had opened the row's file there. A bare name is one in the
 // directory from.
-func (t *Tree) named(ctx context.Context, who caller.Caller, p *kim.Provider, from kim.Space, path string, r *row, want gate.Bits) (kim.Key, error) {
+func (t *Tree) named(ctx context.Context, who caller.Caller, p *kim.Provider, from kim.Space, path string, r *row,
+	want gate.Bits) (kim.Key, error) {
 	if name, ok := strings.CutPrefix(path, "mine/"); ok {
 		path = target(who.UID) + "/" + name
 	}

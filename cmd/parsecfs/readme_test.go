@@ -71,7 +71,8 @@ func TestTour(t *testing.T) {
 				t.Fatal(err)
 			}
 			run(t, "sh", "-c", tour.script)
-			run(t, "openssl", "dgst", "-sha256", "-verify", filepath.Join(m.Dir, "providers/default/mine/web/public.pem"), "-signature", "signature", "message")
+			public := filepath.Join(m.Dir, "providers/default/mine/web/public.pem")
+			run(t, "openssl", "dgst", "-sha256", "-verify", public, "-signature", "signature", "message")
 		})
 	}
 	t.Run("a second user", func(t *testing.T) {

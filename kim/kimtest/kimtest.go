@@ -832,7 +832,8 @@ func testSpaces(t *testing.T, s *suite) {
 		_, err = s.KeyByName(ctx, q, space, "web")
 		s.status(err, psa.StatusDoesNotExist)
 	}
-	for after, want := range map[kim.Space][]kim.Space{kim.Shared - 1: spaces, kim.Shared: spaces[1:], kim.OwnSpace(2001): spaces[3:], spaces[4]: nil} {
+	behind := map[kim.Space][]kim.Space{kim.Shared - 1: spaces, kim.Shared: spaces[1:], kim.OwnSpace(2001): spaces[3:], spaces[4]: nil}
+	for after, want := range behind {
 		if got, err := s.Spaces(ctx, p, after, 10); err != nil || !slices.Equal(got, want) {
 			t.Errorf("behind %v: %v, want %v, %v", after, got, want, err)
 		}
@@ -845,7 +846,7 @@ func testSpaces(t *testing.T, s *suite) {
 	s.status(s.Rename(ctx, ready.Number, kim.Shared, "web"), psa.StatusAlreadyExists)
 	s.ok(s.Rename(ctx, ready.Number, kim.Shared, "www"))
 	s.start()
-	if k := s.key(ready.Number); k.Space != kim.Shared || k.Name != "www" || k.ID != ready.ID || k.Handle != ready.Handle || !k.Sealed || k.UID != ready.UID {
+	if k := s.key(ready.Number); k.Path() != "keys/www" || k.ID != ready.ID || k.Handle != ready.Handle || !k.Sealed || k.UID != ready.UID {
 		t.Errorf("%+v, before it moved %+v", k, ready)
 	}
 	_, err = s.KeyByName(ctx, p, kim.OwnSpace(2001), "web")
@@ -887,7 +888,8 @@ func testSpaces(t *testing.T, s *suite) {
 		k     kim.Key
 		space kim.Space
 		uid   uint32
-	}{{moves, kim.OwnSpace(b), b}, {stays, kim.Shared, b}, {taken, kim.OwnSpace(a), a}, {guest, kim.OwnSpace(a), 2009}, {theirs, kim.OwnSpace(b), b}} {
+	}{{moves, kim.OwnSpace(b), b}, {stays, kim.Shared, b}, {taken, kim.OwnSpace(a), a}, {guest, kim.OwnSpace(a), 2009},
+		{theirs, kim.OwnSpace(b), b}} {
 		if k := s.key(want.k.Number); k.Space != want.space || k.UID != want.uid || k.Name != want.k.Name {
 			t.Errorf("%s is %s of %d, want %s of %d", want.k.Path(), k.Path(), k.UID, want.space, want.uid)
 		}
@@ -950,7 +952,8 @@ func testUserInodes(t *testing.T, s *suite) {
 	s.ok(s.SetInode(ctx, kim.Inode{Ino: kim.UserInode(q, 2001), Mode: &mode}))
 	other, err := kim.NewRowKey(bytes.Repeat([]byte{8}, 32))
 	s.ok(err)
-	damaged, err := s.Rekey(ctx, kim.Rekeying{Old: [16]byte{1, 2}, Row: kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}, Guard: other})
+	row := kim.WrappedKey{Kind: "file", WrappingID: [16]byte{1, 2}, Wrapped: []byte("wrapped")}
+	damaged, err := s.Rekey(ctx, kim.Rekeying{Old: row.WrappingID, Row: row, Guard: other})
 	s.ok(err)
 	if i, found, err := s.Inode(ctx, kim.UserInode(q, 2001)); damaged != 0 || err != nil || !found || *i.Mode != mode {
 		t.Fatalf("%+v %v %v; %d rows are damaged", i, found, err, damaged)

@@ -3,6 +3,7 @@ package transaction
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/parsecfs/parsecfs/nodes/caller"
 )
@@ -38,10 +39,10 @@ type Channel struct {
 	make   Make
 	uid    uint32
 	parted bool
-	// Waiting is told where a request of the plain file stands that waits for its reader, and when it has gone; nil for
-	// directory slots.
-	waiting Waiting
-	ino     uint64
+	ino    uint64
+
+	base   atomic.Int64            // where the last answer began for who read it
+	latest atomic.Pointer[request] // req, for who must not wait for a WRITE
 
 	mu      sync.Mutex
 	req     *request // nil: nothing was begun
@@ -49,31 +50,21 @@ type Channel struct {
 	sealed  error // why no more WRITEs are taken
 }
 
-// Waiting is told of requests that wait for their readers, by the inode that was written.
-type Waiting interface {
-	// At notes that the next WRITE is to be at end; tell: the kernel must be told of a size.
-	At(ino uint64, c *Channel, end int64) (tell bool)
-	Gone(ino uint64, c *Channel)
-}
-
 // File is what a channel is opened for.
 type File struct {
-	Ino     uint64
-	Spec    *Spec
-	Make    func(uid uint32) Make
-	Waiting Waiting
+	Ino  uint64
+	Spec *Spec
+	Make func(uid uint32) Make
 }
 
 func (m *Machine) channel(f File, uid uint32, parted bool) *Channel {
-	c := &Channel{m: m, spec: f.Spec, make: f.Make(uid), uid: uid, parted: parted, ino: f.Ino}
-	if !parted {
-		c.waiting = f.Waiting
-	}
-	return c
+	return &Channel{m: m, spec: f.Spec, make: f.Make(uid), uid: uid, parted: parted, ino: f.Ino}
 }
 
 func (c *Channel) begin() *request {
 	c.req = &request{m: c.m, spec: c.spec, make: c.make, uid: c.uid, parted: c.parted, begun: c.spec.bare(), finished: make(chan struct{})}
+	c.latest.Store(c.req)
+	c.m.sizes.add(c)
 	return c.req
 }
 
@@ -97,34 +88,33 @@ func (c *Channel) current() (*request, error) {
 func (c *Channel) reset() {
 	if c.req != nil {
 		c.req.drop()
-		if c.waiting != nil {
-			c.waiting.Gone(c.ino, c)
-		}
+		c.latest.Store(nil)
+		c.m.sizes.remove(c)
 	}
 	c.req, c.cursors = nil, c.cursors[:0]
 }
 
 // write takes one WRITE for an input; nil is the plain file's stream.
-func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) (tell bool, err error) {
+func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed != nil {
-		return false, c.sealed
+		return c.sealed
 	}
 	r, err := c.current()
 	if err != nil {
-		return false, err
+		return err
 	}
 	at := c.cursor(in)
 	if _, _, poisoned := r.state(); !poisoned && !at.Follows(off, appends) {
 		r.fault(ErrHole)
-		return false, ErrHole
+		return ErrHole
 	}
 	if err := r.write(ctx, in, p); err != nil {
-		return false, err
+		return err
 	}
 	at.Advance(off, len(p))
-	return c.waiting != nil && c.waiting.At(c.ino, c, off+int64(len(p))), nil
+	return nil
 }
 
 func (c *Channel) cursor(in *Input) *Cursor {
@@ -169,9 +159,6 @@ func (c *Channel) truncate(empty bool) error {
 	c.reset()
 	if empty {
 		c.begin().empty()
-		if c.waiting != nil {
-			c.waiting.At(c.ino, c, 0)
-		}
 	}
 	return nil
 }
@@ -191,13 +178,6 @@ func (c *Channel) begun() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.req != nil
-}
-
-// asked says whether a READ would find something to answer.
-func (c *Channel) asked() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.spec.bare() || c.req != nil
 }
 
 // fault poisons the request under way.
@@ -231,23 +211,23 @@ type replies struct {
 	next int64 // where the last READ ended, if the answer goes on there
 }
 
-func (p *replies) read(r *request, part string, dest []byte, off int64) (int, error) {
+func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, more bool, err error) {
 	if p.req != r && p.next != 0 && off == p.next {
 		// the rest is gone, and the beginning of another answer must not follow this one's
 		p.next = 0
-		return 0, errDropped
+		return 0, false, errDropped
 	}
 	if p.req != r || off == 0 {
 		p.req, p.base = r, off
 	}
 	if off < p.base {
-		return 0, errBefore
+		return 0, false, errBefore
 	}
-	n, more, err := r.copyOut(dest, part, off-p.base)
+	n, more, err = r.copyOut(dest, part, off-p.base)
 	if p.next = 0; more {
 		p.next = off + int64(n)
 	}
-	return n, err
+	return n, more, err
 }
 
 // anew is for whoever begins a request instead of reading on.

@@ -315,6 +315,11 @@ func (f *fake) empty(t *testing.T) {
 		t.Errorf("%d drop boxes are left", n)
 	}
 	f.boxes.mu.Unlock()
+	f.sizes.mu.Lock()
+	if n := len(f.sizes.channels); n != 0 {
+		t.Errorf("%d inodes have a size", n)
+	}
+	f.sizes.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n := len(f.begun); n != 0 {

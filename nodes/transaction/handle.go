@@ -98,8 +98,8 @@ func (m *Machine) Claim(who caller.Caller, f File, mode Mode, access *gate.Acces
 	return h, nil
 }
 
-// Write only collects: it never runs an operation. tell: the kernel must be told of the file's size.
-func (h *Handle) Write(ctx context.Context, p []byte, off int64) (tell bool, err error) {
+// Write only collects: it never runs an operation.
+func (h *Handle) Write(ctx context.Context, p []byte, off int64) error {
 	h.untold()
 	if h.box != nil {
 		h.m.boxes.reopen(h.box)
@@ -107,26 +107,28 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) (tell bool, err
 	return h.channel.write(ctx, h.part.input, p, off, h.appends)
 }
 
-// Read runs the operation, once, and copies its answer. Whoever asks is judged where rights were taken away since the file
+// Read runs the operation, once, and copies its answer; more: it goes on. Whoever asks is judged where rights were taken away since the file
 // was opened, or the slot made.
-func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off int64) (int, error) {
+func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off int64) (n int, more bool, err error) {
 	if err := h.access.Check(ctx, who); err != nil {
-		return 0, err
+		return 0, true, err
 	}
 	if err := h.m.account.take(who.UID, calls, 1); err != nil {
-		return 0, err
+		return 0, true, err
 	}
 	defer h.m.account.put(who.UID, calls, -1)
 	r, err := h.ask(ctx, who)
 	if errors.Is(err, errNothing) {
-		return 0, h.nothing()
+		return 0, true, h.nothing()
 	}
 	if err != nil {
-		return 0, err
+		return 0, true, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.reply.read(r, h.part.Name, dest, off)
+	n, more, err = h.reply.read(r, h.part.Name, dest, off)
+	h.channel.base.Store(h.reply.base)
+	return n, more, err
 }
 
 // ask is the request that was answered.

@@ -47,6 +47,7 @@ type Machine struct {
 	account account
 	boxes   boxes
 	slots   slots
+	sizes   sizes
 	workers *workers
 	running sync.WaitGroup
 	leaving sync.Mutex // nothing may begin once Drain waits for what runs

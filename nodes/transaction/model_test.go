@@ -528,7 +528,7 @@ func (m *model) write(h *modelHandle) {
 	}
 	want := m.writes(h, p, off)
 	h.told = false
-	_, err := h.h.Write(m.t.Context(), p, off)
+	err := h.h.Write(m.t.Context(), p, off)
 	clear(p) // it is the kernel's again
 	m.f.track(h.h.channel)
 	m.same(fmt.Sprintf("write %d bytes at %d into %s", n, off, h.name), err, want)
@@ -756,7 +756,7 @@ func (m *model) read(h *modelHandle) {
 			errno = 0 // the end of the file
 		}
 	}
-	n, err := h.h.Read(ctx, who, dest, off)
+	n, _, err := h.h.Read(ctx, who, dest, off)
 	m.f.track(h.h.channel)
 	if m.same(what, err, errno) && !bytes.Equal(dest[:n], want) {
 		m.t.Errorf("%s: got %q, want %q", what, dest[:n], want)
@@ -863,7 +863,7 @@ func (m *model) interrupted(h *modelHandle, r *modelRequest, hold bool, what str
 	m.f.mu.Unlock()
 	ctx, end := context.WithCancel(m.t.Context())
 	end()
-	_, err := h.h.Read(ctx, caller.Caller{UID: m.who.UID, GID: m.who.GID}, dest, off)
+	_, _, err := h.h.Read(ctx, caller.Caller{UID: m.who.UID, GID: m.who.GID}, dest, off)
 	m.same(what+", interrupted", err, syscall.EINTR)
 	if !hold || m.t.Failed() {
 		return

@@ -46,8 +46,9 @@ type request struct {
 	handed   bool // the whole answer, or its error, was given out
 	dropped  bool // nobody will ask any more
 	finished chan struct{}
-	op       Operation   // once an answer was asked for
-	ended    atomic.Bool // what it came to is known; what comes later is wiped
+	op       Operation    // once an answer was asked for
+	written  atomic.Int64 // bytes of it so far
+	ended    atomic.Bool  // what it came to is known; what comes later is wiped
 }
 
 var (
@@ -90,6 +91,7 @@ func (r *request) write(ctx context.Context, in *Input, p []byte) error {
 		return r.poisonWith(err)
 	}
 	r.held += grown
+	r.written.Add(int64(len(p)))
 	return nil
 }
 
@@ -285,6 +287,29 @@ func (r *request) plain() []byte {
 		r.outputs = nil
 	}
 	return r.joined
+}
+
+// length is how long its answer is for a part, or the plain file; false before there is one.
+func (r *request) length(part string) (n int64, known bool) {
+	select {
+	case <-r.finished:
+	default:
+		return 0, false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if part != "" {
+		return int64(len(r.outputs[part])), true
+	}
+	if r.joined != nil || r.outputs == nil {
+		return int64(len(r.joined)), true
+	}
+	for _, o := range r.spec.Outputs {
+		if !o.SlotOnly {
+			n += int64(len(r.outputs[o.Name]))
+		}
+	}
+	return n, true
 }
 
 // hold has the request count for n bytes. An answer is counted whatever the bounds say: its request was, and what is refused is

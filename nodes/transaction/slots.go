@@ -163,6 +163,9 @@ func (s *Slot) Open(ctx context.Context, who caller.Caller, part Part, mode Mode
 		return nil, err
 	}
 	h.slot, h.channel, h.part = s, s.channel, part
+	if !mode.Write {
+		s.channel.base.Store(0) // who comes to read begins at the beginning
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.opens++
@@ -198,5 +201,10 @@ func (s *Slot) Truncate(ctx context.Context, who caller.Caller, part Part, size 
 	return nil
 }
 
-// Asked says whether a READ would find something to answer.
-func (s *Slot) Asked() bool { return s.channel.asked() }
+// Size is how long a part of the slot looks.
+func (s *Slot) Size(part Part) int64 {
+	if !part.Out {
+		return 0
+	}
+	return s.channel.size(part.Name)
+}

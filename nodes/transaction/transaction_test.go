@@ -60,7 +60,7 @@ func part(t *testing.T, s *Slot, who caller.Caller, name string) *Handle {
 func write(t *testing.T, h *Handle, off int64, text string) {
 	t.Helper()
 	p := []byte(text)
-	if _, err := h.Write(t.Context(), p, off); err != nil {
+	if err := h.Write(t.Context(), p, off); err != nil {
 		t.Fatal(err)
 	}
 	clear(p) // it is the kernel's again
@@ -74,7 +74,7 @@ func TestRestOfAnAnswer(t *testing.T) {
 	read := func(h *Handle, off int64, want string) {
 		t.Helper()
 		b := make([]byte, 10)
-		n, err := h.Read(t.Context(), who, b, off)
+		n, _, err := h.Read(t.Context(), who, b, off)
 		if err != nil || string(b[:n]) != want {
 			t.Fatalf("read %q, %v; want %q", b[:n], err, want)
 		}
@@ -89,7 +89,7 @@ func TestRestOfAnAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, writer, 0, "two")
-	if n, err := reader.Read(t.Context(), who, make([]byte, 10), 10); errnoOf(t, err) != syscall.EBUSY {
+	if n, _, err := reader.Read(t.Context(), who, make([]byte, 10), 10); errnoOf(t, err) != syscall.EBUSY {
 		t.Fatalf("the rest of an answer that is gone: %d bytes, %v", n, err)
 	}
 	read(reader, 10, second[:10]) // it was told
@@ -198,7 +198,7 @@ func TestPanic(t *testing.T) {
 	}
 	for i := range int64(3) {
 		write(t, h, 4*i, "peer")
-		if _, err := h.Read(t.Context(), who, make([]byte, 10), 4); errnoOf(t, err) != syscall.EIO {
+		if _, _, err := h.Read(t.Context(), who, make([]byte, 10), 4); errnoOf(t, err) != syscall.EIO {
 			t.Fatalf("a panic: %v", err)
 		}
 		if err := h.Truncate(0); err != nil {
@@ -319,7 +319,7 @@ func use(t *testing.T, s *Slot, who caller.Caller, text []byte, way, size int) s
 		if way > 0 {
 			_ = s.Truncate(t.Context(), who, h.part, 0)
 		}
-		if _, err := h.Write(t.Context(), text, 0); err != nil {
+		if err := h.Write(t.Context(), text, 0); err != nil {
 			_ = s.Truncate(t.Context(), who, h.part, 0)
 			return ""
 		}
@@ -332,7 +332,7 @@ func use(t *testing.T, s *Slot, who caller.Caller, text []byte, way, size int) s
 	var answer []byte
 	for len(answer) < size {
 		b := make([]byte, min(1+way*50, size-len(answer)))
-		n, err := h.Read(t.Context(), who, b, int64(len(answer)))
+		n, _, err := h.Read(t.Context(), who, b, int64(len(answer)))
 		if err != nil || n == 0 {
 			return ""
 		}
@@ -365,14 +365,14 @@ func TestStuckWriteKeepsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
-	all.Go(func() { _, _ = h.Write(t.Context(), []byte("m"), 0) })
+	all.Go(func() { _ = h.Write(t.Context(), []byte("m"), 0) })
 	<-op.begun
 	reader, err := f.Claim(who, file, Mode{Read: true}, f.access(t, who, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	all.Go(func() {
-		if _, err := reader.Read(t.Context(), who, make([]byte, 10), 0); errnoOf(t, err) != syscall.EBUSY {
+		if _, _, err := reader.Read(t.Context(), who, make([]byte, 10), 0); errnoOf(t, err) != syscall.EBUSY {
 			t.Errorf("a request that is still written: %v", err)
 		}
 	})
@@ -439,7 +439,7 @@ func TestLineages(t *testing.T) {
 		}
 		defer h.Release()
 		b := make([]byte, 4096)
-		n, err := h.Read(t.Context(), who, b, 0)
+		n, _, err := h.Read(t.Context(), who, b, 0)
 		if errnoOf(t, err) != errno {
 			t.Fatalf("claimed %q, %v; want %v", b[:n], err, errno)
 		}
@@ -518,7 +518,7 @@ func TestLineages(t *testing.T) {
 			a := deposit(t, f, w, "a")
 			b := deposit(t, f, w, "b")
 			claim(t, f, w, "b", 0)
-			if _, err := a.Write(t.Context(), []byte("more"), 1); errnoOf(t, err) != syscall.EBUSY {
+			if err := a.Write(t.Context(), []byte("more"), 1); errnoOf(t, err) != syscall.EBUSY {
 				t.Errorf("what was replaced takes more: %v", err)
 			}
 			a.Release()
@@ -542,7 +542,7 @@ func TestLineages(t *testing.T) {
 			h := deposit(t, f, w, "m")
 			write(t, h, 1, "ore")
 			claim(t, f, w, "", syscall.EBUSY)
-			if _, err := h.Write(t.Context(), []byte("more"), 4); errnoOf(t, err) != syscall.EBUSY {
+			if err := h.Write(t.Context(), []byte("more"), 4); errnoOf(t, err) != syscall.EBUSY {
 				t.Errorf("its writer is told %v", err)
 			}
 			h.Release()

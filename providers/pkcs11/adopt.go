@@ -289,7 +289,11 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		return none(psa.Errorf(psa.StatusDoesNotExist, "the token has no key %s", o.reference()))
 	case 1:
 	default:
-		return none(psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference()).WithHint("try to tell them apart with id=HEX;object=LABEL"))
+		err := psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference())
+		if len(o.id) > 0 && o.label != "" {
+			return none(err.WithHint("give one of them an ID of its own, with the token's own tool"))
+		}
+		return none(err.WithHint("id=HEX;object=LABEL may tell them apart"))
 	}
 	f := fitting[0]
 	foreign := p.foreign(f, all)

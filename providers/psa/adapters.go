@@ -27,12 +27,17 @@ func (o Op) limit() int64 {
 type secret struct {
 	b     []byte
 	limit int64
+	hint  string // for whoever goes beyond it
+}
+
+// held is a buffer for what cannot be streamed.
+func (o Op) held() secret {
+	return secret{limit: o.limit(), hint: "body_len_limit bounds what cannot be streamed"}
 }
 
 func (s *secret) add(p []byte) error {
 	if int64(len(s.b))+int64(len(p)) > s.limit {
-		return Errorf(StatusTooLarge, "the input has more than %d bytes", s.limit).
-			WithHint("the operation cannot stream its input, so body_len_limit limits it")
+		return Errorf(StatusTooLarge, "the input has more than %d bytes", s.limit).WithHint(s.hint)
 	}
 	if need := len(s.b) + len(p); need > cap(s.b) {
 		grown := make([]byte, len(s.b), max(need, 2*cap(s.b), 512))

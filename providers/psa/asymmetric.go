@@ -10,19 +10,26 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
+	"fmt"
 )
 
 type rsaCryptRun struct {
 	input
 	crypt func(in []byte) ([]byte, error)
 	name  string
+	fit   int // bytes of a plaintext
 }
 
 // RSAEncryptRun encrypts with PKCS #1 v1.5 or OAEP, whose label is Inputs["additional_data"]. It gives "ciphertext";
 // a plaintext that does not fit is StatusInvalidArgument.
 func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 	label := bytes.Clone(op.Inputs["additional_data"])
-	r := &rsaCryptRun{input: input{held: secret{limit: int64(pub.Size())}}, name: "ciphertext"}
+	fit := pub.Size() - 11 // RFC 8017, 7.2.1
+	if h, ok := op.Algorithm.CryptoHash(); op.Algorithm.IsRSAOAEP() && ok {
+		fit = max(0, pub.Size()-2*h.Size()-2) // RFC 8017, 7.1.1
+	}
+	hint := fmt.Sprintf("at most %d bytes fit: encrypt a symmetric key with this one, and the data with that", fit)
+	r := &rsaCryptRun{input: input{held: secret{limit: int64(pub.Size()), hint: hint}}, name: "ciphertext", fit: fit}
 	switch h, ok := op.Algorithm.CryptoHash(); {
 	case op.Operation != Encrypt:
 		return nil, Errorf(StatusNotSupported, "%s does not work with a public key", op.Operation)
@@ -59,7 +66,8 @@ func RSADecryptRun(op Op, key crypto.Decrypter) (Run, error) {
 		return nil, Errorf(StatusNotSupported, "%s does not work with an RSA key", op.Algorithm)
 	}
 	size := pub.Size()
-	return &rsaCryptRun{input: input{held: secret{limit: int64(size)}}, name: "plaintext", crypt: func(in []byte) ([]byte, error) {
+	hint := fmt.Sprintf("a ciphertext of this key has %d bytes", size)
+	return &rsaCryptRun{input: input{held: secret{limit: int64(size), hint: hint}}, name: "plaintext", crypt: func(in []byte) ([]byte, error) {
 		if len(in) != size {
 			return nil, Errorf(StatusInvalidArgument, "the ciphertext has %d bytes; those of this key have %d", len(in), size)
 		}
@@ -75,6 +83,9 @@ func (r *rsaCryptRun) Finish(ctx context.Context) (Result, error) {
 	defer r.Abort()
 	if err := r.take(ctx); err != nil {
 		return Result{}, err
+	}
+	if n := len(r.held.b); r.name == "ciphertext" && n > r.fit {
+		return Result{}, Errorf(StatusInvalidArgument, "a plaintext of %d bytes; %d fit", n, r.fit).WithHint(r.held.hint)
 	}
 	out, err := r.crypt(r.held.b)
 	if err != nil {

@@ -28,7 +28,7 @@ func newNonceRun(op Op, length, overhead int, crypt func(nonce, in []byte) ([]by
 
 func newDeviceNonceRun(op Op, length, overhead int, crypt func(ctx context.Context, nonce, in []byte) ([]byte, error)) (Run, error) {
 	r := &nonceRun{
-		input:   input{held: secret{limit: op.limit()}},
+		input:   input{held: op.held()},
 		encrypt: op.Operation == Encrypt,
 		nonce:   bytes.Clone(op.Inputs["nonce"]),
 		crypt:   crypt,
@@ -326,7 +326,7 @@ type macRun struct {
 
 // DeviceMACRun is MACRun with a device that takes the whole message, at most op's limit, and makes a MAC of size bytes.
 func DeviceMACRun(op Op, size int, mac func(ctx context.Context, message []byte) ([]byte, error)) (Run, error) {
-	return newMACRun(op, size, &macRun{input: input{held: secret{limit: op.limit()}}, device: mac})
+	return newMACRun(op, size, &macRun{input: input{held: op.held()}, device: mac})
 }
 
 // MACRun computes or verifies a MAC with h, which has the key, cut to the algorithm's length. mac gives "mac";

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -157,4 +158,38 @@ func hasExplicitCurve(der []byte) bool {
 	}
 	_, err := asn1.Unmarshal(der, &ec)
 	return err == nil && ec.Curve.Tag == asn1.TagSequence
+}
+
+// parsePoint reads a public key on a NIST curve whose point is compressed or hybrid, as OpenSSL may write it; crypto/x509 reads
+// uncompressed ones alone.
+func parsePoint(der []byte) (*ecdsa.PublicKey, bool) {
+	var spki struct {
+		Algorithm rawAlgorithm
+		Key       asn1.BitString
+	}
+	rest, err := asn1.Unmarshal(der, &spki)
+	if err != nil || len(rest) > 0 || !spki.Algorithm.OID.Equal(ecPublicKeyID) || len(spki.Key.Bytes) == 0 || spki.Key.BitLength%8 != 0 {
+		return nil, false
+	}
+	curve, point := nistCurves[spki.Algorithm.Curve.String()], bytes.Clone(spki.Key.Bytes)
+	switch {
+	case curve == nil:
+		return nil, false
+	case point[0] == 2 || point[0] == 3:
+		x, y := elliptic.UnmarshalCompressed(curve, point)
+		if x == nil {
+			return nil, false
+		}
+		n := (curve.Params().BitSize + 7) / 8
+		point = append(append([]byte{4}, x.FillBytes(make([]byte, n))...), y.FillBytes(make([]byte, n))...)
+	default:
+		point[0] = 4
+	}
+	key, err := ecdsa.ParseUncompressedPublicKey(curve, point)
+	return key, err == nil && samePublic(spki.Key.Bytes, point)
+}
+
+// nistCurves are those that crypto/x509 knows, by their object identifiers (RFC 5480, 2.1.1.1).
+var nistCurves = map[string]elliptic.Curve{
+	"1.3.132.0.33": elliptic.P224(), "1.2.840.10045.3.1.7": elliptic.P256(), "1.3.132.0.34": elliptic.P384(), "1.3.132.0.35": elliptic.P521(),
 }

@@ -430,7 +430,13 @@ func parseStandard(structure keyStructure, der []byte) (any, error) {
 	case pkcs1Public:
 		return x509.ParsePKCS1PublicKey(der)
 	}
-	return x509.ParsePKIXPublicKey(der)
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		if k, ok := parsePoint(der); ok {
+			return k, nil
+		}
+	}
+	return key, err
 }
 
 // standardMaterial writes a key of the standard library anew.

@@ -23,6 +23,11 @@ func (r *wholeRun) Finish(ctx context.Context) (Result, error) {
 	return Result{Outputs: out}, nil
 }
 
+// newHeldRun is newWholeRun for input of any length, as far as the configuration lets it.
+func newHeldRun(op Op, do func(in []byte) (map[string][]byte, error)) Run {
+	return &wholeRun{input{held: op.held()}, func(_ context.Context, in []byte) (map[string][]byte, error) { return do(in) }}
+}
+
 func newWholeRun(limit int64, do func(in []byte) (map[string][]byte, error)) Run {
 	return WholeRun(limit, func(_ context.Context, in []byte) (map[string][]byte, error) { return do(in) })
 }
@@ -37,7 +42,7 @@ func MessageSignRun(op Op, sign func(message []byte) ([]byte, error)) (Run, erro
 	if op.Operation != Sign {
 		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
-	return newWholeRun(op.limit(), func(in []byte) (map[string][]byte, error) {
+	return newHeldRun(op, func(in []byte) (map[string][]byte, error) {
 		signature, err := sign(in)
 		return map[string][]byte{"signature": signature}, err
 	}), nil
@@ -53,7 +58,7 @@ func MessageVerifyRun(op Op, verify func(message, signature []byte) bool) (Run, 
 	case len(signature) == 0:
 		return nil, Errorf(StatusInsufficientData, "the signature is missing")
 	}
-	return newWholeRun(op.limit(), func(in []byte) (map[string][]byte, error) {
+	return newHeldRun(op, func(in []byte) (map[string][]byte, error) {
 		if !verify(in, signature) {
 			return nil, Errorf(StatusInvalidSignature, "the signature is not valid for this key and input")
 		}

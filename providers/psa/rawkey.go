@@ -154,17 +154,20 @@ func (k RawKey) Marshal() ([]byte, error) {
 		case octetsInOctets:
 			inner, err = asn1.Marshal(k.Bytes)
 		case seedChoice:
-			inner, err = asn1.Marshal(asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes})
+			var value any = asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, Bytes: k.Bytes}
 			if len(k.Expanded) > 0 {
-				inner, err = asn1.Marshal(seedAndExpanded{k.Bytes, k.Expanded})
+				value = seedAndExpanded{k.Bytes, k.Expanded}
 			}
+			inner, err = asn1.Marshal(value)
 		case ecPrivateKey:
 			inner, err = asn1.Marshal(rawSEC1{Version: 1, Key: k.Bytes, Public: asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}})
 		}
 		if err != nil {
 			return nil, Errorf(StatusGenericError, "%w", err)
 		}
-		defer Wipe(inner)
+		if kind.form != bare { // else they are the caller's
+			defer Wipe(inner)
+		}
 		value = rawPKCS8{0, kind.id, inner}
 		if kind.form != ecPrivateKey && len(k.Public) > 0 {
 			value = rawPKCS8v2{1, kind.id, inner, asn1.BitString{Bytes: k.Public, BitLength: 8 * len(k.Public)}}
@@ -282,6 +285,13 @@ func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 		return RawKey{}, Errorf(StatusNotSupported, "the private key is expanded and has no seed").WithHint("export it again, with its seed")
 	}
 	return RawKey{}, damaged
+}
+
+// OnOtherCurve says whether a SubjectPublicKeyInfo is of an elliptic curve that crypto/x509 does not know.
+func OnOtherCurve(spki []byte) bool {
+	var p rawSPKI
+	rest, err := asn1.Unmarshal(spki, &p)
+	return err == nil && len(rest) == 0 && p.Algorithm.OID.Equal(ecPublicKeyID) && len(p.Algorithm.Curve) > 0 && nistCurves[p.Algorithm.Curve.String()] == nil
 }
 
 // isRawAlgorithm says whether a key in DER is of one of the kinds, damaged or not.

@@ -7,15 +7,17 @@ import (
 // rsaBits are the sizes of RSA keys; 1024 is deprecated, and too short for the longer hashes.
 var rsaBits = []int{1024, 2048, 3072, 4096}
 
-// rsaLeast and rsaMost are the sizes of RSA keys that can be imported, secretMost that of keys of any length.
+// rsaLeast and rsaMost are the sizes of RSA keys that can be imported, with those from rsaWeak on deprecated; secretMost is that
+// of keys of any length.
 const (
+	rsaWeak    = 1024
 	rsaLeast   = 2048
 	rsaMost    = 8192
 	secretMost = 8192
 )
 
 func fitsRSA(bits int, h psa.Algorithm) bool {
-	return bits > 1024 || h != psa.AnyHash && h.HashLength() <= 32
+	return bits > rsaWeak || h != psa.AnyHash && h.HashLength() <= 32
 }
 
 // table is all that this provider can do. Capabilities lists it, and Create and Begin look it up.
@@ -33,7 +35,7 @@ func newTable() []psa.Capability {
 	span := func(t psa.KeyType, least, most int, alg psa.Algorithm, ops ...psa.Operation) {
 		lines = append(lines, psa.Capability{Type: t, Bits: least, Most: most, Algorithm: alg, Operations: ops})
 	}
-	// Keys of some sizes are generated, those of all sizes imported; those of 1024 bits, as long as they fit.
+	// Keys of some sizes are generated, those of all sizes imported; the smallest one, where the hash fits.
 	rsaKeys := func(alg, h psa.Algorithm, ops []psa.Operation, public ...psa.Operation) {
 		pair := psa.KeyTypeRSAKeyPair
 		for _, bits := range rsaBits {
@@ -41,13 +43,15 @@ func newTable() []psa.Capability {
 				add(pair, bits, alg, append([]psa.Operation{psa.Generate, psa.Import, psa.ExportPublic}, ops...)...)
 			}
 		}
-		if fitsRSA(1024, h) {
-			addExport(pair, 1024, alg)
-			add(pair.PublicKey(), 1024, alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, public...)...)
+		weak := rsaWeak
+		if !fitsRSA(weak, h) {
+			weak += 8
 		}
-		span(pair, rsaLeast, rsaMost, alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, ops...)...)
-		span(pair, rsaLeast, rsaMost, alg, psa.Import, psa.Copy, psa.Export)
-		span(pair.PublicKey(), rsaLeast, rsaMost, alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, public...)...)
+		for _, sizes := range [][2]int{{weak, rsaLeast - 8}, {rsaLeast, rsaMost}} {
+			span(pair, sizes[0], sizes[1], alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, ops...)...)
+			span(pair, sizes[0], sizes[1], alg, psa.Import, psa.Copy, psa.Export)
+			span(pair.PublicKey(), sizes[0], sizes[1], alg, append([]psa.Operation{psa.Import, psa.ExportPublic}, public...)...)
+		}
 	}
 	hashAndSign := func(t psa.KeyType, bits int, alg psa.Algorithm) {
 		add(t, bits, alg, psa.Generate, psa.Import, psa.ExportPublic, psa.Sign, psa.SignHash, psa.Verify, psa.VerifyHash)

@@ -61,6 +61,10 @@ has_perl() {
 	perl -MFile::Copy -Mthreads -e 1 2>/dev/null
 }
 
+has_cryptography() {
+	python3 -c 'import cryptography' 2>/dev/null
+}
+
 # OpenSSL's provider for TPMs, which uses keys that were exported.
 has_tpm2_openssl() {
 	local dir
@@ -90,7 +94,7 @@ need() {
 	local works=$1
 	shift
 	case $works in
-	compiles_c | trusts_tls | has_psa | has_perl | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
+	compiles_c | trusts_tls | has_psa | has_perl | has_cryptography | has_tpm2_openssl | has_tpm2_pkcs11 | has_tctis) "$works" && return ;;
 	*) command -v "$works" >/dev/null && return ;;
 	esac
 	missing+=("$works")

@@ -3,7 +3,11 @@ package pki
 import (
 	"bytes"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
+	"math/big"
+	"time"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -29,16 +33,43 @@ func ParseChain(b, spki []byte) (chain []byte, whole bool, err error) {
 		if err != nil || !complete {
 			return chain, false, err
 		}
-		c, err := x509.ParseCertificate(block.Bytes)
+		own, err := certified(block.Bytes)
 		if err != nil {
 			return fail(psa.Errorf(psa.StatusInvalidArgument, "a certificate that cannot be read: %w", err))
 		}
-		if chain == nil && !bytes.Equal(c.RawSubjectPublicKeyInfo, spki) {
+		if chain == nil && !bytes.Equal(own, spki) {
 			return fail(psa.Errorf(psa.StatusInvalidArgument, "the first certificate is for another key").
 				WithHint("write this key's own certificate first, then those of its issuers"))
 		}
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: label, Bytes: block.Bytes})...)
 	}
+}
+
+// certified is the SubjectPublicKeyInfo of a certificate. crypto/x509 reads none with a key on a curve that it does not know,
+// which a key here may be on.
+func certified(der []byte) ([]byte, error) {
+	c, err := x509.ParseCertificate(der)
+	if err == nil {
+		return c.RawSubjectPublicKeyInfo, nil
+	}
+	var cert struct {
+		TBS struct {
+			Version   int `asn1:"optional,explicit,default:0,tag:0"`
+			Serial    *big.Int
+			Algorithm pkix.AlgorithmIdentifier
+			Issuer    pkix.RDNSequence
+			Validity  struct{ NotBefore, NotAfter time.Time }
+			Subject   pkix.RDNSequence
+			Key       asn1.RawValue
+		}
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}
+	rest, e := asn1.Unmarshal(der, &cert)
+	if e != nil || len(rest) > 0 || !psa.OnOtherCurve(cert.TBS.Key.FullBytes) {
+		return nil, err
+	}
+	return cert.TBS.Key.FullBytes, nil
 }
 
 // inDER tells somebody with certificates in binary how to convert them.

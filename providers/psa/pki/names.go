@@ -30,7 +30,7 @@ func generalName(tag int, b []byte) asn1.RawValue {
 
 func dnsName(s string) (asn1.RawValue, error) {
 	if _, err := netip.ParseAddr(s); err == nil {
-		return asn1.RawValue{}, errors.New("an IP address; write it as IP:")
+		return asn1.RawValue{}, errors.New("an IP address, which is written as IP:ADDRESS")
 	}
 	return generalName(dnsTag, []byte(s)), validHost(strings.TrimPrefix(s, "*."))
 }

@@ -52,7 +52,7 @@ func TestNames(t *testing.T) {
 		"DNS:" + part + "a.example": "more than 63 characters", "DNS:" + most + "f": "longer than 253", "DNS:": "empty part", "DNS:a..b": "empty part",
 		"DNS:a.example.": "empty part", "DNS:.a": "empty part", "DNS:a_b": "letters, digits and hyphens", "DNS:a b": "letters, digits and hyphens",
 		"DNS:-a": "hyphen", "DNS:a-": "hyphen", "DNS:*": "*", "DNS:a.*.b": "*", "DNS:*a.b": "*", "DNS:*.": "empty part", "DNS:**.a": "*",
-		"DNS:bücher.example": "xn--", "DNS:аpple.example": "xn--", "DNS:127.0.0.1": "write it as IP:", "DNS:::1": "write it as IP:",
+		"DNS:bücher.example": "xn--", "DNS:аpple.example": "xn--", "DNS:127.0.0.1": "written as IP:", "DNS:::1": "written as IP:",
 		"IP:127.0.0.1": "", "IP:::1": "", "IP:2001:db8::1": "",
 		"IP:localhost": "no IP address", "IP:127.0.0.1/8": "a network", "IP:fe80::1%eth0": "zone", "IP:010.0.0.1": "no IP address",
 		"IP:1.2.3.4,IP:1.2.3.5": "one name a line", "IP:": "no IP address",

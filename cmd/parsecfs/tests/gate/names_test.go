@@ -104,7 +104,7 @@ func TestTwoUsersOneName(t *testing.T) {
 		}
 		b.must("put(%q, 'x25519\\n')", mine+"/c/generate")
 		b.must("os.mkdir(%q)", mine+"/c/agree.d/x")
-		b.must("put(%q, __import__('subprocess').check_output(['openssl', 'pkey', '-pubin', '-in', %q]).decode())", mine+"/c/agree.d/x/peer", mine+"/c/public.pem")
+		b.must("put(%q, open(%q).read())", mine+"/c/agree.d/x/peer", mine+"/c/public.pem")
 		for _, name := range []string{"draft", "none"} {
 			b.must("put(%q, 'users/%d/%s')", mine+"/c/agree.d/x/store", first, name)
 			b.want("EACCES", "text(%q)", mine+"/c/agree.d/x/secret")
@@ -198,7 +198,8 @@ func TestTwoUsersOneName(t *testing.T) {
 		bound.must("signs(%q)", app+"/sign")
 		bound.want("EACCES", "signs(%q)", theirs+"/web/sign")
 		bound.want("EINVAL", "os.truncate(%q, 5)", app+"/sign")
-		if told := b.do("text(%q)", m.Dir+"/last_error"); strings.Contains(told, "/web/sign") || !strings.Contains(told, fmt.Sprintf("users/%d/?/sign", first)) {
+		told := b.do("text(%q)", m.Dir+"/last_error")
+		if strings.Contains(told, "/web/sign") || !strings.Contains(told, fmt.Sprintf("users/%d/?/sign", first)) {
 			t.Errorf("the name of a key that is bound: %s", told)
 		}
 		setfacl(fmt.Sprint("u:", second, ":x"), mine)
@@ -234,18 +235,56 @@ func TestTwoUsersOneName(t *testing.T) {
 		a.must("transact('m')")
 		b.want("EKEYREVOKED", "transact('m')")
 		b.want("EACCES", "hold('again', 'sign', os.O_RDWR, at='way')")
-		if told := b.do("text(%q)", m.Dir+"/last_error"); strings.Contains(told, fmt.Sprint(first, "/hidden")) || !strings.Contains(told, fmt.Sprintf("users/%d/?/sign", first)) {
+		told := b.do("text(%q)", m.Dir+"/last_error")
+		if strings.Contains(told, fmt.Sprint(first, "/hidden")) || !strings.Contains(told, fmt.Sprintf("users/%d/?/sign", first)) {
 			t.Errorf("the name that a key has now: %s", told)
 		}
 		b.want("ENOENT", "os.stat(%q)", p+"/keys/m")
 		b.must("os.rmdir(%q)", mine+"/other")
+		// Exchanged with one in keys/, it is open to others again, and the other one is shut.
+		a.must("os.rmdir(%q)", mine+"/draft")
+		a.must("os.mkdir(%q)", p+"/keys/m")
+		a.must("put(%q, 'ecdsa-p256-sha256\\n')", p+"/keys/m/generate")
+		a.must("os.chmod(%q, 0o666)", p+"/keys/m/sign")
+		b.must("hold('other', %q, os.O_RDWR)", p+"/keys/m/sign")
+		b.must("transact('other')")
+		b.want("EACCES", "exchange(%q, %q)", p+"/keys/m", theirs+"/hidden")
+		a.must("exchange(%q, %q)", p+"/keys/m", mine+"/hidden")
+		b.must("transact('m')")
+		b.must("signs(%q)", p+"/keys/m/sign")
+		b.want("44", "os.stat(%q).st_size", p+"/keys/m/public.der")
+		b.want("EKEYREVOKED", "transact('other')")
+		a.must("signs(%q)", mine+"/hidden/sign")
 		a.must("os.rmdir(%q)", mine+"/hidden")
+		a.must("os.rmdir(%q)", p+"/keys/m")
+	})
+
+	t.Run("each directory on the way", func(t *testing.T) {
+		a.must("hold('own', %q, os.O_RDWR)", mine+"/web/sign")
+		a.must("hold('dir', %q, os.O_PATH)", theirs)
+		a.must("hold('key', %q, os.O_PATH)", theirs+"/web")
+		for _, c := range []struct{ take, give []string }{
+			{[]string{"chmod", "700", p + "/users"}, []string{"chmod", "711", p + "/users"}},
+			{[]string{"chown", "0:0", theirs}, []string{"chown", fmt.Sprint(first), theirs}},
+			{[]string{"chmod", "0", theirs}, []string{"chmod", "700", theirs}},
+		} {
+			a.must("transact('own')")
+			root(t, c.take...)
+			a.want("EKEYREVOKED", "transact('own')")
+			a.want("EACCES", "signs(%q)", mine+"/web/sign")
+			a.want("EACCES", "hold('x', 'web/sign', os.O_RDWR, at='dir')")
+			a.want("EACCES", "hold('x', 'sign', os.O_RDWR, at='key')")
+			root(t, c.give...)
+			a.must("hold('x', 'sign', os.O_RDWR, at='key')")
+			a.must("transact('x')")
+			a.must("close('x')")
+		}
 	})
 
 	b.must("os.rmdir(%q)", mine+"/web")
 	b.want("[]", "repr(os.listdir(%q))", mine)
 	a.must("signs(%q)", mine+"/web/sign")
-	a.want("['draft', 'web']", "repr(sorted(os.listdir(%q)))", mine)
+	a.want("['web']", "repr(os.listdir(%q))", mine)
 	if list := names(t, p+"/users"); !slices.Equal(list, []string{fmt.Sprint(first)}) {
 		t.Errorf("root sees the users %q", list)
 	}

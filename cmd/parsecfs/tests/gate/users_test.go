@@ -32,7 +32,8 @@ func newUserIn(t *testing.T, uid int, prepare string) *user {
 	script := `awk '$3 == "fuse.parsecfs" && $2 != m { print $2 }' m="$0" /proc/mounts | xargs -r umount -l -c -i || true; ` +
 		prepare + `; exec /usr/bin/python3 -B testdata/user.py "$1"`
 	mount, _, _ := strings.Cut(prepare[strings.Index(prepare, "/"):], "/providers/")
-	in, out := parsecfstest.Talk(t, exec.Command("unshare", "-m", "--propagation", "private", "sh", "-eu", "-c", script, mount, strconv.Itoa(uid)))
+	own := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-eu", "-c", script, mount, strconv.Itoa(uid))
+	in, out := parsecfstest.Talk(t, own)
 	return &user{t, uid, in, out}
 }
 

@@ -85,6 +85,13 @@ def watch(path):
         os.close(fd)
 
 
+def exchange(a, b):
+    """Swaps two names."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(-100, a.encode(), -100, b.encode(), 2) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
 def looks(directory, start, count):
     """Looks for so many names, and counts what came of it."""
     told = collections.Counter()

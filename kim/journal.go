@@ -416,13 +416,13 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 // hide hides a key until recovery knows the outcome.
 func (k *KIM) hide(p *Provider, row Key) {
 	k.settled(p, row, k.store.SetHidden(context.Background(), row.Number, true))
-	p.log.Warn("nobody knows yet what became of a key; its name is hidden until the provider says", "key", row.Number, "uuid", UUID(row.ID))
+	p.log.Warn("it is not known whether an operation on a key succeeded; the key is hidden until the provider can tell", "key", row.Number, "uuid", UUID(row.ID))
 }
 
 // settled logs that the journal could not be written. The row stays in the journal, and recovery comes back to it.
 func (k *KIM) settled(p *Provider, row Key, err error) {
 	if err != nil {
-		p.log.Error("the journal cannot be written; it is tried again", "key", row.Number, "uuid", UUID(row.ID), "err", err)
+		p.log.Error("the journal cannot be written; parsecfs tries again", "key", row.Number, "uuid", UUID(row.ID), "err", err)
 	}
 }
 

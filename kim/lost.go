@@ -74,7 +74,7 @@ func (s *sqliteStore) Lost() error {
 		return nil
 	}
 	return psa.Errorf(psa.StatusStorageFailure, "the KIM is lost: %s %s while it was open", filepath.Join(s.files.dir.Name(), name), what).
-		WithHint("nothing can be changed any more. Save what is left while this daemon runs: parsecfs state backup FILE; then end it and restore that")
+		WithHint("nothing can be changed any more: save the state while this daemon runs (parsecfs state backup FILE), then stop it and restore the backup")
 }
 
 // abandoned says whether the connections must not be closed: SQLite would remove by their names what belongs to the file
@@ -114,9 +114,9 @@ func (k *KIM) watchFiles() {
 		err := k.Lost()
 		switch {
 		case err != nil && !was:
-			k.o.Log.Error("a part of the state was taken away", "err", err, "hint", psa.HintOf(err))
+			k.o.Log.Error("a part of the state was removed", "err", err, "hint", psa.HintOf(err))
 		case err == nil && was:
-			k.o.Log.Info("the state is whole again")
+			k.o.Log.Info("the state is complete again")
 		}
 		was = err != nil
 	}
@@ -136,7 +136,7 @@ func (k *KIM) lookForKey() {
 	if again, gone := k.wrappingKeyGone(); !gone || again.WrappingID != row.WrappingID {
 		return
 	}
-	lost := psa.Errorf(psa.StatusStorageFailure, "the wrapping key %s was removed: after this daemon has ended no secret in the KIM can be read",
+	lost := psa.Errorf(psa.StatusStorageFailure, "the wrapping key %s was removed: when this daemon has ended, nobody can read the secrets in the KIM",
 		filepath.Join(k.o.Dir, wrappingFile)).
 		WithHint("put it back, or make a new one while this daemon runs: parsecfs state rewrap file")
 	k.lostKey.Store(new(error(lost)))

@@ -408,7 +408,7 @@ func (d *dataKey) reseal(to *dataKey, k Key, provider [16]byte, sealed []byte) (
 }
 
 func damagedSecret(k Key) error {
-	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %s does not belong to its row, or was damaged", UUID(k.ID)).
+	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %s is damaged, or belongs to another row", UUID(k.ID)).
 		WithHint("restore the KIM from a backup")
 }
 

@@ -879,7 +879,7 @@ func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
 }
 
 func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
-	return s.remove(ctx, "cannot keep a key after all", func(t *tx) error {
+	return s.remove(ctx, "cannot restore a key that was not destroyed", func(t *tx) error {
 		k, err := t.journalled(number, Destroying)
 		if err != nil {
 			return err

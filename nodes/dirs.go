@@ -480,8 +480,8 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stays in keys/ and the users' directories of its provider",
-			"make a new key there"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key can only be in its provider's keys/ or in a user's directory there",
+			"make a new key in the other provider"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}

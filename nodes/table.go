@@ -89,7 +89,7 @@ var rootRows = []*row{
 	{number: 2, name: "README", kind: text, mode: 0444, text: (*view).readme, help: "this text"},
 	{number: 3, name: "version", kind: text, mode: 0444, text: (*view).version, help: "version of parsecfs"},
 	{number: 4, name: "last_error", kind: text, mode: 0444, text: (*view).lastError, own: true,
-		help: "your own last 32 failures, oldest first, a line each; the same ones in a row are one line with a count"},
+		help: "your own last 32 failures, oldest first; equal ones in a row share a line with a count"},
 	{number: 8, name: "log", kind: link, mode: 0777, present: hasTrail, node: (*view).trail,
 		help: "the audit trail, if the configuration has one; only root can read it"},
 	{number: 5, name: "keys", kind: directory, mode: 0755, node: (*view).aliasesDir,
@@ -104,13 +104,13 @@ const rowDefault = 7
 // providerRows are the files of a provider.
 var providerRows = []*row{
 	{number: 1, name: "info", kind: text, mode: 0444, text: (*view).info, asks: true,
-		help: "TOML: what this provider is, and what its device says of itself"},
+		help: "TOML: a description of this provider and its device"},
 	{number: 2, name: "status", kind: text, mode: 0444, text: (*view).status, asks: true,
 		help: "ready, or degraded and why"},
 	{number: 3, name: "capabilities", kind: text, mode: 0444, changes: true, text: (*view).providerCapabilities,
 		help: "what this provider can do, a line for each kind of key and algorithm"},
 	{number: 12, name: "templates", kind: text, mode: 0444, changes: true, text: (*view).templates,
-		help: "what generate takes, once each, the common ones first"},
+		help: "what generate takes, the common ones first"},
 	{number: 4, name: "random", kind: stream, mode: 0444, present: keyless(psa.Random, psa.AlgNone),
 		help: "random bytes, at most 64 KiB an open"},
 	{number: 6, name: "can_do", kind: request, mode: 0666, op: psa.CanDo, make: makes(canDo),
@@ -124,7 +124,7 @@ var providerRows = []*row{
 		help: "a verifier's credential in, its secret out; this proves that the attestation key is in the TPM with that endorsement key"},
 	{number: 11, name: "make_credential", kind: request, mode: 0666, op: psa.MakeCredential, present: keyless(psa.MakeCredential, psa.AlgNone),
 		spec: transaction.Spec{Inputs: []input{{Name: "public"}, {Name: "endorsement_key"}, {Name: "secret", Required: always, Whole: psa.MaxCredentialSecret}}, Outputs: []output{{Name: "credential"}}},
-		help: "for a verifier: a secret in, a credential for this attestation key out; for others in a slot with public and endorsement_key"},
+		help: "for a verifier: a secret in, a credential for this TPM's attestation key out; a slot's public and endorsement_key choose others"},
 	{number: 8, name: "capabilities.json", kind: text, mode: 0444, changes: true, text: (*view).capabilitiesJSON,
 		help: "the same in the syntax of PSA's driver descriptions"},
 	{number: 7, name: "hash", kind: directory, mode: 0555, present: lists(psa.Hash), node: (*view).hashDir,
@@ -173,7 +173,7 @@ var exportRow = &row{number: 26, name: "export", kind: request, mode: 0600, op: 
 // keyRows are the files of a key.
 var keyRows = []*row{
 	{number: 1, name: "attributes", kind: staged, mode: 0644, text: (*view).attributes, stage: attributesStage,
-		help: "TOML: what the key is; a draft's can be written, and allow_destroy, caller_nonce, failures and units by its owner always"},
+		help: "TOML: a description of the key; can be written in a draft; the owner can always set allow_destroy, caller_nonce, failures, units"},
 	{number: 2, name: "capabilities", kind: text, mode: 0444, present: ready, changes: true, text: (*view).keyCapabilities,
 		help: "the provider's capabilities that this key can serve"},
 	{number: 3, name: "generate", kind: staged, mode: 0600, present: draft, drafts: true, stage: generateStage,

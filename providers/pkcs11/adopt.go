@@ -291,7 +291,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	default:
 		err := psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference())
 		if len(o.id) > 0 && o.label != "" {
-			return none(err.WithHint("give one of them an ID of its own, with the token's own tool"))
+			return none(err.WithHint("use the token's own tool to give one of them another ID"))
 		}
 		return none(err.WithHint("id=HEX;object=LABEL may tell them apart"))
 	}

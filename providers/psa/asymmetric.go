@@ -28,7 +28,7 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 	if h, ok := op.Algorithm.CryptoHash(); op.Algorithm.IsRSAOAEP() && ok {
 		fit = max(0, pub.Size()-2*h.Size()-2) // RFC 8017, 7.1.1
 	}
-	hint := fmt.Sprintf("at most %d bytes fit: encrypt a symmetric key with this one, and the data with that", fit)
+	hint := fmt.Sprintf("at most %d bytes fit: encrypt a symmetric key with this key, and the data with the symmetric key", fit)
 	r := &rsaCryptRun{input: input{held: secret{limit: int64(pub.Size()), hint: hint}}, name: "ciphertext", fit: fit}
 	switch h, ok := op.Algorithm.CryptoHash(); {
 	case op.Operation != Encrypt:
@@ -85,7 +85,7 @@ func (r *rsaCryptRun) Finish(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	if n := len(r.held.b); r.name == "ciphertext" && n > r.fit {
-		return Result{}, Errorf(StatusInvalidArgument, "a plaintext of %d bytes; %d fit", n, r.fit).WithHint(r.held.hint)
+		return Result{}, Errorf(StatusInvalidArgument, "the plaintext has %d bytes; at most %d fit", n, r.fit).WithHint(r.held.hint)
 	}
 	out, err := r.crypt(r.held.b)
 	if err != nil {

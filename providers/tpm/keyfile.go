@@ -148,11 +148,11 @@ func servable(a psa.Attributes, area *tpm2.TPMTPublic) ([]byte, error) {
 	want := template(a, true, nil).ObjectAttributes
 	has := area.ObjectAttributes
 	if has.Restricted {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that is restricted: it signs and decrypts only what the TPM itself made").
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key is restricted: it signs and decrypts only what the TPM itself made").
 			WithHint("make the key without the attribute restricted")
 	}
 	if !has.UserWithAuth || want.Decrypt && !has.Decrypt || want.SignEncrypt && !has.SignEncrypt {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that was not made for %s", a.Algorithm)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key was not made for %s", a.Algorithm)
 	}
 	_, der, err := publicOf(a, area)
 	return der, err

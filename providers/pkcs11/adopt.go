@@ -293,7 +293,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		if len(o.id) > 0 && o.label != "" {
 			return none(err.WithHint("use the token's own tool to give one of them another ID"))
 		}
-		return none(err.WithHint("id=HEX;object=LABEL may tell them apart"))
+		return none(err.WithHint("try to tell them apart with id=HEX;object=LABEL"))
 	}
 	f := fitting[0]
 	foreign := p.foreign(f, all)

@@ -30,8 +30,8 @@ const (
 	countTime = time.Second
 )
 
-// trail is the audit trail: JSON lines in files of the daemon's own, rotated by size. Deeds have files of their own, which
-// nothing else can fill; what needs no right is counted. Nobody waits for the disk but the one goroutine that writes.
+// trail is the audit trail: JSON lines in files of the daemon, rotated by size. Deeds have their own files, which nothing
+// else can fill. What needs no right is only counted. Only the goroutine that writes waits for the disk.
 type trail struct {
 	deeds, operations journal
 	shares            shares
@@ -57,7 +57,7 @@ func openTrail(stateDir string, c Audit, log *slog.Logger) (*trail, error) {
 	t.open.most, t.beyond.most, t.beyond.byKey = openGroups, beyondGroups, true
 	if err := t.openFiles(stateDir); err != nil {
 		t.deeds.close()
-		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), cmp.Or(psa.HintOf(err), "make room there, or take [audit] out of the configuration")}
+		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), cmp.Or(psa.HintOf(err), "make room on that disk, or remove [audit] from the configuration")}
 	}
 	go t.write()
 	return t, nil
@@ -72,14 +72,14 @@ func (t *trail) openFiles(stateDir string) error {
 		return err
 	}
 	if moved {
-		t.log.Warn("the audit trail of an earlier version, with deeds and operations in one file, is kept aside: nothing deletes it",
+		t.log.Warn("an earlier version wrote deeds and operations into one audit file; that file was renamed, and parsecfs never deletes it",
 			"file", beforeName)
 	}
 	return t.operations.open()
 }
 
-// setAside gives the files of a version that kept everything in audit.log other names: their lines would count as deeds
-// that must not be deleted yet, and leave new ones no room.
+// setAside renames the files of a version that kept everything in audit.log. Otherwise their lines would count as deeds
+// that must not be deleted yet, and would leave no room for new ones.
 func (t *trail) setAside(before string) (moved bool, err error) {
 	for _, name := range []string{t.operations.path, before} {
 		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
@@ -93,7 +93,7 @@ func (t *trail) setAside(before string) (moved bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for _, name := range append(rotated, t.deeds.path) { // the last one says that it is done
+	for _, name := range append(rotated, t.deeds.path) { // the current file is last: once it is renamed, all are
 		if err := os.Rename(name, before+strings.TrimPrefix(name, t.deeds.path)); err != nil {
 			return false, err
 		}
@@ -102,11 +102,12 @@ func (t *trail) setAside(before string) (moved bool, err error) {
 	return true, t.deeds.open()
 }
 
-// trusted says whose deeds are always written in full: who could delete the files anyway.
+// trusted says whose deeds are always written in full: those of users who could delete the files anyway.
 func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
 
-// Ready refuses what could not be written, where the configuration says so: while its user's events, or all, wait for the
-// disk, and deeds while all that lies there is too young to go. What is only counted always can be.
+// Ready refuses an operation that could not be written to the trail, if the configuration asks for that. This is so while
+// too many events of its user, or of all users, wait for the disk; and for deeds, while all files are too young to be
+// deleted. What is only counted is never refused.
 func (t *trail) Ready(uid uint32, class nodes.AuditClass) error {
 	if !t.stop || class == nodes.AuditOpen {
 		return nil
@@ -127,11 +128,11 @@ func (t *trail) Ready(uid uint32, class nodes.AuditClass) error {
 	return nil
 }
 
-// Record queues or counts an event. Those that find a queue full, as operations that were under way may, are counted too.
+// Record queues or counts an event. An operation that was already running may find the queue full: its event is counted.
 func (t *trail) Record(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) {
 	known, slack := trusted(e.UID) && e.Class != nodes.AuditAttempt || e.Class == nodes.AuditCommand, 0
 	if t.stop {
-		slack = auditQueue // for what passed Ready already
+		slack = auditQueue // for events that already passed Ready
 	}
 	switch e.Class {
 	case nodes.AuditOpen:
@@ -169,13 +170,13 @@ func (t *trail) signal(c chan struct{}) {
 	}
 }
 
-// close writes what waits, as far as the disk lets it. A disk that does not answer keeps nobody from ending.
+// close writes the waiting events if the disk allows. If the disk does not respond, it gives up after auditEnd.
 func (t *trail) close() error {
 	close(t.ending)
 	select {
 	case <-t.ended:
 	case <-time.After(auditEnd):
-		return fmt.Errorf("the disk of %s does not answer; what waited for it is lost", t.deeds.path)
+		return fmt.Errorf("the disk of %s does not respond; the events that waited for it are lost", t.deeds.path)
 	}
 	for _, j := range []*journal{&t.deeds, &t.operations} {
 		if waiting, dropped := j.left(); waiting > 0 || dropped > 0 {
@@ -185,7 +186,7 @@ func (t *trail) close() error {
 	return errors.Join(t.deeds.close(), t.operations.close())
 }
 
-// write takes what waits in one go, so that a slow disk is asked seldom. Deeds come first.
+// write takes all waiting events at once, so that a slow disk gets few writes. Deeds come first.
 func (t *trail) write() {
 	defer close(t.ended)
 	counted, retry := time.NewTimer(0), time.NewTimer(0)
@@ -226,7 +227,7 @@ func (t *trail) write() {
 	}
 }
 
-// takeCounts ends what is counted in one line.
+// takeCounts turns the events that were counted into lines.
 func (t *trail) takeCounts() {
 	for _, from := range []*tally{&t.beyond, &t.open} {
 		for _, line := range from.take() {
@@ -235,8 +236,8 @@ func (t *trail) takeCounts() {
 	}
 }
 
-// flush writes a batch of what waits for a journal, and says whether there may be more, or its disk refuses. last: there is
-// no other time.
+// flush writes a batch of a journal's waiting events. It says whether more may wait, and whether the disk refused. If last
+// is set, there is no later attempt.
 func (t *trail) flush(j *journal, last bool) (more, refused bool) {
 	if !last && time.Now().Before(j.retry) {
 		return false, true
@@ -251,24 +252,24 @@ func (t *trail) flush(j *journal, last bool) (more, refused bool) {
 	j.young.Store(errors.Is(err, errYoung))
 	if err != nil {
 		if !j.failed {
-			t.log.Error("the audit trail cannot be written; it is tried again each second", "file", j.path, "err", err)
+			t.log.Error("the audit trail cannot be written; parsecfs tries again every second", "file", j.path, "err", err)
 		}
 		j.failed, j.retry = true, time.Now().Add(auditRetry)
 		return false, true
 	}
 	if j.failed {
-		t.log.Info("the audit trail is written again", "file", j.path)
+		t.log.Info("the audit trail can be written again", "file", j.path)
 	}
 	j.failed = false
 	return true, false
 }
 
-// OpenLog opens a file to append to, 0600 where it is a new one. What lies there must be our own user's: through a link
-// others could have us write elsewhere, and a pipe or their file would give them what is written.
+// OpenLog opens a file for appending, and creates it with mode 0600. An existing file must belong to our own user: a link
+// of somebody else could lead to another file, and a pipe or file of theirs would show them what is written.
 func OpenLog(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) { // a link, or a pipe or socket
-		return nil, psa.Errorf(psa.StatusNotPermitted, "%s is no regular file", path).WithHint("move it away")
+		return nil, psa.Errorf(psa.StatusNotPermitted, "%s is not a regular file", path).WithHint("move it away")
 	}
 	if err != nil {
 		return nil, err
@@ -280,7 +281,7 @@ func OpenLog(path string) (*os.File, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		f.Close()
-		return nil, psa.Errorf(psa.StatusNotPermitted, "%s is no file that user %d alone may write (owner %d, mode %06o)",
+		return nil, psa.Errorf(psa.StatusNotPermitted, "%s must be a regular file that only user %d can write (owner %d, mode %06o)",
 			path, os.Geteuid(), st.Uid, st.Mode).WithHint("move it away")
 	}
 	return f, nil

@@ -9,7 +9,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// authority is what a user may ask of the state, through a daemon's socket or where there is no daemon.
+// authority is what a user may do with the state, through a daemon's socket or without a daemon.
 type authority int
 
 const (
@@ -31,27 +31,28 @@ func authorityOf(uid uint32, admins []uint32) authority {
 	return stranger
 }
 
-// adminCommands are what admins may ask for. The others are not theirs: a backup holds the whole state, a rewrap is about
-// its key, and what is forgotten may be lost.
+// adminCommands are the commands that admins may use. The other commands are not for them: a backup holds the whole state,
+// rewrap changes the state's key, and a key that is forgotten may be lost.
 var adminCommands = []string{commandPing, commandKeys, commandChown, commandDestroy, commandForeign}
 
-// permits says whether it may ask for this. Only root gives away or destroys what is root's, or takes anything for root.
+// permits says whether a may make this request. Only root can give away or destroy root's keys, or give keys to root.
 func (a authority) permits(in request) error {
 	switch {
 	case a == stranger:
 		return errNotServed
 	case a == admin && !slices.Contains(adminCommands, in.Command):
-		return fmt.Errorf("%s is for root and the daemon's user alone", in.Command)
+		return fmt.Errorf("only root and the daemon's user can run %s", in.Command)
 	}
 	switch {
 	case in.Command != commandChown && in.Command != commandDestroy:
 		return nil
 	case in.Owner == nil:
-		return fmt.Errorf("%s without an owner", in.Command)
+		return fmt.Errorf("%s needs an owner", in.Command)
 	case a < root && *in.Owner == 0:
-		return psa.Errorf(psa.StatusNotPermitted, "root's keys are root's alone").WithHint("as root: parsecfs " + in.Command + " --owner root")
+		return psa.Errorf(psa.StatusNotPermitted, "only root can change root's keys").
+			WithHint("run it as root: parsecfs " + in.Command + " --owner root")
 	case a < root && in.Command == commandChown && in.UID == 0:
-		return psa.Errorf(psa.StatusNotPermitted, "only root takes keys for root").WithHint("give them to another user")
+		return psa.Errorf(psa.StatusNotPermitted, "only root can give keys to root").WithHint("give them to another user")
 	}
 	if err := kim.CheckOwner(*in.Owner, 0); err != nil {
 		return err
@@ -59,15 +60,15 @@ func (a authority) permits(in request) error {
 	return kim.CheckOwner(in.UID, in.GID)
 }
 
-// changes says whether it may hand over or destroy what somebody has of a key whose directory is owner's.
+// changes says whether a may give away or destroy a key whose directory belongs to owner, and others' files of it.
 func (a authority) changes(owner uint32) error {
 	if a < root && owner == 0 {
-		return psa.Errorf(psa.StatusNotPermitted, "the key is root's").WithHint("root can do it")
+		return psa.Errorf(psa.StatusNotPermitted, "the key belongs to root").WithHint("ask root to do it")
 	}
 	return nil
 }
 
-// ownAuthority is that of whoever runs this program, where no daemon decides.
+// ownAuthority is the authority of the user who runs this program, when no daemon decides.
 func ownAuthority(in request) (authority, error) {
 	a := authorityOf(uint32(os.Geteuid()), nil)
 	if err := a.permits(in); err != nil {

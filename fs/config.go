@@ -120,7 +120,7 @@ func (p *Problem) Error() string {
 	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Text)
 }
 
-// DefaultConfig is what counts without a configuration file: one software provider, everything in the state directory.
+// DefaultConfig is used without a configuration file: one provider, in software, and everything in the state directory.
 func DefaultConfig(types providers.Registry) (*Config, error) {
 	c, _, err := ParseConfig("default configuration", []byte(`
 [[key_manager]]
@@ -134,21 +134,21 @@ provider_type = "Software"
 }
 
 // LoadConfig reads a configuration file. The error is an *Error of KindConfig that joins one *Problem for each mistake;
-// warnings are settings that are accepted and mean nothing here.
+// warnings name settings that are accepted but mean nothing here.
 func LoadConfig(file string, types providers.Registry) (c *Config, warnings []*Problem, err error) {
 	data, readers, err := readConfig(file)
 	if err != nil {
 		hint := psa.HintOf(err)
 		if errors.Is(err, os.ErrNotExist) {
-			hint = "without --config parsecfs uses one software provider and keeps everything in the state directory"
+			hint = "without --config parsecfs has one provider, in software, and keeps everything in the state directory"
 		}
 		return nil, nil, &Error{KindConfig, err, hint}
 	}
 	return parseConfig(file, data, readers, types)
 }
 
-// readConfig reads a file that says what is to be done, and so is nobody's to change but root's and our own user's; readers
-// says who else may read it, "" for nobody.
+// readConfig reads a file that only root and our own user may change, because it says what the daemon does. readers says
+// who else may read it, "" for nobody.
 func readConfig(file string) (data []byte, readers string, err error) {
 	f, err := providers.OpenTrusted(file, os.O_RDONLY)
 	if err != nil {
@@ -163,7 +163,7 @@ func readConfig(file string) (data []byte, readers string, err error) {
 		return nil, "", err
 	}
 	if len(data) > maxConfigBytes {
-		return nil, "", fmt.Errorf("%s: larger than %d bytes, which is no configuration", file, maxConfigBytes)
+		return nil, "", fmt.Errorf("%s is larger than %d bytes, too large for a configuration", file, maxConfigBytes)
 	}
 	return data, readers, nil
 }
@@ -215,7 +215,7 @@ type configParser struct {
 	named    []value         // names of providers in rules
 }
 
-// setting is one key of a table. Either set takes its value, or it is one of Parsec's that means nothing here, and
+// setting is one key of a table. Either set takes its value, or it is a setting of Parsec that means nothing here, and
 // instead says what to do.
 type setting struct {
 	name    string
@@ -223,7 +223,7 @@ type setting struct {
 	instead string
 }
 
-// value is one value of the document with where it stands.
+// value is one value of the document, with its place.
 type value struct {
 	path path
 	raw  any
@@ -288,15 +288,15 @@ func (p *configParser) core(v value) {
 		{name: "wrapping", set: func(v value) { p.text(v, &p.config.Wrapping.Kind, wrappings) }},
 		{name: "wrapping_pcrs", set: p.wrappingPCRs},
 		{name: "wrapping_pin_source", set: p.wrappingPIN},
-		{name: "allow_root", instead: "parsecfs is made to run as root; permissions on the files say who may use a key"},
-		{name: "thread_pool_size", instead: "there is no pool: each provider has a queue as wide as its device allows"},
-		{name: "idle_listener_sleep_duration", instead: "nothing is polled: leave it out"},
-		{name: "log_timestamp", instead: "every line of the log has its time"},
-		{name: "log_error_details", instead: "read last_error, which tells each user about their own failures alone"},
-		{name: "buffer_size_limit", instead: "answers are bounded by their operation; body_len_limit bounds requests"},
+		{name: "allow_root", instead: "leave it out: parsecfs is made to run as root, and file permissions say who may use a key"},
+		{name: "thread_pool_size", instead: "leave it out: there is no pool, each provider runs as many calls at once as its device allows"},
+		{name: "idle_listener_sleep_duration", instead: "leave it out: parsecfs does not poll"},
+		{name: "log_timestamp", instead: "leave it out: each line of the log has its time"},
+		{name: "log_error_details", instead: "leave it out: each user finds their own failures in last_error"},
+		{name: "buffer_size_limit", instead: "set body_len_limit, which limits requests; each operation limits its own answers"},
 	})
 	if c.BufferPerUser < c.BodyLenLimit {
-		p.problem(v.path, fmt.Sprintf("buffer_per_user (%d) must not be less than body_len_limit (%d), or one request can never fit",
+		p.problem(v.path, fmt.Sprintf("buffer_per_user (%d) must be at least body_len_limit (%d), so that one request fits",
 			c.BufferPerUser, c.BodyLenLimit))
 	}
 }
@@ -341,9 +341,9 @@ func (p *configParser) audit(v value) {
 
 func (p *configParser) listener(v value) {
 	p.table(v, []setting{
-		{name: "listener_type", instead: "there is no socket to listen on: programs open files below the mountpoint"},
-		{name: "timeout", instead: "core_settings.operation_timeout bounds how long a caller waits"},
-		{name: "socket_path", instead: "mount.path says where the tree appears"},
+		{name: "listener_type", instead: "leave it out: there is no socket, programs open files below the mountpoint"},
+		{name: "timeout", instead: "set core_settings.operation_timeout, which limits how long a caller waits"},
+		{name: "socket_path", instead: "set mount.path, where the tree is mounted"},
 	})
 }
 
@@ -389,7 +389,7 @@ func (p *configParser) authenticator(v value) {
 		settings = append(settings, setting{name: "rules", set: p.unitRules})
 	case "Direct", "JwtSvid":
 		p.problemHint(kind.path, fmt.Sprintf("auth_type %q does not exist here; allowed: %s", kind.raw, authTypes),
-			"the kernel says who opens a file, and the file's permissions decide: give each application a user of its own")
+			"the kernel knows who opens a file, and the file's permissions decide: give each application its own user")
 		return
 	default:
 		p.wrong(kind, authTypes)
@@ -400,7 +400,7 @@ func (p *configParser) authenticator(v value) {
 
 // unitRules reads which systemd units may use which providers.
 func (p *configParser) unitRules(v value) {
-	const allowed = `an array like [{ provider = "tpm", units = ["nginx.service", "worker@.service"] }]; without provider a rule is about all`
+	const allowed = `an array like [{ provider = "tpm", units = ["nginx.service", "worker@.service"] }]; without provider a rule is for all`
 	rules, ok := v.raw.([]any)
 	if !ok || len(rules) > maxUnitRules {
 		p.wrong(v, fmt.Sprintf("%s; at most %d", allowed, maxUnitRules))
@@ -448,10 +448,10 @@ func (p *configParser) checkRules() {
 	}
 }
 
-// peerCredentials are the settings of the authenticator that the kernel is.
+// peerCredentials are the settings of the authenticator that uses what the kernel knows about the caller.
 func (p *configParser) peerCredentials() []setting {
 	return []setting{
-		{name: "workload_endpoint", instead: "there is no SPIFFE here: the kernel says who opens a file"},
+		{name: "workload_endpoint", instead: "leave it out: parsecfs does not use SPIFFE, since the kernel knows who opens a file"},
 		{name: "admins", set: func(v value) {
 			const allowed = `an array like [{ name = "1000" }], of users' names or numbers`
 			admins, ok := v.raw.([]any)
@@ -486,7 +486,7 @@ func (p *configParser) keyManagers(v value) {
 	for i, raw := range tables {
 		t := value{v.path.index(i), raw}
 		if i > 0 {
-			p.problem(t.path, "a second [[key_manager]]: exactly one is allowed, which all providers share")
+			p.problem(t.path, "a second [[key_manager]]: only one is allowed, and all providers share it")
 			continue
 		}
 		table, _ := raw.(map[string]any)
@@ -498,7 +498,7 @@ func (p *configParser) keyManagers(v value) {
 		p.table(t, []setting{
 			{name: "name", set: func(v value) {
 				var name string
-				if p.text(v, &name, "a name that providers refer to") {
+				if p.text(v, &name, "a name for providers to refer to") {
 					p.managers[name] = true
 				}
 			}},
@@ -507,7 +507,7 @@ func (p *configParser) keyManagers(v value) {
 				case "SQLite":
 				case "OnDisk":
 					p.problemHint(v.path, `manager_type "OnDisk" does not exist here; allowed: "SQLite"`,
-						"folders of mapping files cannot survive a power cut; keys are kept in an SQLite file with a journal")
+						"use SQLite: a directory of mapping files can be damaged by a power cut, an SQLite file with a journal cannot")
 				default:
 					p.wrong(v, `"SQLite"`)
 				}
@@ -516,7 +516,7 @@ func (p *configParser) keyManagers(v value) {
 				p.absolute(v, &p.config.SQLite)
 				p.trusted(v, "sqlite_db_path", nil, filepath.Dir(p.config.SQLite), p.config.SQLite)
 			}},
-			{name: "store_path", instead: "it belongs to Parsec's OnDisk manager: sqlite_db_path says where the SQLite file lies"},
+			{name: "store_path", instead: "set sqlite_db_path, the path of the SQLite file; store_path is for Parsec's OnDisk manager"},
 		})
 	}
 }
@@ -539,7 +539,7 @@ func (p *configParser) providers(v value) {
 			continue
 		}
 		if line, twice := names[provider.Name]; twice {
-			p.problem(t.path.key("name"), fmt.Sprintf("provider %q is configured twice, first in line %d", provider.Name, line))
+			p.problem(t.path.key("name"), fmt.Sprintf("provider %q is configured twice, the first time in line %d", provider.Name, line))
 			continue
 		}
 		names[provider.Name] = p.lines.of(t.path)
@@ -553,7 +553,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 		p.problem(v.path, "provider must be written [[provider]]")
 		return Provider{}, false
 	}
-	// Settings depend on the type, so that it comes first wherever it stands.
+	// The other settings depend on the type, so it is read first wherever it is in the table.
 	raw, ok := table["provider_type"]
 	if !ok {
 		p.problem(v.path, "provider: provider_type is missing; allowed: "+p.typeNames())
@@ -564,7 +564,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 	if !ok {
 		t := value{v.path.key("provider_type"), raw}
 		if slices.Contains([]string{"Tpm", "Pkcs11", "TrustedService", "CryptoAuthLib"}, typeName) {
-			p.problem(t.path, fmt.Sprintf("provider_type %q: this build has no such back end; it has: %s", typeName, p.typeNames()))
+			p.problem(t.path, fmt.Sprintf("provider_type %q is not in this build, which has: %s", typeName, p.typeNames()))
 		} else {
 			p.wrong(t, p.typeNames())
 		}
@@ -597,7 +597,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 			}
 			var err error
 			if r.Capabilities, err = readCapabilities(file); err != nil {
-				p.problemHint(v.path, "provider: "+err.Error(), cmp.Or(psa.HintOf(err), "it is a part of what the provider's own capabilities file says"))
+				p.problemHint(v.path, "provider: "+err.Error(), cmp.Or(psa.HintOf(err), "write lines of the provider's own capabilities file into it"))
 			}
 		}},
 		{name: "owner", set: func(v value) { p.owner(v, &r.UID) }},
@@ -613,7 +613,7 @@ func (p *configParser) provider(v value) (Provider, bool) {
 		}},
 	}
 	before := len(p.problems)
-	var owned []func() // what waits for the whole table
+	var owned []func() // checks that need the whole table
 	for _, own := range kind.Settings {
 		settings = append(settings, setting{name: own.Name, set: func(v value) {
 			if err := own.Check(v.raw); err != nil {
@@ -683,7 +683,7 @@ func (p *configParser) checkDefault(document map[string]any) {
 		fmt.Sprintf("default_provider %q: no [[provider]] has that name; allowed: %s", name, strings.Join(names, ", ")))
 }
 
-const wrappings = `"file", or "tpm:" and the name of a [[provider]]`
+const wrappings = `"file", or "tpm:" followed by the name of a [[provider]]`
 
 func (p *configParser) wrappingPCRs(v value) {
 	list, ok := v.raw.([]any)
@@ -721,9 +721,9 @@ func (p *configParser) checkWrapping() {
 	name, byProvider := strings.CutPrefix(w.Kind, kim.WrapProvider)
 	switch {
 	case w.PCRs != nil && !byProvider:
-		p.problem(at.key("wrapping_pcrs"), `wrapping_pcrs are of wrapping = "tpm:PROVIDER" alone`)
+		p.problem(at.key("wrapping_pcrs"), `wrapping_pcrs is allowed only with wrapping = "tpm:PROVIDER"`)
 	case w.PIN.Given() && !byProvider:
-		p.problem(at.key("wrapping_pin_source"), `wrapping_pin_source is of wrapping = "tpm:PROVIDER" alone`)
+		p.problem(at.key("wrapping_pin_source"), `wrapping_pin_source is allowed only with wrapping = "tpm:PROVIDER"`)
 	case w.Kind == kim.WrapFile, byProvider && slices.ContainsFunc(p.config.Providers, func(r Provider) bool { return r.Name == name }):
 	case byProvider:
 		p.problem(at.key("wrapping"), fmt.Sprintf("wrapping: no [[provider]] has the name %q", name))
@@ -732,10 +732,10 @@ func (p *configParser) checkWrapping() {
 	}
 }
 
-// checkProviderName says what is wrong with the name of a provider, which is that of a directory like a key's.
+// checkProviderName says what is wrong with a provider's name, which names a directory as a key's name does.
 func checkProviderName(name string) error {
 	if name == "default" {
-		return errors.New(`name "default" is taken by the link to the default provider`)
+		return errors.New(`name "default" is reserved for the link to the default provider`)
 	}
 	if err := kim.ValidName(name); err != nil {
 		return fmt.Errorf("name %q: %w", name, errors.Unwrap(err))
@@ -798,7 +798,7 @@ func (p *configParser) warn(at path, text, instead string) {
 	p.warnings = append(p.warnings, &Problem{p.file, p.lines.of(at), text, instead})
 }
 
-// wrong reports a value that is not what is allowed there. It does not repeat it: a wrong value may be a PIN.
+// wrong reports a value that is not allowed. It does not quote the value, which may be a PIN.
 func (p *configParser) wrong(v value, allowed string) {
 	p.problem(v.path, fmt.Sprintf("wrong value for %s; allowed: %s", v.path, allowed))
 }
@@ -825,7 +825,7 @@ func (p *configParser) text(v value, to *string, allowed string) bool {
 	return true
 }
 
-// absolute takes a path; the daemon's working directory is /, so that a relative one could only mislead.
+// absolute takes an absolute path. The daemon's working directory is /, so a relative path would mislead.
 func (p *configParser) absolute(v value, to *string) {
 	s, ok := v.raw.(string)
 	if !ok || !filepath.IsAbs(s) || strings.ContainsRune(s, 0) {
@@ -835,8 +835,8 @@ func (p *configParser) absolute(v value, to *string) {
 	*to = filepath.Clean(s)
 }
 
-// trusted reports files that the setting names and that others could change. One that is missing may come yet, and is
-// judged again when it is used.
+// trusted reports files that the setting names and that others could change. A missing file is no mistake yet: it is
+// checked again when it is used.
 func (p *configParser) trusted(v value, name string, owners []uint32, files ...string) {
 	for _, file := range files {
 		if file == "" {

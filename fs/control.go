@@ -34,7 +34,7 @@ const (
 	commandChown   = "keys chown"
 	commandDestroy = "keys destroy"
 	commandForget  = "keys forget"
-	commandForeign = "keys adopt"
+	commandForeign = "keys foreign"
 	commandBackup  = "state backup"
 	commandRewrap  = "state rewrap"
 	commandAccept  = "state accept-loss"
@@ -73,7 +73,7 @@ type response struct {
 	Hint    string       `json:"hint,omitempty"`
 }
 
-// answers says whether a response that is not the last one is of the kind that the command asks for.
+// answers says whether a response, other than the last one, is of the kind that the command asks for.
 func (r *response) answers(command string) bool {
 	switch command {
 	case commandBackup:
@@ -103,8 +103,8 @@ type control struct {
 	conns map[uint32]int // of each user
 }
 
-// listen opens the socket for root, the daemon's own user and admins. The caller holds the state directory, so that a
-// socket that lies there is a dead daemon's.
+// listen opens the socket for root, the daemon's own user and admins. The caller holds the state directory, so a socket
+// that exists already belongs to a dead daemon.
 func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*control, error) {
 	dir, name, err := openStateDir(stateDir)
 	if err != nil {
@@ -132,11 +132,11 @@ func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*co
 	return c, nil
 }
 
-// searchable lets others come to the socket, and no further: the names in the state directory stay its owner's.
+// searchable lets others reach the socket. They still cannot list the state directory.
 const searchable = 0o011
 
-// setAdmins says who else is served. Without admins the socket's mode keeps others away, and nobody else searches the
-// state directory; with them it is judged by who asks, and the way to the socket is open: what else lies there is 0600.
+// setAdmins says who else is served. Without admins the modes of the socket and of the state directory keep others away.
+// With admins everybody can reach the socket, and the daemon checks who asks; all other files there are 0600.
 func (c *control) setAdmins(admins []uint32) error {
 	c.admins.Store(&admins)
 	dir := filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())))
@@ -157,7 +157,8 @@ func (c *control) setAdmins(admins []uint32) error {
 	return os.Chmod(filepath.Join(dir, controlName), socket)
 }
 
-// searchableAlone are the bits of a directory's mode that setAdmins gives: who may read it too was let in by somebody else.
+// searchableAlone are the bits of a directory's mode that setAdmins may have set. A class that has other bits too got
+// them from somebody else.
 func searchableAlone(mode os.FileMode) (bits os.FileMode) {
 	for _, shift := range []int{0, 3} {
 		if mode>>shift&0o7 == 0o1 {
@@ -167,11 +168,11 @@ func searchableAlone(mode os.FileMode) (bits os.FileMode) {
 	return bits
 }
 
-// closeWait is how long close waits for what a command does on the disk.
+// closeWait is how long close waits for commands that use the disk.
 const closeWait = 2 * time.Second
 
-// close lets nobody in any more, ends every connection, and waits for it. A disk that hangs keeps the mount for nobody: what
-// waits for it ends with the daemon.
+// close stops listening, ends every connection, and waits for their commands. It does not wait long: a disk that hangs must
+// not keep the mount, and a command that waits for it ends with the daemon.
 func (c *control) close() {
 	c.listener.Close()
 	c.cancel()
@@ -180,11 +181,11 @@ func (c *control) close() {
 	select {
 	case <-ended:
 	case <-time.After(closeWait):
-		c.log.Warn("control socket: a command does not end")
+		c.log.Warn("control socket: a command is still running; the daemon does not wait for it any longer")
 	}
 }
 
-// remove takes the socket away, which waits for the disk: after the mount is gone.
+// remove removes the socket. That can wait for the disk, so it is called after the mount is gone.
 func (c *control) remove() {
 	if err := os.Remove(c.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		c.log.Warn("control socket", "err", err)
@@ -224,7 +225,7 @@ func (c *control) accept() {
 	}
 }
 
-// enter takes a place for a connection of a user. Nobody takes all, and some are root's.
+// enter counts a connection of a user. One user cannot take all places, and some are kept for root.
 func (c *control) enter(uid uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -247,7 +248,7 @@ func (c *control) leave(uid uint32) {
 	}
 }
 
-// turnAway answers who is not served, and takes no place for it: what it says fits into the socket's buffer.
+// turnAway answers somebody who is not served. It needs no place of its own, since the answer fits into the socket's buffer.
 func (c *control) turnAway(conn *net.UnixConn, by fuse.Caller, err error) {
 	defer conn.Close()
 	c.warn(by, "connect", err)
@@ -262,7 +263,7 @@ func (c *control) turnAway(conn *net.UnixConn, by fuse.Caller, err error) {
 	}
 }
 
-// serve answers one request, by who asks: the socket's mode says it already where there are no admins, but a
+// serve answers one request, and checks who asks. The socket's mode is not enough even without admins, because a
 // descriptor of it can be handed on.
 func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 	defer conn.Close()
@@ -274,7 +275,7 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 		if err := conn.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
 			return err
 		}
-		if err := c.ctx.Err(); err != nil { // looked at last: the end may just have set another deadline
+		if err := c.ctx.Err(); err != nil { // checked last: close may just have set another deadline
 			return err
 		}
 		return out.Encode(r)
@@ -324,7 +325,7 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 		err = c.kim.AcceptLoss(c.ctx)
 		c.did(by, in.Command, begun, err)
 	default:
-		err = fmt.Errorf("control socket: no command %q", in.Command)
+		err = fmt.Errorf("control socket: unknown command %q", in.Command)
 	}
 	last := response{End: true}
 	if err != nil {
@@ -335,7 +336,7 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 	}
 }
 
-// readRequest reads a request, one line, and wipes what it was read into.
+// readRequest reads a request, which is one line, and wipes its buffer.
 func readRequest(r io.Reader) (in request, err error) {
 	b := make([]byte, maxRequestBytes)
 	defer psa.Wipe(b)
@@ -362,7 +363,7 @@ func readRequest(r io.Reader) (in request, err error) {
 	}
 }
 
-// chunks is a Writer that hands on at most maxChunkBytes at once.
+// chunks is a Writer that passes on at most maxChunkBytes at once.
 type chunks func(p []byte) error
 
 func (f chunks) Write(p []byte) (int, error) {
@@ -376,7 +377,7 @@ func (f chunks) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// refused tells the log and the audit trail whom the socket turned away.
+// refused writes to the log and the audit trail who was refused at the socket.
 func (c *control) refused(by fuse.Caller, command string, err error) {
 	c.warn(by, command, err)
 	if tree := c.tree.Load(); tree != nil {
@@ -384,14 +385,14 @@ func (c *control) refused(by fuse.Caller, command string, err error) {
 	}
 }
 
-// did tells the audit trail of a command that is about no key.
+// did writes a command that is not about a key to the audit trail.
 func (c *control) did(by fuse.Caller, command string, begun time.Time, err error) {
 	if tree := c.tree.Load(); tree != nil {
 		tree.Commanded(by, command, begun, err)
 	}
 }
 
-// warn tells the log whom the socket turned away, and how often the ones before.
+// warn logs who was refused at the socket, and how often earlier users were.
 func (c *control) warn(by fuse.Caller, command string, err error) {
 	first, before := c.refusals.add(by.Uid, time.Now())
 	for _, r := range before {
@@ -418,18 +419,19 @@ func peer(conn *net.UnixConn) (by fuse.Caller, err error) {
 }
 
 // errNotServed says that the daemon does not listen to this user.
-var errNotServed = errors.New("the control socket is for root, the daemon's user and admins")
+var errNotServed = errors.New("only root, the daemon's user and admins can use the control socket")
 
-const notServedHint = "root can add you to admins in [authenticator]"
+const notServedHint = "ask root to add you to admins in [authenticator]"
 
-// errNoDaemon says that nobody serves this state directory.
+// errNoDaemon says that no daemon serves this state directory.
 var errNoDaemon = errors.New("no daemon serves this state directory")
 
-// client is the other end.
+// client is the command's end of the socket.
 type client struct{ conn *net.UnixConn }
 
 func dial(stateDir string) (*client, error) {
-	// Whoever owns the directory has the socket, and would be told a recovery key. Others than root come to admins' daemons.
+	// The owner of the directory could own the socket, and would get a recovery key. Only root checks: others may be admins
+	// of a daemon that is not theirs.
 	if os.Geteuid() == 0 {
 		if err := providers.CheckTrusted(stateDir); psa.StatusOf(err) == psa.StatusNotPermitted {
 			return nil, &Error{KindState, fmt.Errorf("the state directory %s: %w", stateDir, err), psa.HintOf(err)}
@@ -448,7 +450,7 @@ func dial(stateDir string) (*client, error) {
 	defer dir.Close()
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
 	for until := time.Now().Add(dialTimeout); errors.Is(err, unix.EAGAIN) && time.Now().Before(until); {
-		time.Sleep(time.Millisecond) // others stand in line until it is full
+		time.Sleep(time.Millisecond) // the socket's backlog is full
 		conn, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
 	}
 	switch {
@@ -470,7 +472,7 @@ func (c *client) ping() error { return c.call(request{Command: commandPing}, nil
 // call sends a request and gives each response but the last to each; nil means that there must be none.
 func (c *client) call(in request, each func(*response) error) error {
 	c.conn.SetDeadline(time.Now().Add(controlTimeout))
-	// A daemon that refuses does not wait for the request: its answer counts, not that it was gone.
+	// A daemon that refuses does not read the request: its answer matters, not the error of sending.
 	unsent := json.NewEncoder(c.conn).Encode(in)
 	lines := bufio.NewReaderSize(c.conn, maxResponseBytes)
 	for {
@@ -481,7 +483,7 @@ func (c *client) call(in request, each func(*response) error) error {
 		c.conn.SetDeadline(time.Now().Add(wait))
 		line, err := lines.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
-			err = errors.New("the daemon ended before it had answered")
+			err = errors.New("the daemon ended before it answered")
 		}
 		if err != nil {
 			return &Error{Kind: KindState, Err: fmt.Errorf("control socket: %w", cmp.Or(unsent, err))}
@@ -496,7 +498,7 @@ func (c *client) call(in request, each func(*response) error) error {
 		case r.End:
 			return nil
 		case each == nil, !r.answers(in.Command):
-			return &Error{Kind: KindState, Err: errors.New("control socket: an answer to something else")}
+			return &Error{Kind: KindState, Err: errors.New("control socket: the daemon sent an answer to another command")}
 		}
 		if err := each(&r); err != nil {
 			return err

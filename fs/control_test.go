@@ -61,7 +61,7 @@ func TestControlPing(t *testing.T) {
 func TestControlBadRequests(t *testing.T) {
 	_, dir := testControl(t)
 	for text, want := range map[string]string{
-		`{"command":"keys burn"}` + "\n": `no command \"keys burn\"`,
+		`{"command":"keys burn"}` + "\n": `unknown command \"keys burn\"`,
 		"hello\n":                        "invalid character",
 		`{"command":"` + strings.Repeat("x", maxRequestBytes) + `"}` + "\n":    "unexpected EOF",
 		`{"command":` + strings.Repeat("[", 3000) + strings.Repeat("]", 3000):  "control socket",
@@ -138,8 +138,8 @@ func TestControlDeadSocket(t *testing.T) {
 // The client believes nothing that no daemon of ours says.
 func TestControlBadAnswers(t *testing.T) {
 	for answer, want := range map[string]string{
-		"":                                      "ended before it had answered",
-		`{"data":"AAAA"}` + "\n":                "an answer to something else",
+		"":                                      "ended before it answered",
+		`{"data":"AAAA"}` + "\n":                "an answer to another command",
 		"nonsense\n":                            "invalid character",
 		strings.Repeat("x", 2*maxResponseBytes): "buffer full",
 		`{"end":true,"error":"no","hint":"try"}` + "\n": "no",

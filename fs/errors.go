@@ -1,13 +1,13 @@
 package fs
 
-// Kind says what sort of failure ended a command; the command line maps each to an exit status.
+// Kind says what kind of failure ended a command. The command line has an exit status for each.
 type Kind int
 
 const (
 	KindOther      Kind = iota
 	KindUsage           // the command line
 	KindConfig          // the configuration file
-	KindMountpoint      // missing, no directory, not empty, busy, or no mount at all
+	KindMountpoint      // missing, not a directory, not empty, busy, or not mounted
 	KindFUSE            // the kernel or fusermount3 refuses
 	KindState           // the state directory: held by another process, damaged, not empty
 )

@@ -24,22 +24,22 @@ const (
 	auditBatch = 1 << 20
 )
 
-// errYoung refuses to delete lines that must stay.
-var errYoung = psa.Errorf(psa.StatusInsufficientStorage, "the audit trail is full, and all of it is younger than keep_for").
-	WithHint("move the oldest audit.log.N away, or give [audit] a larger max_bytes or keep, or a shorter keep_for")
+// errYoung says that the trail is full and that no line may be deleted yet.
+var errYoung = psa.Errorf(psa.StatusInsufficientStorage, "the audit trail is full, and none of it is older than keep_for").
+	WithHint("move the oldest audit.log.N away, or set a larger max_bytes or keep, or a shorter keep_for, in [audit]")
 
-// journal is one kind of lines of the audit trail: a queue, and a file that is rotated.
+// journal holds one kind of lines of the audit trail: a queue, and a file that is rotated.
 type journal struct {
 	path    string
 	bytes   int64         // at which a file is rotated
 	keep    int           // rotated files
 	keepFor time.Duration // nothing younger is deleted
 
-	young atomic.Bool // full of what must stay
+	young atomic.Bool // full, and nothing may be deleted yet
 
 	mu      sync.Mutex
 	waiting []nodes.AuditEvent
-	users   map[uint32]int // how many wait of each user who is not trusted
+	users   map[uint32]int // how many events of each user wait, of those who are not trusted
 	shared  int            // their sum
 	dropped int64
 
@@ -51,7 +51,7 @@ type journal struct {
 	retry  time.Time
 }
 
-// full says whether no more of a user's events can wait.
+// full says whether a user has no room for another waiting event.
 func (j *journal) full(uid uint32, trusted bool) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -65,7 +65,7 @@ func (j *journal) bound(uid uint32, trusted bool, slack int) bool {
 	return j.users[uid] >= auditQueueUser+slack || j.shared >= auditQueueUsers+slack
 }
 
-// put queues an event, or counts it as dropped; it says whether the writer has to know.
+// put queues an event, or counts it as dropped. It says whether the writer must be woken.
 func (j *journal) put(e nodes.AuditEvent, trusted bool, slack int) (first bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -84,7 +84,7 @@ func (j *journal) put(e nodes.AuditEvent, trusted bool, slack int) (first bool) 
 	return len(j.waiting) == 1
 }
 
-// next is the event that waits longest.
+// next is the event that has waited longest.
 func (j *journal) next() (e nodes.AuditEvent, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -104,7 +104,7 @@ func (j *journal) next() (e nodes.AuditEvent, ok bool) {
 	return e, true
 }
 
-// lost is the line that stands where events were dropped.
+// lost is the line that is written in place of dropped events.
 type lost struct {
 	Time    time.Time `json:"time"`
 	Dropped int64     `json:"dropped"`
@@ -146,8 +146,8 @@ func (j *journal) left() (waiting int, dropped int64) {
 	return waiting, j.dropped
 }
 
-// append appends the lines, whole ones only: what a full disk cut is taken back. last: there is no other time, and lines
-// beyond the bound are better than none.
+// append appends whole lines only: if a full disk cuts a write, the file is truncated again. If last is set, there is no
+// later attempt, and lines beyond the limit are better than none.
 func (j *journal) append(last bool) error {
 	if j.file == nil {
 		if err := j.open(); err != nil {
@@ -192,8 +192,8 @@ func (j *journal) close() error {
 
 func (j *journal) name(n int) string { return fmt.Sprintf("%s.%d", j.path, n) }
 
-// rotate renames audit.log to audit.log.1, that to audit.log.2, and so on. The first number that is free ends it; where
-// none is, the last file goes, unless it is too young.
+// rotate renames audit.log to audit.log.1, that to audit.log.2, and so on up to the first free number. If no number is
+// free, the last file is replaced, unless it is too young.
 func (j *journal) rotate() error {
 	free := 1
 	for ; free <= j.keep; free++ {

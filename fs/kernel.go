@@ -24,8 +24,8 @@ type connection struct {
 	othersAllowed bool
 }
 
-// connect mounts on a clear mountpoint: by ourselves as root, through fusermount3 otherwise. needOthers makes it an
-// error when other users could not come in.
+// connect mounts on a clear mountpoint: directly as root, otherwise through fusermount3. With needOthers it fails if other
+// users could not use the mount.
 func connect(dir string, needOthers bool) (connection, error) {
 	options := []string{"default_permissions", "max_read=" + strconv.Itoa(maxTransfer)}
 	if os.Geteuid() == 0 {
@@ -40,7 +40,7 @@ func connect(dir string, needOthers bool) (connection, error) {
 	others := userAllowOther("/etc/fuse.conf")
 	if needOthers && !others {
 		return connection{}, &Error{KindFUSE, errors.New("allow_other is refused: /etc/fuse.conf does not permit it to ordinary users"),
-			"have root write the line user_allow_other there, mount as root, or leave the option out: only you can use the mount then"}
+			"ask root to add the line user_allow_other to that file, or mount as root, or leave the option out, so that only you can use the mount"}
 	}
 	options = append(options, "nosuid", "nodev", "noexec", "fsname=parsecfs", "subtype=parsecfs")
 	if others {
@@ -50,8 +50,8 @@ func connect(dir string, needOthers bool) (connection, error) {
 	return connection{fd, others}, err
 }
 
-// mountDirect opens /dev/fuse close-on-exec, which go-fuse does not: a child that inherited it would keep a dead
-// daemon's mount alive, and could answer its requests.
+// mountDirect opens /dev/fuse close-on-exec, which go-fuse does not do. A child that inherited it would keep the mount of a
+// dead daemon alive, and could answer its requests.
 func mountDirect(at *os.File, options []string) (int, error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -75,7 +75,7 @@ func mountDirect(at *os.File, options []string) (int, error) {
 	case errors.Is(err, unix.EPERM):
 		hint = "mounting needs CAP_SYS_ADMIN; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
 	case errors.Is(err, unix.ENODEV):
-		hint = "this kernel has no FUSE: modprobe fuse"
+		hint = "load the kernel module: modprobe fuse"
 	}
 	return -1, &Error{KindFUSE, fmt.Errorf("mounting on %s: %w", dir, err), hint}
 }
@@ -90,11 +90,11 @@ func fusermount() (string, error) {
 			}
 		}
 	}
-	return "", &Error{KindFUSE, errors.New("fusermount3 is missing, which mounts for ordinary users"), "install fuse3 (apt install fuse3), or mount as root"}
+	return "", &Error{KindFUSE, errors.New("fusermount3 is missing, which ordinary users need to mount"), "install fuse3 (apt install fuse3), or mount as root"}
 }
 
-// mountFusermount speaks fusermount3's protocol: it mounts, and sends the open /dev/fuse through the socket whose number
-// stands in _FUSE_COMMFD.
+// mountFusermount speaks fusermount3's protocol: fusermount3 mounts, and sends the open /dev/fuse through the socket that
+// _FUSE_COMMFD names.
 func mountFusermount(dir string, options []string) (int, error) {
 	bin, err := fusermount()
 	if err != nil {
@@ -119,13 +119,13 @@ func mountFusermount(dir string, options []string) (int, error) {
 		hint := ""
 		switch {
 		case strings.Contains(text, "/dev/fuse: Permission denied"):
-			hint = "chmod 0666 /dev/fuse, as root and as udev does it, or mount as root"
+			hint = "run chmod 0666 /dev/fuse as root (udev does the same), or mount as root"
 		case strings.Contains(text, "/dev/fuse"):
 			hint = "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
 		case strings.Contains(text, "no write access") || strings.Contains(text, "not owner"):
 			hint = "an ordinary user can mount only on a directory of their own"
 		case strings.Contains(text, "too many FUSE"):
-			hint = "mount_max in /etc/fuse.conf"
+			hint = "raise mount_max in /etc/fuse.conf"
 		}
 		if text == "" {
 			text = filepath.Base(bin) + ": " + err.Error()
@@ -134,7 +134,7 @@ func mountFusermount(dir string, options []string) (int, error) {
 	}
 	fd, err := receiveFD(pair[0])
 	if err != nil {
-		return -1, &Error{Kind: KindFUSE, Err: fmt.Errorf("%s sent no connection: %w", filepath.Base(bin), err)}
+		return -1, &Error{Kind: KindFUSE, Err: fmt.Errorf("%s did not pass the FUSE connection on: %w", filepath.Base(bin), err)}
 	}
 	return fd, nil
 }
@@ -155,7 +155,7 @@ func receiveFD(socket int) (int, error) {
 			return fds[0], nil
 		}
 	}
-	return -1, errors.New("no descriptor in its message")
+	return -1, errors.New("its message holds no descriptor")
 }
 
 // userAllowOther says whether fuse.conf lets ordinary users mount for others.

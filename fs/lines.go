@@ -15,7 +15,7 @@ func (p path) index(i int) path   { return p.key(fmt.Sprintf("\x01%d", i)) }
 func (p path) id() string         { return strings.Join(p, "\x00") }
 func (p path) isIndex(i int) bool { return strings.HasPrefix(p[i], "\x01") }
 
-// String is the path as people write it, without indices, for the line tells which one is meant.
+// String is the path as people write it. It has no indices, since messages name the line.
 func (p path) String() string {
 	var s []string
 	for i, part := range p {
@@ -26,7 +26,7 @@ func (p path) String() string {
 	return strings.Join(s, ".")
 }
 
-// lines knows in which line each key of a document stands.
+// lines maps each key of a document to its line.
 type lines map[string]int
 
 // of is the line of the nearest known ancestor, 0 for the document.
@@ -39,8 +39,8 @@ func (l lines) of(p path) int {
 	return 0
 }
 
-// indexLines walks a document that toml.Unmarshal has accepted: decoding into a map, which the checks need, forgets
-// where things stood.
+// indexLines finds the lines of a document that toml.Unmarshal has accepted. The checks need a map, and decoding into a
+// map loses the lines.
 func indexLines(data []byte) lines {
 	l := lines{}
 	arrays := map[string]int{} // how many tables each [[array]] has so far
@@ -60,7 +60,7 @@ func indexLines(data []byte) lines {
 					table = table.index(arrays[table.id()])
 					arrays[table[:len(table)-1].id()]++
 				} else if n := arrays[table.id()]; n > 0 {
-					// [a.b] below [[a]] speaks of its latest element.
+					// [a.b] below [[a]] belongs to the latest element of a.
 					table = table.index(n - 1)
 				}
 				l.set(table, lineOf(&p, k.Node()))

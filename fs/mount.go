@@ -22,7 +22,7 @@ import (
 const (
 	// maxInflightBytes bounds what go-fuse holds for requests under way. Beyond it the kernel queues.
 	maxInflightBytes = 64 << 20
-	// drainExtra is what a drain waits beyond the longest operation.
+	// drainExtra is how long a drain waits beyond the longest operation.
 	drainExtra = 5 * time.Second
 	// replyGrace lets an answer that was just computed reach its reader before the connection closes.
 	replyGrace = 50 * time.Millisecond
@@ -36,14 +36,14 @@ type MountOptions struct {
 	Config     *Config
 	StateDir   string
 	Mountpoint string // resolved by ResolveMountpoint
-	NeedOthers bool   // fail if other users could not come in
+	NeedOthers bool   // fail if other users could not use the mount
 	Version    string
 	Log        *slog.Logger
 	// Held is called once, when this process holds the state; its error, an *Error, ends Run. It may be nil.
 	Held func() error
-	// Ready is called once, when the tree answers.
+	// Ready is called once, when the tree can be used.
 	Ready func()
-	// Stop asks to end: the first signal drains and unmounts, a second one gives up draining.
+	// Stop ends the mount: after the first signal it drains and unmounts, after a second one it does not drain.
 	Stop <-chan os.Signal
 	// Reload asks to read the configuration again, by Load.
 	Reload <-chan os.Signal
@@ -52,15 +52,15 @@ type MountOptions struct {
 	Step func(string)
 }
 
-// Run mounts, serves until it is told to stop or is unmounted, and leaves nothing behind. Errors are *Error.
+// Run mounts, serves until Stop or until the tree is unmounted, and leaves nothing behind. Errors are *Error.
 func Run(ctx context.Context, o MountOptions) error {
 	if err := harden(); err != nil {
 		return err
 	}
 	for _, inside := range []string{o.StateDir, o.Config.SQLite} {
 		if inside == o.Mountpoint || strings.HasPrefix(inside, strings.TrimSuffix(o.Mountpoint, "/")+"/") {
-			return &Error{KindMountpoint, fmt.Errorf("%s lies below the mountpoint %s: the daemon would wait for itself", inside, o.Mountpoint),
-				"give another --state-dir or mountpoint"}
+			return &Error{KindMountpoint, fmt.Errorf("%s is below the mountpoint %s: the daemon would wait for itself", inside, o.Mountpoint),
+				"choose another --state-dir or another mountpoint"}
 		}
 	}
 	limitTimeouts(o.Config, o.Log)
@@ -81,8 +81,8 @@ func Run(ctx context.Context, o MountOptions) error {
 	if err := checkWrapping(ctx, k, o.Config, o.StateDir); err != nil {
 		return err
 	}
-	// The state comes first: whoever mounts the same twice is told which process holds it.
-	detached := func() { o.Log.Warn("detached the dead mount of an earlier run", "mountpoint", o.Mountpoint) }
+	// The state is opened before the mountpoint is cleared: a second mount of the same state then reports who holds it.
+	detached := func() { o.Log.Warn("detached the dead mount of an earlier daemon", "mountpoint", o.Mountpoint) }
 	if err := clearMountpoint(o.Mountpoint, detached); err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func Run(ctx context.Context, o MountOptions) error {
 		o.Log.Warn(w)
 	}
 	tellMemory(o.Log)
-	// A working directory on the mount would make it busy for ever, and one below it would wait for ourselves.
+	// A working directory on the mountpoint would keep it busy, and one inside the mount would make us wait for ourselves.
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func Run(ctx context.Context, o MountOptions) error {
 	}
 	control.tree.Store(s.tree)
 	if err := notify("READY=1\nSTATUS=mounted on " + o.Mountpoint); err != nil {
-		o.Log.Warn("cannot tell the service manager", "err", err)
+		o.Log.Warn("cannot notify the service manager", "err", err)
 	}
 	o.Ready()
 	stopped, running := false, true
@@ -136,14 +136,14 @@ func Run(ctx context.Context, o MountOptions) error {
 		running = false
 	}
 	if err := notify("STOPPING=1"); err != nil {
-		o.Log.Warn("cannot tell the service manager", "err", err)
+		o.Log.Warn("cannot notify the service manager", "err", err)
 	}
 	control.close()
 	return s.end(o, stopped)
 }
 
-// reload takes from the configuration what can change while it is mounted: who owns the providers' directories, their
-// modes, and whom the authenticators let in. A configuration that is wrong changes nothing.
+// reload applies what can change while the tree is mounted: owners and modes of the providers' directories, and whom the
+// authenticators let in. A wrong configuration changes nothing.
 func reload(k *kim.KIM, tree *nodes.Tree, control *control, o MountOptions) {
 	c, err := o.Load()
 	if err != nil {
@@ -153,7 +153,7 @@ func reload(k *kim.KIM, tree *nodes.Tree, control *control, o MountOptions) {
 	for _, p := range c.Providers {
 		known := k.Provider(p.Name)
 		if known == nil {
-			o.Log.Warn("a new provider is not there before the next mount", "provider", p.Name)
+			o.Log.Warn("a new provider is not used before the next mount", "provider", p.Name)
 			continue
 		}
 		if known.SetDirectory(p.UID, p.GID, p.Mode) {
@@ -163,12 +163,12 @@ func reload(k *kim.KIM, tree *nodes.Tree, control *control, o MountOptions) {
 	tree.SetUnitRules(c.Units)
 	tree.SetAdmins(c.Admins)
 	if err := control.setAdmins(c.Admins); err != nil {
-		o.Log.Error("the control socket's mode", "err", err)
+		o.Log.Error("cannot set the control socket's mode", "err", err)
 	}
-	o.Log.Info("reloaded the configuration: owners, groups and modes of providers, admins and rules for units; all else is read at the next mount")
+	o.Log.Info("reloaded the owners, groups and modes of providers, the admins and the unit rules; the rest of the configuration is read at the next mount")
 }
 
-// served is a mounted tree.
+// server is a mounted tree.
 type server struct {
 	tree   *nodes.Tree
 	fuse   *fuse.Server
@@ -214,7 +214,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			MaxInflightRequestBytes: maxInflightBytes,
 			EnableAcl:               true,
 			DisableReadDirPlus:      true,
-			// Answers lie in memory: go-fuse would take each to a pipe, to find that out.
+			// Answers are in memory: with splice go-fuse would first try a pipe for each.
 			DisableSplice: true,
 			// EnableSymlinkCaching stays off: the kernel would keep what mine says to one user for all.
 			// With ACLs the umask must not be applied before a default ACL was asked; nodes apply it. io_uring repeats a read that
@@ -230,7 +230,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 	s.fuse, err = fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", c.fd), &options.MountOptions)
 	if err != nil {
 		s.unmount(o)
-		return nil, &Error{Kind: KindFUSE, Err: fmt.Errorf("talking to the kernel: %w", err)}
+		return nil, &Error{Kind: KindFUSE, Err: fmt.Errorf("cannot serve the FUSE connection: %w", err)}
 	}
 	go func() {
 		defer close(s.served)
@@ -238,7 +238,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 	}()
 	err = s.fuse.WaitMount()
 	if err == nil {
-		// The first answer is asked of the tree itself: through the mount the daemon would wait for itself.
+		// Ask the tree directly: through the mount the daemon would wait for itself.
 		var out fuse.AttrOut
 		if status := raw.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}}, &out); !status.Ok() {
 			err = fmt.Errorf("the tree's root: %v", status)
@@ -254,7 +254,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 // panicHandler answers EIO for a request whose handler panicked, so that no client can end the daemon.
 func panicHandler(log *slog.Logger) func(any) fuse.Status {
 	return func(v any) fuse.Status {
-		// A panic's value may quote the request; an error's text is the runtime's own.
+		// A panic's value may contain the request. The text of an error comes from the runtime.
 		what := fmt.Sprintf("%T", v)
 		if err, ok := v.(error); ok {
 			what = err.Error()
@@ -264,7 +264,7 @@ func panicHandler(log *slog.Logger) func(any) fuse.Status {
 	}
 }
 
-// end drains and unmounts, or, if the connection has ended already, finds out why.
+// end drains and unmounts. If the connection has ended already, it finds out why.
 func (s *server) end(o MountOptions, stopped bool) error {
 	drain, cancel := context.WithTimeout(context.Background(), o.Config.Core.OperationTimeout+drainExtra)
 	defer cancel()
@@ -283,16 +283,16 @@ func (s *server) end(o MountOptions, stopped bool) error {
 		return nil
 	}
 	s.tree.Close()
-	// The connection ended, but the mount is still there: somebody aborted it through fusectl.
+	// If the mount is still there, somebody aborted its connection through fusectl.
 	if m, err := mountAt(o.Mountpoint); err == nil && m != nil && m.FSType == mountType && !isAlive(o.Mountpoint) {
 		unmount(o.Mountpoint, true)
-		return &Error{KindFUSE, errors.New("the kernel aborted the connection"), "dmesg, and /sys/fs/fuse/connections, may say more"}
+		return &Error{KindFUSE, errors.New("the kernel aborted the connection"), "dmesg and /sys/fs/fuse/connections may say why"}
 	}
-	o.Log.Info("unmounted by somebody else", "mountpoint", o.Mountpoint)
+	o.Log.Info("another program unmounted the tree", "mountpoint", o.Mountpoint)
 	return nil
 }
 
-// unmount takes the mount away, with force of patience: busy ones are detached, and open files end with the process.
+// unmount unmounts. A mount that stays busy is detached, and its open files fail when the process has ended.
 func (s *server) unmount(o MountOptions) {
 	var err error
 	// Files that were just closed still hold the mount for a moment.
@@ -309,12 +309,12 @@ func (s *server) unmount(o MountOptions) {
 		select {
 		case <-s.served:
 		case <-time.After(connectionGrace):
-			o.Log.Warn("another mount namespace has a copy of the mount: it ends with the daemon", "mountpoint", o.Mountpoint)
+			o.Log.Warn("another mount namespace has a copy of the mount, which stops working when the daemon ends", "mountpoint", o.Mountpoint)
 		}
 		return
 	}
 	if errors.Is(err, unix.EBUSY) {
-		o.Log.Warn("the mountpoint is in use: detached, open files end with the daemon", "mountpoint", o.Mountpoint)
+		o.Log.Warn("the mountpoint is in use: it was detached, and its open files fail when the daemon has ended", "mountpoint", o.Mountpoint)
 	}
 	if err := unmount(o.Mountpoint, true); err != nil && !errors.Is(err, unix.EINVAL) {
 		o.Log.Error("cannot unmount", "mountpoint", o.Mountpoint, "err", err)
@@ -322,7 +322,7 @@ func (s *server) unmount(o MountOptions) {
 	time.Sleep(replyGrace)
 }
 
-// limitTimeouts keeps operations below the kernel's own limit for a request, beyond which it would abort the mount.
+// limitTimeouts keeps operations below the kernel's limit for a request: beyond it the kernel aborts the mount.
 func limitTimeouts(c *Config, log *slog.Logger) {
 	limit := requestTimeout()
 	if limit == 0 {
@@ -334,7 +334,7 @@ func limitTimeouts(c *Config, log *slog.Logger) {
 		d    *time.Duration
 	}{{"operation_timeout", &c.Core.OperationTimeout}, {"generate_timeout", &c.Core.GenerateTimeout}} {
 		if *t.d > most {
-			log.Warn(fmt.Sprintf("%s is limited to %v: beyond sysctl fs.fuse.max_request_timeout (%v) the kernel would abort the mount", t.name, most, limit))
+			log.Warn(fmt.Sprintf("%s is lowered to %v: the kernel aborts a mount when a request takes longer than sysctl fs.fuse.max_request_timeout (%v)", t.name, most, limit))
 			*t.d = most
 		}
 	}
@@ -350,7 +350,7 @@ func DefaultStateDir() (string, error) {
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return "", &Error{KindUsage, fmt.Errorf("no place for the state: %w", err), "give --state-dir"}
+		return "", &Error{KindUsage, fmt.Errorf("cannot choose a state directory: %w", err), "give --state-dir"}
 	}
 	return filepath.Join(home, ".local", "state", "parsecfs"), nil
 }

@@ -67,8 +67,8 @@ func ResolveMountpoint(dir string) (string, error) {
 	return abs, nil
 }
 
-// ResolveNewMountpoint is ResolveMountpoint for who mounts there. For root, on whose mounts everybody relies, nobody else may
-// own or change what leads there: between two looks a name, or a link, would stand for another directory.
+// ResolveNewMountpoint is ResolveMountpoint for a new mount. Everybody relies on root's mounts, so for root it refuses a path
+// that somebody else owns or can change: its names and links could lead to another directory a moment later.
 func ResolveNewMountpoint(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil || os.Geteuid() != 0 {
@@ -78,12 +78,12 @@ func ResolveNewMountpoint(dir string) (string, error) {
 		if psa.StatusOf(err) == psa.StatusNotPermitted {
 			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s: %w", dir, err), psa.HintOf(err)}
 		}
-		return nil // what is missing is told below
+		return nil // a missing directory is reported below
 	}
 	if err := trusted(providers.CheckWay(filepath.Dir(abs))); err != nil {
 		return "", err
 	}
-	// A mount is not asked: it could be a dead one, or a stuck one.
+	// A mount is not touched: it could be dead, or stuck.
 	if m, err := mountAt(abs); err == nil && m == nil {
 		if info, err := os.Lstat(abs); err == nil && info.Mode().Type() == os.ModeSymlink {
 			if err := trusted(providers.CheckWay(abs)); err != nil {
@@ -101,14 +101,14 @@ func missing(dir string, err error) error {
 	return &Error{Kind: KindMountpoint, Err: fmt.Errorf("the mountpoint %s: %w", dir, err)}
 }
 
-// clearMountpoint makes sure that a resolved mountpoint is an empty folder, and detaches dead mounts of our own from it.
+// clearMountpoint makes sure that a resolved mountpoint is an empty directory, and detaches dead mounts of parsecfs from it.
 func clearMountpoint(dir string, detached func()) error {
 	for {
 		m, err := mountAt(dir)
 		if err != nil {
 			return err
 		}
-		// Below any other file system's root a FUSE mount does no harm, if that root is empty.
+		// On the root of any other file system a FUSE mount does no harm, if that root is empty.
 		if m == nil || m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse.") {
 			break
 		}
@@ -138,20 +138,20 @@ func clearMountpoint(dir string, detached func()) error {
 		return missing(dir, err)
 	}
 	if !info.IsDir() {
-		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is no directory", dir), "give an empty directory"}
+		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not a directory", dir), "choose an empty directory"}
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return missing(dir, err)
 	}
 	if len(entries) > 0 {
-		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not empty, and a mount would hide what it holds", dir), "give an empty directory"}
+		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not empty, and a mount would hide what is in it", dir), "choose an empty directory"}
 	}
 	return nil
 }
 
-// openMountpoint opens a mountpoint for root, whose mount everybody relies on: it is refused where others could put another
-// directory under its name.
+// openMountpoint opens a mountpoint for root. Everybody relies on root's mount, so it refuses a mountpoint whose name others
+// could give to another directory.
 func openMountpoint(dir string) (*os.File, error) {
 	at, err := providers.OpenMountpoint(dir)
 	if err != nil {
@@ -161,8 +161,8 @@ func openMountpoint(dir string) (*os.File, error) {
 	return at, nil
 }
 
-// landed says whether the mount that was just made at an open directory is the one that its name leads to, and takes it away
-// otherwise.
+// landed says whether the mount that was just made on an open directory is found under the directory's name. If not, it
+// removes the mount.
 func landed(dir, place string) error {
 	m, err := mountAt(dir)
 	if err == nil && m != nil && m.FSType == mountType {
@@ -171,10 +171,10 @@ func landed(dir, place string) error {
 	if where, err := os.Readlink(place); err == nil {
 		_ = unix.Unmount(where, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 	}
-	return cmp.Or(err, errors.New("the directory was renamed meanwhile"))
+	return cmp.Or(err, errors.New("the directory was renamed while it was being mounted"))
 }
 
-// isAlive asks the daemon behind a FUSE mount. Attributes would come from the kernel's cache; statfs never does.
+// isAlive asks the daemon behind a FUSE mount by statfs, which the kernel never answers from its cache.
 func isAlive(dir string) bool {
 	answer := make(chan error, 1)
 	go func() {
@@ -189,7 +189,7 @@ func isAlive(dir string) bool {
 	}
 }
 
-// Unmount takes a parsecfs off its mountpoint; its daemon then ends by itself.
+// Unmount unmounts a parsecfs; its daemon then exits.
 func Unmount(dir string) error {
 	dir, err := ResolveMountpoint(dir)
 	if err != nil {
@@ -204,12 +204,12 @@ func Unmount(dir string) error {
 		if m != nil {
 			what = m.FSType
 		}
-		return &Error{KindMountpoint, fmt.Errorf("no parsecfs is mounted on %s: %s is", dir, what), "grep parsecfs /proc/mounts shows all"}
+		return &Error{KindMountpoint, fmt.Errorf("parsecfs is not mounted on %s: %s is", dir, what), "grep parsecfs /proc/mounts lists all"}
 	}
 	err = unmount(dir, !isAlive(dir))
 	if errors.Is(err, unix.EBUSY) {
-		return &Error{KindMountpoint, fmt.Errorf("%s is busy: programs have files or their working directory there", dir),
-			"fuser -vm " + dir + " names them; ending the daemon with SIGTERM detaches it all the same"}
+		return &Error{KindMountpoint, fmt.Errorf("%s is busy: programs have open files or their working directory there", dir),
+			"fuser -vm " + dir + " lists them; SIGTERM to the daemon detaches the mount in any case"}
 	}
 	if err != nil {
 		return &Error{Kind: KindMountpoint, Err: fmt.Errorf("unmounting %s: %w", dir, err)}
@@ -217,8 +217,8 @@ func Unmount(dir string) error {
 	return nil
 }
 
-// unmount is umount2(2) as root and fusermount3 as anybody else. Lazy takes the mount out of the tree at once while
-// open files stay served. Busy is EBUSY.
+// unmount is umount2(2) for root and fusermount3 for others. A lazy unmount removes the mount at once and keeps serving its
+// open files. A busy mount is EBUSY.
 func unmount(dir string, lazy bool) error {
 	if os.Geteuid() == 0 {
 		flags := unix.UMOUNT_NOFOLLOW

@@ -72,7 +72,7 @@ func TestClearMountpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	detached := func() { t.Error("something was detached") }
-	for name, want := range map[string]string{file: "is no directory", dir: "is not empty"} {
+	for name, want := range map[string]string{file: "is not a directory", dir: "is not empty"} {
 		if err := clearMountpoint(name, detached); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", name, err)
 		}

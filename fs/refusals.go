@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// refusalUsers bounds the users who are told apart within a second.
+// refusalUsers is how many users are counted separately within a second.
 const refusalUsers = 64
 
-// refusals keeps the log short: the first refusal of each user is told at once, and how many followed within that second
-// with the next one. Users beyond the bound are told together, without a number.
+// refusals keeps the log short. The first refusal of a user is logged at once; how many followed within the same second is
+// logged with a later refusal. Users beyond refusalUsers are logged together, as others.
 type refusals struct {
 	mu    sync.Mutex
 	begun time.Time
@@ -23,10 +23,11 @@ type refused struct {
 	times int64
 }
 
-// othersTogether is whom a bound does not tell apart.
+// othersTogether stands for all users who are not counted separately.
 const othersTogether = "others"
 
-// add says whether the user's refusal is the first within this second, and what is still to be told of an earlier one.
+// add says whether the user's refusal is the first within this second, and returns the counts of an earlier second that
+// must still be logged.
 func (r *refusals) add(uid uint32, now time.Time) (first bool, before []refused) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

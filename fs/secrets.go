@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readersOf says who may read an open file beside its owner and root, "" for nobody. What an ACL gives shows in the group's
-// bits, which are its mask.
+// readersOf says who may read an open file besides its owner and root, "" for nobody. With an ACL the group's bits are its
+// mask, so they show what the ACL gives.
 func readersOf(f *os.File) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -28,6 +28,6 @@ func (p *configParser) secret(v value, name string) {
 	if p.readers == "" {
 		return
 	}
-	p.problemHint(v.path, fmt.Sprintf("%s is a secret, and %s may read %s", name, p.readers, p.file),
-		"chmod 600 "+p.file+"; a PIN can lie in a file of its own too (pin_source)")
+	p.problemHint(v.path, fmt.Sprintf("%s is a secret, but %s can read %s", name, p.readers, p.file),
+		"chmod 600 "+p.file+", or keep a PIN in a file of its own (pin_source)")
 }

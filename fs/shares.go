@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	// shareOfUser and shareOfPool are the parts of the deeds' space that one user's lines take at once, and all users' of a
-	// pool; as much again comes back within keep_for. Two pools of an eighth each, twice, leave root the other half.
+	// One user's lines may take a 64th of the deeds' space at once, and those of all users of a pool an eighth; within
+	// keep_for they may take as much again. Two pools that each take an eighth twice leave the other half to root.
 	shareOfUser = 64
 	shareOfPool = 8
 	// subordinateFrom is where the second pool begins: one user can have 65 536 subordinate uids (subuid(5)).
 	subordinateFrom = 1 << 16
-	// shareUsers bounds the users who are remembered; beyond it all are forgotten, and the pools still count.
+	// shareUsers is how many users are remembered. Beyond it all are forgotten, and only the pools limit them.
 	shareUsers = 16384
-	// sharesLeast is the time in which a share comes back where keep_for is shorter.
+	// sharesLeast is the shortest time in which a share is refilled, if keep_for is shorter.
 	sharesLeast = time.Hour
 )
 
@@ -26,8 +26,7 @@ type share struct {
 	at   time.Time
 }
 
-// shares keep users from filling the deeds' space, within which nothing young is deleted, by what they do to keys of
-// their own.
+// shares keeps users from filling the deeds' space with changes of their own keys, since no young line there is deleted.
 type shares struct {
 	user, pool float64
 	per        time.Duration
@@ -41,7 +40,7 @@ func newShares(space int64, keepFor time.Duration) shares {
 	return shares{user: float64(space) / shareOfUser, pool: float64(space) / shareOfPool, per: max(keepFor, sharesLeast)}
 }
 
-// left says whether a user's next deed is written in full.
+// left says whether a user's next deed is written in full, and not only counted.
 func (s *shares) left(uid uint32, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,7 +48,7 @@ func (s *shares) left(uid uint32, now time.Time) bool {
 	return user.left > 0 && pool.left > 0
 }
 
-// spend takes a line off what is left; the last one may go beyond it.
+// spend subtracts a line from a user's share. The last line may exceed it.
 func (s *shares) spend(uid uint32, size int, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,7 +79,7 @@ func poolOf(uid uint32) int {
 	return 0
 }
 
-// lineSize is about how long an event's line is, never shorter.
+// lineSize estimates the length of an event's line, and never underestimates it.
 func lineSize(e *nodes.AuditEvent) int {
 	const names = 300 // of the fields, with numbers and times
 	n := names

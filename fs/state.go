@@ -33,8 +33,8 @@ type StateOptions struct {
 // handoverTimeout is how long a start waits for a daemon that is on its way out.
 const handoverTimeout = 10 * time.Second
 
-// openKIM opens the KIM that no other process holds. One that is ending is waited for, so that unmount and mount can
-// follow each other in a script.
+// openKIM opens a KIM that no other process holds. It waits for a daemon that is ending, so that a script can mount again
+// right after an unmount.
 func openKIM(ctx context.Context, o StateOptions) (*kim.KIM, error) {
 	options := kim.Options{
 		Dir:              o.StateDir,
@@ -106,12 +106,13 @@ func ListKeys(ctx context.Context, o StateOptions, provider string, owner *uint3
 		func(k *kim.KIM) error { return listKeys(ctx, k, provider, owner, each) })
 }
 
-// ChownKeys gives what the user owner has of any key to uid and gid; each is told of every key, with its error.
+// ChownKeys gives the keys of the user owner, and their files of others' keys, to uid and gid. It calls each for every key,
+// with its error.
 func ChownKeys(ctx context.Context, o StateOptions, owner, uid, gid uint32, each func(KeyInfo, error) error) error {
 	return change(ctx, o, request{Command: commandChown, Owner: &owner, UID: uid, GID: gid}, each)
 }
 
-// DestroyKeys destroys the keys whose directory belongs to the user owner; each is told of every key, with its error.
+// DestroyKeys destroys the keys whose directory belongs to the user owner. It calls each for every key, with its error.
 func DestroyKeys(ctx context.Context, o StateOptions, owner uint32, each func(KeyInfo, error) error) error {
 	return change(ctx, o, request{Command: commandDestroy, Owner: &owner}, each)
 }
@@ -141,7 +142,7 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 	return eachKey(ctx, k, "", func(p *kim.Provider, key kim.Key) error {
 		owner, err := k.Owner(ctx, key)
 		if psa.StatusOf(err) == psa.StatusDataCorrupt {
-			return each(keyInfo(p, key, owner), err) // it stops nothing of the others
+			return each(keyInfo(p, key, owner), err) // the other keys are still handled
 		}
 		if err != nil {
 			return err
@@ -158,7 +159,7 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 			}
 			err = may.changes(owner)
 		case in.Command == commandChown:
-			// They may have files of keys that are others'.
+			// The user may own files of other users' keys.
 			if tree != nil {
 				err = tree.Chown(ctx, by, p, key.Number, *in.Owner, in.UID, in.GID)
 			} else {
@@ -180,7 +181,7 @@ func changeKeys(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Calle
 	})
 }
 
-// ForgetKey removes a key from the KIM, whatever its device still has of it; the device need not be there.
+// ForgetKey removes a key from the KIM, but not from its device, which need not be present.
 func ForgetKey(ctx context.Context, o StateOptions, provider, name string) error {
 	in := request{Command: commandForget, Provider: provider, Name: name}
 	return withState(ctx, o,
@@ -207,7 +208,7 @@ func forgetKey(ctx context.Context, k *kim.KIM, tree *nodes.Tree, by fuse.Caller
 	return err
 }
 
-// RenameProvider gives a provider another name. No daemon may have the state, and the configuration may have either name.
+// RenameProvider gives a provider another name. No daemon may be running; the configuration may have either name.
 func RenameProvider(ctx context.Context, o StateOptions, from, to string) error {
 	if err := checkProviderName(to); err != nil {
 		return &Error{KindUsage, err, "parsecfs provider rename OLD NEW"}
@@ -218,19 +219,19 @@ func RenameProvider(ctx context.Context, o StateOptions, from, to string) error 
 	return nil
 }
 
-// ForeignInfo is a key on a device, as keys adopt shows it.
+// ForeignInfo is a key on a device, as keys foreign shows it.
 type ForeignInfo struct {
 	Provider string `json:"provider"`
 	Object   string `json:"object"` // what an import takes
 	Label    string `json:"label"`
 	Type     string `json:"type"` // "" if no key can be made of it
 	Bits     int    `json:"bits"`
-	Template string `json:"template"` // that it gets unless another one is asked for
-	Holder   string `json:"holder"`   // the key here that it is already
+	Template string `json:"template"` // what it gets if the draft has no template
+	Holder   string `json:"holder"`   // the key here that already uses it
 }
 
-// ForeignKeys gives the keys that lie on the device of one provider, or where provider is empty of each that can have
-// keys of others.
+// ForeignKeys lists the keys on the device of one provider. If provider is empty, it lists those of every provider that can
+// have keys of other programs.
 func ForeignKeys(ctx context.Context, o StateOptions, provider string, each func(ForeignInfo) error) error {
 	return withState(ctx, o,
 		func(c *client) error {
@@ -290,13 +291,13 @@ type Rewrapping struct {
 	NewDataKey   bool
 }
 
-// Rewrap wraps the data key in another way. The recovery key is read from its file, or made there where it may be a new
-// one, for a provider and for a new data key, which is told by made. A provider asks for the configuration's PIN from now
-// on, or for none where that has none. The files are this program's: a daemon is only told what is in them.
+// Rewrap wraps the data key in another way. It reads the recovery key from its file; if there is none, it makes one, for
+// wrapping by a provider and for a new data key, and made says so. A provider asks for the configuration's PIN from now on,
+// or for no PIN if the configuration has none. This program reads and writes the files: a daemon only gets their content.
 func Rewrap(ctx context.Context, o StateOptions, how Rewrapping) (made bool, err error) {
 	kind, file := how.Kind, how.RecoveryFile
 	if name, ok := strings.CutPrefix(kind, kim.WrapProvider); kind != kim.WrapFile && (!ok || name == "") {
-		return false, &Error{KindUsage, fmt.Errorf("no wrapping %q; allowed: %s, %sPROVIDER", kind, kim.WrapFile, kim.WrapProvider), "parsecfs state rewrap --help"}
+		return false, &Error{KindUsage, fmt.Errorf("unknown wrapping %q; allowed: %s, %sPROVIDER", kind, kim.WrapFile, kim.WrapProvider), "parsecfs state rewrap --help"}
 	}
 	r := kim.Rewrapping{Kind: kind, PCRs: how.PCRs, NewDataKey: how.NewDataKey}
 	defer func() {
@@ -336,12 +337,12 @@ func Rewrap(ctx context.Context, o StateOptions, how Rewrapping) (made bool, err
 			return nil
 		})
 	if e, ok := errors.AsType[*Error](err); ok && made {
-		return made, &Error{e.Kind, fmt.Errorf("%w; the recovery key stays in %s: give it again", e.Err, file), e.Hint}
+		return made, &Error{e.Kind, fmt.Errorf("%w; the new recovery key is in %s: use it again", e.Err, file), e.Hint}
 	}
 	return made, err
 }
 
-// AcceptLoss takes a store as it is that is older than its TPM says: a backup, or what somebody put in its place.
+// AcceptLoss accepts a store that is older than its TPM says, such as a restored backup.
 func AcceptLoss(ctx context.Context, o StateOptions) error {
 	return withState(ctx, o,
 		func(c *client) error { return c.call(request{Command: commandAccept}, nil) },
@@ -356,7 +357,7 @@ func AcceptLoss(ctx context.Context, o StateOptions) error {
 // StepRecoveryWritten is the step of Rewrap, beside kim.RewrapSteps, at which the recovery key's file is durable.
 const StepRecoveryWritten = "rewrap:written"
 
-// checkWrapping holds the store to what the configuration says of its data key's wrapping.
+// checkWrapping refuses a store whose data key is not wrapped as the configuration says.
 func checkWrapping(ctx context.Context, k *kim.KIM, c *Config, stateDir string) error {
 	want := c.Wrapping
 	if want.Kind == "" {
@@ -378,11 +379,11 @@ func checkWrapping(ctx context.Context, k *kim.KIM, c *Config, stateDir string) 
 	case kind != want.Kind:
 		return &Error{KindConfig, fmt.Errorf("%s: wrapping is %q, but the store's data key is wrapped by %q", c.File, want.Kind, kind), command}
 	case want.PCRs != nil && pcrs != *want.PCRs:
-		return &Error{KindConfig, fmt.Errorf("%s: wrapping_pcrs are %v, but the store's data key is bound to %v", c.File, want.PCRs.List(), pcrs.List()), command}
+		return &Error{KindConfig, fmt.Errorf("%s: wrapping_pcrs is %v, but the store's data key is bound to %v", c.File, want.PCRs.List(), pcrs.List()), command}
 	case !recovery && want.Kind != kim.WrapFile:
 		return &Error{KindConfig, fmt.Errorf("%s: wrapping is %q, but the store has no recovery key", c.File, want.Kind), command}
 	case want.PIN.Given():
-		// Where that cannot be told, the provider's status says why.
+		// If that is not known, the provider's status says why.
 		if pin, err := k.WrappedWithPIN(ctx); err == nil && !pin {
 			err := fmt.Errorf("%s: wrapping_pin_source is set, but the store's data key is wrapped without a PIN", c.File)
 			return &Error{KindConfig, err, command}
@@ -408,7 +409,7 @@ func Restore(ctx context.Context, o StateOptions, r io.Reader) error {
 // stateError is a failure of the KIM with the hint that it carries.
 func stateError(err error) error { return &Error{KindState, err, psa.HintOf(err)} }
 
-// withState runs one of two functions: remote if a daemon serves the state, else local.
+// withState runs remote if a daemon serves the state, and local otherwise.
 func withState(ctx context.Context, o StateOptions, remote func(*client) error, local func(*kim.KIM) error) error {
 	c, err := dial(o.StateDir)
 	if err == nil {
@@ -421,9 +422,9 @@ func withState(ctx context.Context, o StateOptions, remote func(*client) error, 
 	if !errors.Is(err, errNoDaemon) {
 		return &Error{Kind: KindState, Err: err}
 	}
-	// Opening would make a new, empty state.
+	// Opening a missing state would create a new, empty one.
 	if _, err := os.Stat(o.StateDir); err != nil {
-		return &Error{KindState, fmt.Errorf("no state in %s: %w", o.StateDir, err), "give the daemon's --state-dir; the state is made by the first mount"}
+		return &Error{KindState, fmt.Errorf("no state in %s: %w", o.StateDir, err), "use the daemon's --state-dir; the first mount creates the state"}
 	}
 	k, err := openKIM(ctx, o)
 	if err != nil {
@@ -441,7 +442,7 @@ func listKeys(ctx context.Context, k *kim.KIM, provider string, only *uint32, ea
 		case psa.StatusOf(err) == psa.StatusDataCorrupt && only == nil:
 			info.State = "damaged"
 		case psa.StatusOf(err) == psa.StatusDataCorrupt:
-			return nil // whose it is, nobody knows
+			return nil // nobody knows whose key it is
 		case err != nil:
 			return err
 		case only != nil && owner != *only:
@@ -481,14 +482,14 @@ func providerNamed(k *kim.KIM, name string) (*kim.Provider, error) {
 	for _, p := range k.Providers() {
 		names = append(names, strconv.Quote(p.Name()))
 	}
-	return nil, fmt.Errorf("no provider %q; there are: %s", name, cmp.Or(strings.Join(names, ", "), "none"))
+	return nil, fmt.Errorf("there is no provider %q; the providers are: %s", name, cmp.Or(strings.Join(names, ", "), "none"))
 }
 
 // controlName is the control socket's name below the state directory.
 const controlName = "control.sock"
 
-// openStateDir opens the state directory, so that the socket can be reached by a short name whatever its path: an
-// address holds 108 bytes. An admin may only search it.
+// openStateDir opens the state directory, so that the socket has a short name whatever the directory's path: an address
+// holds 108 bytes. An admin may only search the directory.
 func openStateDir(dir string) (*os.File, string, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -10,21 +10,21 @@ import (
 )
 
 const (
-	// openGroups and beyondGroups bound the lines that one second's counts make, groupsOfUser those of one user.
+	// openGroups and beyondGroups limit the lines of one second's counts, groupsOfUser those of one user.
 	openGroups   = 64
 	beyondGroups = 256
 	groupsOfUser = 8
-	// countedExe is the longest name of a program in a line that counts: a path that its caller chose.
+	// countedExe is the longest name of a program in such a line: callers choose their program's path.
 	countedExe = 256
 )
 
-// counted is a line that stands for events of one user that are alike. What it says besides is of the first one.
+// counted is a line for several events of one user that are alike. Its other fields describe the first of them.
 type counted struct {
 	nodes.AuditEvent
 	Count int64 `json:"count"`
 }
 
-// others is the line for all who are beyond the bounds.
+// others is the line for all events beyond the limits.
 type others struct {
 	Time      time.Time `json:"time"`
 	Operation string    `json:"operation"`
@@ -49,7 +49,7 @@ type tally struct {
 	others others
 }
 
-// add counts an event, and says whether it is the first one since take. Only the first one of a group is told more of.
+// add counts an event, and says whether it is the first one since take. Only for the first one of a group it calls tell.
 func (t *tally) add(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) (first bool) {
 	g := group{uid: e.UID, operation: e.Operation, status: e.Status}
 	if t.byKey {
@@ -58,7 +58,7 @@ func (t *tally) add(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) (first boo
 	if t.again(g, e.Time) {
 		return false
 	}
-	tell(&e) // looks into /proc, for which nobody else should wait
+	tell(&e) // reads /proc, so the lock is not held
 	if len(e.Exe) > countedExe {
 		e.Exe = ""
 	}
@@ -67,7 +67,7 @@ func (t *tally) add(e nodes.AuditEvent, tell func(*nodes.AuditEvent)) (first boo
 	if t.counts(g, e.Time) {
 		return false
 	}
-	if t.users[g.uid] == groupsOfUser-1 { // the last one is for all the rest of the user's
+	if t.users[g.uid] == groupsOfUser-1 { // the user's last group takes all other events
 		g = group{uid: g.uid, operation: othersTogether}
 		e = nodes.AuditEvent{Time: e.Time, UID: e.UID, GID: e.GID, PID: e.PID, Operation: othersTogether}
 	}
@@ -85,7 +85,7 @@ func (t *tally) again(g group, at time.Time) bool {
 	return t.counts(g, at)
 }
 
-// counts adds one to what stands for a group, unless that has yet to be made.
+// counts adds one to the line that counts a group. If there is no such line yet, it returns false.
 func (t *tally) counts(g group, at time.Time) bool {
 	c := t.groups[g]
 	if c == nil && t.users[g.uid] >= groupsOfUser {
@@ -105,7 +105,7 @@ func (t *tally) counts(g group, at time.Time) bool {
 	return true
 }
 
-// take gives the lines, by their times, and begins anew.
+// take returns the lines, sorted by time, and clears the counts.
 func (t *tally) take() (lines []any) {
 	t.mu.Lock()
 	groups, rest := t.groups, t.others

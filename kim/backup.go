@@ -26,7 +26,7 @@ const (
 	manifestFile = "manifest.toml"
 	// maxManifest bounds the one entry of a backup that is read into memory.
 	maxManifest = 64 << 10
-	// maxTail bounds the zeros behind the end: tools fill up to their record, which has 10 KiB unless they are told otherwise.
+	// maxTail limits the zeros after the end: tools fill up their last record, which has 10 KiB by default.
 	maxTail  = 1 << 20
 	tarBlock = 512
 )
@@ -136,14 +136,14 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// Restore unpacks a backup into the state directory dir, which it makes if it is missing and which must hold no KIM
-// and no other wrapping key (StatusAlreadyExists). Nothing is in its place before all of the backup was read and
-// checked. What is no whole backup is StatusDataInvalid, one of a newer parsecfs StatusNotSupported.
+// Restore unpacks a backup into the state directory dir, which it makes if it is missing. The directory must have no KIM and
+// no other wrapping key (StatusAlreadyExists). Restore puts nothing into place before it has read and checked the whole
+// backup. An incomplete backup is StatusDataInvalid, and one of a newer parsecfs is StatusNotSupported.
 func Restore(ctx context.Context, dir string, r io.Reader) error {
 	return RestoreTo(ctx, dir, filepath.Join(dir, kimFile), r)
 }
 
-// RestoreTo is Restore for a KIM that lies elsewhere than in the state directory (sqlite_db_path).
+// RestoreTo is Restore for a KIM outside the state directory (sqlite_db_path).
 func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	l, err := LockDir(dir)
 	if err != nil {
@@ -152,7 +152,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	defer func() { err = errors.Join(err, l.Unlock()) }()
 	for _, tail := range []string{"", "-wal", "-journal"} {
 		if _, err := os.Lstat(path + tail); err == nil {
-			return psa.Errorf(psa.StatusAlreadyExists, "there is a KIM already: %s", path+tail).
+			return psa.Errorf(psa.StatusAlreadyExists, "a KIM already exists: %s", path+tail).
 				WithHint("move it and its wrapping.key away, or restore into another --state-dir")
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fileError(err, "cannot restore to %s", path)
@@ -161,7 +161,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	if all, err := candidates(dir); err != nil {
 		return fileError(err, "cannot restore to %s", path)
 	} else if len(all) > 0 {
-		return psa.Errorf(psa.StatusAlreadyExists, "there is a wrapping key of a rewrap that was interrupted: %s", all[0].path).
+		return psa.Errorf(psa.StatusAlreadyExists, "there is a wrapping key from an interrupted rewrap: %s", all[0].path).
 			WithHint("move it away together with the KIM that it belongs to, or restore into another --state-dir")
 	}
 	// Beside its final place, so that it gets there by a link.
@@ -181,7 +181,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	if err := checkRestored(ctx, filepath.Join(aside, kimFile), key != nil); err != nil {
 		return err
 	}
-	// The KIM last: while it is missing the restore has not happened, and can be done again.
+	// The KIM comes last: as long as it is missing, the restore can be repeated.
 	if key != nil {
 		if err := placeWrappingKey(dir, key); err != nil {
 			return err
@@ -193,7 +193,7 @@ func RestoreTo(ctx context.Context, dir, path string, r io.Reader) (err error) {
 	return nil
 }
 
-// placeWrappingKey puts a key from a backup into the state directory, where it or none may be.
+// placeWrappingKey puts a key from a backup into the state directory, which must have the same one or none.
 func placeWrappingKey(dir string, key []byte) error {
 	path := filepath.Join(dir, wrappingFile)
 	w, err := parseWrappingKey(wrappingHead, key)
@@ -207,7 +207,7 @@ func placeWrappingKey(dir string, key []byte) error {
 		if same {
 			return nil
 		}
-		return psa.Errorf(psa.StatusAlreadyExists, "there is another wrapping key already: %s", path).
+		return psa.Errorf(psa.StatusAlreadyExists, "another wrapping key already exists: %s", path).
 			WithHint("move it away, or restore into another --state-dir")
 	}
 	if err := makeWrappingFile(path, w.id, key); err != nil {
@@ -216,7 +216,7 @@ func placeWrappingKey(dir string, key []byte) error {
 	return nil
 }
 
-// checkSchema compares what a manifest says of the KIM with the KIM, before that is opened and brought up to date.
+// checkSchema compares the schema in a manifest with that of the KIM, before the KIM is opened and updated.
 func checkSchema(path string, version int) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -226,16 +226,16 @@ func checkSchema(path string, version int) error {
 	// The database header's user version (SQLite, Database File Format, 1.3).
 	var b [4]byte
 	if _, err := f.ReadAt(b[:], 60); err != nil {
-		return notWhole("%s is no SQLite file: %w", kimFile, err)
+		return notWhole("%s is not an SQLite file: %w", kimFile, err)
 	}
 	if got := binary.BigEndian.Uint32(b[:]); got != uint32(version) {
-		return notWhole("%s has schema %d, and %s says %d", kimFile, got, manifestFile, version)
+		return notWhole("%s has schema %d, but %s says %d", kimFile, got, manifestFile, version)
 	}
 	return nil
 }
 
-// checkRestored opens the KIM once, which brings it up to date, and reads all of it. One that a wrapping key came with has
-// what that key opens: it would be a new store otherwise, and the keys lost without a word.
+// checkRestored opens the KIM once, which updates it, and reads all of it. A KIM that came with a wrapping key must have a
+// data key: otherwise it would become a new store, and its keys would be lost silently.
 func checkRestored(ctx context.Context, path string, withKey bool) error {
 	s, err := OpenSQLite(ctx, path)
 	if err != nil {
@@ -247,7 +247,7 @@ func checkRestored(ctx context.Context, path string, withKey bool) error {
 		return err
 	}
 	if _, found, err := s.DataKey(ctx); withKey && err == nil && !found {
-		return notWhole("%s has no data key, and a wrapping key lies beside it", kimFile)
+		return notWhole("%s has no data key, but there is a wrapping key beside it", kimFile)
 	}
 	if err := sq.skipNumbers(ctx); err != nil {
 		return err
@@ -262,7 +262,7 @@ func checkRestored(ctx context.Context, path string, withKey bool) error {
 }
 
 func notWhole(format string, args ...any) error {
-	return psa.Errorf(psa.StatusDataInvalid, "this is no whole backup of parsecfs: %w", fmt.Errorf(format, args...))
+	return psa.Errorf(psa.StatusDataInvalid, "this is not a complete backup of parsecfs: %w", fmt.Errorf(format, args...))
 }
 
 // unpack writes the KIM of a backup to dir, and gives its wrapping key, nil if it has none, and the schema that its manifest
@@ -307,14 +307,14 @@ func unpack(ctx context.Context, dir string, r io.Reader) (key []byte, version i
 			return key, 0, notWhole("%s: %w", want.Name, err)
 		}
 		if hex.EncodeToString(sum.Sum(nil)) != want.SHA256 {
-			return key, 0, notWhole("%s is damaged: it has another SHA-256 than the manifest says", want.Name)
+			return key, 0, notWhole("%s is damaged: its SHA-256 is not the one in the manifest", want.Name)
 		}
 	}
 	return key, m.Schema, checkEnd(t, all)
 }
 
-// plain says whether an entry is a file of as many bytes as the archive has of it. A sparse one, in GNU's form or in that of
-// pax records, can be terabytes of zeros.
+// plain says whether an entry is a file that the archive holds in full. A sparse file, in GNU's form or that of pax records,
+// can be terabytes of zeros.
 func plain(h *tar.Header) bool {
 	for record := range h.PAXRecords {
 		if strings.HasPrefix(record, "GNU.sparse.") {
@@ -324,17 +324,16 @@ func plain(h *tar.Header) bool {
 	return h.Typeflag == tar.TypeReg
 }
 
-// checkEnd sees to it that a backup ends as a tar does, after its last entry was read: two blocks of zeros, as many more as
-// the tool likes that wrote it, and nothing else.
+// checkEnd checks that a backup ends like a tar after its last entry: with two or more blocks of zeros, and nothing else.
 func checkEnd(t *tar.Reader, all *countingReader) error {
 	left := all.n + (tarBlock-all.n%tarBlock)%tarBlock + 2*tarBlock
 	if h, err := t.Next(); err == nil {
-		return notWhole("it has an entry %q that its manifest does not name", h.Name)
+		return notWhole("it has an entry %q that its manifest does not list", h.Name)
 	} else if !errors.Is(err, io.EOF) {
 		return notWhole("%w", err)
 	}
 	if all.n < left {
-		return notWhole("it has no end")
+		return notWhole("its end is missing")
 	}
 	b := make([]byte, maxTail+1)
 	n, err := io.ReadFull(all, b)
@@ -342,7 +341,7 @@ func checkEnd(t *tar.Reader, all *countingReader) error {
 		return notWhole("%w", err)
 	}
 	if n > maxTail || len(bytes.Trim(b[:n], "\x00")) > 0 {
-		return notWhole("something follows its end")
+		return notWhole("it has extra bytes after its end")
 	}
 	return nil
 }
@@ -376,7 +375,7 @@ func readManifest(t *tar.Reader) (m manifest, err error) {
 	}
 	if m.Format > backupFormat || m.Schema > schema {
 		return m, psa.Errorf(psa.StatusNotSupported, "the backup was made by a newer parsecfs: format %d, schema %d; this one knows %d and %d",
-			m.Format, m.Schema, backupFormat, schema).WithHint("restore it with the newer parsecfs")
+			m.Format, m.Schema, backupFormat, schema).WithHint("restore it with that newer parsecfs")
 	}
 	if m.Format < 1 || m.Schema < 1 {
 		return m, notWhole("%s has format %d, schema %d", manifestFile, m.Format, m.Schema)
@@ -384,17 +383,17 @@ func readManifest(t *tar.Reader) (m manifest, err error) {
 	seen := map[string]bool{}
 	for _, f := range m.Files {
 		if f.Name != kimFile && f.Name != wrappingFile || seen[f.Name] || f.Size < 0 || f.Name == wrappingFile && f.Size != int64(wrappingBytes) {
-			return m, notWhole("%s names %q with %d bytes", manifestFile, f.Name, f.Size)
+			return m, notWhole("%s lists a wrong entry %q with %d bytes", manifestFile, f.Name, f.Size)
 		}
 		seen[f.Name] = true
 	}
 	if !seen[kimFile] {
-		return m, notWhole("%s names no %s", manifestFile, kimFile)
+		return m, notWhole("%s does not list %s", manifestFile, kimFile)
 	}
 	return m, nil
 }
 
-// unpackFile writes a new private file; trouble with the disk has its status, with the archive has none.
+// unpackFile writes a new private file. Errors of the disk have a status, errors of the archive have none.
 func unpackFile(path string, r io.Reader) error {
 	f, err := createPrivate(path)
 	if err != nil {

@@ -8,22 +8,22 @@ import (
 )
 
 const (
-	// MaxNonces is how many nonces are made at random with one key: SP 800-38D, 8.3 has 2^32 for the 96 bits of GCM, and
-	// those of ChaCha20-Poly1305 and CCM are as short or hardly longer. Two are then the same in one key of 2^33.
+	// MaxNonces is how many random nonces a key makes: SP 800-38D, 8.3 allows 2^32 for the 96 bits of GCM, and those of
+	// ChaCha20-Poly1305 and CCM are as short or hardly longer. Then one key in 2^33 has two equal nonces.
 	MaxNonces = 1 << 32
-	// MaxFailures is how many forgeries of tags under 64 bits a key refuses before it verifies none: whoever guesses 2^10
-	// tags of 32 bits has found one with a chance of 2^-22.
+	// MaxFailures is how many forgeries of tags under 64 bits a key refuses before it verifies no more: 2^10 guesses find a
+	// tag of 32 bits with a chance of 2^-22.
 	MaxFailures = 1 << 10
 
 	// The first reservation of an open key, and the largest. Each is twice the one before, so that closing and crashes lose
 	// no more nonces than were made.
 	leastNonces = 1 << 6
 	mostNonces  = 1 << 16
-	// A copy has one part in so many of what its source has left.
+	// A copy gets one of this many parts of what its source has left.
 	copyShare = 16
 )
 
-// counts says what an operation counts.
+// counts says what is counted at an operation.
 type counts struct {
 	nonce bool // it has a nonce made at random
 	guess bool // it tells whether a short tag is right
@@ -39,8 +39,8 @@ func countsOf(op psa.Op, a psa.Attributes) counts {
 	}
 }
 
-// count counts an operation that is about to be done, durably, or refuses it. guessed must follow with what came of it, once,
-// and before anybody learns that; its own error is what they learn instead.
+// count counts an operation durably before it is done, or refuses it. The caller must call guessed once with the outcome,
+// before anybody learns the outcome; if guessed fails, its error replaces the outcome.
 func (k *KIM) count(e *openKey, c counts) (guessed func(error) error, err error) {
 	// A reservation or a forgery is stored also for a caller who goes away.
 	ctx := context.Background()
@@ -87,7 +87,7 @@ func (n *nonces) take(reserve func(int64) (int64, error)) error {
 	return nil
 }
 
-// guesses are those at short tags that are under way, for each key that has any.
+// guesses are the running guesses at short tags, for each key that has any.
 type guesses struct {
 	mu  sync.Mutex
 	all map[int64]*guessing
@@ -123,8 +123,8 @@ func (g *guesses) done(number int64, of *guessing) {
 	}
 }
 
-// guess lets in no more guesses at once than may fail. A failure is stored before it leaves, so that one which the row does
-// not count yet is still under way.
+// guess admits no more guesses at once than may still fail. A failure is stored before its guess ends, so each failure is
+// counted either in the row or among the running guesses.
 func (k *KIM) guess(ctx context.Context, number int64) (leave func(), err error) {
 	of := k.guesses.of(number)
 	of.mu.Lock()

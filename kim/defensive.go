@@ -30,9 +30,8 @@ static int parsecfs_defensive(void) {
 */
 import "C"
 
-// Every connection is defensive from its first moment: no SQL, not even that of the file's own schema, can write the
-// schema or what SQLite keeps for itself (https://www.sqlite.org/c3ref/c_dbconfig_defensive.html). The driver has no
-// setting for it.
+// Every connection is defensive from its beginning: no SQL, not even that of the file's own schema, can write to the schema
+// or to SQLite's internal tables (https://www.sqlite.org/c3ref/c_dbconfig_defensive.html). The driver has no setting for it.
 func init() {
 	if C.parsecfs_defensive() != 0 {
 		panic("SQLite takes no settings for its connections")

@@ -103,7 +103,7 @@ func (k *KIM) sweep(since time.Time, f Forgotten) {
 	for removed < expiredMost && k.ctx.Err() == nil {
 		drafts, err := k.store.Drafts(k.ctx, since, after, expiredMost)
 		if err != nil {
-			k.o.Log.Warn("the forgotten drafts cannot be listed", "err", err)
+			k.o.Log.Warn("cannot list the forgotten drafts", "err", err)
 			return
 		}
 		if len(drafts) == 0 {

@@ -12,15 +12,15 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// The generation. Whoever puts yesterday's file back brings keys and rights back that are gone. Where a TPM wraps the data
-// key it keeps a counter too, and the store says which value it was written under: a store that is behind its counter
-// is an old one. The counter advances at each start and after every generationStep changes, not at each change: a
-// device bears a limited number of writes. So a copy that was made since the last step is not told from the store.
+// The generation. If somebody puts an old file back, keys and rights come back that were destroyed or taken away. So a TPM
+// that wraps the data key also has a counter, and the store records the counter's value: a store that is behind its counter
+// is an old copy. The counter advances at each start and after every generationStep changes. It does not advance at each
+// change, because a device endures a limited number of writes. So a copy made since the last step is not noticed.
 
-// generationStep is after how many changes the counter advances.
+// generationStep is the number of changes after which the counter advances.
 const generationStep = 1000
 
-// counters is the device that counts, and under which authorization: of the data key's.
+// counters is the device with the counter, and the counter's authorization, which is derived from the data key.
 type counters struct {
 	p    *Provider
 	impl providers.Counters
@@ -43,7 +43,7 @@ func (k *KIM) counters(p *Provider, dataKey []byte) (*counters, error) {
 	return &counters{p, c, auth}, nil
 }
 
-// ask is a call of the device, one of the daemon's own.
+// ask calls the device on behalf of the daemon.
 func ask[T any](ctx context.Context, c *counters, f func(context.Context) (T, error)) (T, error) {
 	return call(ctx, c.p, daemonUID, c.p.k.o.OperationTimeout, f, func(T, error) {})
 }
@@ -61,7 +61,7 @@ func (c *counters) begin(ctx context.Context, s Store) error {
 		return m, err
 	})
 	if psa.StatusOf(err) == psa.StatusInsufficientStorage || psa.StatusOf(err) == psa.StatusNotSupported {
-		c.p.log.Warn("the device has no room for a counter: an old copy of the KIM is not noticed", "err", err)
+		c.p.log.Warn("the device has no room for a counter, so parsecfs cannot notice an old copy of the KIM", "err", err)
 		return nil
 	}
 	if err != nil {
@@ -70,8 +70,8 @@ func (c *counters) begin(ctx context.Context, s Store) error {
 	return s.SetGeneration(ctx, m.value, m.reference)
 }
 
-// advance makes the store's generation the next one, and then the counter: whatever comes between, the store is not
-// behind.
+// advance advances the store's generation first and then the counter, so that the store is never behind if something fails
+// in between.
 func (c *counters) advance(ctx context.Context, s Store, value uint64, reference []byte) error {
 	if err := s.SetGeneration(ctx, value+1, reference); err != nil {
 		return err
@@ -106,7 +106,7 @@ func (k *KIM) checkGeneration(ctx context.Context, p *Provider, dataKey []byte, 
 	return nil
 }
 
-// check compares a store of this generation with its counter, or begins one where it has none.
+// check compares a store of this generation with its counter. If it has no counter, it makes one.
 func (c *counters) check(ctx context.Context, s Store, generation uint64, reference []byte, accept bool) error {
 	if reference == nil {
 		return c.begin(ctx, s)
@@ -116,20 +116,20 @@ func (c *counters) check(ctx context.Context, s Store, generation uint64, refere
 	case gone && accept:
 		return c.begin(ctx, s)
 	case gone:
-		return oldStore("the device has not the counter that it had: %w", err)
+		return oldStore("the device has lost its counter: %w", err)
 	case err != nil:
 		return err
 	case value > generation && !accept:
-		return oldStore("this is an old copy of it: it is of generation %d, and the device counts %d", generation, value)
+		return oldStore("this is an old copy: its generation is %d, but the device's counter is at %d", generation, value)
 	}
 	return c.advance(ctx, s, value, reference)
 }
 
-var errOldStore = errors.New("somebody put another KIM in place")
+var errOldStore = errors.New("the KIM was replaced")
 
 func oldStore(format string, args ...any) error {
 	return psa.Errorf(psa.StatusProviderAbsent, "%w: %w", errOldStore, fmt.Errorf(format, args...)).
-		WithHint("if you restored a backup: parsecfs state accept-loss takes it as it is; keys that were destroyed and rights that were taken away since are back. If not, find out who did, and put the KIM back that was there")
+		WithHint("if you restored a backup, run parsecfs state accept-loss; keys that were destroyed since the backup, and rights that were taken away, are then back. If you did not, find out who replaced the KIM, and put the right one back")
 }
 
 // stepGenerations advances the counter while the KIM is open.
@@ -152,7 +152,7 @@ func (k *KIM) stepGenerations() {
 		case <-k.steps:
 		}
 		if err := k.stepGeneration(k.ctx); err != nil {
-			k.o.Log.Warn("the counter in the device does not advance: an old copy of the KIM is noticed later", "err", err)
+			k.o.Log.Warn("cannot advance the counter in the device, so an old copy of the KIM is noticed later", "err", err)
 		}
 	}
 }
@@ -182,7 +182,7 @@ func (k *KIM) stepGeneration(ctx context.Context) error {
 	return c.advance(ctx, k.store, generation, reference)
 }
 
-// moveGeneration follows a rewrap: the counter of the wrapping that was goes, and that which is now begins. Its caller
+// moveGeneration follows a rewrap: it removes the counter of the old wrapping, and makes one for the new wrapping. The caller
 // has the data keys of both.
 func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, after []byte, reference []byte) error {
 	old, byProvider := strings.CutPrefix(was.Kind, WrapProvider)
@@ -196,7 +196,7 @@ func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, a
 			})
 		}
 		if err != nil {
-			p.log.Warn("a counter that nobody needs any more stays in the device", "err", err)
+			p.log.Warn("cannot remove an unused counter from the device", "err", err)
 		}
 	}
 	if !same {
@@ -210,7 +210,7 @@ func (k *KIM) moveGeneration(ctx context.Context, was, now WrappedKey, before, a
 	return nil
 }
 
-// AcceptLoss takes a KIM that is behind its counter as it is. One that is not is left alone.
+// AcceptLoss accepts a KIM that is behind its counter. It is an error if the KIM is not behind.
 func (k *KIM) AcceptLoss(ctx context.Context) error {
 	row, _, err := k.store.DataKey(ctx)
 	if err != nil {
@@ -218,7 +218,7 @@ func (k *KIM) AcceptLoss(ctx context.Context) error {
 	}
 	name, ok := strings.CutPrefix(row.Kind, WrapProvider)
 	if !ok || k.Err() == nil {
-		return psa.Errorf(psa.StatusBadState, "the KIM is not known to be an old one")
+		return psa.Errorf(psa.StatusBadState, "there is nothing to accept: the KIM is not an old copy")
 	}
 	p := k.Provider(name)
 	if p == nil {

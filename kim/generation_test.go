@@ -42,7 +42,7 @@ func (c *counted) restart() {
 	}
 	c.k = open(c.t, c.o)
 	await(c.t, c.k, "the TPM has answered", func() bool {
-		return !strings.Contains(c.k.Provider("software").Status(context.Background()), "it has not answered yet")
+		return !strings.Contains(c.k.Provider("software").Status(context.Background()), "the provider has not responded yet")
 	})
 }
 
@@ -78,7 +78,7 @@ func TestOldCopy(t *testing.T) {
 	_, err := c.k.Provider("software").CreateDraft(ctx, kim.Shared, "new", 1000, 1000, 0o755)
 	wantStatus(t, err, psa.StatusProviderAbsent)
 	wantStatus(t, c.k.SetUnits(ctx, c.key.Number, nil), psa.StatusProviderAbsent)
-	if s := c.k.Provider("software").Status(ctx); !strings.Contains(s, "somebody put another KIM in place") || !strings.Contains(s, "accept-loss") {
+	if s := c.k.Provider("software").Status(ctx); !strings.Contains(s, "the KIM was replaced") || !strings.Contains(s, "accept-loss") {
 		t.Errorf("the status is %q", s)
 	}
 	c.restart()
@@ -143,6 +143,6 @@ func TestGenerationSteps(t *testing.T) {
 	must(t, c.k.Close())
 	must(t, os.WriteFile(c.file, b, 0o600), os.WriteFile(c.file+"-wal", wal, 0o600))
 	c.k = open(t, c.o)
-	await(t, c.k, "it is noticed", func() bool { return strings.Contains(c.k.Provider("chip").Status(ctx), "another KIM") })
+	await(t, c.k, "it is noticed", func() bool { return strings.Contains(c.k.Provider("chip").Status(ctx), "the KIM was replaced") })
 	wantStatus(t, signs(c.k, c.key), psa.StatusProviderAbsent)
 }

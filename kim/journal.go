@@ -10,7 +10,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// The steps of the journal, as Options.Step is told them: what was just done, and before anything is.
+// The steps of the journal that are passed to Options.Step: what was just done. The first step is before anything is done.
 const (
 	stepCreate         = "create:asked"
 	stepCreating       = "create:creating"
@@ -40,10 +40,10 @@ var Steps = []string{
 	stepDestroy, stepDestroying, stepDestroyed, stepDestroyedFully,
 }
 
-// allOfIt is what a backup takes of KIM.still; a change of the journal takes 1.
+// allOfIt is the weight of a backup in KIM.still. A change of the journal has the weight 1.
 const allOfIt = math.MaxInt32
 
-// job is a change of one key that is under way: its asker may leave, and come back for the result.
+// job is a running change of a key. Its caller may leave, and come back for the result.
 type job struct {
 	kind     jobKind
 	template string
@@ -65,7 +65,7 @@ const (
 	repairing
 )
 
-// asks says whether other asks for what j does.
+// asks says whether other requests the same as j.
 func (j *job) asks(other *job) bool {
 	if j.kind != other.kind || j.template != other.template || j.attrs != other.attrs || j.origin != other.origin || j.source != other.source || j.object != other.object || (j.material == nil) != (other.material == nil) {
 		return false
@@ -73,7 +73,7 @@ func (j *job) asks(other *job) bool {
 	return j.material == nil || j.material.Format == other.material.Format && bytes.Equal(j.material.Data, other.material.Data)
 }
 
-// claim makes j the one thing that happens to a key; else it gives what does. nil, nil: the KIM is closed.
+// claim makes j the only running job of a key. If another job is running, claim returns that one; if the KIM is closed, nil.
 func (k *KIM) claim(number int64, j *job) *job {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -94,9 +94,9 @@ func (k *KIM) disclaim(number int64) {
 	delete(k.jobs, number)
 }
 
-// run does j by f and waits for it, or for who does the same already. It goes on when ctx ends. f calls end when
-// nothing of the job runs any more, which may be after its return where the provider is stuck; what is not settled then
-// is looked at soon.
+// run runs f for j and waits for it, or for a running job that does the same. The job goes on when ctx ends. f calls end when
+// nothing of the job runs any more; if the provider is stuck, that may be after f has returned. Recovery soon looks at a job
+// that is not settled then.
 func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func(end func(settled bool)) error) error {
 	j.done = make(chan struct{})
 	now := k.claim(number, j)
@@ -136,7 +136,8 @@ func (k *KIM) run(ctx context.Context, p *Provider, number int64, j *job, f func
 	case <-j.done:
 		return j.err
 	case <-ctx.Done():
-		return psa.Errorf(psa.StatusTimeout, "nobody waits for the key any more; it goes on: %w", ctx.Err())
+		return psa.Errorf(psa.StatusTimeout,
+			"the operation on the key is still running, but it took longer than the caller may wait: %w", ctx.Err())
 	}
 }
 
@@ -182,7 +183,7 @@ func (k *KIM) Copy(ctx context.Context, number int64, uid uint32, source int64) 
 	}
 	switch {
 	case from.State != Ready:
-		return psa.Errorf(psa.StatusInvalidArgument, "%s is no key yet", from.Name)
+		return psa.Errorf(psa.StatusInvalidArgument, "%s is still a draft", from.Name)
 	case from.Provider != draft.Provider:
 		return psa.Errorf(psa.StatusNotSupported, "%s is a key of another provider", from.Name)
 	}
@@ -193,9 +194,9 @@ func (k *KIM) Copy(ctx context.Context, number int64, uid uint32, source int64) 
 	return k.start(ctx, draft, uid, &job{kind: making, template: a.Template(), attrs: a, origin: from.Origin, source: source})
 }
 
-// Adopt makes the draft a key that its provider's device has already, under the attributes a, or where a.Type is none
-// under those that its kind gives it; reference is as providers.Adopter takes it. Nothing changes on the device. An
-// object that is a key already is StatusAlreadyExists; else as Generate.
+// Adopt makes the draft a key that is already on its provider's device. The key gets the attributes a, or the defaults of its
+// kind if a.Type is none. reference is that of providers.Adopter. Nothing changes on the device. An object that is already a
+// key is StatusAlreadyExists; otherwise Adopt is like Generate.
 func (k *KIM) Adopt(ctx context.Context, number int64, uid uint32, a psa.Attributes, reference string) error {
 	draft, err := k.Key(context.WithoutCancel(ctx), number)
 	if err != nil {
@@ -259,7 +260,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	k.o.Step(steps.asked)
 	if err := k.still.Acquire(k.ctx, 1); err != nil {
-		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+		return psa.Errorf(psa.StatusBadState, "the daemon is stopping: %w", err)
 	}
 	defer k.still.Release(1)
 	// A key must not be made on another device than the one that has the others.
@@ -321,8 +322,8 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	return nil
 }
 
-// bindCopy keeps a copy from what its source does not give: nonces of the caller's choice, and more nonces and guesses than
-// one key has.
+// bindCopy limits a copy to what its source allows: it cannot get caller_nonce if the source does not have it, and both
+// together have no more nonces and guesses than one key.
 func (k *KIM) bindCopy(row Key, source int64) error {
 	if source == 0 {
 		return nil
@@ -340,7 +341,7 @@ func (k *KIM) bindCopy(row Key, source int64) error {
 func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h providers.Handle, j *job) (providers.Blob, error) {
 	copier, ok := impl.(providers.Copier)
 	if !ok {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "this provider does not copy keys")
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "this provider cannot copy keys")
 	}
 	row, err := k.Key(ctx, j.source)
 	if err == nil && row.State != Ready {
@@ -357,7 +358,7 @@ func (k *KIM) copy(ctx context.Context, p *Provider, impl providers.Provider, h 
 	return copier.Copy(ctx, h, j.attrs, providers.Source{Handle: row.Handle, Attributes: row.Attributes, Blob: blob})
 }
 
-// adopt needs no journal: nothing changes but the draft's row.
+// adopt needs no journal, because only the draft's row changes.
 func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint32, j *job, end func(settled bool)) (err error) {
 	defer func() {
 		if !isStuck(err) {
@@ -370,7 +371,7 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 	}
 	k.o.Step(stepAdopt)
 	if err := k.still.Acquire(k.ctx, 1); err != nil {
-		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+		return psa.Errorf(psa.StatusBadState, "the daemon is stopping: %w", err)
 	}
 	defer k.still.Release(1)
 	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
@@ -412,21 +413,21 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 	return nil
 }
 
-// hide keeps a key out of sight until recovery knows what became of it.
+// hide hides a key until recovery knows the outcome.
 func (k *KIM) hide(p *Provider, row Key) {
 	k.settled(p, row, k.store.SetHidden(context.Background(), row.Number, true))
-	p.log.Warn("nobody knows yet what became of a key; its name is hidden until the provider says", "key", row.Number, "uuid", UUID(row.ID))
+	p.log.Warn("it is not known whether an operation on a key succeeded; the key is hidden until the provider can tell", "key", row.Number, "uuid", UUID(row.ID))
 }
 
-// settled notes that the journal could not be written: the row stays in it, and recovery comes back to it.
+// settled logs that the journal could not be written. The row stays in the journal, and recovery comes back to it.
 func (k *KIM) settled(p *Provider, row Key, err error) {
 	if err != nil {
-		p.log.Error("the journal cannot be written; it is tried again", "key", row.Number, "uuid", UUID(row.ID), "err", err)
+		p.log.Error("the journal cannot be written; parsecfs tries again", "key", row.Number, "uuid", UUID(row.ID), "err", err)
 	}
 }
 
-// Forget removes a draft, or a key that its device keeps or that nobody knows the fate of: what it had here is gone, with
-// its name and its sealed secret. While something happens to it, it is StatusBadState.
+// Forget removes the row of a draft or key, with its name and sealed secret, and leaves its device alone. While a job of the
+// key is running, it is StatusBadState.
 func (k *KIM) Forget(ctx context.Context, number int64) error {
 	j := &job{kind: destroying, done: make(chan struct{})}
 	if k.claim(number, j) != j {
@@ -451,7 +452,7 @@ func destroyIn(ctx context.Context, impl providers.Provider, row Key) error {
 	}
 	adopter, ok := impl.(providers.Adopter)
 	if !ok {
-		return psa.Errorf(psa.StatusNotSupported, "this provider adopts no keys any more")
+		return psa.Errorf(psa.StatusNotSupported, "this provider can no longer adopt keys")
 	}
 	return adopter.DestroyObject(ctx, row.Object, row.Public)
 }
@@ -466,7 +467,7 @@ func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
 		return err
 	}
 	if key.State == Draft {
-		// In one transaction: where the draft became a key meanwhile it is StatusBadState.
+		// In one transaction: if the draft has become a key meanwhile, it is StatusBadState.
 		return k.store.RemoveDraft(ctx, number)
 	}
 	if key.Origin == Adopted && key.KeepForever {
@@ -488,7 +489,7 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid ui
 	}()
 	k.o.Step(stepDestroy)
 	if err := k.still.Acquire(k.ctx, 1); err != nil {
-		return psa.Errorf(psa.StatusBadState, "the key info manager closes: %w", err)
+		return psa.Errorf(psa.StatusBadState, "the daemon is stopping: %w", err)
 	}
 	defer k.still.Release(1)
 	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {

@@ -1,9 +1,9 @@
 // Package kim is the Key Info Manager: it knows which keys there are, to whom they belong and what they may be used
 // for, and it alone asks providers to make, use and destroy them.
 //
-// Three things live here. A Store keeps rows (store.go; SQLite is behind it). The journal makes sure that a row and
-// the provider's object come and go together, whatever dies meanwhile (journal.go, recover.go). And each provider has
-// one queue, so that a device is asked no more than it can bear and nobody waits for ever (queue.go).
+// It has three parts. A Store keeps rows (store.go; it uses SQLite). The journal makes sure that a row and the provider's
+// object are made and destroyed together, whatever crashes (journal.go, recover.go). And each provider has a queue, so that a
+// device gets no more calls than it can handle, and nobody waits for ever (queue.go).
 package kim
 
 import (
@@ -95,14 +95,14 @@ type KIM struct {
 	keys      *openKeys
 	guesses   guesses
 
-	// still lets journal entries come and go; a backup holds all of it.
+	// still is held in part by each journal entry, and as a whole by a backup.
 	still *semaphore.Weighted
-	// rewrapping is held by who changes the data key's row or the files of wrapping keys.
+	// rewrapping is held while the data key's row or the files of wrapping keys are changed.
 	rewrapping sync.Mutex
 	inDoubt    bool // under rewrapping: whether the last rewrap is in the store is for the next Open to see
 	legacy     bool // under rewrapping: the data key was recovered, and the store's rows have no MACs yet
 	unwrapping sync.Mutex
-	// sealing is held for reading by who unseals, and by who changes the data key.
+	// sealing is read-locked to seal and unseal, and locked to change the data key.
 	sealing sync.RWMutex
 
 	pins pinTries
@@ -120,12 +120,11 @@ type KIM struct {
 	wg     sync.WaitGroup
 }
 
-// startWait is how long Open waits for devices to say who they are; who is later is degraded until then.
+// startWait is how long Open waits for the devices' identities. A slower device is degraded until it responds.
 const startWait = 2 * time.Second
 
-// Open opens the state directory, making it where it is missing, starts the configured providers and recovers what a
-// crash left behind. Another process that has the directory is StatusBadState. A provider that does not answer stops
-// nothing.
+// Open opens the state directory, which it makes if it is missing, starts the configured providers, and recovers what a crash
+// left behind. If another process has the directory, it is StatusBadState. A provider that does not respond stops nothing.
 func Open(ctx context.Context, o Options) (*KIM, error) {
 	o = o.withDefaults()
 	k := &KIM{o: o, jobs: map[int64]*job{}, still: semaphore.NewWeighted(allOfIt), keys: newOpenKeys(o.OpenKeys)}
@@ -184,7 +183,7 @@ func (k *KIM) open(ctx context.Context) (err error) {
 	return k.checkProviders(ctx)
 }
 
-// checkProviders settles the default, and says which known providers are not configured.
+// checkProviders determines the default provider, and warns of known providers that are not configured.
 func (k *KIM) checkProviders(ctx context.Context) error {
 	rows, err := k.store.Providers(ctx)
 	if err != nil {
@@ -203,7 +202,7 @@ func (k *KIM) checkProviders(ctx context.Context) error {
 			return err
 		}
 		if len(spaces) > 0 {
-			k.warnings = append(k.warnings, fmt.Sprintf("the configuration has no provider %q, which has keys in the KIM; they are kept", row.Name))
+			k.warnings = append(k.warnings, fmt.Sprintf("provider %q has keys in the KIM but is not configured; its keys are kept", row.Name))
 		}
 	}
 	want := k.o.Default
@@ -245,8 +244,7 @@ func RenameProvider(ctx context.Context, o Options, from, to string) (err error)
 	return s.RenameProvider(ctx, from, to)
 }
 
-// Close ends what is under way, the providers and the store. What a provider does not finish is undone or finished by
-// the next Open.
+// Close ends running calls, the providers and the store. The next Open undoes or finishes what a provider did not finish.
 func (k *KIM) Close() error {
 	k.mu.Lock()
 	k.closed = true
@@ -269,7 +267,7 @@ func (k *KIM) Close() error {
 	return err
 }
 
-// Warnings are what a start must tell its user: the wrapping key lies beside the store, providers are missing.
+// Warnings are what the user must know at a start: the wrapping key is beside the store, providers are missing.
 func (k *KIM) Warnings() []string { return k.warnings }
 
 // Providers lists the configured providers by name. Those that only the KIM knows are not listed.
@@ -295,7 +293,7 @@ func (k *KIM) ProviderByNumber(n int64) *Provider {
 	return nil
 }
 
-// Default is what providers/default points to, nil where that is not configured.
+// Default is what providers/default points to, nil if that provider is not configured.
 func (k *KIM) Default() *Provider { return k.byDefault }
 
 // Key finds a key by its number. One that is hidden is StatusBadState.
@@ -305,8 +303,8 @@ func (k *KIM) Key(ctx context.Context, number int64) (Key, error) {
 
 func visible(key Key, err error) (Key, error) {
 	if err == nil && key.Hidden {
-		return Key{}, psa.Errorf(psa.StatusBadState, "nobody knows yet what became of the key %s", key.Name).
-			WithHint("the provider is asked until it says; its status file tells how it is")
+		return Key{}, psa.Errorf(psa.StatusBadState, "it is not known whether the last operation on key %s succeeded", key.Name).
+			WithHint("parsecfs keeps asking the provider; see its status file")
 	}
 	return key, err
 }
@@ -347,7 +345,7 @@ func (k *KIM) SetCallerNonce(ctx context.Context, number int64, allow bool) erro
 	return k.store.SetCallerNonce(ctx, number, allow)
 }
 
-// ResetFailures lets short tags be verified with a key again; those of a copy are root's to reset.
+// ResetFailures lets a key verify short tags again. Only root can do that for a copy.
 func (k *KIM) ResetFailures(ctx context.Context, number int64, root bool) error {
 	return k.store.ResetFailures(ctx, number, root)
 }
@@ -370,7 +368,7 @@ func (k *KIM) SetOwner(ctx context.Context, number int64, from, uid, gid uint32)
 	return k.store.SetOwner(ctx, number, from, uid, gid)
 }
 
-// Owner is who owns a key: its directory's owner, who may have been changed since it was made.
+// Owner is the owner of a key: that of its directory, which may have changed since the key was made.
 func (k *KIM) Owner(ctx context.Context, key Key) (uint32, error) {
 	if key.Damage != nil {
 		return key.UID, key.Damage
@@ -447,7 +445,7 @@ func (k *KIM) RemoveAlias(ctx context.Context, name string) error {
 // of what its rows say.
 func (k *KIM) Err() error { return k.sealer.Err() }
 
-// OnUnlock has f called when the data key comes: what the rows said before then was not proven.
+// OnUnlock calls f when the data key becomes available. Before that, no row could be verified.
 func (k *KIM) OnUnlock(f func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -488,14 +486,14 @@ func (k *KIM) Quota(ctx context.Context, uid uint32) (used, most int64, err erro
 // are being made or destroyed: recovery in the restored copy would undo them on the device.
 func (k *KIM) Backup(ctx context.Context, w io.Writer) error {
 	if err := k.still.Acquire(ctx, allOfIt); err != nil {
-		return psa.Errorf(psa.StatusTimeout, "a backup waits for keys that are being made or destroyed: %w", err)
+		return psa.Errorf(psa.StatusTimeout, "a backup cannot start while keys are being made or destroyed: %w", err)
 	}
 	release := sync.OnceFunc(func() { k.still.Release(allOfIt) })
 	defer release()
 	return Backup(ctx, stillStore{k.store, release}, k.o.Dir, w)
 }
 
-// stillStore needs stillness for its snapshot alone, not for as long as the copy is being read.
+// stillStore holds KIM.still only for its snapshot, not while the copy is read.
 type stillStore struct {
 	Store
 	release func()

@@ -20,16 +20,17 @@ const (
 	kimFile      = "kim.sqlite3"
 	wrappingFile = "wrapping.key"
 	lockFile     = "lock"
-	// asidePrefix begins the names of what is written aside first; whoever holds the lock removes what a crash left.
+	// asidePrefix starts the names of files that are written aside first. The holder of the lock removes those that a crash
+	// left behind.
 	asidePrefix = ".aside-"
 )
 
 // Lock is a flock(2) on a file that names its holder. It ends with the process.
 type Lock struct{ f *os.File }
 
-// LockDir makes the state directory where it is missing (0700) and takes it for this process. If another one has it
-// the error names that one's pid (StatusBadState). A directory that others own or may write in, or come by on the way to
-// it, is StatusNotPermitted: they could replace the wrapping key.
+// LockDir makes the state directory if it is missing (0700), and locks it for this process. If another process has it, the
+// error names its pid (StatusBadState). If other users own or can write to it, or to a directory on its path, it is
+// StatusNotPermitted, because they could replace the wrapping key.
 func LockDir(dir string) (*Lock, error) {
 	if err := providers.MakeTrustedDir(dir); err != nil {
 		return nil, notTrusted(err, "the state directory %s", dir)
@@ -40,7 +41,7 @@ func LockDir(dir string) (*Lock, error) {
 	}
 	if err := removeAside(dir); err != nil {
 		l.Unlock()
-		return nil, fileError(err, "cannot remove what an earlier run left in %s", dir)
+		return nil, fileError(err, "cannot remove files that an earlier run left in %s", dir)
 	}
 	return l, nil
 }
@@ -63,7 +64,7 @@ func lock(path, what string) (*Lock, error) {
 			who = fmt.Sprintf("process %d", pid)
 		}
 		return nil, psa.Errorf(psa.StatusBadState, "%s is in use by %s", what, who).
-			WithHint("unmount that one first, or give this one a --state-dir of its own")
+			WithHint("unmount that one first, or use another --state-dir")
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Appendf(nil, "%d\n", os.Getpid()))); err != nil {
 		f.Close()
@@ -77,12 +78,12 @@ func writeAt(f *os.File, b []byte) error {
 	return err
 }
 
-// Unlock gives it up.
+// Unlock releases the lock.
 func (l *Lock) Unlock() error {
 	return errors.Join(l.f.Truncate(0), l.f.Close())
 }
 
-// removeAside removes what was written aside and never put in its place.
+// removeAside removes files that were written aside and never put into place.
 func removeAside(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -112,7 +113,7 @@ func createPrivate(path string) (*os.File, error) {
 	return f, nil
 }
 
-// asideDir makes a directory for what is to be put in its place in dir later.
+// asideDir makes a directory for files that are later moved into place in dir.
 func asideDir(dir string) (string, error) {
 	aside, err := os.MkdirTemp(dir, asidePrefix)
 	if err != nil {
@@ -121,7 +122,7 @@ func asideDir(dir string) (string, error) {
 	return aside, os.Chmod(aside, 0o700)
 }
 
-// notTrusted is the error of a file or directory that others could change, with its hint, or that cannot be had.
+// notTrusted is the error, with its hint, of a file or directory that others could change or that cannot be opened.
 func notTrusted(err error, format string, args ...any) error {
 	hint := psa.HintOf(err)
 	if hint == "" {
@@ -130,7 +131,7 @@ func notTrusted(err error, format string, args ...any) error {
 	return psa.Errorf(psa.StatusNotPermitted, format+": %w", append(args, err)...).WithHint(hint)
 }
 
-// place links a file that is complete and synced to its final name, never over another, and makes that durable.
+// place links a complete and synced file to its final name, never over another file, and makes that durable.
 func place(from, to string) error {
 	if err := os.Link(from, to); err != nil {
 		return err

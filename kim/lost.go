@@ -115,9 +115,9 @@ func (k *KIM) watchFiles() {
 		err := k.Lost()
 		switch {
 		case err != nil && !was:
-			k.o.Log.Error("a part of the state was taken away", "err", err, "hint", psa.HintOf(err))
+			k.o.Log.Error("a part of the state was removed", "err", err, "hint", psa.HintOf(err))
 		case err == nil && was:
-			k.o.Log.Info("the state is whole again")
+			k.o.Log.Info("the state is complete again")
 		}
 		was = err != nil
 	}

@@ -16,17 +16,17 @@ const MaxName = 255
 func ValidName(name string) error {
 	switch {
 	case name == "":
-		return psa.Errorf(psa.StatusInvalidArgument, "an empty name")
+		return psa.Errorf(psa.StatusInvalidArgument, "the name is empty")
 	case len(name) > MaxName:
-		return psa.Errorf(psa.StatusInvalidArgument, "a name of %d bytes, %d is the most", len(name), MaxName)
+		return psa.Errorf(psa.StatusInvalidArgument, "the name has %d bytes; allowed: up to %d", len(name), MaxName)
 	case name[0] == '.':
-		return psa.Errorf(psa.StatusInvalidArgument, "a name that starts with a dot")
+		return psa.Errorf(psa.StatusInvalidArgument, "the name starts with a dot")
 	case !utf8.ValidString(name):
-		return psa.Errorf(psa.StatusInvalidArgument, "a name that is not UTF-8")
+		return psa.Errorf(psa.StatusInvalidArgument, "the name is not UTF-8")
 	}
 	for _, r := range name {
 		if r == '/' || unicode.IsControl(r) {
-			return psa.Errorf(psa.StatusInvalidArgument, "a name with the character %q", r)
+			return psa.Errorf(psa.StatusInvalidArgument, "the name has the character %q, which is not allowed", r)
 		}
 	}
 	return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// openKeys keeps providers' keys open between operations: those in use, and of the others the bound's most recent.
+// openKeys keeps providers' keys open between operations: those in use, and a limited number of the most recent others.
 type openKeys struct {
 	bound int
 
@@ -21,7 +21,7 @@ type openKeys struct {
 	idle *list.List // of *openKey, the most recently used first
 }
 
-// openKey is one of them. There is at most one for a number, so that a destroyed key is gone for all of its users.
+// openKey is an open key. There is at most one for each number, so that a destroyed key is gone for all of its users.
 type openKey struct {
 	number   int64
 	provider *Provider
@@ -41,13 +41,13 @@ func newOpenKeys(bound int) *openKeys {
 	return &openKeys{bound: bound, all: map[int64]*openKey{}, idle: list.New()}
 }
 
-// use opens a key, or finds it open; release must follow unless it fails.
+// use opens a key, or finds it open. Unless it fails, the caller must call release.
 func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error) {
 	o.mu.Lock()
 	e := o.all[number]
 	if e == nil {
 		e = &openKey{number: number}
-		// In the map before its row is read: whoever destroys the key from now on finds it.
+		// It is in the map before its row is read, so that a destroyer finds it from now on.
 		o.all[number] = e
 	}
 	e.users++
@@ -58,7 +58,7 @@ func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error
 	o.mu.Unlock()
 	e.once.Do(func() {
 		// A panic in between must leave an error, not a key without a provider.
-		e.err = psa.Errorf(psa.StatusGenericError, "opening the key %d failed", number)
+		e.err = psa.Errorf(psa.StatusGenericError, "cannot open the key %d", number)
 		e.err = open(e)
 	})
 	if e.err != nil {
@@ -93,7 +93,7 @@ func (o *openKeys) release(e *openKey) {
 	}
 }
 
-// forget makes the next user open the key anew.
+// forget makes the next user open the key again.
 func (o *openKeys) forget(e *openKey) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -102,7 +102,7 @@ func (o *openKeys) forget(e *openKey) {
 	}
 }
 
-// destroyed ends the use of a key: what has begun fails at its Finish.
+// destroyed ends the use of a key: running operations fail at their Finish.
 func (o *openKeys) destroyed(number int64) {
 	o.mu.Lock()
 	e := o.all[number]
@@ -151,7 +151,7 @@ func (k *KIM) load(ctx context.Context, e *openKey) error {
 		return err
 	}
 	if row.State != Ready {
-		return psa.Errorf(psa.StatusBadState, "%s is no key yet, or no more", row.Name)
+		return psa.Errorf(psa.StatusBadState, "%s is not a key: it is still a draft, or is being destroyed", row.Name)
 	}
 	p := k.ProviderByNumber(row.Provider)
 	if p == nil {
@@ -173,7 +173,7 @@ func (k *KIM) load(ctx context.Context, e *openKey) error {
 	return err
 }
 
-// blob is what the KIM keeps of a key for its provider; its secret is the caller's to wipe.
+// blob is what the KIM keeps of a key for its provider. The caller wipes its secret.
 func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, error) {
 	b := providers.Blob{Public: row.Public, Object: row.Object}
 	if !row.Sealed {
@@ -191,14 +191,13 @@ func (k *KIM) blob(ctx context.Context, p *Provider, row Key) (providers.Blob, e
 // Run is a psa.Run whose Finish waits for its turn and for the provider, at most OperationTimeout.
 type Run interface {
 	psa.Run
-	// FinishHere is Finish in the caller's own goroutine: it returns only when the provider does. Whoever waits
-	// elsewhere is told where OperationTimeout ends before that, with the error that is returned then.
+	// FinishHere is Finish in the caller's own goroutine: it returns only when the provider does. If OperationTimeout ends
+	// first, it calls tell with the error that it will return.
 	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
 }
 
-// Begin begins an operation with a key for uid: StatusNotPermitted and the like where its policy says no, a draft is
-// StatusBadState. The algorithm is concrete; any-hash was resolved by the caller. Each Run must be finished or
-// aborted.
+// Begin begins an operation with a key for uid. If the key's policy does not permit it, it is StatusNotPermitted or the like;
+// a draft is StatusBadState. The algorithm is concrete: the caller has resolved any-hash. Each Run must be finished or aborted.
 func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (Run, error) {
 	e, err := k.hold(ctx, number)
 	if err != nil {
@@ -236,14 +235,14 @@ func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, 
 	return k.queued(op, uid, run, e, by), nil
 }
 
-// hold opens a key; release must follow unless it fails.
+// hold opens a key. Unless it fails, the caller must call release.
 func (k *KIM) hold(ctx context.Context, number int64) (*openKey, error) {
 	// Others may wait for the same opening.
 	return k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
 }
 
-// permitsNonce refuses a nonce of the caller's choice to encrypt with, unless the key takes such: under a nonce that was
-// used before, the right to encrypt is the right to decrypt.
+// permitsNonce refuses a nonce that the caller chose for encryption, unless the key allows that: with a nonce that was used
+// before, the right to encrypt is the right to decrypt.
 func (k *KIM) permitsNonce(ctx context.Context, e *openKey, op psa.Op) error {
 	if op.Operation != psa.Encrypt || len(op.Inputs["nonce"]) == 0 || e.row.Attributes.Type.IsAsymmetric() {
 		return nil
@@ -253,8 +252,9 @@ func (k *KIM) permitsNonce(ctx context.Context, e *openKey, op psa.Op) error {
 	if err != nil || row.CallerNonce {
 		return err
 	}
-	return psa.Errorf(psa.StatusNotPermitted, "a nonce of the caller's choice: who chooses nonces can decrypt, and this key permits none").
-		WithHint("leave nonce empty and read it back from there; or the key's owner can write caller_nonce = true into attributes")
+	return psa.Errorf(psa.StatusNotPermitted,
+		"this key does not let the caller choose the nonce, because somebody who chooses nonces can decrypt").
+		WithHint("leave nonce empty, and read it back; or ask the key's owner to write caller_nonce = true into attributes")
 }
 
 func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {
@@ -280,7 +280,7 @@ func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, 
 	}
 	certifier, ok := e.key.(providers.Certifier)
 	if !ok || by.provider != e.provider {
-		return nil, psa.Errorf(psa.StatusNotSupported, "%s does not sign for a key of provider %s", by.row.Name, e.provider.Name())
+		return nil, psa.Errorf(psa.StatusNotSupported, "%s cannot sign for a key of provider %s", by.row.Name, e.provider.Name())
 	}
 	if err := e.provider.away(); err != nil {
 		return nil, err
@@ -360,13 +360,13 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 	result, err := ask(r.run.Finish, func(late psa.Result, err error) {
 		late.Wipe()
 		if err := guessed(err); err != nil {
-			r.keys[0].provider.log.Error("a forgery was not counted", "key", r.keys[0].number, "err", err)
+			r.keys[0].provider.log.Error("cannot count a forgery", "key", r.keys[0].number, "err", err)
 		}
 		r.release()
 	})
 	if !isStuck(err) {
 		if failed := guessed(err); failed != nil {
-			// What was not counted is not answered.
+			// Without a count there is no answer.
 			result.Wipe()
 			result, err = psa.Result{}, failed
 		}
@@ -376,7 +376,7 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 		return psa.Result{}, err
 	}
 	if psa.StatusOf(err) == psa.StatusDoesNotExist {
-		// A device that was exchanged, or emptied, does not have the key either: which it is tells more.
+		// A device that was replaced or emptied does not have the key either, and its identity says more than that.
 		if other := r.keys[0].provider.look(r.k.ctx, statusWait); psa.StatusOf(other) == psa.StatusProviderAbsent {
 			err = other
 		}

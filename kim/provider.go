@@ -44,12 +44,12 @@ type Provider struct {
 }
 
 const (
-	// The device is looked at after these times while it is away or has keys to settle.
+	// The device is checked after these times while it is away or has keys to settle.
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 15 * time.Second
-	// statusWait is how long a reader of the status waits for the device to say who it is.
+	// statusWait is how long a reader of the status waits for the device's identity.
 	statusWait = time.Second
-	// daemonUID takes the daemon's own turns in the queues.
+	// daemonUID is the uid of the daemon's own calls in the queues.
 	daemonUID = 0
 )
 
@@ -62,7 +62,7 @@ func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig)
 	for line := range strings.Lines(row.Capabilities) {
 		c, err := psa.ParseCapability(strings.TrimSuffix(line, "\n"))
 		if err != nil {
-			p.log.Warn("a capability that the KIM has is not understood", "err", err)
+			p.log.Warn("a capability in the KIM cannot be parsed", "err", err)
 			continue
 		}
 		p.capabilities = append(p.capabilities, c)
@@ -71,7 +71,7 @@ func newProvider(ctx context.Context, k *KIM, row ProviderRow, c ProviderConfig)
 	return p, p.hideJournal(ctx)
 }
 
-// tryOpen makes the instance where there is none yet.
+// tryOpen makes the instance if there is none yet.
 func (p *Provider) tryOpen(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -85,7 +85,7 @@ func (p *Provider) tryOpen(ctx context.Context) {
 		return p.config.Open(ctx, p.k.o.Dir, p.identity)
 	})
 	if err != nil {
-		p.down = psa.Errorf(psa.StatusProviderAbsent, "it cannot be opened: %w", err)
+		p.down = psa.Errorf(psa.StatusProviderAbsent, "the provider cannot be opened: %w", err)
 		return
 	}
 	p.impl = impl
@@ -142,7 +142,7 @@ func (p *Provider) SetDirectory(uid, gid, mode uint32) bool {
 // Started is when this run of the program began to use it.
 func (p *Provider) Started() time.Time { return p.started }
 
-// Describe is what the provider says of itself; only its type while it cannot be opened.
+// Describe is the provider's description, only its type while it cannot be opened.
 func (p *Provider) Describe() providers.Description {
 	impl, err := p.instance()
 	if err != nil {
@@ -158,7 +158,7 @@ func (p *Provider) Capabilities() []psa.Capability {
 	return p.capabilities
 }
 
-// instance is the open provider, or why there is none: never neither, however often it comes and goes meanwhile.
+// instance is the open provider, or the reason why there is none: always one of them, even if it comes and goes meanwhile.
 func (p *Provider) instance() (providers.Provider, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,10 +168,10 @@ func (p *Provider) instance() (providers.Provider, error) {
 	return p.impl, nil
 }
 
-// absent is the error of whatever needs the device, and why it is away.
+// absent is the error of everything that needs the device, with the reason why it is away.
 func (p *Provider) absent(why error) error {
 	return psa.Errorf(psa.StatusProviderAbsent, "provider %s: %w", p.Name(), why).
-		WithHint("the provider's status file says how it is; its keys are kept, and work again when it is back")
+		WithHint("see the provider's status file; its keys are kept and work again when it is back")
 }
 
 // trouble is why the provider is degraded, nil if it is not.
@@ -181,8 +181,8 @@ func (p *Provider) trouble() error {
 	return p.down
 }
 
-// away is the error of an operation on a key while the device is away or another one. One that was not seen yet may
-// be tried.
+// away is the error of an operation on a key while the device is away, or is another device. It is nil for a device that was
+// not seen yet, which may be tried.
 func (p *Provider) away() error {
 	err := p.trouble()
 	if err == nil || err == errNotSeen {
@@ -197,7 +197,7 @@ func (p *Provider) Status(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, statusWait)
 	defer cancel()
 	if err := p.look(ctx, statusWait); err != nil && !begun(err) {
-		p.log.Debug("the provider is too busy to be asked how it is", "err", err)
+		p.log.Debug("the provider is too busy to be asked for its state", "err", err)
 	}
 	var notes []string
 	if n := p.queue.stuckCalls() + p.slow.stuckCalls(); n > 0 {
@@ -206,7 +206,7 @@ func (p *Provider) Status(ctx context.Context) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.unsettled > 0 {
-		notes = append(notes, fmt.Sprintf("%d keys whose outcome is unknown", p.unsettled))
+		notes = append(notes, fmt.Sprintf("%d keys whose last operation may have failed", p.unsettled))
 	}
 	if p.damaged > 0 {
 		notes = append(notes, fmt.Sprintf("%d keys whose rows in the KIM are damaged", p.damaged))
@@ -221,8 +221,8 @@ func (p *Provider) Status(ctx context.Context) string {
 	return strings.Join(append([]string{state}, notes...), "; ") + hint
 }
 
-// Facts are what the device says of itself. It is asked, but not for long: one that is away, or busy, says nothing. What
-// it says too late it has ready for the next time.
+// Facts are the device's description of itself. A device that is away or busy gives none, since Facts does not wait long.
+// If an answer comes too late, it is ready for the next call.
 func (p *Provider) Facts(ctx context.Context, uid uint32) []providers.Fact {
 	impl, err := p.instance()
 	if err != nil || p.away() != nil {
@@ -234,12 +234,12 @@ func (p *Provider) Facts(ctx context.Context, uid uint32) []providers.Fact {
 	}
 	facts, err := call(ctx, p, uid, statusWait, informer.Facts, func([]providers.Fact, error) {})
 	if err != nil {
-		p.log.Debug("the device does not say all of itself", "err", err)
+		p.log.Debug("the device did not give all its facts", "err", err)
 	}
 	return facts
 }
 
-// suspect looks at what a call failed with, and has the device looked at where it may be away.
+// suspect checks the error of a call. If the device may be away, it has the device checked.
 func (p *Provider) suspect(err error) {
 	switch psa.StatusOf(err) {
 	case psa.StatusProviderAbsent, psa.StatusCommunicationFailure, psa.StatusHardwareFailure, psa.StatusTimeout:
@@ -254,7 +254,7 @@ func (p *Provider) lookSoon() {
 	}
 }
 
-// setDown notes how the device is, and has it looked at if it just came back.
+// setDown records the state of the device. If the device just came back, it has the device checked.
 func (p *Provider) setDown(err error) {
 	p.mu.Lock()
 	before := p.down
@@ -273,8 +273,8 @@ func (p *Provider) setDown(err error) {
 	}
 }
 
-// look asks the device who it is: the liveness check. Errors are StatusProviderAbsent, StatusTimeout or
-// StatusQueueFull; another device than the one that has the keys is absent.
+// look asks the device for its identity, which also checks that it responds. Errors are StatusProviderAbsent, StatusTimeout
+// or StatusQueueFull; a device that does not have the keys counts as absent.
 func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	p.tryOpen(ctx)
 	impl, err := p.instance()
@@ -296,7 +296,7 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 			return err // says nothing about the device
 		}
 		if psa.StatusOf(err) != psa.StatusTimeout {
-			err = psa.Errorf(psa.StatusProviderAbsent, "the device does not answer: %w", err)
+			err = psa.Errorf(psa.StatusProviderAbsent, "the device does not respond: %w", err)
 		}
 		p.setDown(err)
 		return err
@@ -311,8 +311,8 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 		p.mu.Unlock()
 	}
 	if !same {
-		err := psa.Errorf(psa.StatusProviderAbsent, "this is another device: it is %q, and the keys are on %q", identity, known).
-			WithHint("put the device back that has the keys")
+		err := psa.Errorf(psa.StatusProviderAbsent, "this is another device: it is %q, but the keys are on %q", identity, known).
+			WithHint("connect the device that has the keys")
 		p.setDown(err)
 		return err
 	}
@@ -320,7 +320,7 @@ func (p *Provider) look(ctx context.Context, timeout time.Duration) error {
 	return nil
 }
 
-// seen stores what the device says, unless nothing can be stored now.
+// seen stores the device's identity and capabilities, unless nothing can be stored now.
 func (p *Provider) seen(ctx context.Context, identity string, list []psa.Capability) error {
 	if p.k.Err() != nil {
 		return nil
@@ -328,7 +328,7 @@ func (p *Provider) seen(ctx context.Context, identity string, list []psa.Capabil
 	return p.k.store.SetProviderSeen(ctx, p.number, identity, capabilityLines(list))
 }
 
-// setDamage stops the provider: its row is not as it was stored.
+// setDamage stops the provider, because its row was changed.
 func (p *Provider) setDamage(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -343,7 +343,7 @@ func capabilityLines(list []psa.Capability) string {
 	return text.String()
 }
 
-// monitor looks at the device when there is reason to, and settles what is unsettled while it is there.
+// monitor checks the device when there is a reason to, and settles keys while it is there.
 func (p *Provider) monitor() {
 	retry := firstRetry
 	timer := time.NewTimer(0)
@@ -367,7 +367,7 @@ func (p *Provider) monitor() {
 	}
 }
 
-// settle looks at the device, learns what it can do, and recovers. nil: nothing is left to be done.
+// settle checks the device, gets its capabilities, and recovers. nil: nothing is left to do.
 func (p *Provider) settle(ctx context.Context) error {
 	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
 		p.k.notUnwrapped(ctx, p, err)
@@ -375,7 +375,7 @@ func (p *Provider) settle(ctx context.Context) error {
 	}
 	sealed := p.k.unwrap(ctx, p) // it stops nothing of what follows
 	if err := p.learn(ctx); err != nil {
-		p.log.Warn("the provider does not say what it can do", "err", err)
+		p.log.Warn("cannot get the provider's capabilities", "err", err)
 		return err
 	}
 	left, err := p.recover(ctx)
@@ -386,12 +386,12 @@ func (p *Provider) settle(ctx context.Context) error {
 		p.log.Warn("the keys' rows cannot be read", "err", err)
 	}
 	if err == nil && left > 0 {
-		err = errors.New("some keys are unsettled")
+		err = errors.New("some keys must still be recovered")
 	}
 	return errors.Join(err, sealed)
 }
 
-// lookForDamage reads each key's row once, so that the status tells of damage before anybody meets it.
+// lookForDamage reads each key's row once, so that the status reports damage before anybody uses the key.
 func (p *Provider) lookForDamage(ctx context.Context) error {
 	p.mu.Lock()
 	looked := p.looked
@@ -442,7 +442,7 @@ func (p *Provider) learn(ctx context.Context) error {
 	return nil
 }
 
-// Random fills b from the provider's generator; one without is StatusNotSupported.
+// Random fills b from the provider's generator. A provider without one is StatusNotSupported.
 func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 	impl, err := p.instance()
 	if err != nil {
@@ -465,16 +465,16 @@ func (p *Provider) Random(ctx context.Context, uid uint32, b []byte) error {
 		return err
 	}
 	if bytes.Contains(got, make([]byte, randomSpare)) {
-		return psa.Errorf(psa.StatusInsufficientEntropy, "provider %s left random bytes out", p.Name()).
-			WithHint("do not use what it gave before; its device or library is broken")
+		return psa.Errorf(psa.StatusInsufficientEntropy, "provider %s returned fewer random bytes than it was asked for", p.Name()).
+			WithHint("do not use its earlier output; its device or library is broken")
 	}
 	copy(b, got)
 	return nil
 }
 
-// randomSpare is how many bytes a generator is asked for beyond what is needed. A good one gives as many zeros in a row
-// once in 2^128, so these are bytes that it left out. One that ends up to so many bytes early takes from the spare alone,
-// and one that ends earlier leaves that many zeros.
+// randomSpare is how many bytes more than needed a generator is asked for. A good generator returns that many zeros in a row
+// once in 2^128, so a run of zeros means that it left bytes out. If it leaves out at most randomSpare bytes, only the spare
+// bytes are missing; if it leaves out more, that many zeros show it.
 const randomSpare = 16
 
 // Begin begins an operation without a key for uid: a hash, or what the device itself attests. A provider that does not do
@@ -493,7 +493,7 @@ func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error
 		begin = a.Attest
 	}
 	if begin == nil {
-		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s does no %s without a key", p.Name(), op.Operation)
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s cannot do %s without a key", p.Name(), op.Operation)
 	}
 	if err := p.away(); err != nil {
 		return nil, err
@@ -538,17 +538,17 @@ func (p *Provider) deviceID() string {
 }
 
 func errNoAdopter(p *Provider) error {
-	return psa.Errorf(psa.StatusNotSupported, "provider %s has no keys that others made", p.Name())
+	return psa.Errorf(psa.StatusNotSupported, "provider %s cannot adopt keys", p.Name())
 }
 
-// Foreign is a key on a device, and the key of ours that it is.
+// Foreign is a key on a device, and the key here that uses it.
 type Foreign struct {
 	providers.Foreign
 	Holder string // the key here (Key.Listed), in whatever provider; empty: it can be adopted
 }
 
-// Foreign lists the keys that the provider's device has, whoever made them; StatusNotSupported where it has none but
-// its own.
+// Foreign lists the keys on the provider's device, also those of other programs. If the provider cannot have foreign keys, it
+// is StatusNotSupported.
 func (p *Provider) Foreign(ctx context.Context, uid uint32) ([]Foreign, error) {
 	if err := p.look(ctx, p.k.o.OperationTimeout); err != nil {
 		return nil, err

@@ -13,8 +13,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// queue lets calls of one provider through, as many at once as its device takes, in turns by uid. Where it is full, a
-// uid with fewer calls in it takes the place of the newest call of the uid with the most.
+// queue runs the calls of one provider, as many at once as its device takes, and lets uids take turns. If the queue is full, a
+// uid with fewer calls takes the place of the newest call of the uid with the most.
 type queue struct {
 	width  int // calls at once; 0: any number
 	length int // calls that may wait
@@ -44,7 +44,7 @@ func (q *queue) setWidth(n int) {
 	q.width = n
 }
 
-// enter waits for a turn; leave must follow unless it fails.
+// enter waits for a turn. Unless it fails, the caller must call leave.
 func (q *queue) enter(ctx context.Context, uid uint32) error {
 	q.mu.Lock()
 	if q.width == 0 || q.running < q.width {
@@ -80,10 +80,10 @@ func (q *queue) enter(ctx context.Context, uid uint32) error {
 }
 
 func (q *queue) full() error {
-	return psa.Errorf(psa.StatusQueueFull, "%d calls wait for the provider already", q.length).WithHint("try again")
+	return psa.Errorf(psa.StatusQueueFull, "%d calls are already waiting for the provider", q.length).WithHint("try again")
 }
 
-// makeRoom ends the newest call of the uid that has the most, if uid has fewer by more than one. The caller holds q.mu.
+// makeRoom ends the newest call of the uid with the most calls, if uid has at least two fewer. The caller holds q.mu.
 func (q *queue) makeRoom(uid uint32) bool {
 	var most []*waiter
 	for _, places := range q.users {
@@ -100,7 +100,7 @@ func (q *queue) makeRoom(uid uint32) bool {
 	return true
 }
 
-// forget takes a place back; false: it has its turn already.
+// forget gives a place in the queue up. It returns false if the call has its turn already.
 func (q *queue) forget(p *waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -154,7 +154,7 @@ type timed struct {
 	over    bool // nobody waits any more
 }
 
-// watch notes a call's end. One timer serves all: starting and stopping one for each call would wake a thread each time.
+// watch records a call's deadline. One timer serves all calls: a timer for each call would wake a thread each time.
 func (q *queue) watch(c *timed, timeout time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -167,7 +167,7 @@ func (q *queue) watch(c *timed, timeout time.Duration) {
 	}
 }
 
-// setAlarm has the calls looked at then. The caller holds q.mu.
+// setAlarm sets the time at which deadlines are checked. The caller holds q.mu.
 func (q *queue) setAlarm(at time.Time) {
 	if q.alarm = at; q.timer == nil {
 		q.timer = time.AfterFunc(time.Until(at), q.ring)
@@ -176,7 +176,7 @@ func (q *queue) setAlarm(at time.Time) {
 	q.timer.Reset(time.Until(at))
 }
 
-// ring ends the wait for the calls whose time has come.
+// ring ends the wait for calls whose deadline has passed.
 func (q *queue) ring() {
 	q.mu.Lock()
 	now := time.Now()
@@ -199,7 +199,7 @@ func (q *queue) ring() {
 	}
 }
 
-// giveUp ends the wait for a call, unless it has come to its end.
+// giveUp ends the wait for a call, unless the call has ended.
 func (q *queue) giveUp(c *timed, cause error) {
 	q.mu.Lock()
 	_, waited := q.calls[c]
@@ -218,7 +218,7 @@ func (q *queue) giveUp(c *timed, cause error) {
 	}
 }
 
-// begin says that a call has its turn; it is false where nobody waits for it any more.
+// begin records that a call has its turn. It returns false if nobody waits for the call any more.
 func (q *queue) begin(c *timed) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -226,7 +226,7 @@ func (q *queue) begin(c *timed) bool {
 	return c.running
 }
 
-// end says that a call has come to its end, and whether somebody still waits for it.
+// end records that a call has ended, and says whether somebody still waits for it.
 func (q *queue) end(c *timed) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -244,28 +244,28 @@ func (q *queue) stuckCalls() int {
 }
 
 var (
-	errNotBegun = errors.New("the provider was not asked")
-	errStuck    = errors.New("it is still at work")
-	errPanicked = errors.New("the provider failed with a panic: this is a bug")
+	errNotBegun = errors.New("the operation was not started")
+	errStuck    = errors.New("the operation is still running")
+	errPanicked = errors.New("the operation failed with a panic: this is a bug")
 )
 
-// unknown says whether a call that failed with err may yet have happened on the device.
+// unknown says whether a call that failed with err may still have happened on the device.
 func unknown(err error) bool {
 	return !errors.Is(err, errNotBegun) && (psa.OutcomeUnknown(err) || errors.Is(err, errPanicked))
 }
 
-// begun says whether the provider was asked at all, isStuck whether it has not returned yet.
+// begun says whether the provider was called at all, isStuck whether it has not returned yet.
 func begun(err error) bool   { return !errors.Is(err, errNotBegun) }
 func isStuck(err error) bool { return errors.Is(err, errStuck) }
 
-// reply is what a call gives.
+// reply is the result of a call.
 type reply[T any] struct {
 	value T
 	err   error
 }
 
-// call asks a provider through its queue and waits, its turn included, at most timeout and as long as ctx. Where the
-// wait ends first the place stays taken until the provider returns; then late gets what it gave.
+// call calls a provider through its queue. It waits for its turn and the result until ctx ends, and at most for timeout. If
+// the wait ends first, the place stays taken until the provider returns, and late then gets the result.
 func call[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error)) (T, error) {
 	return callIn(ctx, p, &p.queue, uid, timeout, f, late)
 }
@@ -281,8 +281,8 @@ func callIn[T any](ctx context.Context, p *Provider, q *queue, uid uint32, timeo
 	return r.value, r.err
 }
 
-// stay is call in the caller's own goroutine, which saves the way to another one and back: it returns only when the
-// provider does. Whoever waits elsewhere is told with the same error where the wait ends before that.
+// stay is call in the caller's own goroutine, which saves two switches of goroutines. It returns only when the provider
+// does. If the wait ends first, it calls tell with the error that it will return.
 func stay[T any](ctx context.Context, p *Provider, uid uint32, timeout time.Duration, f func(context.Context) (T, error), late func(T, error), tell func(error)) (T, error) {
 	return stayIn(ctx, p, &p.queue, uid, timeout, f, late, tell)
 }
@@ -318,14 +318,14 @@ func stayIn[T any](
 		p.suspect(err)
 		return value, err
 	}
-	p.log.Warn("a provider finished a call that nobody waits for any more", "err", err)
+	p.log.Warn("a provider finished a call after its caller had given up", "err", err)
 	late(value, err)
 	return none, stuck(p)
 }
 
 func stuck(p *Provider) error {
-	return psa.Errorf(psa.StatusTimeout, "provider %s did not answer in time: %w", p.Name(), errStuck).
-		WithHint("the operation may still happen; the provider's status counts stuck calls")
+	return psa.Errorf(psa.StatusTimeout, "provider %s did not respond in time: %w", p.Name(), errStuck).
+		WithHint("the operation may still complete; the provider's status counts stuck calls")
 }
 
 func notBegun(p *Provider, err error) error {
@@ -336,7 +336,7 @@ func notBegun(p *Provider, err error) error {
 	return psa.Errorf(psa.StatusTimeout, "provider %s is busy: %w", p.Name(), err).WithHint("try again")
 }
 
-// recovering turns a provider's panic into an error. Its value is not logged: it may quote a request.
+// recovering turns a provider's panic into an error. It does not log the panic's value, which may contain a request.
 func recovering[T any](ctx context.Context, p *Provider, f func(context.Context) (T, error)) (value T, err error) {
 	defer func() {
 		if v := recover(); v != nil {

@@ -35,8 +35,8 @@ func (p *Provider) eachEntry(ctx context.Context, f func(Key) error) error {
 	}
 }
 
-// recover undoes what was being created and finishes what was being destroyed. It looks at the journal's rows alone,
-// by their handles: what else the device holds is not ours to judge. left counts the rows that it could not settle.
+// recover undoes unfinished creations and finishes unfinished destructions. It only looks at the rows of the journal, by their
+// handles, and never at other objects of the device. left is the number of rows that it could not settle.
 func (p *Provider) recover(ctx context.Context) (left int, err error) {
 	impl, err := p.instance()
 	if err != nil {
@@ -45,7 +45,7 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 	err = p.eachEntry(ctx, func(key Key) error {
 		if key.Damage != nil {
 			left++
-			p.log.Error("a row of the journal cannot be understood", "key", key.Number, "err", key.Damage)
+			p.log.Error("a row of the journal cannot be read", "key", key.Number, "err", key.Damage)
 			return nil
 		}
 		j := &job{kind: repairing, done: make(chan struct{})}
@@ -88,7 +88,7 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 			return nil
 		}
 		left++
-		p.log.Error("a key cannot be recovered yet; it is tried again", "key", key.Number, "uuid", UUID(key.ID), "was", string(key.State), "err", err)
+		p.log.Error("a key cannot be recovered yet; parsecfs tries again", "key", key.Number, "uuid", UUID(key.ID), "was", string(key.State), "err", err)
 		if unknown(err) {
 			return err // the device went away, so the others would fail too
 		}

@@ -20,7 +20,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
-// The steps of a rewrap, as Options.Step is told them.
+// The steps of a rewrap that are passed to Options.Step.
 const (
 	stepRewrap          = "rewrap:asked"
 	stepRewrapCandidate = "rewrap:candidate"
@@ -34,7 +34,7 @@ const (
 // RewrapSteps are the names of all steps of a rewrap; not every kind has each.
 var RewrapSteps = []string{stepRewrap, stepRewrapCandidate, stepRewrapWrapped, stepRewrapRecovery, stepRewrapRekeying, stepRewrapReplaced, stepRewrapTidied}
 
-// Rewrapping says how the data key is to be wrapped.
+// Rewrapping says how to wrap the data key.
 type Rewrapping struct {
 	Kind string // "file" or "tpm:PROVIDER"
 	// PCRs bind it to a TPM's state; nil leaves them as they are where the kind stays, and is none where it changes.
@@ -58,26 +58,26 @@ func (k *KIM) Wrapping(ctx context.Context) (kind string, pcrs psa.PCRs, recover
 	return row.Kind, row.PCRs, recovery, err
 }
 
-// Rewrap wraps the data key in another way. At each moment one way is in the store and opens it; what the former one
-// needed goes only when the new one was tried and is durable. A provider's wrapping without a recovery key is
+// Rewrap wraps the data key in another way. At every moment the store has a wrapping that opens it: what the old wrapping
+// needs is removed only after the new one was tried and is durable. Wrapping by a provider without a recovery key is
 // StatusNotPermitted.
 func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	provider, byProvider := strings.CutPrefix(o.Kind, WrapProvider)
 	if o.Kind != WrapFile && !byProvider {
-		return psa.Errorf(psa.StatusInvalidArgument, "no wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
+		return psa.Errorf(psa.StatusInvalidArgument, "unknown wrapping %q; allowed: %s, %sPROVIDER", o.Kind, WrapFile, WrapProvider)
 	}
 	if o.PCRs != nil && (*o.PCRs>>(psa.MaxPCR+1) != 0 || !byProvider && *o.PCRs != 0) {
-		return psa.Errorf(psa.StatusInvalidArgument, "PCRs %#x; allowed: a TPM's, from 0 to %d", uint32(*o.PCRs), psa.MaxPCR)
+		return psa.Errorf(psa.StatusInvalidArgument, "wrong PCRs %#x; allowed: 0 to %d, and only for a TPM", uint32(*o.PCRs), psa.MaxPCR)
 	}
 	if !byProvider && len(o.PIN) > 0 {
-		return psa.Errorf(psa.StatusInvalidArgument, "a PIN is of a provider's wrapping alone")
+		return psa.Errorf(psa.StatusInvalidArgument, "only wrapping by a provider can have a PIN")
 	}
 	if !k.rewrapping.TryLock() {
-		return psa.Errorf(psa.StatusBadState, "the data key is being rewrapped already").WithHint("try again")
+		return psa.Errorf(psa.StatusBadState, "the data key is already being rewrapped").WithHint("try again")
 	}
 	defer k.rewrapping.Unlock()
 	if k.inDoubt {
-		return psa.Errorf(psa.StatusBadState, "whether the last rewrap is in the store is not known").WithHint("mount again, then try again")
+		return psa.Errorf(psa.StatusBadState, "it is not known whether the last rewrap was stored").WithHint("mount again, then try again")
 	}
 	// A backup has the row and the file of one wrapping.
 	if err := k.still.Acquire(ctx, 1); err != nil {
@@ -104,18 +104,18 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	o.NewDataKey = o.NewDataKey || byProvider && row.Kind == WrapFile
 	switch {
 	case byProvider && !recoverable && o.Recovery == nil:
-		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one all keys are lost with the device").
-			WithHint("add --recovery-key FILE, a new file that you keep elsewhere")
+		return psa.Errorf(psa.StatusNotPermitted, "there is no recovery key: without one, all keys are lost if the device is lost").
+			WithHint("add --recovery-key FILE, and keep this new file elsewhere")
 	case o.NewDataKey && recoverable && o.Recovery == nil:
-		return psa.Errorf(psa.StatusNotPermitted, "the recovery key does not open a new data key").
-			WithHint("add --recovery-key FILE: the file that you keep, or a new one in its place")
+		return psa.Errorf(psa.StatusNotPermitted, "the recovery key must be given, because it has to open the new data key too").
+			WithHint("add --recovery-key FILE: the file that you have, or a new file that replaces it")
 	}
 	strangers, err := tidy(k.o.Dir, row)
 	if err != nil {
 		return err
 	}
 	if usual := filepath.Join(k.o.Dir, wrappingFile); !byProvider && slices.Contains(strangers, usual) {
-		return psa.Errorf(psa.StatusAlreadyExists, "%s is no wrapping key of this KIM", usual).WithHint("move it away first")
+		return psa.Errorf(psa.StatusAlreadyExists, "%s is not a wrapping key of this KIM", usual).WithHint("move it away first")
 	}
 	next := WrappedKey{Kind: o.Kind, Before: row.Before}
 	if row.Kind == WrapFile {
@@ -150,7 +150,7 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	if err != nil && !k.legacy && psa.StatusOf(err) != psa.StatusDataCorrupt {
 		return err
 	}
-	// Whether a commit that failed happened after all is for the next start to see: what either row needs stays.
+	// A failed commit may have happened after all. The next start finds out, so what either row needs is kept.
 	if o.NewDataKey || k.legacy {
 		err = k.rekey(ctx, row, next, o, recovery, to)
 	} else {
@@ -167,12 +167,12 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	}
 	k.o.Step(stepRewrapTidied)
 	if err := k.moveGeneration(ctx, row, next, key, to, counter); err != nil {
-		k.o.Log.Warn("the device does not count yet: an old copy of the KIM is noticed after the next start", "err", err)
+		k.o.Log.Warn("the device has no counter yet, so an old copy of the KIM is noticed only after the next start", "err", err)
 	}
 	return nil
 }
 
-// replace stores another wrapping of the same data key, and its recovery key where one was given.
+// replace stores another wrapping of the same data key, and a recovery key if one was given.
 func (k *KIM) replace(ctx context.Context, row, next WrappedKey, o Rewrapping, recovery WrappedKey) error {
 	if o.Recovery != nil {
 		// Not before: an older one counts until the new way was tried.
@@ -212,12 +212,12 @@ func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, rec
 	if err != nil {
 		if psa.StatusOf(err) != psa.StatusBadState {
 			k.store.Unguard()
-			k.sealer.lose(psa.Errorf(psa.StatusProviderAbsent, "which data key the store has now is not known: %w", err).WithHint("mount again"))
+			k.sealer.lose(psa.Errorf(psa.StatusProviderAbsent, "it is not known which data key the store has now: %w", err).WithHint("mount again"))
 		}
 		return err
 	}
 	if damaged > 0 {
-		k.o.Log.Error("rows of the KIM that were damaged have no new data key: what is sealed in them is lost", "rows", damaged)
+		k.o.Log.Error("damaged rows of the KIM could not be sealed with the new data key: their secrets are lost", "rows", damaged)
 	}
 	k.legacy = false
 	return k.sealer.replace(bytes.Clone(key))
@@ -227,7 +227,7 @@ func (k *KIM) rekey(ctx context.Context, row, next WrappedKey, o Rewrapping, rec
 func wrapForRecovery(key, given []byte) (WrappedKey, error) {
 	w, err := parseWrappingKey(recoveryHead, given)
 	if err != nil {
-		return WrappedKey{}, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+		return WrappedKey{}, psa.Errorf(psa.StatusInvalidArgument, "wrong recovery key: %w", err)
 	}
 	defer psa.Wipe(w.key[:])
 	row := WrappedKey{Kind: kindRecovery, WrappingID: w.id}
@@ -235,13 +235,13 @@ func wrapForRecovery(key, given []byte) (WrappedKey, error) {
 	return row, nil
 }
 
-// dataKeyFor gives the data key, for its caller to wipe. A recovery key that is given opens it where it is the store's.
+// dataKeyFor returns the data key, which the caller wipes. It uses the given recovery key if that belongs to the store.
 func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []byte) ([]byte, error) {
 	var w wrappingKey
 	if given != nil {
 		var err error
 		if w, err = parseWrappingKey(recoveryHead, given); err != nil {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key: %w", err)
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong recovery key: %w", err)
 		}
 		defer psa.Wipe(w.key[:])
 	}
@@ -257,7 +257,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 		psa.Wipe(key)
 		if err != nil {
 			psa.Wipe(recovered.key)
-			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not fit this KIM: %w", err)
+			return nil, psa.Errorf(psa.StatusDataCorrupt, "the recovery key does not belong to this KIM: %w", err)
 		}
 		return recovered.key, nil
 	}
@@ -266,7 +266,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 			if err := p.look(ctx, k.o.OperationTimeout); err != nil {
 				k.notUnwrapped(ctx, p, err)
 			} else if err := k.unwrap(ctx, p); err != nil {
-				p.log.Warn("the data key cannot be had from its provider", "err", err)
+				p.log.Warn("the provider cannot unwrap the data key", "err", err)
 			}
 			key = k.sealer.dataKey()
 		}
@@ -274,7 +274,7 @@ func (k *KIM) dataKeyFor(ctx context.Context, row, recovery WrappedKey, given []
 	switch {
 	case key == nil && given != nil:
 		return nil, psa.Errorf(psa.StatusNotPermitted, "this is not the recovery key of this KIM").
-			WithHint("give the file that was written when the store was wrapped the last time")
+			WithHint("use the file that was written or used when the store was last wrapped")
 	case key == nil:
 		return nil, k.sealer.Err()
 	}
@@ -305,8 +305,8 @@ func (k *KIM) recovered(ctx context.Context, row WrappedKey, key []byte) error {
 	return nil
 }
 
-// What a provider wraps is the data key, the id of the wrapping, so that what it wrapped for another row, or another store,
-// is noticed, and since schema 2 that schema. A whole row of another store is noticed too: no row is proven by its data key.
+// A provider wraps the data key together with the id of the wrapping and, since schema 2, the schema. The id reveals what was
+// wrapped for another row or another store. A whole row of another store is noticed too, since its data key verifies no row.
 func wrapSecret(key []byte, id [16]byte) []byte {
 	secret := append(make([]byte, 0, len(key)+len(id)+1), key...)
 	return append(append(secret, id[:]...), wrapSchema)
@@ -347,7 +347,7 @@ func (k *KIM) wrapBy(ctx context.Context, name string, key, pin []byte, next *Wr
 	}
 	defer psa.Wipe(got.key)
 	if subtle.ConstantTimeCompare(got.key, key) != 1 {
-		return psa.Errorf(psa.StatusHardwareFailure, "provider %s does not unwrap what it wrapped", name)
+		return psa.Errorf(psa.StatusHardwareFailure, "provider %s cannot unwrap what it wrapped", name)
 	}
 	return nil
 }
@@ -359,12 +359,12 @@ func (p *Provider) wrapper() (providers.Wrapper, error) {
 	}
 	w, ok := impl.(providers.Wrapper)
 	if !ok {
-		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s wraps no secrets", p.Name())
+		return nil, psa.Errorf(psa.StatusNotSupported, "provider %s cannot wrap secrets", p.Name())
 	}
 	return w, nil
 }
 
-// unwrapRow gives the data key in a row that this provider wrapped, with this PIN. One that is refused is noted.
+// unwrapRow returns the data key in a row that this provider wrapped, using this PIN. It records a refused PIN.
 func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row WrappedKey, pin []byte) (opened, error) {
 	own := bytes.Clone(pin) // the call's, which may outlast this one
 	sum := sha256.Sum256(pin)
@@ -390,15 +390,15 @@ func (p *Provider) unwrapRow(ctx context.Context, wrapper providers.Wrapper, row
 	}
 	if schema == 0 || [16]byte(secret[dataKeyBytes:before]) != row.WrappingID {
 		psa.Wipe(secret)
-		return opened{}, psa.Errorf(psa.StatusDataCorrupt, "what it unwraps is not this KIM's data key")
+		return opened{}, psa.Errorf(psa.StatusDataCorrupt, "it unwraps something that is not this KIM's data key")
 	}
 	return opened{secret[:dataKeyBytes:dataKeyBytes], schema}, nil
 }
 
-// unwrap opens the data key where it is this provider's to unwrap and nobody has it yet. The provider answers.
+// unwrap opens the data key, if this provider wrapped it and it is not open yet. The provider must respond.
 func (k *KIM) unwrap(ctx context.Context, p *Provider) error { return k.unwrapAs(ctx, p, false) }
 
-// unwrapAs is unwrap, which accepts an old store where accept says so.
+// unwrapAs is unwrap, but accepts an old store if accept is set.
 func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	k.unwrapping.Lock() // one after another: the later one finds what the first did
 	defer k.unwrapping.Unlock()
@@ -439,15 +439,15 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	}
 	strangers, err := tidy(k.o.Dir, now)
 	if err != nil {
-		p.log.Warn("a wrapping key that nobody needs any more stays", "err", err)
+		p.log.Warn("cannot remove a wrapping key that is no longer used", "err", err)
 	}
 	for _, path := range strangers {
-		p.log.Warn("a file is no wrapping key of this KIM; it is left alone", "path", path)
+		p.log.Warn("a file is not a wrapping key of this KIM; it is left alone", "path", path)
 	}
 	return nil
 }
 
-// notUnwrapped notes why the provider does not unwrap the data key, if that is its to do.
+// notUnwrapped records why the provider cannot unwrap the data key, if this provider wrapped it.
 func (k *KIM) notUnwrapped(ctx context.Context, p *Provider, why error) {
 	row, err := k.wrappedBy(ctx, p)
 	if err == nil && row != nil {
@@ -475,26 +475,26 @@ func (k *KIM) stayAbsent(row WrappedKey, why error) error {
 	return err
 }
 
-// sealedBy says why a provider does not unwrap the data key.
+// sealedBy says why a provider cannot unwrap the data key.
 func sealedBy(row WrappedKey, why error) error {
 	name := strings.TrimPrefix(row.Kind, WrapProvider)
-	hint := "they open by themselves when the device that wrapped the KIM's data key is back; if it is lost for good: parsecfs state rewrap --recovery-key FILE file"
+	hint := "parsecfs opens them when the device that wrapped the data key is back; if the device is lost for good, run parsecfs state rewrap --recovery-key FILE file"
 	switch {
 	case errors.Is(why, errOldStore):
 		hint = psa.HintOf(why)
 	case errors.Is(why, providers.ErrPIN):
 		hint = pinHint(row, why)
 	case psa.StatusOf(why) == psa.StatusNotPermitted:
-		hint = "if the platform was changed on purpose, such as by new firmware: parsecfs state rewrap --recovery-key FILE " + row.Kind
+		hint = "if you changed the platform on purpose, such as with new firmware, run parsecfs state rewrap --recovery-key FILE " + row.Kind
 	}
-	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s does not unwrap the data key: %w", name, why).WithHint(hint)
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s cannot unwrap the data key: %w", name, why).WithHint(hint)
 }
 
-var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "it has not answered yet, or is not configured")
+var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "the provider has not responded yet, or is not configured")
 
-// Files of wrapping keys. The one at wrapping.key counts, until a rewrap has stored a row with the id of another one: that
-// one lies beside it as wrapping.key.OLD.NEW, under both rows' ids, so that it is never in doubt for which row it is, and
-// is then renamed over the old one.
+// Files of wrapping keys. The key in wrapping.key is valid until a rewrap has stored a row with the id of another key. That
+// key is beside it, in wrapping.key.OLD.NEW. The name has the ids of both rows, so it is never in doubt to which row the file
+// belongs. It is then renamed over the old one.
 
 // candidate is such a file.
 type candidate struct {
@@ -527,7 +527,7 @@ func candidates(dir string) (all []candidate, err error) {
 	return all, nil
 }
 
-// wrappingPath is where the wrapping key of the row lies: beside the usual place, where a rewrap was interrupted.
+// wrappingPath is the file with the wrapping key of the row. After an interrupted rewrap it is beside the usual one.
 func wrappingPath(dir string, row WrappedKey) string {
 	usual := filepath.Join(dir, wrappingFile)
 	w, err := readWrappingKey(usual)
@@ -544,7 +544,7 @@ func wrappingPath(dir string, row WrappedKey) string {
 	return usual
 }
 
-// wrapInFile wraps the data key by a new wrapping key, which lies beside the usual place when this returns.
+// wrapInFile wraps the data key with a new wrapping key, and puts its file beside the usual one.
 func (k *KIM) wrapInFile(row WrappedKey, key []byte, next *WrappedKey) (err error) {
 	w := newWrappingKey()
 	defer psa.Wipe(w.key[:])
@@ -582,8 +582,8 @@ func (k *KIM) wrapInFile(row WrappedKey, key []byte, next *WrappedKey) (err erro
 	return nil
 }
 
-// tidy puts the wrapping key of the row in its place, and removes those that the row proves to be superseded; its caller
-// has the data key. What is neither stays, and is given back.
+// tidy moves the wrapping key of the row into place, and removes those that the row shows to be superseded. Its caller has
+// the data key. It leaves other files alone, and returns them.
 func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 	usual := filepath.Join(dir, wrappingFile)
 	failed := func(err error) ([]string, error) {
@@ -605,7 +605,7 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 		case c.id == row.WrappingID && !current:
 			mine = c.path
 		case c.old == row.WrappingID, c.id == row.WrappingID, c.id == row.Before && row.Before != [16]byte{}:
-			// Made for a row that never was, or for one before this one; or a copy of what is in its place.
+			// It was made for an earlier row, or for one that was never stored, or it is a copy of the current key.
 			if err := os.Remove(c.path); err != nil {
 				return failed(err)
 			}
@@ -633,8 +633,8 @@ func tidy(dir string, row WrappedKey) (strangers []string, err error) {
 
 // Recovery keys.
 
-// WriteRecoveryKey makes a new recovery key in a new file, 0600, durable when it returns, and gives its content, for the
-// caller to wipe. It never lies in the state directory, which it is there to do without.
+// WriteRecoveryKey writes a new recovery key to a new file, 0600 and durable when it returns. It returns the content, which
+// the caller wipes. The file must not be in the state directory, because it is needed when that is lost.
 func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
 	in, name := filepath.Split(path)
 	dir, inside, err := below(cmp.Or(in, "."), stateDir)
@@ -642,8 +642,8 @@ func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
 		return nil, fileError(err, "cannot write the recovery key %s", path)
 	}
 	if inside {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key %s would lie in the state directory %s, and be lost with it", path, stateDir).
-			WithHint("give a file elsewhere, best on another machine's disk")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the recovery key %s would be in the state directory %s, and be lost with it", path, stateDir).
+			WithHint("choose a file elsewhere, best on a disk of another machine")
 	}
 	w := newWrappingKey()
 	defer psa.Wipe(w.key[:])
@@ -665,7 +665,7 @@ func WriteRecoveryKey(path, stateDir string) ([]byte, error) {
 	return b, nil
 }
 
-// ReadRecoveryKey gives the content of a recovery key's file, for the caller to wipe; none there is fs.ErrNotExist.
+// ReadRecoveryKey returns the content of a recovery key's file, which the caller wipes. A missing file is fs.ErrNotExist.
 func ReadRecoveryKey(path string) ([]byte, error) {
 	b, _, err := readKeyFile(path)
 	if err != nil {
@@ -675,12 +675,12 @@ func ReadRecoveryKey(path string) ([]byte, error) {
 	psa.Wipe(w.key[:])
 	if err != nil {
 		psa.Wipe(b)
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "%s is no recovery key: %w", path, err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "%s is not a recovery key: %w", path, err)
 	}
 	return b, nil
 }
 
-// below gives a directory's real path, and whether it is top or lies in it, whatever ways lead to either.
+// below returns a directory's real path, and whether it is top or inside top, whatever links lead to them.
 func below(dir, top string) (real string, inside bool, err error) {
 	if real, err = filepath.EvalSymlinks(dir); err == nil {
 		real, err = filepath.Abs(real)

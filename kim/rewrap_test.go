@@ -182,7 +182,7 @@ func TestRewrapWhileBusy(t *testing.T) {
 		kind, _, _, err := k.Wrapping(ctx)
 		if err == nil && k.Err() != nil { // the TPM has counted since
 			await(t, k, "the TPM says that this is an old one", func() bool {
-				return strings.Contains(k.Provider("chip").Status(ctx), "somebody put another KIM in place")
+				return strings.Contains(k.Provider("chip").Status(ctx), "the KIM was replaced")
 			})
 			err = k.AcceptLoss(ctx)
 		}

@@ -6,11 +6,11 @@ import (
 	"sync"
 )
 
-// cachedRows bounds the rows of keys that a store keeps in memory; none holds a secret.
+// cachedRows is how many rows of keys a store keeps in memory. None holds a secret.
 const cachedRows = 1024
 
-// rowCache keeps rows of keys between commits. While one is under way it takes none, and gives none that it changes, so that
-// nobody who saw what is new sees what was before.
+// rowCache keeps rows of keys between commits. During a commit it takes no rows, and returns none that the commit changes, so
+// that nobody sees an old row after a new one.
 type rowCache struct {
 	mu         sync.Mutex
 	changes    uint64 // of what follows: a row that was read before one is not kept
@@ -19,7 +19,7 @@ type rowCache struct {
 	files      map[int64]fileSet
 }
 
-// get gives a row, or false with the number of changes that put needs.
+// get returns a row, or false and the number of changes that put needs.
 func (c *rowCache) get(number int64) (Key, uint64, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -30,7 +30,7 @@ func (c *rowCache) get(number int64) (Key, uint64, bool) {
 	return k, c.changes, ok
 }
 
-// put keeps a row that was read after so many changes, unless there was another one since.
+// put keeps a row that was read after this number of changes, unless there was another change since.
 func (c *rowCache) put(k Key, changes uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,7 @@ func (c *rowCache) put(k Key, changes uint64) {
 	c.rows[k.Number] = k
 }
 
-// filesOf is get for the files of a row, whatever row it is.
+// filesOf is get for the files of any row.
 func (c *rowCache) filesOf(number int64) (fileSet, uint64, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,7 +68,8 @@ func (c *rowCache) putFiles(number int64, files fileSet, changes uint64) {
 	c.files[number] = files
 }
 
-// commit runs one that changes these rows, and forgets them: it may change them even if it fails. all: it may change any.
+// commit runs a commit that changes these rows, and forgets them: even a failed commit may change them. all: it may change
+// any row.
 func (c *rowCache) commit(numbers []int64, all bool, run func() error) error {
 	set := func(committing bool) {
 		c.mu.Lock()

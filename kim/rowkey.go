@@ -10,8 +10,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// RowKey is the key under which a store proves that its rows are as it wrote them: HMAC-SHA-256, derived from the data
-// key (RFC 5869). Whoever can write the file, or is an operator of the database, does not have it.
+// RowKey is the key by which a store verifies that its rows are as it wrote them: HMAC-SHA-256, derived from the data key
+// (RFC 5869). Somebody who can write to the file, or operates the database, does not have it.
 type RowKey struct{ key []byte }
 
 // NewRowKey derives the rows' key from the data key.
@@ -23,8 +23,8 @@ func NewRowKey(dataKey []byte) (*RowKey, error) {
 	return &RowKey{key}, nil
 }
 
-// mac proves a row: its kind, and its values as the store has them, each with its type and length, so that no two rows
-// have one text.
+// mac computes the MAC of a row: of its kind, and of its stored values, each with its type and length, so that two different
+// rows never have the same text.
 func (r *RowKey) mac(kind string, values ...any) []byte {
 	b := make([]byte, 0, 512)
 	text := func(tag byte, s string) {
@@ -56,7 +56,7 @@ func (r *RowKey) mac(kind string, values ...any) []byte {
 	return h.Sum(nil)
 }
 
-// proves says whether a MAC is that of a row; without a key nothing is known to be wrong.
+// proves says whether a MAC belongs to a row. Without a key it always says yes.
 func (r *RowKey) proves(mac any, kind string, values ...any) bool {
 	if r == nil {
 		return true

@@ -26,25 +26,25 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
-// sealSchema is the version of what seals hold and are bound to. It is part of the associated data, so it changes
-// only together with a new way to seal, never with the layout of the store.
+// sealSchema is the version of what a seal contains and is bound to. It is part of the associated data, so it changes only
+// with a new way to seal, never with the layout of the store.
 const sealSchema = 1
 
-// wrapSchema is that of what wraps the data key. Since 2 the store's rows have MACs, all of them: who takes them away
-// cannot make a wrapping that says they never had any.
+// wrapSchema is the version of the data key's wrapping. Since 2, all rows of the store have MACs. Somebody who removes them
+// cannot make a wrapping that claims that they never existed.
 const wrapSchema = 2
 
 const dataKeyBytes = 32
 
 // Sealer seals the secrets of rows with the KIM's data key: AES-256-GCM, bound to the row's key, provider and policy
-// (Store keeps the rows). The data key may come later.
+// (Store keeps the rows). The data key may become available later.
 type Sealer struct {
 	mu       sync.Mutex // who changes now
 	now      atomic.Pointer[dataKey]
 	warnings []string
 }
 
-// dataKey is the data key and what comes of it, or why it is not there.
+// dataKey is the data key and the keys derived from it, or the reason why it is not available.
 type dataKey struct {
 	key    []byte
 	aead   cipher.AEAD
@@ -52,7 +52,7 @@ type dataKey struct {
 	absent error
 }
 
-// opened is a data key that was unwrapped; the caller of who gives it wipes it.
+// opened is a data key that was unwrapped. Whoever gets it wipes it.
 type opened struct {
 	key    []byte
 	schema int // of its wrapping
@@ -65,9 +65,9 @@ const (
 	kindRecovery = "recovery"
 )
 
-// OpenSealer unwraps the data key and guards the store with it, or makes it where the KIM has none yet. dir holds the
-// wrapping key. That one missing, damaged or another one's is no error of OpenSealer: then Err, and every Seal and Unseal,
-// say so; and so they do while the provider that wraps the data key has not been asked (KIM.unwrap).
+// OpenSealer unwraps the data key and guards the store with it, or makes one if the KIM has none yet. dir has the wrapping
+// key. If the wrapping key is missing, damaged or belongs to another KIM, OpenSealer does not fail, but Err, Seal and Unseal
+// do. They also fail while the provider that wraps the data key was not called yet (KIM.unwrap).
 func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	stored, have, err := s.DataKey(ctx)
 	if psa.StatusOf(err) == psa.StatusDataCorrupt {
@@ -109,24 +109,24 @@ func OpenSealer(ctx context.Context, s Store, dir string) (*Sealer, error) {
 	if err := sealer.open(key.key); err != nil {
 		return nil, err
 	}
-	// A rewrap that was interrupted. What cannot be put in order now does no harm where it is.
+	// A rewrap may have been interrupted. Files that cannot be put in order now do no harm.
 	strangers, err := tidy(dir, stored)
 	if err != nil {
 		sealer.warn(err.Error())
 	}
 	for _, path := range strangers {
-		sealer.warn(path + " is no wrapping key of this KIM; it is left alone")
+		sealer.warn(path + " is not a wrapping key of this KIM; it is left alone")
 	}
 	path = wrappingPath(dir, stored)
-	sealer.warn("the wrapping key " + path + " lies on the same disk as the KIM: whoever can read both can read the secret keys in it")
+	sealer.warn("the wrapping key " + path + " is on the same disk as the KIM: whoever can read both can read the secret keys in the KIM")
 	if w.mode&0o077 != 0 {
-		sealer.warn(fmt.Sprintf("the wrapping key %s is open to others (mode %04o); chmod 0600 it", path, w.mode))
+		sealer.warn(fmt.Sprintf("other users can read the wrapping key %s (mode %04o); run chmod 0600 on it", path, w.mode))
 	}
 	return sealer, nil
 }
 
-// makeDataKey makes the data key of a new KIM, and its wrapping key. Where there was one before it makes none: what is
-// sealed would stay so for ever.
+// makeDataKey makes the data key of a new KIM, and its wrapping key. If the KIM had one before, it makes none, because the
+// sealed secrets would be lost for ever.
 func makeDataKey(ctx context.Context, s Store, dir string) (stored WrappedKey, err error) {
 	known, err := s.Providers(ctx)
 	if err != nil {
@@ -138,7 +138,7 @@ func makeDataKey(ctx context.Context, s Store, dir string) (stored WrappedKey, e
 	if err := noWrappingKey(dir); err != nil {
 		return stored, err
 	}
-	// The wrapping key lies beside its place until the row is there, so that a crash between leaves nothing that looks
+	// The wrapping key is beside its final place until the row is stored, so that a crash in between leaves nothing that looks
 	// like the key of a KIM.
 	w := newWrappingKey()
 	defer psa.Wipe(w.key[:])
@@ -163,7 +163,7 @@ func makeDataKey(ctx context.Context, s Store, dir string) (stored WrappedKey, e
 	return stored, s.InitDataKey(ctx, stored, guard)
 }
 
-// noWrappingKey refuses where a wrapping key lies that had a KIM, and removes what a first start left that was killed.
+// noWrappingKey refuses a wrapping key of an earlier KIM, and removes what a killed first start left behind.
 func noWrappingKey(dir string) error {
 	all, err := candidates(dir)
 	if err != nil {
@@ -184,20 +184,20 @@ func noWrappingKey(dir string) error {
 		return fileError(err, "cannot make a wrapping key in %s", dir)
 	}
 	if had != "" {
-		return psa.Errorf(psa.StatusDataCorrupt, "the KIM is empty, but a wrapping key is there, %s: the keys that it had are lost", had).
-			WithHint("restore the KIM from a backup; or, to begin a new one, move " + had + " away")
+		return psa.Errorf(psa.StatusDataCorrupt, "the KIM is empty, but there is a wrapping key, %s: the keys of its KIM are lost", had).
+			WithHint("restore the KIM from a backup; or, to start a new one, move " + had + " away")
 	}
 	return nil
 }
 
 func lostDataKey(why error) error {
-	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed, and nothing in it can be proven: the data key is lost: %w", why).
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed, and its rows cannot be verified: the data key is lost: %w", why).
 		WithHint("restore the KIM from a backup")
 }
 
-// guard has the store prove its rows by the data key, and warns of what of it as a whole is damaged. A store of a time
-// before rows had MACs gets them now, and its data key another wrapping, which rewrap makes, so that it never is such a
-// store again.
+// guard makes the store verify its rows with the data key, and warns of damage to the store as a whole. If the store is from
+// before rows had MACs, its rows get them now. Its data key gets another wrapping by rewrap, so that the store can never be
+// passed off as such an old store again.
 func guard(ctx context.Context, store Store, row WrappedKey, key opened, warn func(string), rewrap func(*WrappedKey) error) error {
 	guard, err := NewRowKey(key.key)
 	if err != nil {
@@ -217,7 +217,7 @@ func guard(ctx context.Context, store Store, row WrappedKey, key opened, warn fu
 	}
 	damaged, err := store.Rekey(ctx, Rekeying{Old: row.WrappingID, Row: next, Guard: guard})
 	if damaged > 0 {
-		warn(fmt.Sprintf("%d rows of the KIM cannot be understood", damaged))
+		warn(fmt.Sprintf("%d rows of the KIM cannot be read", damaged))
 	}
 	return err
 }
@@ -230,7 +230,7 @@ func absentSealer(err error) *Sealer {
 
 func (s *Sealer) warn(text string) { s.warnings = append(s.warnings, text) }
 
-// open takes the data key over; where there is one already this one is wiped.
+// open takes ownership of the data key. If there is one already, it wipes this one.
 func (s *Sealer) open(key []byte) error {
 	d, err := newDataKey(key)
 	if err != nil {
@@ -246,7 +246,7 @@ func (s *Sealer) open(key []byte) error {
 	return nil
 }
 
-// replace takes another data key over, in the place of the one that is there.
+// replace takes ownership of another data key, which replaces the present one.
 func (s *Sealer) replace(key []byte) error {
 	d, err := newDataKey(key)
 	if err != nil {
@@ -258,7 +258,7 @@ func (s *Sealer) replace(key []byte) error {
 	return nil
 }
 
-// newDataKey takes the key over.
+// newDataKey takes ownership of the key.
 func newDataKey(key []byte) (*dataKey, error) {
 	audit, err := hkdf.Key(sha256.New, key, nil, "parsecfs audit 1", sha256.Size)
 	if err != nil {
@@ -271,7 +271,7 @@ func newDataKey(key []byte) (*dataKey, error) {
 	return d, nil
 }
 
-// stay says why the data key is not there, where it is not; it is false if that was known.
+// stay records why the data key is not available. It returns false if the key is available, or the reason was known.
 func (s *Sealer) stay(err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -283,14 +283,14 @@ func (s *Sealer) stay(err error) bool {
 	return true
 }
 
-// lose gives the data key up.
+// lose wipes the data key, and records why it is gone.
 func (s *Sealer) lose(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	secret.Free(s.now.Swap(&dataKey{absent: why}).key)
 }
 
-// dataKey is a copy of the data key for the caller to wipe, nil while it is not there.
+// dataKey is a copy of the data key, which the caller wipes, nil while it is not available.
 func (s *Sealer) dataKey() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -306,19 +306,19 @@ func wrappingAbsent(path string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		what = "is missing"
 	case errors.Is(err, errOtherKey):
-		what = "is not the one of this KIM"
+		what = "belongs to another KIM"
 	case errors.As(err, new(*fs.PathError)):
 		what = "cannot be read"
 	}
 	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: the wrapping key %s %s: %w", path, what, err).
-		WithHint("put the KIM's own wrapping.key back (parsecfs state backup keeps it) and mount again; where there is a recovery key, parsecfs state rewrap --recovery-key FILE file makes a new one")
+		WithHint("put the KIM's own wrapping.key back (a parsecfs state backup has it) and mount again; or, if you have a recovery key, run parsecfs state rewrap --recovery-key FILE file")
 }
 
 var errOtherKey = errors.New("it has another id")
 
 func unwrap(stored WrappedKey, w wrappingKey) (opened, error) {
 	if stored.Kind != WrapFile && stored.Kind != kindRecovery {
-		return opened{}, fmt.Errorf("the KIM wants a wrapping key of kind %q", stored.Kind)
+		return opened{}, fmt.Errorf("the KIM needs a wrapping key of kind %q", stored.Kind)
 	}
 	if stored.WrappingID != w.id {
 		return opened{}, fmt.Errorf("%w: %x, not %x", errOtherKey, w.id, stored.WrappingID)
@@ -330,14 +330,14 @@ func unwrap(stored WrappedKey, w wrappingKey) (opened, error) {
 		}
 		if len(key) != dataKeyBytes {
 			psa.Wipe(key)
-			return opened{}, errors.New("what it unwraps is no data key")
+			return opened{}, errors.New("it unwraps something that is not a data key")
 		}
 		return opened{key, schema}, nil
 	}
-	return opened{}, errors.New("it does not unwrap the data key")
+	return opened{}, errors.New("it cannot unwrap the data key")
 }
 
-// wrap encrypts the data key for a row that says everything else.
+// wrap encrypts the data key for a row whose other fields are set.
 func (w *wrappingKey) wrap(key []byte, row WrappedKey) []byte {
 	return newGCM(w.key[:]).Seal(nil, nil, key, row.associated(wrapSchema))
 }
@@ -346,7 +346,7 @@ func (w WrappedKey) associated(schema int) []byte {
 	return fmt.Appendf(nil, "parsecfs data key %d %s %x", schema, w.Kind, w.WrappingID)
 }
 
-// newGCM is AES-GCM with a nonce of its own making in front of the ciphertext.
+// newGCM is AES-GCM that makes its own nonce and puts it before the ciphertext.
 func newGCM(key []byte) cipher.AEAD {
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -362,8 +362,8 @@ func newGCM(key []byte) cipher.AEAD {
 // Err says why secrets cannot be sealed or unsealed (StatusProviderAbsent), nil if they can.
 func (s *Sealer) Err() error { return s.now.Load().absent }
 
-// AuditKey is the key under which requests are named in the audit trail (HMAC-SHA-256), nil where the data key is
-// absent: derived from it (RFC 5869), so that it lives as long.
+// AuditKey is the key that names requests in the audit trail (HMAC-SHA-256). It is derived from the data key (RFC 5869) and
+// lives as long; it is nil while the data key is absent.
 func (s *Sealer) AuditKey() []byte { return s.now.Load().audit }
 
 // Warnings are what a start should tell its user.
@@ -379,7 +379,7 @@ func (s *Sealer) Seal(k Key, provider [16]byte, secret []byte) ([]byte, error) {
 	return d.aead.Seal(nil, nil, secret, sealedFor(k, provider)), nil
 }
 
-// Unseal gives back what was sealed for k; the caller wipes it. What was changed, or sealed for another row, is
+// Unseal returns what was sealed for k; the caller wipes it. A seal that was changed, or made for another row, is
 // StatusDataCorrupt.
 func (s *Sealer) Unseal(k Key, provider [16]byte, sealed []byte) ([]byte, error) {
 	d := s.now.Load()
@@ -395,7 +395,7 @@ func (s *Sealer) Unseal(k Key, provider [16]byte, sealed []byte) ([]byte, error)
 	return b, nil
 }
 
-// reseal seals anew, under the data key to, what this one sealed for k.
+// reseal seals what this data key sealed for k again, under the data key to.
 func (d *dataKey) reseal(to *dataKey, k Key, provider [16]byte, sealed []byte) ([]byte, error) {
 	var b []byte
 	var err error
@@ -408,11 +408,11 @@ func (d *dataKey) reseal(to *dataKey, k Key, provider [16]byte, sealed []byte) (
 }
 
 func damagedSecret(k Key) error {
-	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %s does not belong to its row, or was damaged", UUID(k.ID)).
+	return psa.Errorf(psa.StatusDataCorrupt, "the sealed secret of key %s is damaged, or belongs to another row", UUID(k.ID)).
 		WithHint("restore the KIM from a backup")
 }
 
-// sealedFor is the associated data: fixed lengths, and at most one thing behind them, so that no two rows share one.
+// sealedFor is the associated data. Its parts have fixed lengths, except the last, so that two rows never have the same.
 func sealedFor(k Key, provider [16]byte) []byte {
 	b := []byte("parsecfs secret ")
 	b = binary.BigEndian.AppendUint32(b, sealSchema)
@@ -435,7 +435,7 @@ type wrappingKey struct {
 	mode fs.FileMode
 }
 
-// The file is three lines of fixed length: a head, which all have in the same length, the id and the key in hexadecimal.
+// The file has three lines of fixed length: a head, the id, and the key in hexadecimal. All heads have the same length.
 const (
 	wrappingHead  = "parsecfs wrapping key 1\n"
 	recoveryHead  = "parsecfs recovery key 1\n"
@@ -459,7 +459,7 @@ func (w *wrappingKey) marshal(head string) []byte {
 }
 
 func parseWrappingKey(head string, b []byte) (w wrappingKey, err error) {
-	bad := fmt.Errorf("it is no file of the kind %q", strings.TrimSpace(head))
+	bad := fmt.Errorf("it is not a file of the kind %q", strings.TrimSpace(head))
 	rest, ok := bytes.CutPrefix(b, []byte(head))
 	if !ok || len(b) != wrappingBytes {
 		return w, bad
@@ -491,7 +491,7 @@ func readWrappingKey(path string) (wrappingKey, error) {
 	return w, err
 }
 
-// readKeyFile reads no more than a whole key has, and a byte; the caller wipes it.
+// readKeyFile reads at most one byte more than a key file has. The caller wipes it.
 func readKeyFile(path string) ([]byte, fs.FileMode, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -522,7 +522,7 @@ func makeWrappingFile(path string, id [16]byte, content []byte) error {
 	return place(aside, path)
 }
 
-// writePrivate makes a new file 0600, durable but for its name.
+// writePrivate writes a new file with mode 0600. Its content is durable, its name is not yet.
 func writePrivate(path string, b []byte) error {
 	f, err := createPrivate(path)
 	if err != nil {

@@ -51,7 +51,7 @@ func SplitPath(from Space, path string) (s Space, name string, err error) {
 	user, name, _ := strings.Cut(rest, "/")
 	uid, ok := ParseUser(user)
 	if !ok {
-		return 0, "", psa.Errorf(psa.StatusInvalidArgument, "%q is no uid", user).WithHint("name a key as NAME, keys/NAME or users/UID/NAME")
+		return 0, "", psa.Errorf(psa.StatusInvalidArgument, "%q is not a uid", user).WithHint("write NAME, keys/NAME or users/UID/NAME")
 	}
 	return OwnSpace(uid), name, nil
 }

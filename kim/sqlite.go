@@ -127,7 +127,7 @@ func (s *sqliteStore) prepareFile() error {
 		for _, tail := range []string{"-wal", "-journal"} {
 			if i, err := os.Lstat(s.path + tail); err == nil && i.Size() > 0 {
 				return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s is missing, but its %s is there", s.path, filepath.Base(s.path+tail)).
-					WithHint("put the KIM back beside it, or move that file away to begin a new KIM")
+					WithHint("put the KIM back beside it, or move that file away to start a new KIM")
 			}
 		}
 		f, err := createPrivate(s.path)
@@ -141,7 +141,7 @@ func (s *sqliteStore) prepareFile() error {
 	case err != nil:
 		return fileError(err, "cannot open the KIM %s", s.path)
 	case !info.Mode().IsRegular():
-		return psa.Errorf(psa.StatusInvalidArgument, "the KIM %s is no regular file", s.path)
+		return psa.Errorf(psa.StatusInvalidArgument, "the KIM %s is not a regular file", s.path)
 	}
 	for _, tail := range []string{"", "-wal", "-shm", "-journal"} {
 		info, err := os.Lstat(s.path + tail)
@@ -149,7 +149,7 @@ func (s *sqliteStore) prepareFile() error {
 			err = os.Chmod(s.path+tail, 0o600)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fileError(err, "cannot make the KIM %s its owner's alone", s.path+tail)
+			return fileError(err, "cannot make the KIM %s private to its owner", s.path+tail)
 		}
 	}
 	return nil
@@ -166,10 +166,11 @@ func (s *sqliteStore) migrate(ctx context.Context) error {
 	case id != applicationID && (id != 0 || version != 0 || tables != 0):
 		return psa.Errorf(psa.StatusInvalidArgument, "%s is an SQLite file of another program, not a KIM", s.path)
 	case version > int64(schema):
-		return psa.Errorf(psa.StatusNotSupported, "the KIM %s was written by a newer parsecfs: its schema is %d, this one knows %d",
-			s.path, version, schema).WithHint("run the newer parsecfs, or restore a backup that was made before it")
+		return psa.Errorf(psa.StatusNotSupported,
+			"the KIM %s was written by a newer parsecfs: its schema is %d, but this parsecfs supports up to %d",
+			s.path, version, schema).WithHint("run the newer parsecfs, or restore an older backup")
 	case version < 0:
-		return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has the schema %d", s.path, version)
+		return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has the unknown schema %d", s.path, version)
 	}
 	if err := s.checkSchema(ctx, int(version)); err != nil {
 		return err
@@ -210,8 +211,8 @@ func (s *sqliteStore) checkSchema(ctx context.Context, version int) error {
 	}
 	for name, text := range have {
 		if ours[version][name] != text {
-			return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has a %s that is not ours", s.path, name).
-				WithHint("somebody else wrote this file: find out who, and restore it from a backup")
+			return psa.Errorf(psa.StatusDataCorrupt, "the KIM %s has a %s that parsecfs did not make", s.path, name).
+				WithHint("somebody else wrote to this file: find out who, and restore the file from a backup")
 		}
 	}
 	for name := range ours[version] {

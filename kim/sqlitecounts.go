@@ -13,8 +13,8 @@ func (s *sqliteStore) TakeNonces(ctx context.Context, number, n int64) (got int6
 			return err
 		}
 		if got = min(n, MaxNonces-k.Nonces); got <= 0 {
-			return psa.Errorf(psa.StatusNotPermitted, "key %s has no nonces left: with more of them at random, two could be the same", k.Name).
-				WithHint("make a new key and encrypt with that one; this one decrypts as before")
+			return psa.Errorf(psa.StatusNotPermitted, "key %s has no nonces left: with more random nonces, two could be equal", k.Name).
+				WithHint("make a new key to encrypt with; this one still decrypts")
 		}
 		return t.store(k, set{"nonces", k.Nonces + got})
 	})
@@ -41,8 +41,8 @@ func (s *sqliteStore) ResetFailures(ctx context.Context, number int64, root bool
 			return err
 		}
 		if k.Copied && !root {
-			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy: its guesses are a share of another key's", k.Name).
-				WithHint("root can write failures = 0 here; or make the copy again")
+			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy: only root can reset its failures", k.Name).
+				WithHint("ask root to write failures = 0 here, or make the copy again")
 		}
 		return t.store(k, set{"failures", 0})
 	})
@@ -80,11 +80,11 @@ func (t *tx) quota(d NewDraft) error {
 	case err != nil:
 		return err
 	case own >= int64(d.Quota):
-		return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts, and may have %d", d.UID, own, d.Quota).
+		return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts; allowed: up to %d", d.UID, own, d.Quota).
 			WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
 	case all < quotasWorth*int64(d.Quota) || own*users < all:
 		return nil
 	}
-	return psa.Errorf(psa.StatusQuota, "all users together have %d keys and drafts, and user %d has %d of them, an equal share or more", all, d.UID, own).
+	return psa.Errorf(psa.StatusQuota, "all users together have too many keys and drafts, %d, and user %d has %d of them, which is not less than an equal share", all, d.UID, own).
 		WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
 }

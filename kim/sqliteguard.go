@@ -115,8 +115,8 @@ func (r *RowKey) scanAnchor(scan func(...any) error) (anchor, error) {
 }
 
 func errUnguarded() error {
-	return psa.Errorf(psa.StatusProviderAbsent, "nothing can be changed while the KIM's data key is away").
-		WithHint("the providers' status files say why it is")
+	return psa.Errorf(psa.StatusProviderAbsent, "nothing can be changed while the KIM's data key is not available").
+		WithHint("see the providers' status files")
 }
 
 func (s *sqliteStore) Unguard() { s.setGuard(nil) }
@@ -208,7 +208,7 @@ func findRow(r *RowKey, number int64, read func(*table) func(...any) error) (*ta
 	if usersRow(number) {
 		files, err := r.scanUsers(read(usersTable))
 		if errors.Is(err, sql.ErrNoRows) {
-			err = psa.Errorf(psa.StatusDoesNotExist, "nothing is stored of the users' directories with the number %d", number)
+			err = psa.Errorf(psa.StatusDoesNotExist, "there is no row for the users' directories with the number %d", number)
 		}
 		return usersTable, files, err
 	}
@@ -459,7 +459,7 @@ func (t *tx) beginGuard() error {
 		return err
 	}
 	if n > 0 {
-		return (&fields{bad: "it is of a time before the store's other rows"}).damage("the data key")
+		return (&fields{bad: "it is older than the store's other rows"}).damage("the data key")
 	}
 	_, err := t.exec("INSERT INTO anchor(one, providers) SELECT 1, coalesce(max(number), 0) FROM providers")
 	return err

@@ -123,7 +123,7 @@ func (f *fields) damage(row string) error {
 		return nil
 	}
 	return psa.Errorf(psa.StatusDataCorrupt, "the row of %s in the KIM is damaged: %s", row, f.bad).
-		WithHint("restore the KIM from a backup; the other rows are not touched by this")
+		WithHint("restore the KIM from a backup; other rows are not affected")
 }
 
 // nullable values for statements.
@@ -211,8 +211,8 @@ func (s *sqliteStore) EnsureProvider(ctx context.Context, name, typ string) (p P
 			return nil
 		}
 		if err == nil && p.Type != typ {
-			return psa.Errorf(psa.StatusInvalidArgument, "provider %s is of type %s in the KIM, not %s", name, p.Type, typ).
-				WithHint("give the new provider another name; the keys of the old one stay")
+			return psa.Errorf(psa.StatusInvalidArgument, "provider %s has type %s in the KIM, not %s", name, p.Type, typ).
+				WithHint("choose another name for the new provider; the old one's keys are kept")
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
@@ -236,7 +236,7 @@ func (s *sqliteStore) EnsureProvider(ctx context.Context, name, typ string) (p P
 }
 
 func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identity, capabilities string) error {
-	return s.write(ctx, "cannot store what the provider said", func(t *tx) error {
+	return s.write(ctx, "cannot store the provider's identity and capabilities", func(t *tx) error {
 		if err := t.touch(number); err != nil {
 			return err
 		}
@@ -260,11 +260,11 @@ func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error
 			[]any{WrapProvider + to, to}, &other, &isDefault, &keys, &wraps)
 		switch {
 		case err == nil && keys:
-			return psa.Errorf(psa.StatusAlreadyExists, "there is a provider %s already, with keys of its own", to).
-				WithHint("give another name")
+			return psa.Errorf(psa.StatusAlreadyExists, "there is already a provider %s, with keys of its own", to).
+				WithHint("choose another name")
 		case err == nil && wraps:
-			return psa.Errorf(psa.StatusAlreadyExists, "there is a provider %s already, and it wraps the data key", to).
-				WithHint("give another name, or state rewrap first")
+			return psa.Errorf(psa.StatusAlreadyExists, "there is already a provider %s, and it wraps the data key", to).
+				WithHint("choose another name, or run parsecfs state rewrap first")
 		case err == nil: // the start after its name changed in the configuration made it
 			if err := t.removeUsers(other); err != nil {
 				return err
@@ -553,7 +553,7 @@ func stateError(k Key, states []State) error {
 }
 
 func hiddenError(name string) error {
-	return psa.Errorf(psa.StatusBadState, "key %s waits for its provider to say what became of it", name)
+	return psa.Errorf(psa.StatusBadState, "the last operation on key %s is not finished: its provider has not reported the outcome", name)
 }
 
 func (k Key) change() Change { return Change{Provider: k.Provider, Key: k.Number, Kind: KeyChanged} }
@@ -570,7 +570,7 @@ func (t *tx) free(provider int64, space Space, name string) error {
 	case hidden:
 		return hiddenError(name)
 	}
-	return psa.Errorf(psa.StatusAlreadyExists, "there is a key %s already", name)
+	return psa.Errorf(psa.StatusAlreadyExists, "there is already a key %s", name)
 }
 
 func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err error) {
@@ -685,7 +685,7 @@ func (s *sqliteStore) ExpireDraft(ctx context.Context, number int64, since time.
 
 func keepError(k Key) error {
 	return psa.Errorf(psa.StatusNotPermitted, "key %s has allow_destroy = false", k.Name).
-		WithHint("its owner can set allow_destroy = true in its attributes")
+		WithHint("ask its owner to set allow_destroy = true in its attributes")
 }
 
 // remove deletes a key with all that hangs on its number.
@@ -816,7 +816,7 @@ func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error
 		}
 		var has Key
 		if err := t.row("SELECT space, name"+holder, []any{a.Device, a.Object, a.Made[:]}, &has.Space, &has.Name); err == nil {
-			return psa.Errorf(psa.StatusAlreadyExists, "%s is the key %s already", a.Object, has.Listed())
+			return psa.Errorf(psa.StatusAlreadyExists, "%s is already the key %s", a.Object, has.Listed())
 		} else if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
@@ -879,7 +879,7 @@ func (s *sqliteStore) FinishDestroy(ctx context.Context, number int64) error {
 }
 
 func (s *sqliteStore) AbortDestroy(ctx context.Context, number int64) error {
-	return s.remove(ctx, "cannot keep a key after all", func(t *tx) error {
+	return s.remove(ctx, "cannot restore a key that was not destroyed", func(t *tx) error {
 		k, err := t.journalled(number, Destroying)
 		if err != nil {
 			return err
@@ -1064,7 +1064,7 @@ func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid
 			return t.setCreator(&k, uid, gid)
 		}
 		if n == 0 {
-			return psa.Errorf(psa.StatusDoesNotExist, "user %d has nothing of key %s", from, k.Name)
+			return psa.Errorf(psa.StatusDoesNotExist, "user %d owns nothing of key %s", from, k.Name)
 		}
 		return t.update(k)
 	})
@@ -1170,8 +1170,8 @@ func (s *sqliteStore) SetCallerNonce(ctx context.Context, number int64, allow bo
 			return err
 		}
 		if allow && k.NonceBound {
-			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy of a key whose nonces nobody chooses", k.Name).
-				WithHint("set caller_nonce = true for the key that is copied, before the copy is made")
+			return psa.Errorf(psa.StatusNotPermitted, "key %s is a copy of a key without caller_nonce = true", k.Name).
+				WithHint("set caller_nonce = true for the original key, then make the copy again")
 		}
 		return t.update(k, set{"caller_nonce", allow})
 	})
@@ -1211,9 +1211,9 @@ func (b fileSet) whole(ino uint64, found bool) error {
 	if found == b.has(ino%256) {
 		return nil
 	}
-	f := fields{bad: "it was taken away"}
+	f := fields{bad: "it was removed by another program"}
 	if found {
-		f.bad = "it was put there"
+		f.bad = "it was added by another program"
 	}
 	return f.damage(fmt.Sprintf("inode %d", ino))
 }
@@ -1373,11 +1373,11 @@ func (s *sqliteStore) SetXattr(ctx context.Context, ino uint64, name string, val
 		case err != nil:
 			return err
 		case how == XattrCreate && old > 0:
-			return psa.Errorf(psa.StatusAlreadyExists, "there is a label %s already", name)
+			return psa.Errorf(psa.StatusAlreadyExists, "there is already a label %s", name)
 		case how == XattrReplace && old == 0:
 			return noLabel(name)
 		case others+len(name)+len(value) > MaxXattrBytes:
-			return psa.Errorf(psa.StatusQuota, "the labels of one file may take %d bytes together", MaxXattrBytes)
+			return psa.Errorf(psa.StatusQuota, "the labels of one file may have at most %d bytes together", MaxXattrBytes)
 		}
 		if value == nil {
 			value = []byte{} // an empty label is no NULL
@@ -1479,7 +1479,7 @@ func (s *sqliteStore) CreateAlias(ctx context.Context, a Alias) (Alias, error) {
 			return err
 		}
 		if found {
-			return psa.Errorf(psa.StatusAlreadyExists, "there is a link %s already", a.Name)
+			return psa.Errorf(psa.StatusAlreadyExists, "there is already a link %s", a.Name)
 		}
 		a.Changed = time.Unix(0, time.Now().UnixNano())
 		if a.Number, err = t.number(); err != nil {
@@ -1581,7 +1581,7 @@ func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey, guard *RowK
 			return err
 		}
 		if n == 0 {
-			return psa.Errorf(psa.StatusAlreadyExists, "the KIM has a data key already")
+			return psa.Errorf(psa.StatusAlreadyExists, "the KIM already has a data key")
 		}
 		t.guard = guard
 		return t.beginAnchor()
@@ -1612,7 +1612,7 @@ func (t *tx) replaceDataKey(old [16]byte, w WrappedKey) error {
 		return err
 	}
 	if !found || row.WrappingID != old {
-		return psa.Errorf(psa.StatusBadState, "the data key was rewrapped meanwhile").WithHint("try again")
+		return psa.Errorf(psa.StatusBadState, "another command has rewrapped the data key").WithHint("try again")
 	}
 	if t.guard == nil {
 		return errUnguarded()

@@ -84,7 +84,7 @@ var KeptFiles = [2]uint64{1, 7}
 // CheckOwner refuses what is nobody: chown(2) means "unchanged" by it, so that no file can belong to it.
 func CheckOwner(uid, gid uint32) error {
 	if uid == math.MaxUint32 || gid == math.MaxUint32 {
-		return psa.Errorf(psa.StatusInvalidArgument, "%d is no user's and no group's number", uint32(math.MaxUint32))
+		return psa.Errorf(psa.StatusInvalidArgument, "%d is not a uid or gid", uint32(math.MaxUint32))
 	}
 	return nil
 }

@@ -5,17 +5,17 @@ import (
 	"sync"
 )
 
-// maxWaiting bounds the changes that wait for one watcher.
+// maxWaiting limits the changes that wait for one watcher.
 const maxWaiting = 4096
 
-// watchers are those who asked for changes.
+// watchers are the watchers of a store.
 type watchers struct {
 	mu     sync.Mutex
 	closed bool
 	all    []*watcher
 }
 
-// watcher is one of them: its queue, and the goroutine that empties it.
+// watcher is a queue of changes, and the goroutine that empties it.
 type watcher struct {
 	mu      sync.Mutex
 	waiting []Change

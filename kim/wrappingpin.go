@@ -11,9 +11,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// pinTries remember a PIN that the device refused for the wrapped data key, so that it is not tried again for the same
-// wrapping. The KIM asks again and again while the data key is not there, one after another, and a device that guards PINs
-// counts.
+// pinTries remembers a PIN that the device refused for the wrapped data key, so that it is not tried again for the same
+// wrapping. The KIM calls the device again and again while the data key is not available, and the device counts wrong PINs.
 type pinTries struct {
 	mu      sync.Mutex
 	id      [16]byte // of the wrapping
@@ -40,7 +39,7 @@ func (t *pinTries) note(row WrappedKey, pin [sha256.Size]byte, err error) {
 	t.id, t.refused, t.why = row.WrappingID, pin, err
 }
 
-// wrappingPIN reads the PIN of the configuration, for its caller to wipe; nil where there is none.
+// wrappingPIN reads the PIN of the configuration, nil if there is none. The caller wipes it.
 func (k *KIM) wrappingPIN() ([]byte, error) {
 	if k.o.WrappingPIN == nil {
 		return nil, nil
@@ -52,7 +51,7 @@ func (k *KIM) wrappingPIN() ([]byte, error) {
 	return pin, nil
 }
 
-// unwrapWithPIN is unwrapRow with the configuration's PIN where the row wants one. Its caller has KIM.unwrapping.
+// unwrapWithPIN is unwrapRow with the configuration's PIN if the row needs one. Its caller holds KIM.unwrapping.
 func (p *Provider) unwrapWithPIN(ctx context.Context, wrapper providers.Wrapper, row WrappedKey) (opened, error) {
 	wants, err := wrapper.WantsPIN(row.Wrapped)
 	if err != nil || !wants {
@@ -69,7 +68,7 @@ func (p *Provider) unwrapWithPIN(ctx context.Context, wrapper providers.Wrapper,
 	return p.unwrapRow(ctx, wrapper, row, pin)
 }
 
-// WrappedWithPIN says whether the data key is wrapped with a PIN; false where its provider is not configured.
+// WrappedWithPIN says whether the data key is wrapped with a PIN, false if its provider is not configured.
 func (k *KIM) WrappedWithPIN(ctx context.Context) (bool, error) {
 	row, _, err := k.store.DataKey(ctx)
 	name, byProvider := strings.CutPrefix(row.Kind, WrapProvider)
@@ -87,11 +86,11 @@ func (k *KIM) WrappedWithPIN(ctx context.Context) (bool, error) {
 	return wrapper.WantsPIN(row.Wrapped)
 }
 
-// pinHint says what helps where a PIN keeps the data key sealed.
+// pinHint says what to do when the PIN keeps the data key sealed.
 func pinHint(row WrappedKey, why error) string {
-	hint := "wrapping_pin_source in [core_settings] must say where the PIN is, as it was when the store was wrapped"
+	hint := "set wrapping_pin_source in [core_settings] to where the PIN is that the store was wrapped with"
 	if own := psa.HintOf(why); own != "" {
 		hint = own
 	}
-	return hint + "; if the PIN is lost: parsecfs state rewrap --recovery-key FILE " + row.Kind
+	return hint + "; if the PIN is lost, run parsecfs state rewrap --recovery-key FILE " + row.Kind
 }

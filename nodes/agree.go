@@ -35,7 +35,7 @@ func (o *agreement) Authorize(ctx context.Context, who caller.Caller, in transac
 		return err
 	}
 	if k.State != kim.Draft {
-		return psa.Errorf(psa.StatusAlreadyExists, "%s is a key already", name).WithHint("mkdir makes a draft")
+		return psa.Errorf(psa.StatusAlreadyExists, "%s is a key already", name).WithHint("make a new draft with mkdir")
 	}
 	o.draft, o.by = k, who
 	return nil
@@ -81,7 +81,7 @@ func (o *agreement) fit(op psa.Op) error {
 	}
 	length := strconv.Itoa(a.Bits / 8)
 	if asked := strings.TrimSpace(string(op.Inputs["length"])); asked != "" && asked != length {
-		return psa.Errorf(psa.StatusInvalidArgument, "length %s: the draft's key has %s bytes", asked, length)
+		return psa.Errorf(psa.StatusInvalidArgument, "wrong length %s: the draft's key has %s bytes", asked, length)
 	}
 	op.Inputs["length"] = []byte(length)
 	return nil
@@ -93,7 +93,7 @@ func borrowed(opener, now uint32) error {
 	if opener == now {
 		return nil
 	}
-	return gate.Refuse(syscall.EACCES, "another user opened this file, and what is written into it counts as the writer's own", "open it yourself")
+	return gate.Refuse(syscall.EACCES, "another user opened this file, and only that user can write to it", "open it yourself")
 }
 
 func (v *view) borrowed() error { return borrowed(v.opener, v.uid) }

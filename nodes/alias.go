@@ -77,10 +77,10 @@ var _ = (fs.NodeRenamer)((*aliasesDir)(nil))
 func (n *aliasesDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
 	at, next := n.child(name), n.child(newName)
 	if _, ok := parent.(*aliasesDir); !ok {
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "an alias stays in keys/", ""))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "an alias cannot leave keys/", ""))
 	}
 	if flags&^renameNoReplace != 0 {
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "aliases cannot be exchanged", "ln -sfn replaces one"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "aliases cannot be exchanged", "replace one with ln -sfn"))
 	}
 	if err := kim.ValidName(newName); err != nil {
 		return n.t.fail(ctx, next, "rename", err)

@@ -219,7 +219,7 @@ var _ = (fs.NodeUnlinker)((*base)(nil))
 
 // Unlink is safe because it refuses: only rmdir ends a key.
 func (b *base) Unlink(ctx context.Context, _ string) syscall.Errno {
-	return b.denied(ctx, "unlink", "files here come and go with their key", "rmdir destroys a key")
+	return b.denied(ctx, "unlink", "this file exists as long as its key", "destroy the key with rmdir")
 }
 
 var _ = (fs.NodeRmdirer)((*base)(nil))
@@ -240,39 +240,39 @@ var _ = (fs.NodeLinker)((*base)(nil))
 
 // Link is safe because it refuses.
 func (b *base) Link(ctx context.Context, _ fs.InodeEmbedder, _ string, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "link", "no hard links here", aliasHint)
+	return nil, b.denied(ctx, "link", "hard links cannot be made here", aliasHint)
 }
 
 // aliasHint says whose aliases are, and why.
-const aliasHint = "aliases are symbolic links in keys/ at the top of the mount, and root's to make: other users' programs follow these names"
+const aliasHint = "only root can make aliases (symbolic links in keys/ at the top of the mount), since other users' programs follow them"
 
 var _ = (fs.NodeSymlinker)((*base)(nil))
 
 // Symlink is safe because it refuses.
 func (b *base) Symlink(ctx context.Context, _, _ string, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "symlink", "no symbolic links here", aliasHint)
+	return nil, b.denied(ctx, "symlink", "symbolic links cannot be made here", aliasHint)
 }
 
 var _ = (fs.NodeMknoder)((*base)(nil))
 
 // Mknod is safe because it refuses.
 func (b *base) Mknod(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "mknod", "no device nodes, pipes or sockets here", "")
+	return nil, b.denied(ctx, "mknod", "device nodes, pipes and sockets cannot be made here", "")
 }
 
 var _ = (fs.NodeMkdirer)((*base)(nil))
 
 // Mkdir is safe because it refuses.
 func (b *base) Mkdir(ctx context.Context, _ string, _ uint32, _ *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, b.denied(ctx, "mkdir", "no directories can be made here", "a key is made by mkdir in a provider's keys/ or mine/")
+	return nil, b.denied(ctx, "mkdir", "directories cannot be made here", "make a key with mkdir in a provider's keys/ or mine/")
 }
 
 var _ = (fs.NodeCreater)((*base)(nil))
 
 // Create is safe because it refuses.
 func (b *base) Create(ctx context.Context, _ string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	return nil, nil, 0, b.denied(ctx, "create", "no files can be made here",
-		"a key is made by mkdir in a provider's keys/ or mine/, a slot in an operation's .d directory")
+	return nil, nil, 0, b.denied(ctx, "create", "files cannot be made here",
+		"make a key with mkdir in a provider's keys/ or mine/, and a slot in an operation's .d directory")
 }
 
 // entry gives the kernel a child: the inode that it already knows under this number, or n.

@@ -111,10 +111,10 @@ func (t *Tree) Commanded(by fuse.Caller, command string, begun time.Time, err er
 
 // Refused is for whoever asked for a command that is not theirs.
 func (t *Tree) Refused(by fuse.Caller, command string) {
-	t.audit(callerFrom(by), AuditDeed, place{t: t}, command, time.Now(), gate.Refuse(syscall.EACCES, "this command is for root and admins", ""))
+	t.audit(callerFrom(by), AuditDeed, place{t: t}, command, time.Now(), gate.Refuse(syscall.EACCES, "only root and admins can use this command", ""))
 }
 
 // TurnedAway is for whoever may give no command at all.
 func (t *Tree) TurnedAway(by fuse.Caller) {
-	t.audit(callerFrom(by), AuditOpen, place{t: t}, "connect", time.Now(), gate.Refuse(syscall.EACCES, "commands are for root and admins", ""))
+	t.audit(callerFrom(by), AuditOpen, place{t: t}, "connect", time.Now(), gate.Refuse(syscall.EACCES, "only root and admins can do this", ""))
 }

@@ -54,7 +54,7 @@ func (t *Tree) provider(p *kim.Provider) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p}, t.tables.provider, func(*view) stat {
 		c := p.Config()
 		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5,
-			fixed: "owner, group and mode of a provider's directory are in the configuration"}
+			fixed: "the configuration sets owner, group and mode of a provider's directory"}
 	})
 }
 
@@ -62,7 +62,7 @@ func (t *Tree) provider(p *kim.Provider) *rowsDir {
 func (v *view) hashDir(r *row) node {
 	return v.t.rowsDir(r.number, place{t: v.t, provider: v.provider, file: r.name}, v.t.tables.hash, func(v *view) stat {
 		return stat{kind: syscall.S_IFDIR, mode: r.mode, uid: v.t.uid, gid: v.t.gid, changed: v.provider.Started(), links: 2,
-			fixed: "hash/ is open to whoever comes into its provider's directory"}
+			fixed: "everybody who can enter the provider's directory can use hash/"}
 	})
 }
 
@@ -441,7 +441,7 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	at := place{t: n.t, provider: p, key: k.Number}
 	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
 		return n.t.fail(ctx, at, "rmdir", gate.Refuse(syscall.EPERM, "allow_destroy is false for this key",
-			"its owner can write allow_destroy = true into attributes"))
+			"ask its owner to write allow_destroy = true into attributes"))
 	}
 	begun, uid := time.Now(), callerOf(ctx).UID
 	if err := n.enter(ctx); err != nil {
@@ -480,8 +480,8 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 	to, ok := parent.(*keysDir)
 	switch {
 	case !ok || to.at.provider != p:
-		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key stays in keys/ and the users' directories of its provider",
-			"make a new key there"))
+		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EPERM, "a key can only be in its provider's keys/ or in a user's directory there",
+			"make a new key in the other provider"))
 	case flags&^(renameNoReplace|renameExchange) != 0:
 		return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EINVAL, "unknown flags of renameat2", ""))
 	}

@@ -42,15 +42,15 @@ type attributesInput struct {
 // told are the fields that only tell, with what to do instead of writing another value.
 func (x *attributesInput) told() []toldField {
 	return []toldField{
-		{"name", x.Name, "a key is called as its directory is: mv OLD NEW"},
+		{"name", x.Name, "the key has the name of its directory: rename it with mv OLD NEW"},
 		{"state", x.State, "generate, import or copy makes a draft a key, and rmdir destroys it"},
 		{"origin", x.Origin, leaveOut},
-		{"object", x.Object, "to take over a key of the device, write its name into import"},
+		{"object", x.Object, "to adopt a key of the device, write its name into import"},
 		{"provider", x.Provider, "a key cannot leave its provider: make one in the other provider's keys/"},
 		{"uuid", x.UUID, leaveOut},
 		{"created", x.Created, leaveOut},
-		{"nonces_left", x.NoncesLeft, "nonces that were used do not come back: make a new key"},
-		{"expires", x.Expires, "core_settings.draft_expiry decides it; touch the draft's directory to keep it for longer"},
+		{"nonces_left", x.NoncesLeft, "used nonces cannot be reset: make a new key"},
+		{"expires", x.Expires, "core_settings.draft_expiry sets it; touch the draft's directory to keep the draft longer"},
 		{"fingerprints", x.Fingerprints, leaveOut},
 	}
 }
@@ -62,7 +62,7 @@ type toldField struct {
 	hint  string
 }
 
-const leaveOut = "leave the line out: the key's life alone decides it"
+const leaveOut = "leave the line out: parsecfs sets it"
 
 // mayTell refuses another value of a field that only tells than the one it has, or had when the text was read.
 func (v *view) mayTell(k kim.Key, x attributesInput) error {
@@ -124,9 +124,9 @@ func (v *view) suggest(a psa.Attributes, err error) error {
 	if psa.StatusOf(err) != psa.StatusNotSupported || template == "" || slices.Contains(offered, template) {
 		return err
 	}
-	hint := "the provider's templates file lists what it takes"
+	hint := "see the provider's templates file"
 	if near := psa.Nearest(template, offered, 3); len(near) > 0 {
-		hint = "the nearest here: " + strings.Join(near, ", ") + "; " + hint
+		hint = "the nearest ones: " + strings.Join(near, ", ") + "; " + hint
 	}
 	return psa.Errorf(psa.StatusNotSupported, "%w", err).WithHint(hint)
 }
@@ -146,7 +146,7 @@ func readAttributes(b []byte) (end int, x attributesInput, err error) {
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
 		line, _ := unknown.Errors[0].Position()
 		return 0, x, psa.Errorf(psa.StatusInvalidArgument, "line %d: unknown attribute %q", line, strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("known are template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce, failures and units")
+			WithHint("allowed: template, key_type, key_bits, permitted_algorithm, usage, pcrs, allow_destroy, caller_nonce, failures, units")
 	}
 	var wrong *toml.DecodeError
 	if !errors.As(err, &wrong) {
@@ -237,14 +237,14 @@ func (v *view) mayDecide(ctx context.Context, k kim.Key, x attributesInput) erro
 		return err
 	}
 	if x.Failures != nil && *x.Failures != 0 && *x.Failures != k.Failures {
-		return psa.Errorf(psa.StatusInvalidArgument, "failures: only 0 can be written")
+		return psa.Errorf(psa.StatusInvalidArgument, "failures can only be set to 0")
 	}
 	owner, err := v.t.kim.Owner(ctx, k)
 	if err != nil {
 		return err
 	}
 	if v.uid != owner && v.uid != 0 {
-		return gate.Refuse(syscall.EPERM, "allow_destroy, caller_nonce, failures and units are the key's owner's to set", "")
+		return gate.Refuse(syscall.EPERM, "only the key's owner can set allow_destroy, caller_nonce, failures and units", "")
 	}
 	return v.borrowed()
 }
@@ -254,7 +254,7 @@ func validUnits(units *[]string) error {
 		return nil
 	}
 	if len(*units) > caller.UnitsMost {
-		return psa.Errorf(psa.StatusInvalidArgument, "units: at most %d", caller.UnitsMost)
+		return psa.Errorf(psa.StatusInvalidArgument, "units can have at most %d entries", caller.UnitsMost)
 	}
 	for _, unit := range *units {
 		if err := caller.ValidUnit(unit); err != nil {
@@ -322,7 +322,7 @@ func generateStage(v *view) stage {
 				return 0, nil, nil
 			}
 			if v.key.Attributes.Type == psa.KeyTypeNone {
-				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256; the provider's templates file lists all")
+				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256; the provider's templates file has all of them")
 			}
 			return len(line) + 1, create(v.key.Attributes, attributesInput{}), nil
 		}
@@ -374,7 +374,7 @@ func importStage(v *view) stage {
 		// Who has such a file need not be who may use the key in the TPM: root took it over, or does.
 		if m.Format == psa.FormatTSS2 && (v.borrowed() != nil || v.uid != 0 && v.uid != v.t.uid) {
 			m.Wipe()
-			return 0, nil, psa.Errorf(psa.StatusNotPermitted, "keys that a TPM wrapped are taken over by root")
+			return 0, nil, psa.Errorf(psa.StatusNotPermitted, "only root can import a key that a TPM wrapped")
 		}
 		found = m
 		if psa.InPEM(b[:end]) {

@@ -24,7 +24,7 @@ func (u *inUse) enter(key int64) (leave func(), err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.going[key] {
-		return nil, gate.Refuse(syscall.EBUSY, "this draft was forgotten for so long that it expires now", "make another one: mkdir")
+		return nil, gate.Refuse(syscall.EBUSY, "this draft was not used for so long that it expires now", "make another one with mkdir")
 	}
 	if u.open == nil {
 		u.open = map[int64]int{}
@@ -83,6 +83,6 @@ func (t *Tree) forgotten(p *kim.Provider, draft kim.Key, remove func() error) {
 		t.log.Info("a forgotten draft expired", "path", at.path(), "uid", draft.UID)
 	default:
 		t.audit(daemon, AuditDeed, at, "expire", begun, err)
-		t.log.Warn("a forgotten draft cannot be removed", "path", at.path(), "err", err)
+		t.log.Warn("cannot remove a forgotten draft", "path", at.path(), "err", err)
 	}
 }

@@ -20,9 +20,9 @@ func readme() []byte {
     mv mine/web keys/web                         among the names that all users share
     rmdir keys/web                               destroyed
 
-An open file is one transaction: what is written is the request, what is read is the answer. Programs that cannot hold
-one file open use a slot: write and read sign.d/<any name>, then rm it. An operation with several inputs has directory
-slots: mkdir verify.d/x gives a file for each input and output.
+An open file is one transaction: write the request, read the answer. Programs that cannot keep a file open use a slot:
+write and read sign.d/<any name>, then rm it. An operation with several inputs has directories as slots: mkdir
+verify.d/x makes a file for each input and output.
 
 `)
 	section(&b, "/", rootRows)
@@ -49,7 +49,7 @@ func section(b *bytes.Buffer, title string, rows []*row) {
 }
 
 func slotHelp(w io.Writer, r *row) {
-	what := "slots: files to write and read by separate opens"
+	what := "slots: files that can be written and read in separate opens"
 	if r.spec.Parted() {
 		var names []string
 		for _, p := range r.spec.Parts() {

@@ -89,12 +89,12 @@ func (n *rowsDir) missing(ctx context.Context, name string) (why, hint string) {
 // unshown says why the row is not there.
 func (v *view) unshown(r *row) (why, hint string) {
 	if v.key.Number == 0 {
-		return "this provider has no " + r.name, "the provider's capabilities file lists what it does"
+		return "this provider has no " + r.name, "the provider's capabilities file lists what it can do"
 	}
 	switch v.key.State {
 	case kim.Draft:
 		if r.drafts {
-			return "this provider has no " + r.name, "the provider's capabilities file lists what it does"
+			return "this provider has no " + r.name, "the provider's capabilities file lists what it can do"
 		}
 		return "this is a draft, which has no " + r.name + " before it is a key",
 			"write a template into generate, or a key into import; the provider's templates file lists what generate takes"
@@ -103,20 +103,20 @@ func (v *view) unshown(r *row) (why, hint string) {
 		return "the key is being made, destroyed or recovered", "try again"
 	}
 	if r.drafts {
-		return "this is a key already, and " + r.name + " is a draft's", "mkdir makes another draft; rmdir destroys this key"
+		return "this is a key already; only a draft has " + r.name, "make another draft with mkdir, or destroy this key with rmdir"
 	}
 	a := v.key.Attributes
 	if r.kind != request {
-		return fmt.Sprintf("a %s key has no %s", a.Type, r.name), "attributes tells what the key is"
+		return fmt.Sprintf("a %s key has no %s", a.Type, r.name), "see the key's attributes"
 	}
 	switch need := r.op.Usage(); {
 	case !a.Can(r.op) || r.present != nil && !r.present(v):
-		return fmt.Sprintf("a key of %s and %s has no %s", a.Type, a.Algorithm, r.name), "the key's capabilities file lists what it does"
+		return fmt.Sprintf("a key of %s and %s has no %s", a.Type, a.Algorithm, r.name), "the key's capabilities file lists what it can do"
 	case a.Usage.Extend()&need != need:
-		return fmt.Sprintf("the key has no %s: its usage lacks %s", r.name, need),
-			"the rights of a key never grow: make a new one with the flag in usage, in the attributes of its draft"
+		return fmt.Sprintf("the key has no %s, because its usage lacks %s", r.name, need),
+			"a key never gets more rights: make a new key, with the flag in usage in its draft's attributes"
 	}
-	return "this provider has no " + r.name + " for such a key", "the key's capabilities file lists what it does"
+	return "this provider has no " + r.name + " for such a key", "the key's capabilities file lists what it can do"
 }
 
 var _ = (fs.NodeCreater)((*slotDir)(nil))

@@ -185,12 +185,12 @@ func TestRefusalsNameTheirMistake(t *testing.T) {
 		errno       syscall.Errno
 		words, hint string
 	}{
-		{"generate of a key", func() error { return shell(m.path("ready", "generate"), "ed25519\n") }, syscall.EPERM, "this is a key already, and generate is a draft's", "mkdir makes another draft"},
-		{"import of a key", func() error { return shell(m.path("ready", "import"), "x") }, syscall.EPERM, "this is a key already, and import is a draft's", "mkdir makes another draft"},
-		{"copy of a key", func() error { return shell(m.path("ready", "copy"), "cipher\n") }, syscall.EPERM, "this is a key already, and copy is a draft's", ""},
+		{"generate of a key", func() error { return shell(m.path("ready", "generate"), "ed25519\n") }, syscall.EPERM, "this is a key already; only a draft has generate", "make another draft with mkdir"},
+		{"import of a key", func() error { return shell(m.path("ready", "import"), "x") }, syscall.EPERM, "this is a key already; only a draft has import", "make another draft with mkdir"},
+		{"copy of a key", func() error { return shell(m.path("ready", "copy"), "cipher\n") }, syscall.EPERM, "this is a key already; only a draft has copy", ""},
 		{"sign of a draft", func() error { return shell(m.path("draft", "sign"), "x") }, syscall.EPERM, "this is a draft, which has no sign before it is a key", "write a template into generate"},
 		{"slots of a draft", func() error { return os.Mkdir(m.path("draft", "sign.d"), 0777) }, syscall.EPERM, "this is a draft, which has no sign before", ""},
-		{"export without the flag", func() error { return shell(m.path("ready", "export"), "pkcs8\n") }, syscall.EPERM, "its usage lacks PSA_KEY_USAGE_EXPORT", "make a new one with the flag"},
+		{"export without the flag", func() error { return shell(m.path("ready", "export"), "pkcs8\n") }, syscall.EPERM, "because its usage lacks PSA_KEY_USAGE_EXPORT", "make a new key, with the flag"},
 		{"encrypt of a key that signs", func() error { return shell(m.path("ready", "encrypt"), "x") }, syscall.EPERM, "PSA_ALG_ECDSA(PSA_ALG_SHA_256) has no encrypt", "capabilities"},
 		{"sign of a key that encrypts", func() error { return shell(m.path("cipher", "sign"), "x") }, syscall.EPERM, "PSA_ALG_GCM has no sign", "capabilities"},
 		{"public.pem of a secret key", func() error { return shell(m.path("cipher", "public.pem"), "x") }, syscall.EPERM, "PSA_KEY_TYPE_AES key has no public.pem", ""},
@@ -211,13 +211,13 @@ func TestRefusalsNameTheirMistake(t *testing.T) {
 		{"created", func() error { return put(m.path("ready", "attributes"), "created = 2001-01-01T00:00:00Z\n") }, syscall.EINVAL, "created cannot be set", ""},
 		{"nonces_left", func() error { return put(m.path("cipher", "attributes"), "nonces_left = 7\n") }, syscall.EINVAL, "nonces_left cannot be set", "make a new key"},
 		{"fingerprints", func() error { return put(m.path("ready", "attributes"), "[fingerprints]\nssh = \"x\"\n") }, syscall.EINVAL, "fingerprints cannot be set", ""},
-		{"rsa2048", func() error { return put(m.path("draft", "generate"), "rsa2048\n") }, syscall.EINVAL, "the nearest here: rsa-2048-pkcs1v15-sha256, ", "templates file"},
-		{"P-256", func() error { return put(m.path("draft", "generate"), "P-256\n") }, syscall.EINVAL, "the nearest here: ecdsa-p256-sha256, ", ""},
-		{"aes-256", func() error { return put(m.path("draft", "generate"), "aes-256\n") }, syscall.EINVAL, "the nearest here: aes-256-gcm, ", ""},
-		{"ED25519", func() error { return put(m.path("draft", "attributes"), "template = \"ED25519\"\n") }, syscall.EINVAL, "the nearest here: ed25519", ""},
-		{"in TOML", func() error { return put(m.path("draft", "generate"), "template = \"p384\"\n") }, syscall.EINVAL, "the nearest here: ecdsa-p384-sha384, ", ""},
-		{"a curve that is not here", func() error { return put(m.path("draft", "generate"), "ecdsa-p192-sha256\n") }, syscall.EOPNOTSUPP, "of 192 bits", "the nearest here: ecdsa-p"},
-		{"nothing like it", func() error { return put(m.path("draft", "generate"), "please\n") }, syscall.EINVAL, "\"please\": no template begins so", "templates file lists all"},
+		{"rsa2048", func() error { return put(m.path("draft", "generate"), "rsa2048\n") }, syscall.EINVAL, "the nearest ones: rsa-2048-pkcs1v15-sha256, ", "templates file"},
+		{"P-256", func() error { return put(m.path("draft", "generate"), "P-256\n") }, syscall.EINVAL, "the nearest ones: ecdsa-p256-sha256, ", ""},
+		{"aes-256", func() error { return put(m.path("draft", "generate"), "aes-256\n") }, syscall.EINVAL, "the nearest ones: aes-256-gcm, ", ""},
+		{"ED25519", func() error { return put(m.path("draft", "attributes"), "template = \"ED25519\"\n") }, syscall.EINVAL, "the nearest ones: ed25519", ""},
+		{"in TOML", func() error { return put(m.path("draft", "generate"), "template = \"p384\"\n") }, syscall.EINVAL, "the nearest ones: ecdsa-p384-sha384, ", ""},
+		{"a curve that is not here", func() error { return put(m.path("draft", "generate"), "ecdsa-p192-sha256\n") }, syscall.EOPNOTSUPP, "of 192 bits", "the nearest ones: ecdsa-p"},
+		{"nothing like it", func() error { return put(m.path("draft", "generate"), "please\n") }, syscall.EINVAL, "\"please\": no template begins like this", "templates file"},
 	} {
 		err := c.do()
 		for errors.Is(err, syscall.ENOENT) { // the kernel knows a draft's files for some milliseconds more

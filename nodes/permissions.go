@@ -209,7 +209,7 @@ const userLabel = "user."
 
 // label refuses what is no label of the owner's; ctx tells the caller.
 func (b *base) label(ctx context.Context, name string) error {
-	other := gate.Refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are kept here", "")
+	other := gate.Refuse(syscall.EOPNOTSUPP, "only user.* attributes and ACLs are supported", "")
 	if !strings.HasPrefix(name, userLabel) || len(name) == len(userLabel) {
 		return other
 	}
@@ -221,7 +221,7 @@ func (b *base) label(ctx context.Context, name string) error {
 		return other
 	}
 	if uid := callerOf(ctx).UID; uid != p.uid && uid != 0 {
-		return gate.Refuse(syscall.EPERM, "labels are the owner's to set", "")
+		return gate.Refuse(syscall.EPERM, "only the owner can set labels", "")
 	}
 	return nil
 }
@@ -338,7 +338,7 @@ func (b *base) setACL(ctx context.Context, name string, value []byte) error {
 		}
 		switch {
 		case name == gate.DefaultACL && p.stat.kind != syscall.S_IFDIR:
-			return gate.Refuse(syscall.EACCES, "only directories have a default ACL", "")
+			return gate.Refuse(syscall.EACCES, "only a directory can have a default ACL", "")
 		case name == gate.DefaultACL:
 			i.DefaultACL = a.Marshal()
 		case a == nil:

@@ -55,7 +55,7 @@ func (n *slotsDir) stat(ctx context.Context) (stat, error) {
 	}
 	// the rights are asked for each time, because they are another file's
 	return stat{kind: syscall.S_IFDIR, mode: syscall.S_ISVTX | mode, uid: p.uid, gid: p.gid, acl: a, changed: changed, links: 2,
-		fixed: "the mode of a directory of slots follows its operation's own file", fleeting: true, fleetingName: true}, nil
+		fixed: "the mode of this directory follows that of the operation's file", fleeting: true, fleetingName: true}, nil
 }
 
 // slot is the place of a slot.
@@ -114,10 +114,10 @@ func (n *slotsDir) make(ctx context.Context, name string, directory bool) (*tran
 		return nil, err
 	}
 	if directory && !n.row.spec.Parted() {
-		return nil, gate.Refuse(syscall.EPERM, n.row.name+" has one input: its slots are files", "create a file instead")
+		return nil, gate.Refuse(syscall.EPERM, n.row.name+" has one input, so its slots are files", "create a file instead")
 	}
 	if !directory && n.row.spec.Parted() {
-		return nil, gate.Refuse(syscall.EPERM, n.row.name+" has several inputs: its slots are directories", "mkdir instead")
+		return nil, gate.Refuse(syscall.EPERM, n.row.name+" has several inputs, so its slots are directories", "use mkdir instead")
 	}
 	f := n.operation()
 	access, err := f.enter(ctx, gate.ReadWrite)
@@ -192,7 +192,7 @@ type slotBase struct {
 func (n *slotBase) place() place { return n.at }
 
 func (n *slotBase) own(kind, mode uint32) stat {
-	return stat{kind: kind, mode: mode, uid: n.slot.UID, gid: n.slot.GID, changed: n.slot.Made, fixed: "a slot is its creator's alone"}
+	return stat{kind: kind, mode: mode, uid: n.slot.UID, gid: n.slot.GID, changed: n.slot.Made, fixed: "only its creator can use a slot"}
 }
 
 // open is safe because the slot asks for its creator's uid itself, and opens by the slot's own access.

@@ -93,7 +93,7 @@ var _ = (fs.NodeSetattrer)((*stagedFile)(nil))
 func (n *stagedFile) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if size, ok := in.GetSize(); ok {
 		if size != 0 {
-			return n.t.fail(ctx, n.place(), "truncate", gate.Refuse(syscall.EINVAL, "this file can be truncated to 0 only", ""))
+			return n.t.fail(ctx, n.place(), "truncate", gate.Refuse(syscall.EINVAL, "this file can only be truncated to 0", ""))
 		}
 		if h, ok := fh.(*stagedHandle); ok {
 			if _, byHandle := in.GetFh(); byHandle {
@@ -210,7 +210,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	}
 	who := callerOf(ctx).UID
 	if h.writes > 0 && who != h.writer {
-		return nil, gate.Refuse(syscall.EACCES, "another user began this text", "open the file yourself")
+		return nil, gate.Refuse(syscall.EACCES, "another user opened this file", "open the file yourself")
 	}
 	h.writer = who
 	if !h.cursor.Follows(off, h.appends) {

@@ -245,7 +245,7 @@ func (v *view) info() ([]byte, error) {
 func (v *view) status() ([]byte, error) {
 	s := v.provider.Status(v.ctx)
 	if !v.t.options.OthersAllowed {
-		s += "\nonly the user who mounted can come in: user_allow_other is not set in /etc/fuse.conf"
+		s += "\nonly the user who mounted can use this mount: user_allow_other is not set in /etc/fuse.conf"
 	}
 	return []byte(s + "\n"), nil
 }

@@ -8,16 +8,17 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// Narrowing is what a deployment takes from what a provider could do.
+// Narrowing limits what a provider does in a deployment.
 type Narrowing struct {
-	// Lines are all that it may do, as a capabilities file has them; nil takes nothing away.
+	// Lines are all that it may do, in the form of a capabilities file; nil means no limit.
 	Lines []psa.Capability
-	// AllowDeprecated lets it generate keys that psa.Attributes.Deprecated is about. Importing them is only warned of.
+	// AllowDeprecated lets it generate keys that are deprecated (psa.Attributes.Deprecated). They can always be imported,
+	// with a warning.
 	AllowDeprecated bool
 	Log             *slog.Logger
 }
 
-// Narrow is the provider that does what p can and n lets it: capabilities, and what really happens, are the same.
+// Narrow returns a provider that does what p can do and n allows. Its capabilities list exactly what it does.
 func Narrow(p Provider, n Narrowing) Provider { return &narrowed{p, n} }
 
 type narrowed struct {
@@ -40,7 +41,7 @@ var (
 	_ Certifier = (*narrowedKey)(nil)
 )
 
-// lets says whether the lines have op for such a key; its algorithm is the policy's.
+// lets says whether the lines have op for such a key, whose algorithm is that of its policy.
 func (p *narrowed) lets(op psa.Operation, t psa.KeyType, bits int, policy psa.Algorithm) bool {
 	return p.n.Lines == nil || slices.ContainsFunc(p.n.Lines, func(c psa.Capability) bool {
 		return c.Covers(t, bits, policy) && c.Has(op)
@@ -48,11 +49,12 @@ func (p *narrowed) lets(op psa.Operation, t psa.KeyType, bits int, policy psa.Al
 }
 
 func (p *narrowed) refusal(op psa.Operation) error {
-	return psa.Errorf(psa.StatusNotSupported, "the configuration's capabilities do not list %s with such a key", op).
-		WithHint("root can add a line to the file that the provider's capabilities setting names")
+	return psa.Errorf(psa.StatusNotSupported,
+		"the configuration does not allow %s with such a key: its capabilities file does not list it", op).
+		WithHint("ask root to add a line to the file that the provider's capabilities setting names")
 }
 
-// overlaps cuts ranges of sizes down to those that a line of the deployment has.
+// overlaps limits ranges of sizes to those that the deployment's lines have.
 func (p *narrowed) overlaps(all []psa.Capability) (lines []psa.Capability) {
 	for _, c := range all {
 		if c.Most == 0 || p.n.Lines == nil {
@@ -76,7 +78,7 @@ func (p *narrowed) overlaps(all []psa.Capability) (lines []psa.Capability) {
 	return lines
 }
 
-// Capabilities are p's without what is not let.
+// Capabilities are p's without what the lines do not allow.
 func (p *narrowed) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 	all, err := p.Provider.Capabilities(ctx)
 	var lines []psa.Capability
@@ -93,7 +95,7 @@ func (p *narrowed) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 			lines = append(lines, c)
 		}
 	}
-	// Without a way to make a key a line could not be tried.
+	// A line that neither generates nor imports is useless.
 	return slices.DeleteFunc(lines, func(c psa.Capability) bool {
 		return c.Type != psa.KeyTypeNone && !c.Has(psa.Generate) && !c.Has(psa.Import)
 	}), err
@@ -111,7 +113,7 @@ func (p *narrowed) Create(ctx context.Context, h Handle, a psa.Attributes, m *ps
 		if op == psa.Generate {
 			return Blob{}, err
 		}
-		p.n.Log.Warn("a deprecated key is imported", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String())
+		p.n.Log.Warn("a deprecated key was imported", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String())
 	}
 	return p.Provider.Create(ctx, h, a, m)
 }
@@ -150,7 +152,7 @@ func (k *narrowedKey) Certify(ctx context.Context, op psa.Op, signer Key) (psa.R
 	certifier, ok := k.Key.(Certifier)
 	by, ours := signer.(*narrowedKey)
 	if !ok || !ours {
-		return nil, psa.Errorf(psa.StatusNotSupported, "no other key signs for this one")
+		return nil, psa.Errorf(psa.StatusNotSupported, "this provider does not let one key sign for another")
 	}
 	if a := k.Attributes(); !k.p.lets(op.Operation, a.Type, a.Bits, a.Algorithm) {
 		return nil, k.p.refusal(op.Operation)
@@ -204,7 +206,7 @@ func (p *narrowed) Facts(ctx context.Context) ([]Fact, error) {
 }
 
 func errNoForeign() error {
-	return psa.Errorf(psa.StatusNotSupported, "this provider has no keys that others made")
+	return psa.Errorf(psa.StatusNotSupported, "this provider cannot adopt keys")
 }
 
 // Foreign is p's, StatusNotSupported where it has none.
@@ -240,7 +242,7 @@ func (p *narrowed) DestroyObject(ctx context.Context, object string, public []by
 }
 
 func errNoWrapping() error {
-	return psa.Errorf(psa.StatusNotSupported, "this provider wraps no secrets").WithHint("a Tpm provider does")
+	return psa.Errorf(psa.StatusNotSupported, "this provider cannot wrap secrets").WithHint("use a provider of type Tpm")
 }
 
 // Wrap is p's, StatusNotSupported where it has none.
@@ -274,7 +276,7 @@ func (p *narrowed) counters() (Counters, error) {
 	if c, ok := p.Provider.(Counters); ok {
 		return c, nil
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "this provider has no counters").WithHint("a Tpm provider has")
+	return nil, psa.Errorf(psa.StatusNotSupported, "this provider has no counters").WithHint("use a provider of type Tpm")
 }
 
 // NewCounter is p's, StatusNotSupported where it has none.

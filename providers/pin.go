@@ -15,8 +15,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// PINSource is where a PIN is: given as it is, in a file, or in a credential of the service manager's. All empty is no
-// PIN.
+// PINSource says where a PIN is: in Value, in a file, or in a credential of the service manager. If all are empty, there is
+// no PIN.
 type PINSource struct {
 	Value      []byte // the PIN itself
 	File       string
@@ -24,13 +24,13 @@ type PINSource struct {
 }
 
 // PINForms are what ParsePINSource takes.
-const PINForms = "an absolute path, file:PATH, or credential:NAME for one of the service manager's (systemd.exec(5), LoadCredential=)"
+const PINForms = "an absolute path, file:PATH, or credential:NAME for a credential of the service (systemd.exec(5), LoadCredential=)"
 
-// ParsePINSource reads what a setting says of where a PIN is.
+// ParsePINSource parses a setting that says where a PIN is.
 func ParsePINSource(s string) (PINSource, error) {
 	if name, ok := strings.CutPrefix(s, "credential:"); ok {
 		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-			return PINSource{}, errors.New("credential: and the name of a credential")
+			return PINSource{}, errors.New("allowed: credential: followed by the name of a credential")
 		}
 		return PINSource{Credential: name}, nil
 	}
@@ -47,23 +47,23 @@ const MaxPIN = 1 << 10
 // Given says whether there is a PIN.
 func (s PINSource) Given() bool { return s.Value != nil || s.File != "" || s.Credential != "" }
 
-// Read gives the PIN as it is now, which the caller wipes; nil where there is none.
+// Read returns the PIN as it is now, nil if there is none. The caller wipes it.
 func (s PINSource) Read() ([]byte, error) {
 	switch {
 	case s.Credential != "":
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" {
-			return nil, psa.Errorf(psa.StatusNotPermitted, "the PIN is in the credential %s, and there is no $CREDENTIALS_DIRECTORY", s.Credential).
-				WithHint("LoadCredential=" + s.Credential + ":PATH in the service's unit")
+			return nil, psa.Errorf(psa.StatusNotPermitted, "the PIN is in the credential %s, but $CREDENTIALS_DIRECTORY is not set", s.Credential).
+				WithHint("add LoadCredential=" + s.Credential + ":PATH to the service's unit")
 		}
-		return readPIN(filepath.Join(dir, s.Credential), 0o007) // the service manager gives a group that is the service's own
+		return readPIN(filepath.Join(dir, s.Credential), 0o007) // the group, if any, is the service's own
 	case s.File != "":
 		return readPIN(s.File, 0o077)
 	}
 	return bytes.Clone(s.Value), nil
 }
 
-// readPIN reads a file that is trusted and that nobody else may read; one newline at its end is not the PIN's.
+// readPIN reads a trusted file that nobody else may read. One newline at its end is not part of the PIN.
 func readPIN(path string, forbidden fs.FileMode) ([]byte, error) {
 	fail := func(format string, args ...any) ([]byte, error) {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "the PIN: %w", fmt.Errorf(format, args...))
@@ -79,10 +79,10 @@ func readPIN(path string, forbidden fs.FileMode) ([]byte, error) {
 		return fail("%w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return fail("%s is no regular file", path)
+		return fail("%s is not a regular file", path)
 	}
 	if info.Mode().Perm()&forbidden != 0 {
-		_, err := fail("others may read or change %s", path)
+		_, err := fail("other users can read or change %s", path)
 		return nil, psa.Errorf(psa.StatusOf(err), "%w", err).WithHint("chmod 0400 " + path)
 	}
 	b := make([]byte, MaxPIN+3)

@@ -1,3 +1,5 @@
+// Package providers defines what a back end (software, a TPM, a PKCS #11 token) does for the KIM, and what every back end
+// needs: its settings, PINs from files, files that nobody else can change, and limits that a configuration sets.
 package providers
 
 import (
@@ -16,14 +18,14 @@ type Handle [16]byte
 
 // Limits are the bounds of a provider that its users can see.
 type Limits struct {
-	// Parallel is how many calls it takes at once; 0 is as many as there are.
+	// Parallel is how many calls it takes at once; 0 is any number.
 	Parallel int
-	// Slow is how many of the calls that Weigher calls slow it takes at once, beside any number of the others; Parallel is 0
-	// then. 0 makes no difference between calls.
+	// Slow is how many slow calls (see Weigher) it takes at once, besides any number of other calls; Parallel is then 0. If
+	// Slow is 0, all calls are alike.
 	Slow int
 }
 
-// Description is what a provider says of itself, without asking its device.
+// Description describes a provider, without asking its device.
 type Description struct {
 	Type        string // the configuration's provider_type, "Software"
 	TypeUUID    string // Parsec's UUID of the type
@@ -39,8 +41,8 @@ type Description struct {
 type Blob struct {
 	// Public is the SubjectPublicKeyInfo (RFC 5280, 4.1.2.7; RFC 8410) in DER of an asymmetric key, else empty.
 	Public []byte
-	// Secret is sealed by the KIM and given back to Open alone; empty where the device keeps the key itself, and
-	// for public keys.
+	// Secret is sealed by the KIM and given back only to Open. It is empty if the device keeps the key itself, and for
+	// public keys.
 	Secret []byte
 	// Object is the device's own name of an adopted key, as Foreign.Object; empty of keys that were made here.
 	Object string
@@ -51,8 +53,8 @@ type Blob struct {
 // psa.OutcomeUnknown) leaves it to a later Destroy to find out.
 type Provider interface {
 	Describe() Description
-	// Identity asks the device who it is (token serial, SRK name), which tells a replaced device; it is the
-	// liveness check too. Marks may follow, each behind a "#": SameDevice judges them.
+	// Identity asks the device for its identity (token serial, SRK name), which reveals a replaced device and checks that
+	// the device responds. Marks may follow, each after a "#": SameDevice compares them.
 	Identity(ctx context.Context) (string, error)
 	// Capabilities lists what works on the device as it is now; each line that names generate works in full.
 	Capabilities(ctx context.Context) ([]psa.Capability, error)
@@ -66,15 +68,15 @@ type Provider interface {
 	Close() error
 }
 
-// SameDevice says whether a device that says now who it is, is the known one: marks that were put on it, behind "#", count
-// once there are some, and one of those that are known must still be there.
+// SameDevice says whether the identity that a device has now is that of the known device. If the known identity has marks,
+// each after a "#", the device must still have one of them.
 func SameDevice(known, now string) bool {
 	k, n := strings.Split(known, "#"), strings.Split(now, "#")
 	return k[0] == n[0] && (len(k) == 1 || slices.ContainsFunc(k[1:], func(mark string) bool { return slices.Contains(n[1:], mark) }))
 }
 
-// Key is an open key. Begin refuses with StatusNotSupported whatever (operation, algorithm) the capabilities do not
-// list; it does not judge usage, which the KIM did.
+// Key is an open key. Begin refuses every (operation, algorithm) that the capabilities do not list with
+// StatusNotSupported. It does not check usage flags: the KIM has done that.
 type Key interface {
 	Attributes() psa.Attributes
 	// Public is the SubjectPublicKeyInfo in DER, nil for a symmetric key.
@@ -111,67 +113,67 @@ type Hasher interface {
 
 // Weigher is implemented by providers with Limits.Slow.
 type Weigher interface {
-	// Slow says whether an operation on a key of these attributes, psa.Generate and psa.Import for the making of one, keeps a
-	// processor busy for so long that other users feel it.
+	// Slow says whether an operation on a key with these attributes (psa.Generate and psa.Import make one) keeps a processor
+	// busy for so long that other users notice.
 	Slow(op psa.Operation, a psa.Attributes) bool
 }
 
-// Foreign is a key that lies on the device, whoever made it.
+// Foreign is a key on the device, also one that another program made.
 type Foreign struct {
 	// Object is its name for Adopt and DestroyObject, "id=6b6579" or "handle=0x81000001": no other key of this device
 	// has it.
 	Object string
-	// Handle is the one that it has if it was made here, else zero.
+	// Handle is its handle if it was made here, else zero.
 	Handle Handle
-	Label  string // what other tools call it; may be empty, and another's too
-	// Attributes are those that Adopt gives it where it is asked for none; Type, Bits and Algorithm are none where no
-	// key can be made of it.
+	Label  string // what other tools call it; may be empty, and need not be unique
+	// Attributes are what Adopt gives it by default. Type, Bits and Algorithm are none if it cannot be adopted.
 	Attributes psa.Attributes
 }
 
-// Adopter is implemented by providers whose device has keys that others made.
+// Adopter is implemented by providers whose device can hold keys of other programs.
 type Adopter interface {
-	// Foreign lists the keys on the device, those that were made here too.
+	// Foreign lists the keys on the device, including those that were made here.
 	Foreign(ctx context.Context) ([]Foreign, error)
-	// Adopt finds the one key that a reference names (Foreign.Object, or what else the provider documents), for use
-	// under the attributes a; where a.Type is none, under those of Foreign. Nothing changes on the device. No such
-	// key is StatusDoesNotExist, more than one or one that does not fit a is StatusInvalidArgument.
+	// Adopt finds the one key that a reference names (Foreign.Object, or what the provider documents), for use with the
+	// attributes a, or with those of Foreign if a.Type is none. Nothing changes on the device. If there is no such key, the
+	// status is StatusDoesNotExist; if there are several, or if the key does not fit a, it is StatusInvalidArgument.
 	Adopt(ctx context.Context, a psa.Attributes, reference string) (Foreign, Blob, error)
-	// DestroyObject destroys an adopted key, whose Blob.Public is given; an absent one is success, and so is another one
-	// that has taken its name, which stays. Where the device does not show which it is, it is StatusNotPermitted.
+	// DestroyObject destroys the adopted key with this Blob.Public. It succeeds if the key is gone. If another key has taken
+	// its name, that key stays, and DestroyObject succeeds. If the device does not show which key it is, the status is
+	// StatusNotPermitted.
 	DestroyObject(ctx context.Context, object string, public []byte) error
 }
 
-// Wrapper is implemented by providers that encrypt a small secret, at most 64 bytes, so that their device alone opens it.
+// Wrapper is implemented by providers that encrypt a small secret, at most 64 bytes, so that only their device can open it.
 type Wrapper interface {
-	// Wrap encrypts the secret; with PCRs it is opened only while those are as they are now, and with a PIN, at most MaxPIN
-	// bytes (none: empty), only with that.
+	// Wrap encrypts the secret. With PCRs it opens only while they have their present values; with a PIN, at most MaxPIN
+	// bytes (empty: no PIN), only with that PIN.
 	Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs, pin []byte) ([]byte, error)
-	// Unwrap gives the secret back; the caller wipes it. What this device never wrapped is StatusProviderAbsent. The PIN
-	// counts where WantsPIN says so, and then its errors are an ErrPIN where they are about it; it is tried once.
+	// Unwrap returns the secret; the caller wipes it. What this device never wrapped is StatusProviderAbsent. The PIN is used
+	// if WantsPIN says so, and tried once; an error about it is an ErrPIN.
 	Unwrap(ctx context.Context, wrapped, pin []byte) ([]byte, error)
-	// WantsPIN says whether it was wrapped with a PIN. It is local: it never waits for the device.
+	// WantsPIN says whether wrapped was wrapped with a PIN. It is local: it never waits for the device.
 	WantsPIN(wrapped []byte) (bool, error)
 }
 
 var (
-	// ErrPIN is about the PIN of a Wrapper: none is given, or the device does not take one now, or it refused this one.
+	// ErrPIN is about the PIN of a Wrapper: there is none, or the device takes none now, or it refused this one.
 	ErrPIN = errors.New("the PIN")
-	// ErrPINRefused is the ErrPIN of a device that refused this PIN, and may have counted that.
+	// ErrPINRefused is an ErrPIN: the device refused this PIN, and may have counted a wrong try.
 	ErrPINRefused = fmt.Errorf("%w is refused", ErrPIN)
 )
 
-// Counters is implemented by providers whose device keeps numbers that only grow, whatever becomes of the disk.
+// Counters is implemented by providers whose device keeps numbers that only grow, whatever happens to the disk.
 type Counters interface {
-	// NewCounter makes a counter under this authorization, 1 to 32 bytes that nobody guesses, and gives the reference by which
-	// it is found again, and its value. It is above that of each counter that the device ever removed.
+	// NewCounter makes a counter with this authorization, 1 to 32 bytes that nobody can guess. It returns the reference by
+	// which the counter is found again, and its value, which is above that of each counter that the device ever removed.
 	NewCounter(ctx context.Context, auth []byte) (reference []byte, value uint64, err error)
-	// Counter reads it, so that nobody on the way changes the answer. One that is gone, or another one in its place, is
-	// StatusDoesNotExist; a refusal can be made up on the way, a value cannot.
+	// Counter reads a counter, so that nobody between us and the device can change the value; they can only fake a refusal. If
+	// the counter is gone, or another one is in its place, the status is StatusDoesNotExist.
 	Counter(ctx context.Context, reference, auth []byte) (uint64, error)
-	// Advance makes it one more, durably, and gives the new value. After an error it may be one more, too.
+	// Advance adds one to a counter, durably, and returns the new value. After an error it may have added one, too.
 	Advance(ctx context.Context, reference, auth []byte) (uint64, error)
-	// RemoveCounter gives its place back; an absent one is success, and so is another one in its place, which stays.
+	// RemoveCounter removes a counter. It succeeds if the counter is gone. If another counter is in its place, that one stays.
 	RemoveCounter(ctx context.Context, reference, auth []byte) error
 }
 
@@ -182,7 +184,7 @@ type Certifier interface {
 	Certify(ctx context.Context, op psa.Op, signer Key) (psa.Run, error)
 }
 
-// Attester is implemented by providers whose device proves to others what it is, what state it is in and what keys it has.
+// Attester is implemented by providers whose device can prove to others what it is, what state it is in and which keys it has.
 type Attester interface {
 	// Attest begins an operation of the device itself. psa.Attest: the main input is a challenge, and the registers are
 	// the input "pcrs", as psa.ParsePCRs has them (none: 0 to 7); outputs as those of a key, without "public".
@@ -192,11 +194,12 @@ type Attester interface {
 	Attest(ctx context.Context, op psa.Op) (psa.Run, error)
 }
 
-// Fact is a line of TOML that a device says of itself: its name, dotted where it belongs to a table, and its value.
+// Fact is a line of TOML about a device: its name, with a dot if it belongs to a table, and its value.
 type Fact struct{ Name, Value string }
 
-// Informer is implemented by providers whose device says something of itself.
+// Informer is implemented by providers whose device can describe itself.
 type Informer interface {
-	// Facts are in an order of their own; beside an error are those that the device did tell. It keeps what takes long.
+	// Facts are in the provider's order. With an error come the facts that the device did give. Facts that take long are
+	// kept for the next call.
 	Facts(ctx context.Context) ([]Fact, error)
 }

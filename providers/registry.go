@@ -7,22 +7,22 @@ import (
 	"strings"
 )
 
-// Setting is one of a provider type's own keys in its [[provider]] table.
+// Setting is a key in a [[provider]] table that belongs to a provider type.
 type Setting struct {
 	Name string
 	Help string
-	// Check parses the value as TOML gives it (string, int64, bool, ...) and says what is allowed if it is wrong.
+	// Check checks the value as TOML gives it (string, int64, bool, ...). Its error says what is allowed.
 	Check func(v any) error
-	// Files are the files that a value names and that decide what the program does: they must be trusted (CheckTrusted).
-	// It gets a value that Check found right; nil: the setting names none.
+	// Files returns the files that a value names and that must be trusted (CheckTrusted), because they decide what the
+	// program does. It gets a value that passed Check. nil: the setting names no files.
 	Files func(v any) []string
-	// Owners are those who may own the files beside root and whom the program runs as; it gets all of the table's settings.
+	// Owners returns who may own the files, besides root and the user whom the program runs as. It gets the whole table.
 	Owners func(settings map[string]any) []uint32
-	// Secret says whether a value is or holds a secret, which is nobody's to read; nil: none does. It gets what Files gets.
+	// Secret says whether a value is or contains a secret, which others must not read. It gets what Files gets. nil: never.
 	Secret func(v any) bool
 }
 
-// IsSecret is Setting.Secret of a value that is nothing but a secret.
+// IsSecret is Setting.Secret for a setting whose values are secrets.
 func IsSecret(any) bool { return true }
 
 // Config is what a new instance gets.
@@ -30,8 +30,8 @@ type Config struct {
 	Name     string
 	StateDir string // the instance may keep files below it, in a folder of its own name
 	Settings map[string]any
-	// Known is what Identity said of the device that has the provider's keys, "" before it was ever seen: what is secret
-	// goes to that device alone.
+	// Known is the Identity of the device that has the provider's keys, "" before the first contact. Secrets are sent only
+	// to that device.
 	Known string
 	Log   *slog.Logger
 }
@@ -41,9 +41,9 @@ type Type struct {
 	Name     string   // provider_type, "Software"
 	Aliases  []string // other spellings that mean it, "MbedCrypto"
 	Settings []Setting
-	// Check says what is wrong with the settings together, each of which is right by itself; nil: nothing can be.
+	// Check checks the settings together, after each has passed its own Check. nil: there is nothing to check.
 	Check func(settings map[string]any) error
-	// New makes an instance. It must not wait for the device: one that is absent shows in Identity.
+	// New makes an instance. It must not wait for the device; Identity reports an absent one.
 	New func(ctx context.Context, c Config) (Provider, error)
 }
 

@@ -15,13 +15,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// A file that decides what this program does (its configuration, a module that it loads, a PIN, its state) is trusted
-// where nobody can change it but root and the user whom the program runs as: they own it and every directory and link on
-// the way to it, and nobody else may write in any of them. A directory in which all may write is fine on the way where it
-// has the sticky bit, as /tmp has: what lies there is its owner's to rename. Write permission that an ACL gives shows in
-// the group's bits, which are its mask.
+// A file that decides what this program does (its configuration, a module that it loads, a PIN, its state) is trusted if
+// only root and the user whom the program runs as can change it: they own it and every directory and link on its path, and
+// nobody else may write to any of them. A directory on the path may be writable for all if it has the sticky bit, like /tmp,
+// since only its owner can rename an entry there. Write permission from an ACL shows in the group's bits, which are its mask.
 
-// OpenTrusted opens a trusted file. It is that file which was judged: nobody can exchange it in between.
+// OpenTrusted opens a trusted file. It opens the very file that was checked: nobody can replace it in between.
 func OpenTrusted(path string, flags int) (*os.File, error) {
 	at, fd, err := walkTrusted(path, toFile, flags, nil)
 	if err != nil {
@@ -31,7 +30,7 @@ func OpenTrusted(path string, flags int) (*os.File, error) {
 		return os.NewFile(uintptr(fd), path), nil
 	}
 	defer unix.Close(fd)
-	// The link in /proc leads to what fd has open, whatever its name stands for by now.
+	// The link in /proc leads to what fd has open, whatever its name leads to by now.
 	opened, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -39,8 +38,8 @@ func OpenTrusted(path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(opened), path), nil
 }
 
-// CheckTrusted says what is wrong with a file or directory that somebody else opens. Where it does not exist that is the
-// error (fs.ErrNotExist), and the directories that do exist are trusted. Whom it decides for may own it too.
+// CheckTrusted checks a file or directory that another program opens, which may also belong to owners. If it does not
+// exist, the error is fs.ErrNotExist, and the directories on its path that exist are trusted.
 func CheckTrusted(path string, owners ...uint32) error {
 	_, fd, err := walkTrusted(path, toFile, unix.O_PATH, owners)
 	if err != nil {
@@ -49,8 +48,7 @@ func CheckTrusted(path string, owners ...uint32) error {
 	return unix.Close(fd)
 }
 
-// MakeTrustedDir makes a directory and those above it, 0700, where they are missing, and says what is wrong with one that
-// exists.
+// MakeTrustedDir makes a directory, and missing ones above it, with mode 0700. It checks the directories that exist.
 func MakeTrustedDir(path string) error {
 	_, fd, err := walkTrusted(path, making, unix.O_PATH, nil)
 	if err != nil {
@@ -67,8 +65,8 @@ func MakeTrustedDir(path string) error {
 	return nil
 }
 
-// OpenMountpoint opens a directory for its place alone (O_PATH), whose name nobody but root and our own user can give to
-// another one: they own it, and what leads to it is trusted. Who may write in it does not matter, as a mount hides it.
+// OpenMountpoint opens a directory with O_PATH whose name only root and our own user can give to another directory: they own
+// it, and its path is trusted. Who may write to it does not matter, since a mount hides it.
 func OpenMountpoint(path string) (*os.File, error) {
 	_, parent, err := walkTrusted(filepath.Dir(path), toParent, unix.O_PATH, nil)
 	if err != nil {
@@ -79,14 +77,14 @@ func OpenMountpoint(path string) (*os.File, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	if err := judgeOwner(fd, path, "exchange it", nil); err != nil {
+	if err := judgeOwner(fd, path, "replace it", nil); err != nil {
 		closeFD(fd)
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// CheckWay says who else could lead a path elsewhere: what it stands for is no matter, only what leads there.
+// CheckWay checks whether somebody else could make a path lead elsewhere. It checks the path, not what the path leads to.
 func CheckWay(path string) error {
 	_, fd, err := walkTrusted(path, toParent, unix.O_PATH, nil)
 	if err != nil {
@@ -95,27 +93,27 @@ func CheckWay(path string) error {
 	return unix.Close(fd)
 }
 
-// walk says what walkTrusted does at the end of the way.
+// walk says what walkTrusted does at the end of the path.
 type walk int
 
 const (
 	toFile   walk = iota
-	toParent      // of what is meant: it is on the way
-	making        // directories that are missing
+	toParent      // the end is a directory on the path to the file
+	making        // make missing directories
 )
 
-// maxLinks bounds the symbolic links on one way, as the kernel does.
+// maxLinks limits the symbolic links on one path, as the kernel does.
 const maxLinks = 40
 
 // place says what walkTrusted's descriptor is.
 type place int
 
 const (
-	named   place = iota // opened for its place alone (O_PATH)
-	viaProc              // what a link in /proc stands for, open as flags say: a pipe has no other name
+	named   place = iota // opened with O_PATH
+	viaProc              // opened with the flags through a link in /proc: a pipe has no other name
 )
 
-// walkTrusted goes to a file step by step, so that each is judged by the descriptor from which the next one starts.
+// walkTrusted walks to a file step by step. It checks each step by its descriptor, from which the next step starts.
 func walkTrusted(path string, how walk, flags int, owners []uint32) (place, int, error) {
 	failed := func(err error) (place, int, error) {
 		return named, -1, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -188,7 +186,7 @@ func closeFD(fd int) {
 	}
 }
 
-// split gives the steps of a path; ".." stays one, since a link may lie before it.
+// split returns the steps of a path. It keeps "..", since the step before it may be a link.
 func split(path string) (steps []string) {
 	for step := range strings.SplitSeq(path, "/") {
 		if step != "" && step != "." {
@@ -212,7 +210,7 @@ func readlink(fd int) (string, error) {
 	return string(target[:max(n, 0)]), err
 }
 
-// nameless says whether a link in the directory stands for an open file without a name: /dev/stdin, <(...) of a shell.
+// nameless says whether a link in the directory leads to an open file without a name: /dev/stdin, <(...) of a shell.
 func nameless(dir int, target string) bool {
 	var st unix.Statfs_t
 	return !filepath.IsAbs(target) && strings.Contains(target, ":[") && unix.Fstatfs(dir, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
@@ -230,7 +228,7 @@ func openNameless(dir int, name, path string, flags int, owners []uint32) (place
 	return viaProc, fd, nil
 }
 
-// judge says who else could change the file at path by part of the way to it, open as fd; last is the file itself.
+// judge says who else could change the file at path through part, which is open as fd. last means that part is the file.
 func judge(fd int, part, path string, last bool, owners []uint32) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -238,7 +236,7 @@ func judge(fd int, part, path string, last bool, owners []uint32) error {
 	}
 	could := "change it"
 	if !last {
-		could = "exchange " + path
+		could = "replace " + path
 	}
 	if err := judgeOwner(fd, part, could, owners); err != nil {
 		return err
@@ -246,13 +244,14 @@ func judge(fd int, part, path string, last bool, owners []uint32) error {
 	kind := st.Mode & unix.S_IFMT
 	onTheWay := kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 && !last
 	if kind == unix.S_IFLNK || kind == unix.S_IFSOCK || onTheWay || st.Mode&0o022 == 0 {
-		return nil // a link's mode says nothing, and a socket's who may connect to whoever made it
+		return nil // a link's mode means nothing, and a socket's mode says who may connect
 	}
-	return psa.Errorf(psa.StatusNotPermitted, "others than its owner may write %s (mode %04o), and could %s", part, st.Mode&0o7777, could).
+	return psa.Errorf(psa.StatusNotPermitted,
+		"users other than its owner can write to %s (mode %04o), and could %s", part, st.Mode&0o7777, could).
 		WithHint("chmod go-w " + part)
 }
 
-// judgeOwner says what somebody else could do who owns what is open as fd.
+// judgeOwner says what the owner of fd could do, if that is somebody else.
 func judgeOwner(fd int, part, could string, owners []uint32) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -262,6 +261,6 @@ func judgeOwner(fd int, part, could string, owners []uint32) error {
 	if st.Uid == 0 || int(st.Uid) == own || slices.Contains(owners, st.Uid) {
 		return nil
 	}
-	return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s, and could %s", st.Uid, part, could).
-		WithHint(fmt.Sprintf("chown -h %d %s, or keep it where only its owner can change it", own, part))
+	return psa.Errorf(psa.StatusNotPermitted, "user %d owns %s and could %s", st.Uid, part, could).
+		WithHint(fmt.Sprintf("chown -h %d %s, or keep it in a directory that only its owner can change", own, part))
 }

@@ -34,16 +34,16 @@ func TestTrusted(t *testing.T) {
 		{"all is ours", func(*testing.T, string) {}, "a/b/file", ""},
 		{"a file that all may read", func(t *testing.T, dir string) { chmod(t, dir+"/a/b/file", 0o644) }, "a/b/file", ""},
 		{"a file of another", func(t *testing.T, dir string) { chown(t, dir+"/a/b/file", stranger) }, "a/b/file", "user 61001 owns "},
-		{"a file that all may write", func(t *testing.T, dir string) { chmod(t, dir+"/a/b/file", 0o666) }, "a/b/file", "others than its owner may write "},
-		{"a file that its group may write", func(t *testing.T, dir string) { chmod(t, dir+"/a/b/file", 0o660) }, "a/b/file", "others than its owner may write "},
-		{"a file that one more may write", func(t *testing.T, dir string) { setfacl(t, "u:61001:rw", dir+"/a/b/file") }, "a/b/file", "others than its owner may write "},
+		{"a file that all may write", func(t *testing.T, dir string) { chmod(t, dir+"/a/b/file", 0o666) }, "a/b/file", "users other than its owner can write to "},
+		{"a file that its group may write", func(t *testing.T, dir string) { chmod(t, dir+"/a/b/file", 0o660) }, "a/b/file", "users other than its owner can write to "},
+		{"a file that one more may write", func(t *testing.T, dir string) { setfacl(t, "u:61001:rw", dir+"/a/b/file") }, "a/b/file", "users other than its owner can write to "},
 		{"a file that one more may read", func(t *testing.T, dir string) { setfacl(t, "u:61001:r", dir+"/a/b/file") }, "a/b/file", ""},
-		{"a directory of another", func(t *testing.T, dir string) { chown(t, dir+"/a/b", stranger) }, "a/b/file", "/a/b, and could exchange "},
-		{"a directory above, of another", func(t *testing.T, dir string) { chown(t, dir+"/a", stranger) }, "a/b/file", "/a, and could exchange "},
-		{"a directory that all may write in", func(t *testing.T, dir string) { chmod(t, dir+"/a/b", 0o777) }, "a/b/file", "others than its owner may write "},
-		{"a directory above, that all may write in", func(t *testing.T, dir string) { chmod(t, dir+"/a", 0o777) }, "a/b/file", "others than its owner may write "},
+		{"a directory of another", func(t *testing.T, dir string) { chown(t, dir+"/a/b", stranger) }, "a/b/file", "/a/b and could replace "},
+		{"a directory above, of another", func(t *testing.T, dir string) { chown(t, dir+"/a", stranger) }, "a/b/file", "/a and could replace "},
+		{"a directory that all may write in", func(t *testing.T, dir string) { chmod(t, dir+"/a/b", 0o777) }, "a/b/file", "users other than its owner can write to "},
+		{"a directory above, that all may write in", func(t *testing.T, dir string) { chmod(t, dir+"/a", 0o777) }, "a/b/file", "users other than its owner can write to "},
 		{"a sticky directory", func(t *testing.T, dir string) { chmod(t, dir+"/a/b", 0o777|fs.ModeSticky) }, "a/b/file", ""},
-		{"a sticky directory itself", func(t *testing.T, dir string) { chmod(t, dir+"/a/b", 0o777|fs.ModeSticky) }, "a/b", "others than its owner may write "},
+		{"a sticky directory itself", func(t *testing.T, dir string) { chmod(t, dir+"/a/b", 0o777|fs.ModeSticky) }, "a/b", "users other than its owner can write to "},
 		{"a sticky directory of another", func(t *testing.T, dir string) {
 			chmod(t, dir+"/a/b", 0o777|fs.ModeSticky)
 			chown(t, dir+"/a/b", stranger)
@@ -66,11 +66,11 @@ func TestTrusted(t *testing.T) {
 			}
 			symlink(t, "../a/b/file", dir+"/theirs/link")
 			chown(t, dir+"/theirs", stranger)
-		}, "theirs/link", "/theirs, and could exchange "},
+		}, "theirs/link", "/theirs and could replace "},
 		{"a link to a directory of another's", func(t *testing.T, dir string) {
 			symlink(t, "a/b/file", dir+"/link")
 			chown(t, dir+"/a/b", stranger)
-		}, "link", "/a/b, and could exchange "},
+		}, "link", "/a/b and could replace "},
 		{"links in a circle", func(t *testing.T, dir string) {
 			symlink(t, "there", dir+"/here")
 			symlink(t, "here", dir+"/there")

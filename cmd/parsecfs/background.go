@@ -25,13 +25,13 @@ const logName = "parsecfs.log"
 // maxFailureBytes bounds what a daemon says about its failure.
 const maxFailureBytes = 64 << 10
 
-// background starts this command line again in a session of its own, where the descriptor in readyVariable stands for
-// --background, and returns once it has mounted; otherwise with what it said. What it says before it holds the state goes
+// background runs this command line again in a session of its own, with the descriptor in readyVariable instead of
+// --background. It returns when that process has mounted, or with the error that it reported. What it says before it holds the state goes
 // into memory: the log there may be that of another daemon.
 func background(dir string, stderr io.Writer) error {
 	fd, err := unix.MemfdCreate(logName, unix.MFD_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("no memory for the log: %w", err)
+		return fmt.Errorf("cannot buffer the log: %w", err)
 	}
 	early := os.NewFile(uintptr(fd), logName)
 	defer early.Close()
@@ -51,7 +51,7 @@ func background(dir string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// It ends when the daemon says that it is ready, or ends itself.
+	// Reading ends when the daemon reports that it is ready, or exits.
 	said, err := io.ReadAll(io.LimitReader(r, maxFailureBytes))
 	if err != nil {
 		return err
@@ -73,16 +73,16 @@ func background(dir string, stderr io.Writer) error {
 		if _, err := io.Copy(stderr, io.NewSectionReader(early, 0, maxFailureBytes)); err != nil {
 			return err
 		}
-		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon ended before it had mounted: %v", err),
+		return &fs.Error{Kind: kind, Err: fmt.Errorf("the daemon exited before the mount was ready: %v", err),
 			Hint: logName + " in the state directory may say more"}
 	}
 	return &fs.Error{Kind: kind, Err: fmt.Errorf("%s", text), Hint: string(hint)}
 }
 
-// readyWord is what the daemon says when the tree answers.
+// readyWord is what the daemon sends when the tree can be used.
 const readyWord = "ready"
 
-// readyPipe tells the parent of a daemon in the background how it went. Nil says nothing.
+// readyPipe tells the parent of a background daemon whether it has mounted. A nil pipe tells nothing.
 type readyPipe struct{ f *os.File }
 
 // inheritReady takes the pipe from the environment, and keeps it from children.
@@ -94,7 +94,7 @@ func inheritReady() (*readyPipe, error) {
 	os.Unsetenv(readyVariable)
 	fd, err := strconv.Atoi(text)
 	if err != nil || fd < 3 {
-		return nil, fmt.Errorf("%s is no descriptor", readyVariable)
+		return nil, fmt.Errorf("%s is not the number of a descriptor", readyVariable)
 	}
 	unix.CloseOnExec(fd)
 	return &readyPipe{os.NewFile(uintptr(fd), "ready")}, nil

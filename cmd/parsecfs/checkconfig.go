@@ -12,8 +12,8 @@ func checkConfigCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
-		Long: `Check a configuration file. Every mistake is told with its line and with what is allowed there; settings of
-Parsec's that mean nothing here are warnings.
+		Long: `Check a configuration file. Each mistake is reported with its line and with what is allowed there. Settings of
+Parsec that mean nothing here are reported as warnings.
 
   [core_settings]  log_level, allow_deprecated, body_len_limit, operation_timeout, generate_timeout, default_provider,
                    keys_per_user, transactions_per_user, buffer_per_user, draft_expiry ("0s": never),
@@ -23,7 +23,7 @@ Parsec's that mean nothing here are warnings.
   [authenticator]  auth_type = "UnixPeerCredentials", admins = [{ name = "1000" }]
                    auth_type = "SystemdUnit", rules = [{ provider, units }]
   [[key_manager]]  exactly one: name, manager_type = "SQLite", sqlite_db_path
-  [[provider]]     name, provider_type, key_info_manager, owner, group, mode, capabilities (a file that narrows it), and the type's own
+  [[provider]]     name, provider_type, key_info_manager, owner, group, mode, capabilities (a file that limits it), and those of its type
 
 Sizes are in bytes. Durations are strings like "30s" or "1m30s", or whole numbers of seconds. Modes are strings of octal digits.
 Owners and groups are names or numbers. Paths are absolute.`,

@@ -18,8 +18,8 @@ import (
 )
 
 func keysCommand() *cobra.Command {
-	return group("keys", "Look at keys, and see to those of users who left", keysListCommand(), keysChownCommand(), keysDestroyCommand(),
-		keysForgetCommand(), keysAdoptCommand())
+	return group("keys", "List keys, and manage the keys of users who left", keysListCommand(), keysChownCommand(), keysDestroyCommand(),
+		keysForgetCommand(), keysForeignCommand())
 }
 
 func keysListCommand() *cobra.Command {
@@ -55,12 +55,12 @@ func keysListCommand() *cobra.Command {
 		},
 	}
 	flags.add(cmd)
-	cmd.Flags().StringVar(&provider, "provider", "", "list the keys of the provider `NAME` alone")
-	cmd.Flags().StringVar(&owner, "owner", "", "list the keys of `USER` (a name or a uid) alone")
+	cmd.Flags().StringVar(&provider, "provider", "", "list only the keys of provider `NAME`")
+	cmd.Flags().StringVar(&owner, "owner", "", "list only the keys of `USER` (a name or a uid)")
 	return cmd
 }
 
-// showKeys prints keys, a line each.
+// showKeys prints one line for each key.
 func showKeys(out io.Writer) func(fs.KeyInfo) error {
 	owners := map[uint32]string{}
 	return func(k fs.KeyInfo) error {
@@ -80,7 +80,8 @@ func showKeys(out io.Writer) func(fs.KeyInfo) error {
 func keysChownCommand() *cobra.Command {
 	var to uint32
 	var toGroup uint32
-	return ownedCommand("chown --owner USER NEW-USER", "Give a user's keys, and their files of others' keys, to another user, and list them",
+	return ownedCommand("chown --owner USER NEW-USER",
+		"Give all keys of a user, and the files they own in others' keys, to another user, and list them",
 		positional(cobra.ExactArgs(1)),
 		func(args []string) (err error) {
 			to, toGroup, err = userID(args[0])
@@ -92,7 +93,7 @@ func keysChownCommand() *cobra.Command {
 }
 
 func keysDestroyCommand() *cobra.Command {
-	return ownedCommand("destroy --owner USER", "Destroy a user's keys, in their providers too, and list them",
+	return ownedCommand("destroy --owner USER", "Destroy all keys of a user, also on their devices, and list them",
 		positional(cobra.NoArgs), func([]string) error { return nil }, fs.DestroyKeys)
 }
 
@@ -100,8 +101,8 @@ func keysForgetCommand() *cobra.Command {
 	var flags stateFlags
 	cmd := &cobra.Command{
 		Use:   "forget PROVIDER KEY",
-		Short: "Remove a key here, whatever its device still has of it: for a device that never comes back",
-		Long: "Remove a key here, whatever its device still has of it: for a device that never comes back. KEY is its name, or\n" +
+		Short: "Remove a key from the key store and leave its device alone: for a device that never comes back",
+		Long: "Remove a key from the key store and leave its device alone, for a device that never comes back. KEY is its name, or\n" +
 			"users/UID/NAME.",
 		Args: positional(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -116,15 +117,15 @@ func keysForgetCommand() *cobra.Command {
 	return cmd
 }
 
-func keysAdoptCommand() *cobra.Command {
+func keysForeignCommand() *cobra.Command {
 	var flags stateFlags
 	var provider string
 	cmd := &cobra.Command{
-		Use:   "adopt",
-		Short: "List the keys on the devices, whoever made them: provider, object, label, key type, bits, template, and the key here that it is",
-		Long: "List the keys on the devices, whoever made them, a line each, separated by tabs: provider, object, label, key type,\n" +
-			"bits, the template it gets, and the key here that it is already. The object, written into a draft's import, takes\n" +
-			"the key over where it lies:\n\n    mkdir keys/web && echo id=0a1b > keys/web/import",
+		Use:   "foreign",
+		Short: "List all keys on the devices, also those that other programs made",
+		Long: "List all keys on the devices, also those that other programs made. Each line has these columns, separated by tabs:\n" +
+			"provider, object, label, key type, bits, the template that the key would get, and its name here if it has one.\n" +
+			"To adopt a key where it is, write its object into a draft's import:\n\n    mkdir keys/web && echo id=0a1b > keys/web/import",
 		Args: positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := flags.options(cmd.ErrOrStderr())
@@ -144,11 +145,11 @@ func keysAdoptCommand() *cobra.Command {
 		},
 	}
 	flags.add(cmd)
-	cmd.Flags().StringVar(&provider, "provider", "", "list the keys on the device of the provider `NAME` alone")
+	cmd.Flags().StringVar(&provider, "provider", "", "list only the keys on the device of provider `NAME`")
 	return cmd
 }
 
-// oneLine is a device's words without what would break a line of columns, or act on a terminal.
+// oneLine replaces what would break a line of columns or control a terminal in a device's text.
 func oneLine(s string) string {
 	return orNone(strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -160,7 +161,7 @@ func oneLine(s string) string {
 
 func orNone(s string) string { return cmp.Or(s, "-") }
 
-// ownedCommand does something to all keys of one user. It reports each that failed, and fails then.
+// ownedCommand does something to all keys of one user. It reports each failure, goes on, and fails in the end.
 func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args []string) error,
 	run func(context.Context, fs.StateOptions, uint32, func(fs.KeyInfo, error) error) error) *cobra.Command {
 	var flags stateFlags
@@ -175,10 +176,10 @@ func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args 
 				return err
 			}
 			uid, _, err := userID(owner)
-			if err == nil {
-				err = parse(args)
-			}
 			if err != nil {
+				return err
+			}
+			if err := parse(args); err != nil {
 				return err
 			}
 			show := showKeys(cmd.OutOrStdout())
@@ -203,7 +204,7 @@ func ownedCommand(use, short string, args cobra.PositionalArgs, parse func(args 
 	return cmd
 }
 
-// userID is the uid of a name or number, and the primary group; that of a number nobody has is the number itself.
+// userID is the uid of a name or number, and the user's primary group. A uid without an account has the gid of the same number.
 func userID(name string) (uid, gid uint32, err error) {
 	if u, err := user.Lookup(name); err == nil {
 		name = u.Uid

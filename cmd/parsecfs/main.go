@@ -18,13 +18,13 @@ import (
 	"github.com/parsecfs/parsecfs/providers/tpm"
 )
 
-// registry names the back ends that this program is built with.
+// registry lists the back ends that this program is built with.
 var registry = providers.Registry{software.Type, tpm.Type, pkcs11.Type}
 
 // testOnlyStep is called at each step of the journal where a test ends the daemon; it is nil in the program.
 var testOnlyStep func(step string)
 
-// Exit statuses. A number is never used for something else; 2 is left out, because a Go panic ends with it.
+// Exit statuses. A number never gets another meaning. 2 is unused, because a Go panic exits with it.
 const (
 	exitOK         = 0
 	exitFailure    = 1
@@ -47,12 +47,17 @@ var exitCodes = map[fs.Kind]int{
 func main() {
 	pkcs11.WorkerMain()
 	ready, err := inheritReady()
-	if err == nil {
-		err = run(os.Args, ready)
+	if err != nil {
+		fail(err, nil)
 	}
-	if err == nil {
-		os.Exit(exitOK)
+	if err := run(os.Args, ready); err != nil {
+		fail(err, ready)
 	}
+	os.Exit(exitOK)
+}
+
+// fail reports an error and exits.
+func fail(err error, ready *readyPipe) {
 	printError(os.Stderr, err)
 	ready.fail(err)
 	os.Exit(exitCode(os.Args, err))
@@ -88,7 +93,7 @@ func rootCommand(ready *readyPipe) *cobra.Command {
 	return root
 }
 
-// positional makes a wrong number of arguments an error of the command line, with the line that would be right.
+// positional reports a wrong number of arguments as a usage error, with the right command line as its hint.
 func positional(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
@@ -111,7 +116,7 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// printError writes one line for each failure, and a hint line where there is something to do about it.
+// printError writes a line for each failure, and a hint line if the user can do something about it.
 func printError(w io.Writer, err error) {
 	e, ok := errors.AsType[*fs.Error](err)
 	if !ok {
@@ -133,14 +138,14 @@ func printError(w io.Writer, err error) {
 	}
 }
 
-// printWarnings writes a configuration's settings that mean nothing here.
+// printWarnings writes which of a configuration's settings mean nothing here.
 func printWarnings(w io.Writer, warnings []*fs.Problem) {
 	for _, p := range warnings {
 		fmt.Fprintf(w, "parsecfs: warning: %v: %s\n", p, p.Hint)
 	}
 }
 
-// exitCode is the status for an error; mount(8) has numbers of its own for its helpers.
+// exitCode is the exit status for an error. Helpers of mount(8) have their own numbers.
 func exitCode(argv []string, err error) int {
 	kind := fs.KindOther
 	if e, ok := errors.AsType[*fs.Error](err); ok {
@@ -155,15 +160,15 @@ func exitCode(argv []string, err error) int {
 	return exitCodes[kind]
 }
 
-// stateFlags are the flags of every command that needs the state.
+// stateFlags are the flags of each command that needs the state.
 type stateFlags struct{ config, stateDir string }
 
 func (f *stateFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.config, "config", "", "configuration `FILE` (default: one software provider)")
-	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "`DIR` that keeps keys and sockets (default /var/lib/parsecfs, for users $XDG_STATE_HOME/parsecfs)")
+	cmd.Flags().StringVar(&f.config, "config", "", "configuration `FILE` (default: one provider, in software)")
+	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "`DIR` that keeps keys and sockets (default: /var/lib/parsecfs for root, $XDG_STATE_HOME/parsecfs for others)")
 }
 
-// load reads the configuration, tells its warnings on w, and makes the state directory absolute.
+// load reads the configuration, writes its warnings to w, and makes the state directory's path absolute.
 func (f *stateFlags) load(w io.Writer) (c *fs.Config, stateDir string, err error) {
 	if f.config == "" {
 		c, err = fs.DefaultConfig(registry)
@@ -185,7 +190,7 @@ func (f *stateFlags) load(w io.Writer) (c *fs.Config, stateDir string, err error
 	return c, stateDir, err
 }
 
-// options are those of what looks at the state and says nothing else.
+// options are for commands that use the state and log nothing.
 func (f *stateFlags) options(w io.Writer) (fs.StateOptions, error) {
 	config, stateDir, err := f.load(w)
 	return fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler)}, err

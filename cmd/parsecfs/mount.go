@@ -21,12 +21,13 @@ func mountCommand(ready *readyPipe) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mount [--config FILE] [--state-dir DIR] [--background] [-o OPT,...] [MOUNTPOINT]",
 		Short: "Mount the tree, and serve it until SIGTERM or SIGINT",
-		Long: `Mount the tree, and serve it until SIGTERM or SIGINT, which drain, unmount and exit with 0. A second signal gives
-up draining. SIGHUP reads the configuration again, and ends a mount that has none or runs on a terminal. Without
---config there is one software provider named "software", and everything is kept in the state directory. MOUNTPOINT
-may stand in the configuration instead. A dead mount in the way is detached.
+		Long: `Mount the tree, and serve it until SIGTERM or SIGINT. The daemon then finishes the requests that are running,
+unmounts, and exits with status 0. On a second signal it does not wait for them. On SIGHUP it reads the configuration
+again; a mount on a terminal, or without a configuration, ends as on SIGTERM. Without --config there is one provider,
+in software, named "software", and the state directory holds everything. MOUNTPOINT can also be set in the
+configuration. If an earlier daemon left a dead mount on MOUNTPOINT, it is detached first.
 
-Options of -o, as mount(8) and fstab(5) give them:
+Options for -o, as in mount(8) and fstab(5):
 ` + optionsHelp(),
 		DisableFlagsInUseLine: true,
 		Args:                  positional(cobra.MaximumNArgs(1)),
@@ -43,7 +44,7 @@ Options of -o, as mount(8) and fstab(5) give them:
 			}
 			config, stateDir, err := flags.load(cmd.ErrOrStderr())
 			if err == nil && flags.config != "" {
-				// The daemon leaves its working directory, and reads it again.
+				// The daemon changes its working directory, and later reads the file again.
 				flags.config, err = filepath.Abs(flags.config)
 			}
 			if err != nil {
@@ -57,7 +58,7 @@ Options of -o, as mount(8) and fstab(5) give them:
 				dir = args[0]
 			}
 			if dir == "" {
-				return &fs.Error{Kind: fs.KindUsage, Err: errors.New("no mountpoint"), Hint: "parsecfs mount MOUNTPOINT, or path in [mount] of the configuration"}
+				return &fs.Error{Kind: fs.KindUsage, Err: errors.New("no mountpoint"), Hint: "run parsecfs mount MOUNTPOINT, or set path in [mount] of the configuration"}
 			}
 			if inBackground && ready == nil {
 				return background(dir, cmd.ErrOrStderr())
@@ -99,7 +100,8 @@ Options of -o, as mount(8) and fstab(5) give them:
 		},
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVar(&inBackground, "background", false, "return once mounted; the daemon logs to parsecfs.log in the state directory")
+	cmd.Flags().BoolVar(&inBackground, "background", false,
+		"return when the tree is mounted; the daemon logs to parsecfs.log in the state directory")
 	cmd.Flags().StringArrayVarP(&options, "options", "o", nil, "mount `OPT`ions, separated by commas")
 	return cmd
 }

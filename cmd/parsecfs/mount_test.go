@@ -195,7 +195,7 @@ manager_type = "SQLite"
 provider_type = "Software"
 `})
 	m.Stop()
-	want := fmt.Sprintf("generate_timeout is limited to %v", 59999*time.Second)
+	want := fmt.Sprintf("generate_timeout is lowered to %v", 59999*time.Second)
 	if !strings.Contains(m.Log(), want) {
 		t.Errorf("no %q in\n%s", want, m.Log())
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/parsecfs/parsecfs/fs"
 )
 
-// mountSettings are what -o can say.
+// mountSettings is what -o can set.
 type mountSettings struct {
 	allowOther       bool
 	config, stateDir string
@@ -25,7 +25,7 @@ type mountOption struct {
 }
 
 var optionTable = []mountOption{
-	{"allow_other", "let other users in: always so for root; fail if /etc/fuse.conf does not permit it", func(m *mountSettings, _ string) error {
+	{"allow_other", "let other users use the mount (always on for root); fail if /etc/fuse.conf does not permit it", func(m *mountSettings, _ string) error {
 		m.allowOther = true
 		return nil
 	}},
@@ -58,10 +58,10 @@ func optionsHelp() string {
 	for _, o := range optionTable {
 		fmt.Fprintf(&b, "  %-20s %s\n", o.name, o.help)
 	}
-	return b.String() + "  rw, noauto, nofail, _netdev, x-* and other words for mount(8) are ignored; ro is refused"
+	return b.String() + "  rw, noauto, nofail, _netdev, x-* and other options for mount(8) are ignored; ro is refused"
 }
 
-// parseOptions takes what stood in each -o: options, separated by commas.
+// parseOptions takes the value of each -o: options, separated by commas.
 func (m *mountSettings) parseOptions(options []string) error {
 	for option := range strings.SplitSeq(strings.Join(options, ","), ",") {
 		name, value, hasValue := strings.Cut(option, "=")
@@ -78,15 +78,15 @@ func (m *mountSettings) parseOptions(options []string) error {
 				return err
 			}
 		case name == "ro":
-			return &fs.Error{Kind: fs.KindUsage, Err: errors.New("mount option ro: a request is written before its answer is read, so that a read-only tree could not even sign"),
-				Hint: "take rights away with chmod on the files instead"}
+			return &fs.Error{Kind: fs.KindUsage, Err: errors.New("mount option ro: every operation writes its request, so a read-only mount could not even sign"),
+				Hint: "to take rights away, use chmod on the files"}
 		case option == "" || strings.HasPrefix(option, "x-") || !hasValue && slices.Contains(ignoredOptions, option):
 		default:
 			var names []string
 			for _, o := range optionTable {
 				names = append(names, o.name)
 			}
-			return &fs.Error{Kind: fs.KindUsage, Err: fmt.Errorf("unknown mount option %q; allowed: %s, and the words for mount(8) that are ignored", option, strings.Join(names, ", "))}
+			return &fs.Error{Kind: fs.KindUsage, Err: fmt.Errorf("unknown mount option %q; allowed: %s, and options for mount(8) that are ignored", option, strings.Join(names, ", "))}
 		}
 	}
 	return nil

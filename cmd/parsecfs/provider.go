@@ -14,11 +14,12 @@ func providerRenameCommand() *cobra.Command {
 	var flags stateFlags
 	cmd := &cobra.Command{
 		Use:   "rename OLD NEW",
-		Short: "Give a provider another name; the daemon must not run",
-		Long: `Give a provider another name. A provider is known by its name: under a new one in the configuration it would be another
-one, without keys. Unmount, run this, and change its name in the configuration, default_provider and wrapping too.
+		Short: "Give a provider another name, while no daemon runs",
+		Long: `Give a provider another name. parsecfs finds a provider's keys by the provider's name: if you only changed the name in the
+configuration, you would get a new provider without keys. So unmount, run this command, and then change the name in the
+configuration, also where default_provider and wrapping use it.
 
-Links in keys/ to its keys follow. A provider that has the new name, and no key, goes.`,
+The links in keys/ to its keys follow. If another provider has the new name and no keys, it is removed.`,
 		Args: positional(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := flags.options(cmd.ErrOrStderr())

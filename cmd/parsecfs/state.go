@@ -16,7 +16,7 @@ import (
 )
 
 func stateCommand() *cobra.Command {
-	return group("state", "Back up and restore keys, and say what wraps the key that seals them",
+	return group("state", "Back up and restore the keys, and choose what wraps the key that seals them",
 		stateBackupCommand(), stateRestoreCommand(), stateRewrapCommand(), stateAcceptLossCommand())
 }
 
@@ -24,9 +24,9 @@ func stateBackupCommand() *cobra.Command {
 	var flags stateFlags
 	cmd := &cobra.Command{
 		Use:   "backup FILE",
-		Short: "Write a consistent copy of the state to a new FILE, or to stdout (-); the daemon may run",
-		Long: `Write a consistent copy of the state to a new FILE, or to stdout (-). The daemon may run meanwhile.
-The copy holds the wrapping key and so every secret that the KIM keeps: guard it as you guard the keys.`,
+		Short: "Write a consistent copy of the state to a new FILE, or to stdout (-); the daemon can be running",
+		Long: `Write a consistent copy of the state to a new FILE, or to stdout (-). The daemon can be running meanwhile.
+The copy contains the wrapping key, and therefore every secret in the key store: guard it as you guard the keys.`,
 		Args: positional(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config, stateDir, err := flags.load(cmd.ErrOrStderr())
@@ -44,28 +44,30 @@ The copy holds the wrapping key and so every secret that the KIM keeps: guard it
 	return cmd
 }
 
-// writeNew makes a file that did not exist, 0600 and on the disk before it returns; on failure there is none.
+// writeNew creates a file with mode 0600, and syncs it to the disk. It never replaces a file. If it fails, it removes the file.
 func writeNew(name string, write func(io.Writer) error) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return &fs.Error{Kind: fs.KindOther, Err: fmt.Errorf("%s exists already", name), Hint: "a backup never replaces a file: give another name"}
+		return &fs.Error{Kind: fs.KindOther, Err: fmt.Errorf("%s exists already", name), Hint: "a backup never replaces a file: choose another name"}
 	}
 	if err != nil {
 		return err
 	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err != nil {
+	if err := errors.Join(writeSynced(f, write), f.Close()); err != nil {
 		os.Remove(name)
 		return firstError(err)
 	}
 	return nil
 }
 
-// firstError undoes a join of one error, so that it is printed with its hint.
+func writeSynced(f *os.File, write func(io.Writer) error) error {
+	if err := write(f); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// firstError unwraps a join of one error, so that it is printed with its hint.
 func firstError(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) == 1 {
 		return joined.Unwrap()[0]
@@ -106,19 +108,20 @@ func stateRewrapCommand() *cobra.Command {
 	var newKey bool
 	cmd := &cobra.Command{
 		Use:   "rewrap [--new-data-key] [--recovery-key FILE] [--pcrs 0,7] file|tpm:PROVIDER",
-		Short: "Wrap the key that seals all others by another wrapping key: a file's, or a TPM's; the daemon may run",
-		Long: `Wrap the key that seals all others by another wrapping key: a new one in the file wrapping.key of the state directory,
-or one that the TPM of a configured provider never gives away. No key is lost, whenever it is killed: run it again. The
-daemon may run meanwhile, and serves on.
+		Short: "Wrap the key that seals all others with another wrapping key: in a file, or in a TPM; the daemon can be running",
+		Long: `Wrap the key that seals all others with another wrapping key: a new one in the file wrapping.key of the state directory,
+or one that never leaves the TPM of a configured provider. If this command is killed, no key is lost: run it again. The
+daemon can be running meanwhile, and goes on serving.
 
-A TPM may die, be cleared or be exchanged. So there is a recovery key, in a file that you keep elsewhere: it is made in
-FILE where that does not exist, and is needed before a TPM wraps for the first time. A FILE that exists opens the
-store where its TPM is lost; whoever has it and the state directory, or a backup, has the keys.
+A TPM can break, be cleared or be replaced. That is what the recovery key is for, which you keep in a file elsewhere. If
+FILE does not exist, a new recovery key is written to it; you need one before a TPM wraps for the first time. If FILE
+exists, it opens the store when the TPM is lost. Whoever has it, and the state directory or a backup, has the keys.
 
-With --pcrs a TPM unwraps only while these registers are as they are now: after new firmware, or another boot
-order, only the recovery key opens the store. Without it, wrapping_pcrs of the configuration count, or what was before.
+With --pcrs the TPM unwraps only while these registers have their present values: after a firmware update, or with
+another boot order, only the recovery key opens the store. Without --pcrs, wrapping_pcrs in the configuration decides,
+or else the registers stay as they were.
 
-With wrapping_pin_source in the configuration a TPM unwraps only with the PIN that is there now, and without it with none.
+If the configuration has wrapping_pin_source, the TPM unwraps only with the PIN that is there now; otherwise it needs no PIN.
 
 Old backups stay as they are, each with the wrapping key of its time, and with it open what is sealed by the same key
 now. With --new-data-key all is sealed anew, by a key that no backup of before has; so it is done always where a TPM
@@ -138,7 +141,7 @@ Keys that are in use go on meanwhile; those that are not wait.`,
 			}
 			if cmd.Flags().Changed("pcrs") {
 				if pcrs, err = parsePCRs(registers); err != nil {
-					return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: "--pcrs 0,7; --pcrs '' for none"}
+					return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: "for example --pcrs 0,7, or --pcrs '' for none"}
 				}
 			}
 			o := fs.StateOptions{Config: config, StateDir: stateDir, Log: slog.New(slog.DiscardHandler), Step: testOnlyStep}
@@ -150,9 +153,9 @@ Keys that are in use go on meanwhile; those that are not wait.`,
 		},
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVar(&newKey, "new-data-key", false, "seal all secrets anew by a new key")
-	cmd.Flags().StringVar(&recovery, "recovery-key", "", "the recovery key's `FILE`: a new one, or one that exists")
-	cmd.Flags().StringVar(&registers, "pcrs", "", "the TPM's `REGISTERS` to bind it to, separated by commas")
+	cmd.Flags().BoolVar(&newKey, "new-data-key", false, "seal all secrets again, with a new key")
+	cmd.Flags().StringVar(&recovery, "recovery-key", "", "`FILE` of the recovery key: an existing one, or a new one to write")
+	cmd.Flags().StringVar(&registers, "pcrs", "", "TPM `REGISTERS` (PCRs) to bind the wrapping to, separated by commas")
 	return cmd
 }
 
@@ -160,11 +163,11 @@ func stateAcceptLossCommand() *cobra.Command {
 	var flags stateFlags
 	cmd := &cobra.Command{
 		Use:   "accept-loss",
-		Short: "Take a state that is older than its TPM says as it is, after a backup was restored; the daemon may run",
-		Long: `Take a state that is older than its TPM says as it is. Where a TPM wraps the key that seals all others it counts the
-starts, and some of the changes between them: a state that was put back from an older copy is noticed, and none of its
-keys works. After you restored a backup yourself this command takes it: keys that were destroyed since, and rights that
-were taken away, are back.`,
+		Short: "Accept a state that is older than its TPM says, after you restored a backup; the daemon can be running",
+		Long: `Accept a state that is older than its TPM says. A TPM that wraps the key that seals all others also counts the starts,
+and some of the changes between them. So parsecfs notices when somebody puts back an older copy of the state, and then
+none of its keys works. If you restored a backup yourself, this command accepts it. Keys that were destroyed since the
+backup, and rights that were taken away since, are back then.`,
 		Args: positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, stateDir, err := flags.load(cmd.ErrOrStderr())
@@ -187,7 +190,7 @@ func parsePCRs(text string) (*psa.PCRs, error) {
 		}
 		n, err := strconv.Atoi(field)
 		if err != nil {
-			return nil, fmt.Errorf("no register %q", field)
+			return nil, fmt.Errorf("%q is not the number of a register", field)
 		}
 		list = append(list, n)
 	}

@@ -46,8 +46,8 @@ func New() *Procs {
 }
 
 var (
-	errUnseen = errors.New("it is in a pid namespace that cannot be seen from here")
-	errOther  = errors.New("its thread has other ids now than its request")
+	errUnseen = errors.New("the caller is in a pid namespace that parsecfs cannot see")
+	errOther  = errors.New("the caller's thread has changed its ids since the request")
 )
 
 // of reads the status of the caller's thread, which must still be who sent the request. Most callers are blocked in a call to us and

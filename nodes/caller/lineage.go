@@ -176,7 +176,7 @@ func (h *held) close() {
 	}
 }
 
-var errUnknown = errors.New("it does not say how it is")
+var errUnknown = errors.New("the process does not show its state")
 
 // open finds a process for a request of uid.
 func (p *Procs) open(at *looks, uid, pid uint32) (*held, error) {

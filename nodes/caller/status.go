@@ -42,7 +42,7 @@ const (
 
 var texts = sync.Pool{New: func() any { return new(make([]byte, textUsual)) }}
 
-var errLong = errors.New("it is longer than the kernel makes it")
+var errLong = errors.New("it is too long to come from the kernel")
 
 // readText reads a file of /proc into a buffer that use must not keep.
 func readText(path string, use func([]byte) error) error {
@@ -121,7 +121,7 @@ func parseStatus(b []byte, groups bool) (s status, err error) {
 	seen := 0
 	see := func(field int) {
 		if seen&field != 0 {
-			err = errors.New("its status says something twice")
+			err = errors.New("its status has a line twice")
 		}
 		seen |= field
 	}
@@ -189,7 +189,7 @@ func parseStatus(b []byte, groups bool) (s status, err error) {
 		}
 	}
 	if err == nil && seen != seenAll {
-		err = fmt.Errorf("its status lacks %d of the lines that say who it is", bits.OnesCount(uint(seenAll&^seen)))
+		err = fmt.Errorf("its status lacks %d of the lines with its identity", bits.OnesCount(uint(seenAll&^seen)))
 	}
 	return s, err
 }

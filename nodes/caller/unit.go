@@ -20,14 +20,14 @@ func ValidUnit(name string) error {
 	if !service {
 		var scope bool
 		if stem, scope = strings.CutSuffix(name, ".scope"); !scope {
-			return fmt.Errorf("%q is no unit that a process runs in: nginx.service, worker@.service (every instance) and session-1.scope are", name)
+			return fmt.Errorf("%q is not a unit for processes: write nginx.service, worker@.service (every instance) or session-1.scope", name)
 		}
 	}
 	odd := strings.ContainsFunc(stem, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(`:-_.\@`, r)
 	})
 	if stem == "" || odd || len(name) > unitMost {
-		return fmt.Errorf("%q is no name of a unit: letters, digits and :-_.\\@, at most %d bytes", name, unitMost)
+		return fmt.Errorf("%q is not the name of a unit: letters, digits and :-_.\\@, at most %d bytes", name, unitMost)
 	}
 	return nil
 }
@@ -46,7 +46,7 @@ func (p *Procs) Unit(c Caller) (string, error) {
 		return "", err
 	}
 	if unit == "" {
-		return "", errors.New("it runs in none")
+		return "", errors.New("it does not run in a unit")
 	}
 	return unit, nil
 }

@@ -40,7 +40,7 @@ type ACL []aclEntry
 // ParseACL reads the value of an extended attribute (<linux/posix_acl_xattr.h>), little endian. What is no valid ACL
 // (acl_valid(3)) is EINVAL. An empty one is nil.
 func ParseACL(b []byte) (ACL, error) {
-	bad := Refuse(syscall.EINVAL, "this is no valid POSIX ACL", "setfacl makes them")
+	bad := Refuse(syscall.EINVAL, "this is not a valid POSIX ACL", "use setfacl")
 	if len(b) < 4 || binary.LittleEndian.Uint32(b) != aclVersion || len(b)%8 != 4 || len(b) > 4+8*aclEntries {
 		return nil, bad
 	}

@@ -204,7 +204,7 @@ func owns(yes bool) error {
 	if yes {
 		return nil
 	}
-	return Refuse(syscall.EPERM, "this is not the caller's any more", "ask its owner")
+	return Refuse(syscall.EPERM, "this no longer belongs to the caller", "ask its owner")
 }
 
 // admit is Admit for the units of a way as they are now.
@@ -237,7 +237,7 @@ func (g *Gate) judge(ctx context.Context, who caller.Caller, way Way, want Bits)
 		if identity == nil {
 			i, err := g.procs.Identity(who)
 			if err != nil {
-				return fmt.Errorf("the caller cannot be told: %w", err)
+				return fmt.Errorf("the caller's identity is not known: %w", err)
 			}
 			identity = &i
 		}

@@ -53,15 +53,15 @@ func (g *Gate) Admit(who caller.Caller, units Units) error {
 	}
 	unit, err := g.procs.Unit(who)
 	if err != nil {
-		return Refuse(syscall.EACCES, fmt.Sprintf("the caller's systemd unit cannot be told: %v", err),
-			"only processes in a systemd unit that is known may come in here")
+		return Refuse(syscall.EACCES, fmt.Sprintf("the caller's systemd unit is not known: %v", err),
+			"only processes whose systemd unit is known can use this")
 	}
 	if listed, free := of(rules, units.Provider); !free && !lists(listed, unit) {
 		return Refuse(syscall.EACCES, fmt.Sprintf("the configuration does not let %s use provider %s", unit, units.Provider),
-			`root can add it to the rules of the authenticator "SystemdUnit"`)
+			`ask root to add it to the rules of the authenticator "SystemdUnit"`)
 	}
 	if len(units.Key) > 0 && !lists(units.Key, unit) {
-		return Refuse(syscall.EACCES, fmt.Sprintf("the key is not for %s", unit), "its owner can add it to units in attributes")
+		return Refuse(syscall.EACCES, fmt.Sprintf("the key's units do not include %s", unit), "ask its owner to add it to units in attributes")
 	}
 	return nil
 }

@@ -81,10 +81,10 @@ func (a *account) add(uid uint32, what resource, n int64) {
 const effectsMost = 64
 
 var errMost = [resources]error{
-	handles: gate.Refuse(syscall.EAGAIN, "too many open transactions of this user", "close some, or wait"),
-	held:    psa.Errorf(psa.StatusInsufficientMemory, "the requests of this user hold too many bytes").WithHint("finish some of them first"),
-	calls:   gate.Refuse(syscall.EAGAIN, "too many threads of this user wait for answers", "ask again when some have theirs"),
-	effects: gate.Refuse(syscall.EAGAIN, "too many changes of this user are taking effect", "write again when some have"),
+	handles: gate.Refuse(syscall.EAGAIN, "this user has too many open transactions", "close some, or wait"),
+	held:    psa.Errorf(psa.StatusInsufficientMemory, "this user's requests hold too many bytes").WithHint("finish some of them first"),
+	calls:   gate.Refuse(syscall.EAGAIN, "too many threads of this user wait for answers", "try again when some have got theirs"),
+	effects: gate.Refuse(syscall.EAGAIN, "too many changes of this user are in progress", "write again when some are done"),
 }
 
 // count counts one more handle, slot or request in the drop box; release takes it back, once.

@@ -48,13 +48,13 @@ type entry struct {
 }
 
 var (
-	errClaimed   = gate.Refuse(syscall.EBUSY, "somebody has begun to read the answer", "write the whole message before you read")
-	errExpired   = gate.Refuse(syscall.EBUSY, "nobody asked for the answer in time", "open the file anew")
-	errReplaced  = gate.Refuse(syscall.EBUSY, "this process has begun another request", "open the file anew")
+	errClaimed   = gate.Refuse(syscall.EBUSY, "the answer is being read already", "write the whole message before you read")
+	errExpired   = gate.Refuse(syscall.EBUSY, "nobody read the answer in time", "open the file again")
+	errReplaced  = gate.Refuse(syscall.EBUSY, "this process has made another request", "open the file again")
 	errUnwhole   = gate.Refuse(syscall.EBUSY, "the request is still being written", "close it before you read")
-	errAmbiguous = gate.Refuse(syscall.EBUSY, "more than one request waits here for this process", "open the file once for writing and reading, or use a slot")
+	errAmbiguous = gate.Refuse(syscall.EBUSY, "this process has more than one request waiting", "open the file once for writing and reading, or use a slot")
 	errKilled    = gate.Refuse(syscall.EINVAL, "the writer was killed before the end of its message", "write the message again")
-	errGone      = psa.Errorf(psa.StatusRevoked, "the key or this file of it is gone")
+	errGone      = psa.Errorf(psa.StatusRevoked, "the key, or this file of it, is gone")
 )
 
 // register puts the request of an open for writing into the box.

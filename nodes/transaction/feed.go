@@ -38,7 +38,7 @@ func (f *feed) holds() int64 {
 
 // TooLarge refuses an input that is longer than a bound.
 func TooLarge(name string, most int64) error {
-	return psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", name, most).WithHint("core_settings.body_len_limit bounds what cannot be streamed")
+	return psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", name, most).WithHint("the operation cannot stream its input, so core_settings.body_len_limit limits it")
 }
 
 func (f *feed) write(ctx context.Context, in *Input, p []byte) error {
@@ -47,7 +47,7 @@ func (f *feed) write(ctx context.Context, in *Input, p []byte) error {
 		return f.add(in, p)
 	}
 	if f.spec.bare() && len(p) > 0 {
-		return psa.Errorf(psa.StatusInvalidArgument, "this operation takes no input").WithHint("open the file for reading alone")
+		return psa.Errorf(psa.StatusInvalidArgument, "this operation takes no input").WithHint("open the file only for reading")
 	}
 	if f.rejected != nil {
 		return nil

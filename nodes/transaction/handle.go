@@ -226,7 +226,7 @@ func (h *Handle) Truncate(size uint64) error {
 		return ErrTruncate
 	}
 	if h.reads {
-		return gate.Refuse(syscall.EINVAL, "not open for writing", "")
+		return gate.Refuse(syscall.EINVAL, "the file is not open for writing", "")
 	}
 	if err := h.channel.truncate(true); err != nil {
 		return err
@@ -239,7 +239,7 @@ func (h *Handle) Truncate(size uint64) error {
 }
 
 // ErrTruncate refuses to make a transaction as long as somebody says.
-var ErrTruncate = gate.Refuse(syscall.EINVAL, "a transaction can be truncated to 0 only", "")
+var ErrTruncate = gate.Refuse(syscall.EINVAL, "a transaction can only be truncated to 0", "")
 
 func (h *Handle) own() *Channel {
 	h.mu.Lock()

@@ -92,7 +92,7 @@ func (m *Machine) Drop(match func(ino uint64) bool) {
 	m.slots.drop(match)
 }
 
-var errLeaving = psa.Errorf(psa.StatusProviderAbsent, "the mount is going away")
+var errLeaving = psa.Errorf(psa.StatusProviderAbsent, "the daemon is stopping")
 
 // Begin counts something that Drain must wait for; end must follow.
 func (m *Machine) Begin() (end func(), err error) {

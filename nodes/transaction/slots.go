@@ -75,7 +75,7 @@ func (m *Machine) NewSlot(who caller.Caller, dir uint64, name string, f File, ac
 	defer t.mu.Unlock()
 	if t.dirs[dir][name] != nil {
 		release()
-		return nil, gate.Refuse(syscall.EEXIST, "the slot exists", "choose another name")
+		return nil, gate.Refuse(syscall.EEXIST, "the slot exists already", "choose another name")
 	}
 	t.last++
 	f.Ino = ino(t.last)
@@ -141,7 +141,7 @@ func (s *Slot) wipe() {
 // Enter refuses everybody but the slot's creator, root included: the kernel lets root in everywhere.
 func (s *Slot) Enter(ctx context.Context, who caller.Caller) error {
 	if who.UID != s.UID {
-		return gate.Refuse(syscall.EACCES, "a slot is its creator's alone", "make one of your own")
+		return gate.Refuse(syscall.EACCES, "only its creator can use a slot", "make one of your own")
 	}
 	return s.access.Enter(ctx, who)
 }

@@ -12,7 +12,7 @@ import (
 
 const userForms = `"USER" or "USER:GROUP", names or numbers`
 
-// parseAccount reads the setting user, as chown(1) does. Without a group it is the user's own.
+// parseAccount reads the setting user in the form of chown(1). Without a group it uses the user's own group.
 func parseAccount(v any) (*account, error) {
 	s, ok := v.(string)
 	if !ok || s == "" {
@@ -29,14 +29,14 @@ func parseAccount(v any) (*account, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%q: %w; a number that no user has wants a group: %s", s, err, userForms)
+		return nil, fmt.Errorf("%q: %w; a number without an account needs a group: %s", s, err, userForms)
 	}
 	if entry != nil {
 		a.Name, a.Home = entry.Username, entry.HomeDir
 		uid, ok := idOf(entry.Uid)
 		gid, also := idOf(entry.Gid)
 		if !ok || !also {
-			return nil, fmt.Errorf("%q is user %s of group %s", s, entry.Uid, entry.Gid)
+			return nil, fmt.Errorf("%q has the ids %s and %s, which are not usable", s, entry.Uid, entry.Gid)
 		}
 		a.UID, a.GID = uid, gid
 	}
@@ -54,17 +54,18 @@ func parseAccount(v any) (*account, error) {
 	return a, nil
 }
 
-// mayBecome refuses a user whom this program cannot start a process of.
+// mayBecome refuses a user for whom this program cannot start a process.
 func (l launch) mayBecome() error {
 	own := os.Geteuid()
 	if own == 0 {
 		return nil
 	}
 	if len(l.capabilities) > 0 {
-		return psa.Errorf(psa.StatusNotPermitted, "keep_capabilities is for a mount of root's").WithHint("leave it out")
+		return psa.Errorf(psa.StatusNotPermitted, "only root's mount can use keep_capabilities").WithHint("leave it out")
 	}
 	if u := l.user; u != nil && (int(u.UID) != own || int(u.GID) != os.Getegid()) {
-		return psa.Errorf(psa.StatusNotPermitted, "user: only root's mount has a module run as user %d of group %d; this one is user %d's",
+		return psa.Errorf(psa.StatusNotPermitted,
+			"user: only root's mount can run a module as user %d of group %d; this mount belongs to user %d",
 			u.UID, u.GID, own).WithHint("leave user out")
 	}
 	return nil
@@ -78,18 +79,18 @@ func (l launch) runsAs() account {
 	return *l.user
 }
 
-// hintUser ends the hint of a token that is not found: its files, or its device, may be somebody else's.
+// hintUser is the end of the hint for a token that is not found: its files or its device may belong to another user.
 func (l launch) hintUser() string {
 	switch {
 	case l.user != nil:
-		return fmt.Sprintf("; the module runs as user %d, who must be let at the token", l.user.UID)
+		return fmt.Sprintf("; the module runs as user %d, who needs access to the token", l.user.UID)
 	case os.Geteuid() == 0:
-		return "; the module runs as root without root's capabilities: user in the configuration says whose the token is"
+		return "; the module runs as root without root's capabilities: if the token belongs to another user, set user in the configuration"
 	}
 	return ""
 }
 
-// orders are what a new worker is told.
+// orders are the instructions for a new worker.
 func (l launch) orders() orders {
 	o := orders{Capabilities: l.capabilities, Environment: workerEnvironment(os.Environ(), l.environment, l.user)}
 	o.Files = append([]string{l.library}, l.files...)
@@ -99,14 +100,14 @@ func (l launch) orders() orders {
 	return o
 }
 
-// passedOn are the variables that a module gets from this program's own environment: where and in which language it runs, and
-// the names that modules and what they stand on read. The rest is nobody's business there.
+// passedOn are the variables that a module gets from this program's environment: where and in which language it runs, and
+// the variables that known modules and their libraries read. A module gets nothing else of it.
 var passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_RUNTIME_DIR",
 	"DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF", "OPENSC_DEBUG", "PCSCLITE_*",
 	"YUBIHSM_PKCS11_*"}
 
-// workerEnvironment is what of our own environment a module gets, more, and what is of its user. A worker's crash writes no
-// registers into the log: they may have keys in them.
+// workerEnvironment is a module's environment: part of our own, more, and the variables of its user. It keeps a crashing
+// worker from writing registers into the log, since they may hold keys.
 func workerEnvironment(own, more []string, a *account) (env []string) {
 	for _, v := range own {
 		name, _, _ := strings.Cut(v, "=")
@@ -125,7 +126,7 @@ func workerEnvironment(own, more []string, a *account) (env []string) {
 	return lastOfEach(append(append(env, more...), "GOTRACEBACK=none"))
 }
 
-// lastOfEach leaves a variable its last value: getenv(3) finds the first.
+// lastOfEach keeps only the last value of each variable, because getenv(3) finds the first.
 func lastOfEach(env []string) []string {
 	at, kept := map[string]int{}, env[:0:0]
 	for _, v := range env {

@@ -17,12 +17,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// parseReference reads the name of an object: "id=<CKA_ID in hexadecimal>", "object=<CKA_LABEL>", both with a semicolon
-// between, or a PKCS #11 URI that has these.
+// parseReference reads the name of an object: "id=<CKA_ID in hexadecimal>", "object=<CKA_LABEL>", both of them separated by
+// a semicolon, or a PKCS #11 URI that has these.
 func parseReference(s string) (o object, err error) {
 	fail := func(format string, args ...any) (object, error) {
-		return object{}, psa.Errorf(psa.StatusInvalidArgument, "the object's name: "+format, args...).
-			WithHint("id=HEX, object=LABEL, id=HEX;object=LABEL, or a PKCS #11 URI")
+		return object{}, psa.Errorf(psa.StatusInvalidArgument, "wrong name of an object: "+format, args...).
+			WithHint("write id=HEX, object=LABEL, id=HEX;object=LABEL, or a PKCS #11 URI")
 	}
 	if strings.HasPrefix(s, uriScheme) {
 		values, err := parseURI(s)
@@ -37,14 +37,14 @@ func parseReference(s string) (o object, err error) {
 		if strings.HasPrefix(s, "id=") {
 			id, rest, both = strings.Cut(s, ";")
 			if o.id, err = hex.DecodeString(strings.TrimPrefix(id, "id=")); err != nil || len(o.id) == 0 {
-				return fail("id= is followed by bytes in hexadecimal")
+				return fail("id= must be followed by bytes in hexadecimal")
 			}
 		} else {
 			rest, both = s, true
 		}
 		label, ok := strings.CutPrefix(rest, "object=")
 		if both && !ok {
-			return fail("neither id= nor object=")
+			return fail("it has neither id= nor object=")
 		}
 		o.label = label
 	}
@@ -76,7 +76,7 @@ type found struct {
 var foreignTypes = []uint64{p11.CKA_ID, p11.CKA_LABEL, p11.CKA_KEY_TYPE, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT, p11.CKA_EC_PARAMS, p11.CKA_EC_POINT,
 	p11.CKA_VALUE_LEN, p11.CKA_SIGN, p11.CKA_DECRYPT, p11.CKA_ENCRYPT, p11.CKA_DERIVE, p11.CKA_VERIFY}
 
-// list gives all keys on the token: private ones with their public part, secret ones, and public ones alone.
+// list returns all keys on the token: private ones with their public part, secret ones, and public ones alone.
 func (p *provider) list(ctx context.Context) ([]found, error) {
 	var all []found
 	for _, class := range []uint64{p11.CKO_PUBLIC_KEY, p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY} {
@@ -104,8 +104,8 @@ func (p *provider) list(ctx context.Context) ([]found, error) {
 	return all, nil
 }
 
-// kindOf is a key's type and size, none where it is of a kind that is not known here, and the algorithms that its flags
-// speak of, the best first.
+// kindOf is a key's type and size, none if its kind is not supported, and the algorithms that its flags allow, the best
+// first.
 func (f found) kindOf() (a psa.Attributes, algorithms []psa.Algorithm) {
 	is := func(typ uint64) bool {
 		v, ok := valueOf(f.attributes, typ)
@@ -161,8 +161,8 @@ func (f found) kindOf() (a psa.Attributes, algorithms []psa.Algorithm) {
 	return a, algorithms
 }
 
-// attributesOf are those that Adopt gives a key: the default template of its kind that its flags and the token allow,
-// none where there is none.
+// attributesOf are what Adopt gives a key by default: the default template of its kind that its flags and the token allow,
+// or none.
 func (p *provider) attributesOf(f found) psa.Attributes {
 	a, algorithms := f.kindOf()
 	if a.Type.IsAsymmetric() && publicPart(a, f) == nil {
@@ -205,7 +205,7 @@ func curveNamed(params []byte) (psa.KeyType, int) {
 	return psa.KeyTypeNone, 0
 }
 
-// publicPart is the public key, from its own object or the private one; nil where neither has it.
+// publicPart is the public key, from its own object or the private one, nil if neither has it.
 func publicPart(a psa.Attributes, f found) crypto.PublicKey {
 	for _, list := range [][]attribute{f.public, f.attributes} {
 		if pub, err := publicOf(a.Type, a.Bits, list); err == nil && pub != nil && a.Describes(pub) == nil {
@@ -219,7 +219,7 @@ func (o object) fits(f found) bool {
 	return (len(o.id) == 0 || bytes.Equal(o.id, f.object.id)) && (o.label == "" || o.label == f.object.label)
 }
 
-// nameOf is the shortest reference that no other key fits, or else the longest.
+// nameOf is the shortest reference that fits no other key. If there is none, it is the longest one.
 func nameOf(f found, all []found) string {
 	id, label := object{id: f.object.id}, object{label: f.object.label}
 	for _, o := range []object{id, label} {
@@ -239,7 +239,7 @@ func nameOf(f found, all []found) string {
 	return f.object.reference()
 }
 
-// labelOf is what Create calls an object.
+// labelOf is the label that Create gives an object.
 func labelOf(id []byte) string { return "parsecfs " + hex.EncodeToString(id[:min(len(id), 4)]) }
 
 func (p *provider) foreign(f found, all []found) providers.Foreign {
@@ -266,8 +266,8 @@ func (p *provider) Foreign(ctx context.Context) ([]providers.Foreign, error) {
 	return list, nil
 }
 
-// Adopt finds the one key that parseReference's name means. One that signs does so once, so that no other key's public
-// part passes for its own.
+// Adopt finds the one key that a reference names. A key that can sign must sign once, to prove that the public part is its
+// own.
 func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string) (providers.Foreign, providers.Blob, error) {
 	none := func(err error) (providers.Foreign, providers.Blob, error) {
 		return providers.Foreign{}, providers.Blob{}, err
@@ -291,16 +291,16 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	default:
 		err := psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference())
 		if len(o.id) > 0 && o.label != "" {
-			return none(err.WithHint("give one of them an ID of its own, with the token's own tool"))
+			return none(err.WithHint("use the token's own tool to give one of them another ID"))
 		}
-		return none(err.WithHint("id=HEX;object=LABEL may tell them apart"))
+		return none(err.WithHint("try to tell them apart with id=HEX;object=LABEL"))
 	}
 	f := fitting[0]
 	foreign := p.foreign(f, all)
 	own := foreign.Attributes
 	switch {
 	case a.Type == psa.KeyTypeNone && own.Type == psa.KeyTypeNone:
-		return none(psa.Errorf(psa.StatusInvalidArgument, "no key can be made of %s: of no known kind, without its public part, or of a use that this provider has not", o.reference()))
+		return none(psa.Errorf(psa.StatusInvalidArgument, "%s cannot be adopted: its kind or its use is not supported, or its public part is missing", o.reference()))
 	case a.Type == psa.KeyTypeNone:
 		a = own
 	}
@@ -332,7 +332,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	return foreign, blob, nil
 }
 
-// proves says whether a private key signs, and its public part is its own.
+// proves checks that a private key can sign and that its public part belongs to it.
 func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.Blob) error {
 	k, err := p.Open(ctx, providers.Handle{}, f.Attributes, b)
 	if err != nil {
@@ -356,7 +356,7 @@ func (p *provider) proves(ctx context.Context, f providers.Foreign, b providers.
 		}
 		result, err := run.Finish(ctx)
 		if psa.StatusOf(err) == psa.StatusInvalidSignature {
-			return psa.Errorf(psa.StatusInvalidArgument, "the public key beside %s is another key's", f.Object)
+			return psa.Errorf(psa.StatusInvalidArgument, "the public key beside %s does not belong to it", f.Object)
 		}
 		if err != nil {
 			return err
@@ -382,7 +382,7 @@ func (p *provider) DestroyObject(ctx context.Context, name string, public []byte
 		return nil
 	case 1:
 	default:
-		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).WithHint("the token's own tools can tell them apart")
+		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).WithHint("use the token's own tools to tell them apart")
 	}
 	if same, err := p.isStill(ctx, fitting[0], all, public); err != nil || !same {
 		return err
@@ -395,7 +395,7 @@ func (p *provider) DestroyObject(ctx context.Context, name string, public []byte
 	return nil
 }
 
-// isStill says whether what is found is the key with this public part; one without is not told from others.
+// isStill says whether the key that was found has this public part. Without a public part it cannot tell.
 func (p *provider) isStill(ctx context.Context, f found, all []found, public []byte) (bool, error) {
 	if len(public) == 0 {
 		return true, nil
@@ -404,7 +404,7 @@ func (p *provider) isStill(ctx context.Context, f found, all []found, public []b
 	pub := publicPart(a, f)
 	if pub == nil {
 		return false, psa.Errorf(psa.StatusNotPermitted, "the token does not show whether %s is still the key that was adopted", f.object.reference()).
-			WithHint("the token's own tools can destroy it; with allow_destroy = false rmdir forgets it here")
+			WithHint("destroy it with the token's own tools; with allow_destroy = false rmdir only forgets it here")
 	}
 	if der, err := psa.MarshalPublicKey(pub); err != nil || !bytes.Equal(der, public) {
 		return false, err

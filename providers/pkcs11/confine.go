@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A worker begins as this program does, with all that it may, and no module. It gives everything away that a module has no
-// use for, on one thread, and executes itself again from there: what runs then, all of its threads, never had it.
+// A worker starts with all rights of this program, and without a module. One thread gives up every right that a module does
+// not need, and executes the program again: from then on no thread of it ever had these rights.
 
-// orders are what a worker does with itself before it executes itself again, as JSON in the variable ordersName.
+// orders say what a worker gives up before it executes itself again. They are JSON in the variable ordersName.
 type orders struct {
 	User         *account // nil: whose the program is
 	Capabilities []int    // that it keeps
@@ -35,11 +35,11 @@ type account struct {
 
 const (
 	ordersName = "PARSECFS_WORKER"
-	// exitDenied is a worker's exit status where its user may not read what the module needs.
+	// exitDenied is a worker's exit status if its user may not read what the module needs.
 	exitDenied = 4
 )
 
-// confine does what the orders say, and returns only where that failed.
+// confine carries the orders out. It returns only if that fails.
 func confine(text string, sockets int) error {
 	var o orders
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
@@ -69,10 +69,10 @@ func confine(text string, sockets int) error {
 	if err := denySystemCalls(); err != nil {
 		return err
 	}
-	return fmt.Errorf("execute %s again: %w", os.Args[0], syscall.Exec("/proc/self/exe", os.Args, o.Environment))
+	return fmt.Errorf("cannot execute %s again: %w", os.Args[0], syscall.Exec("/proc/self/exe", os.Args, o.Environment))
 }
 
-// becomeUser changes the user, and leaves the thread no capability but those that are kept, now or later.
+// becomeUser changes the user, and leaves the thread only the capabilities to keep, now and later.
 func (o *orders) becomeUser() error {
 	have, err := capabilities()
 	if err != nil {
@@ -83,7 +83,7 @@ func (o *orders) becomeUser() error {
 		kept |= 1 << c
 	}
 	if kept&^have != 0 {
-		return errors.New("this program itself has not all of keep_capabilities")
+		return errors.New("this program itself lacks some of keep_capabilities")
 	}
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("PR_SET_KEEPCAPS: %w", err)
@@ -92,7 +92,7 @@ func (o *orders) becomeUser() error {
 		// Those of the standard library change all threads, as libc does.
 		if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(int(u.GID), int(u.GID), int(u.GID)),
 			syscall.Setresuid(int(u.UID), int(u.UID), int(u.UID))); err != nil {
-			return fmt.Errorf("become user %d: %w", u.UID, err)
+			return fmt.Errorf("cannot become user %d: %w", u.UID, err)
 		}
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
@@ -109,7 +109,7 @@ func (o *orders) becomeUser() error {
 	return setCapabilities(kept, kept)
 }
 
-// lockCapabilities has what is kept outlive an execve, and nothing else come back by one.
+// lockCapabilities makes the kept capabilities survive an execve, and no others come back by one.
 func (o *orders) lockCapabilities(kept uint64) error {
 	for _, c := range o.Capabilities {
 		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
@@ -158,7 +158,7 @@ func setCapabilities(permitted, inheritable uint64) error {
 	return nil
 }
 
-// deniedError is of a file that the module needs, and that its user may not read.
+// deniedError reports a file that the module needs but its user may not read.
 type deniedError struct {
 	path string
 	err  error
@@ -170,30 +170,38 @@ func (e *deniedError) Error() string {
 
 func (e *deniedError) Unwrap() error { return e.err }
 
-// readable says that the file cannot be read, or the directory not be passed. One that is missing is the module's to tell.
+// readable reports a file that we may not read, or a directory that we may not enter. A missing one is left to the module.
 func readable(path string) error {
-	info, err := os.Stat(path)
-	if err == nil && info.IsDir() {
-		err = unix.Access(path, unix.X_OK)
-	} else if err == nil {
-		err = unix.Access(path, unix.R_OK)
-	}
-	if errors.Is(err, fs.ErrPermission) {
+	if err := access(path); errors.Is(err, fs.ErrPermission) {
 		return &deniedError{path, unix.EACCES}
 	}
 	return nil
 }
 
-// confined says what is missing where a worker was not started as it should be.
-func confined() error {
-	on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-	if err == nil && on != 1 {
-		err = errors.New("the process may gain new privileges")
+func access(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
 	}
-	return err
+	if info.IsDir() {
+		return unix.Access(path, unix.X_OK)
+	}
+	return unix.Access(path, unix.R_OK)
 }
 
-// keepable are the capabilities that a device may want. None of them leads to another process's memory.
+// confined reports a worker that was not started as it should be.
+func confined() error {
+	on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err != nil {
+		return err
+	}
+	if on != 1 {
+		return errors.New("the process could gain new privileges")
+	}
+	return nil
+}
+
+// keepable are the capabilities that a device may need. None of them gives access to another process's memory.
 var keepable = map[string]int{
 	"CAP_DAC_OVERRIDE":    unix.CAP_DAC_OVERRIDE,
 	"CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
@@ -211,13 +219,13 @@ func parseCapabilities(v any) (kept []int, err error) {
 	})
 	list, ok := v.([]any)
 	if !ok {
-		return nil, fmt.Errorf("a list of %q", names)
+		return nil, fmt.Errorf("must be a list of some of %q", names)
 	}
 	for _, one := range list {
 		name, _ := one.(string)
 		c, ok := keepable[name]
 		if !ok {
-			return nil, fmt.Errorf("%v: allowed are %q", one, names)
+			return nil, fmt.Errorf("unknown capability %v; allowed: %q", one, names)
 		}
 		kept = append(kept, c)
 	}

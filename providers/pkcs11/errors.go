@@ -9,14 +9,14 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// statuses are those of the return values that mean something to a caller (PKCS #11 v2.40, 5.1).
+// statuses maps return values to statuses, where they mean something to a caller (PKCS #11 v2.40, 5.1).
 var statuses = map[p11.Error]struct {
 	status psa.Status
 	hint   string
 }{
 	p11.CKR_HOST_MEMORY:                    {psa.StatusInsufficientMemory, ""},
 	p11.CKR_DEVICE_MEMORY:                  {psa.StatusInsufficientStorage, "the token is full"},
-	p11.CKR_SESSION_COUNT:                  {psa.StatusInsufficientMemory, "other programs hold the token's sessions; the setting sessions bounds ours"},
+	p11.CKR_SESSION_COUNT:                  {psa.StatusInsufficientMemory, "other programs use the token's sessions; lower the setting sessions, which limits ours"},
 	p11.CKR_DEVICE_ERROR:                   {psa.StatusHardwareFailure, ""},
 	p11.CKR_DEVICE_REMOVED:                 {psa.StatusProviderAbsent, hintAbsent},
 	p11.CKR_TOKEN_NOT_PRESENT:              {psa.StatusProviderAbsent, hintAbsent},
@@ -24,7 +24,7 @@ var statuses = map[p11.Error]struct {
 	p11.CKR_SLOT_ID_INVALID:                {psa.StatusProviderAbsent, hintAbsent},
 	p11.CKR_SESSION_HANDLE_INVALID:         {psa.StatusProviderAbsent, hintAbsent},
 	p11.CKR_SESSION_CLOSED:                 {psa.StatusProviderAbsent, hintAbsent},
-	p11.CKR_USER_NOT_LOGGED_IN:             {psa.StatusNotPermitted, "the token wants a PIN: give user_pin or pin_source"},
+	p11.CKR_USER_NOT_LOGGED_IN:             {psa.StatusNotPermitted, "the token needs a PIN: set user_pin or pin_source"},
 	p11.CKR_PIN_INCORRECT:                  {psa.StatusNotPermitted, hintPIN},
 	p11.CKR_PIN_INVALID:                    {psa.StatusNotPermitted, hintPIN},
 	p11.CKR_PIN_LEN_RANGE:                  {psa.StatusNotPermitted, hintPIN},
@@ -34,10 +34,10 @@ var statuses = map[p11.Error]struct {
 	p11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN: {psa.StatusNotPermitted, ""},
 	p11.CKR_TOKEN_WRITE_PROTECTED:          {psa.StatusNotPermitted, "the token is write-protected"},
 	p11.CKR_SESSION_READ_ONLY:              {psa.StatusNotPermitted, "the token is write-protected"},
-	p11.CKR_KEY_FUNCTION_NOT_PERMITTED:     {psa.StatusNotPermitted, "the key on the token is not for this operation"},
+	p11.CKR_KEY_FUNCTION_NOT_PERMITTED:     {psa.StatusNotPermitted, "the key on the token does not permit this operation"},
 	p11.CKR_ACTION_PROHIBITED:              {psa.StatusNotPermitted, ""},
 	p11.CKR_KEY_UNEXTRACTABLE:              {psa.StatusNotPermitted, ""},
-	p11.CKR_ATTRIBUTE_SENSITIVE:            {psa.StatusNotPermitted, "the token does not give this key out"},
+	p11.CKR_ATTRIBUTE_SENSITIVE:            {psa.StatusNotPermitted, "the token does not export this key"},
 	p11.CKR_FUNCTION_NOT_SUPPORTED:         {psa.StatusNotSupported, ""},
 	p11.CKR_MECHANISM_INVALID:              {psa.StatusNotSupported, ""},
 	p11.CKR_MECHANISM_PARAM_INVALID:        {psa.StatusNotSupported, ""},
@@ -59,12 +59,12 @@ var statuses = map[p11.Error]struct {
 }
 
 const (
-	hintAbsent = "put the token back; its keys are kept, and work again then"
-	hintPIN    = "the PIN is not tried again until it is another one: correct user_pin or pin_source"
-	hintLocked = "the token's security officer can unlock it: pkcs11-tool --init-pin --login --login-type so"
+	hintAbsent = "connect the token again; its keys are kept and work again when it is back"
+	hintPIN    = "correct the PIN in user_pin or pin_source; the wrong one is not tried again"
+	hintLocked = "unlock it as the token's security officer: pkcs11-tool --init-pin --login --login-type so"
 )
 
-// err is the error of an answer that is none, nil for outcomeOK.
+// err is the error of a response, nil for outcomeOK.
 func (a *response) err(what string) error {
 	switch a.outcome {
 	case outcomeOK:
@@ -73,14 +73,14 @@ func (a *response) err(what string) error {
 		return psa.Errorf(psa.StatusDoesNotExist, "%s: %s", what, a.what).WithHint("another program may have deleted it")
 	case outcomeReplaced:
 		return psa.Errorf(psa.StatusProviderAbsent, "%s: %s", what, a.what).
-			WithHint("another program has put it there; the key that was is used again when it is back")
+			WithHint("another program put it there; the right key is used again when it is back")
 	case outcomeAmbiguous:
 		return psa.Errorf(psa.StatusInvalidArgument, "%s: %s", what, a.what)
 	case outcomeExists:
 		return psa.Errorf(psa.StatusAlreadyExists, "%s: %s", what, a.what)
 	case outcomeRefused, outcomeLost, outcomeGone:
 	default:
-		return psa.Errorf(psa.StatusGenericError, "%s: the module's process: %s", what, a.what)
+		return psa.Errorf(psa.StatusGenericError, "%s: the module's process failed: %s", what, a.what)
 	}
 	e := psa.Errorf(psa.StatusGenericError, "%s", what)
 	if s, ok := statuses[p11.Error(a.rv)]; ok {
@@ -93,7 +93,7 @@ func (a *response) err(what string) error {
 	return e
 }
 
-// name is a return value's, "CKR_PIN_INCORRECT", or its number.
+// name is the name of a return value, "CKR_PIN_INCORRECT", or its number.
 func name(rv uint64) string {
 	text := p11.Error(rv).Error() // "pkcs11: 0xA0: CKR_PIN_INCORRECT"
 	if _, name, ok := strings.Cut(text, ": CKR_"); ok {

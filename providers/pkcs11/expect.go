@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// What a worker says is a module's to decide, and a module may lie. An answer is measured by what was asked before anything is
-// made of it: the rest of the provider relies on the counts, and the program's memory on the sizes.
+// A module decides what its worker answers, and may lie. So an answer is checked against its request before it is used: the
+// rest of the provider relies on the counts, and the program's memory on the sizes.
 
-// expectation is what an answer to a request may be.
+// expectation limits what an answer to a request may contain.
 type expectation struct {
 	method  method
 	bytes   int // of the frame
@@ -18,10 +18,10 @@ type expectation struct {
 }
 
 const (
-	// manyBytes is more than any answer has beside data: an RSA key of 16 384 bits with its private part, a list of mechanisms,
-	// names of tokens.
+	// manyBytes is more than any answer has besides data: an RSA key of 16 384 bits with its private part, a list of
+	// mechanisms, names of tokens.
 	manyBytes = 256 << 10
-	// manyData is more than any signature, or what a mode of encryption adds.
+	// manyData is more than any signature has, and more than any mode of encryption adds.
 	manyData = 64 << 10
 )
 
@@ -76,7 +76,7 @@ func (t *tokenInfo) tooLong() bool {
 	return max(len(t.label), len(t.serial), len(t.manufacturer), len(t.library), len(t.marker)) > longest
 }
 
-// mostBytes is how long an answer may be of those that the calls under way wait for.
+// mostBytes is how long the longest answer may be that running calls wait for.
 func (p *process) mostBytes() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,7 +90,7 @@ func (p *process) mostBytes() int {
 // stallTime is how long a worker may leave a request unread: it reads while the module computes.
 const stallTime = 30 * time.Second
 
-// patientWriter gives each write so much time.
+// patientWriter limits the time of each write.
 type patientWriter struct {
 	conn net.Conn
 	time time.Duration

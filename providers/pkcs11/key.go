@@ -19,7 +19,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// key is an open key. What is secret of it is on the token alone.
+// key is an open key. Its secret part is only on the token.
 type key struct {
 	p          *provider
 	object     object
@@ -31,7 +31,7 @@ type key struct {
 	closed     atomic.Bool
 }
 
-// Open parses the blob. One that is not this key's is StatusDataCorrupt.
+// Open parses the blob. If the blob does not belong to the key, the status is StatusDataCorrupt.
 func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -40,28 +40,33 @@ func (p *provider) Open(ctx context.Context, h providers.Handle, a psa.Attribute
 		return nil, errUnsupported("open", a, a.Algorithm)
 	}
 	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public), adopted: b.Object != ""}
-	var err error
-	if a.Type.IsAsymmetric() {
-		k.verifier, err = a.PublicKey(b.Public)
-	} else if len(b.Public) != 0 {
-		err = psa.Errorf(psa.StatusInvalidArgument, "a %s key with a public key", a.Type)
-	}
-	if err == nil && len(b.Secret) != 0 {
-		err = psa.Errorf(psa.StatusInvalidArgument, "a secret; the token keeps them")
-	}
-	if err == nil {
-		k.object, err = objectOf(h, a.Type, b.Object)
-	}
-	if err == nil {
-		k.object.unique, err = uniqueOf(k.verifier)
-	}
-	if err != nil {
-		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
+	if err := k.read(h, b); err != nil {
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key is damaged: %w", err)
 	}
 	return k, nil
 }
 
-// objectOf names the private or secret key: of a handle, or of the token's own name of an adopted one.
+// read takes from the blob which object is the key, and its public part.
+func (k *key) read(h providers.Handle, b providers.Blob) (err error) {
+	if len(b.Secret) != 0 {
+		return psa.Errorf(psa.StatusInvalidArgument, "the stored key must have no secret part, which is on the token")
+	}
+	switch t := k.attributes.Type; {
+	case t.IsAsymmetric():
+		if k.verifier, err = k.attributes.PublicKey(b.Public); err != nil {
+			return err
+		}
+	case len(b.Public) != 0:
+		return psa.Errorf(psa.StatusInvalidArgument, "a %s key must have no public part", t)
+	}
+	if k.object, err = objectOf(h, k.attributes.Type, b.Object); err != nil {
+		return err
+	}
+	k.object.unique, err = uniqueOf(k.verifier)
+	return err
+}
+
+// objectOf names the private or secret key, by its handle, or by the token's name of an adopted key.
 func objectOf(h providers.Handle, t psa.KeyType, adopted string) (o object, err error) {
 	o.id = h[:]
 	if adopted != "" {
@@ -76,7 +81,7 @@ func objectOf(h providers.Handle, t psa.KeyType, adopted string) (o object, err 
 	return o, nil
 }
 
-// uniqueOf is what a key pair alone has, as the token shows it: none of a symmetric key.
+// uniqueOf is an attribute that no other key pair has, as the token shows it; none for a symmetric key.
 func uniqueOf(pub crypto.PublicKey) ([]byte, error) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
@@ -148,7 +153,7 @@ type use struct {
 	ctx        context.Context // of the Finish under way
 }
 
-// finishing tells the use what context its Finish has, which crypto.Signer cannot.
+// finishing gives the use the context of its Finish, which crypto.Signer cannot pass on.
 type finishing struct {
 	psa.Run
 	u *use
@@ -188,15 +193,15 @@ func (u *use) begin(op psa.Op) (psa.Run, error) {
 	return nil, errUnsupported(op.Operation, u.attributes, op.Algorithm) // generate, import
 }
 
-// checkLabel refuses labels with which the token could not decrypt again.
+// checkLabel refuses labels with which the token could not decrypt.
 func (p *provider) checkLabel(op psa.Op) error {
 	label := op.Inputs["additional_data"]
 	known := p.token.known.Load()
 	if known == nil || !known.zeroLabels || !op.Algorithm.IsRSAOAEP() || len(label) == 0 || bytes.IndexByte(label, 0) == len(label)-1 {
 		return nil
 	}
-	return psa.Errorf(psa.StatusNotSupported, "the token knows labels alone that end with a zero byte, and have no other").
-		WithHint("append one to the label")
+	return psa.Errorf(psa.StatusNotSupported, "the token takes only labels that end with a zero byte and contain no other zero byte").
+		WithHint("append a zero byte to the label")
 }
 
 func curveOf(pub crypto.PublicKey) (ecdh.Curve, error) {
@@ -208,16 +213,16 @@ func curveOf(pub crypto.PublicKey) (ecdh.Curve, error) {
 			return own.Curve(), nil
 		}
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "ECDH with a %T", pub)
+	return nil, psa.Errorf(psa.StatusNotSupported, "ECDH does not work with a %T", pub)
 }
 
-// ask has the token do one thing with the key. The answer is the caller's.
+// ask has the token do one thing with the key. The answer belongs to the caller.
 func (u *use) ask(ctx context.Context, what string, r *request) ([]byte, error) {
 	return u.askAbout(ctx, what, r, psa.StatusSuccess, "")
 }
 
-// askAbout is ask about an input that nobody could check before: where the token refuses it, that is the status and
-// why.
+// askAbout is ask with an input that could not be checked before. If the token refuses the input, the error has the status
+// refused and the text why.
 func (u *use) askAbout(ctx context.Context, what string, r *request, refused psa.Status, why string) ([]byte, error) {
 	r.object = u.object
 	a, err := u.p.ask(ctx, what, r)
@@ -232,8 +237,8 @@ func (u *use) askAbout(ctx context.Context, what string, r *request, refused psa
 	return nil, err
 }
 
-// aboutInput are the errors of an input that is none, or say little: a worker has asked the token how it is before it
-// tells one of those.
+// aboutInput are errors that can mean a wrong input, or anything else. Before a worker reports one, it checks that the token
+// still works.
 var aboutInput = errorSet{p11.CKR_GENERAL_ERROR: true, p11.CKR_FUNCTION_FAILED: true, p11.CKR_DEVICE_ERROR: true, p11.CKR_ARGUMENTS_BAD: true,
 	p11.CKR_DATA_INVALID: true, p11.CKR_DATA_LEN_RANGE: true, p11.CKR_ENCRYPTED_DATA_INVALID: true, p11.CKR_ENCRYPTED_DATA_LEN_RANGE: true,
 	p11.CKR_SIGNATURE_INVALID: true, p11.CKR_MECHANISM_PARAM_INVALID: true, p11.CKR_KEY_SIZE_RANGE: true}
@@ -259,7 +264,7 @@ func digestInfo(h psa.Algorithm, digest []byte) ([]byte, error) {
 	}{pkix.AlgorithmIdentifier{Algorithm: hashes[h].id, Parameters: asn1.NullRawValue}, digest})
 }
 
-// signing is the mechanism of a signature, and what it takes.
+// signing returns the mechanism of a signature, and its input.
 func (u *use) signing(in []byte) (m mechanism, data []byte, err error) {
 	hash := hashes[u.alg.Hash()]
 	switch alg := u.alg; {
@@ -274,9 +279,9 @@ func (u *use) signing(in []byte) (m mechanism, data []byte, err error) {
 	return mechanism{number: ckmEdDSA}, in, nil
 }
 
-// leftmost is the digest as ECDSA takes it (SEC 1, 4.1.3), in the length of the curve's order: its leftmost bits, or
-// zeros before it, which change nothing. Tokens do not all do that by themselves, and a TPM takes no other length.
-// P-521's order is longer than any digest.
+// leftmost is the digest as ECDSA uses it (SEC 1, 4.1.3), as long as the curve's order: its leftmost bits, or zeros before
+// it, which change nothing. Not all tokens do that themselves, and a TPM takes no other length. The order of P-521 is longer
+// than any digest.
 func leftmost(digest []byte, bits int) []byte {
 	n := bits / 8
 	if bits%8 != 0 || len(digest) >= n {
@@ -285,7 +290,7 @@ func leftmost(digest []byte, bits int) []byte {
 	return append(make([]byte, n-len(digest)), digest...)
 }
 
-// Sign gives ECDSA's signatures in ASN.1, as crypto/ecdsa does.
+// Sign returns ECDSA signatures in ASN.1, as crypto/ecdsa does.
 func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) {
 	m, data, err := u.signing(in)
 	if err != nil {
@@ -296,7 +301,7 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 		return nil, err
 	}
 	if want := u.signatureLength(); len(out) != want {
-		return nil, psa.Errorf(psa.StatusHardwareFailure, "a signature of %d bytes; it has %d", len(out), want)
+		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token returned a signature of %d bytes instead of %d", len(out), want)
 	}
 	if !u.unchecked && (u.adopted || u.attributes.Type.IsRSA()) {
 		if err := u.proves(in, out); err != nil {
@@ -309,8 +314,8 @@ func (u *use) Sign(_ io.Reader, in []byte, _ crypto.SignerOpts) ([]byte, error) 
 	return out, nil
 }
 
-// proves checks a signature. Of an adopted key, since the object of this name may be another key's by now, and many tokens do
-// not show it. Of RSA always: a signature in which the token erred gives the private key away (Boneh, DeMillo and Lipton, 1997).
+// proves checks a signature. It does so for an adopted key, because another key may have its name by now, and many tokens do
+// not show that; and always for RSA, because a faulty signature reveals the private key (Boneh, DeMillo and Lipton, 1997).
 func (u *use) proves(in, signature []byte) error {
 	op := psa.Op{Operation: psa.VerifyHash, Algorithm: u.alg, Inputs: map[string][]byte{"signature": signature}}
 	if u.alg == psa.PureEdDSA {
@@ -326,10 +331,10 @@ func (u *use) proves(in, signature []byte) error {
 	}
 	if _, err = run.Finish(u.ctx); psa.StatusOf(err) == psa.StatusInvalidSignature {
 		if !u.adopted {
-			return psa.Errorf(psa.StatusHardwareFailure, "the token gave a signature that is not this key's").
-				WithHint("the token is defective, or another key has the name of this one there")
+			return psa.Errorf(psa.StatusHardwareFailure, "the token returned a signature that was not made with this key").
+				WithHint("the token is defective, or another key there has this key's name")
 		}
-		return (&response{outcome: outcomeReplaced, what: "another key has the name of this one on the token"}).err("sign")
+		return (&response{outcome: outcomeReplaced, what: "another key on the token has this key's name"}).err("sign")
 	}
 	return err
 }
@@ -340,17 +345,17 @@ func (u *use) signatureLength() int {
 	return a.SignatureLength()
 }
 
-// Decrypt gives RSA's plaintexts.
+// Decrypt decrypts with RSA.
 func (u *use) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOpts) ([]byte, error) {
 	m := mechanism{number: p11.CKM_RSA_PKCS}
 	if u.alg.IsRSAOAEP() {
 		hash := hashes[u.alg.Hash()]
 		m = mechanism{number: p11.CKM_RSA_PKCS_OAEP, kind: paramOAEP, hash: hash.mechanism, mgf: hash.mgf, data: u.label}
 	}
-	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding, "this is no ciphertext for this key")
+	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding, "this ciphertext was not made for this key")
 }
 
-// cipherMechanisms are those of the ciphers; CBC's padding is ours.
+// cipherMechanisms are the mechanisms of the ciphers. We do CBC's padding ourselves.
 var cipherMechanisms = map[psa.Algorithm]uint64{psa.CTR: p11.CKM_AES_CTR, psa.CBCNoPadding: p11.CKM_AES_CBC, psa.CBCPKCS7: p11.CKM_AES_CBC,
 	psa.ECBNoPadding: p11.CKM_AES_ECB, psa.GCM: p11.CKM_AES_GCM}
 
@@ -382,17 +387,17 @@ func (u *use) beginCipher(op psa.Op) (psa.Run, error) {
 		}
 		if err == nil && len(out) != want {
 			psa.Wipe(out)
-			return nil, psa.Errorf(psa.StatusHardwareFailure, "%s: %d bytes; there should be %d", what, len(out), want)
+			return nil, psa.Errorf(psa.StatusHardwareFailure, "%s: the token returned %d bytes instead of %d", what, len(out), want)
 		}
 		return out, err
 	})
 }
 
-// agree gives the x coordinate, in the curve's length (PKCS #11 v2.40 mechanisms, 2.3.7).
+// agree returns the x coordinate, as long as the curve (PKCS #11 v2.40 mechanisms, 2.3.7).
 func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	n := (u.attributes.Bits + 7) / 8
 	if peer.Curve() == ecdh.X25519() && bytes.Equal(peer.Bytes(), make([]byte, n)) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no secret with this peer: a point of small order")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key agreement failed with this peer's key: its point has a small order")
 	}
 	var t template
 	t.add(p11.CKA_CLASS, number(p11.CKO_SECRET_KEY))
@@ -402,13 +407,14 @@ func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 	t.add(p11.CKA_EXTRACTABLE, flag(true))
 	t.add(p11.CKA_VALUE_LEN, number(uint64(n)))
 	r := &request{method: methodDerive, mechanism: mechanism{number: p11.CKM_ECDH1_DERIVE, kind: paramECDH, data: peer.Bytes()}, templates: [2][]attribute{t}}
-	secret, err := u.askAbout(ctx, "agree", r, psa.StatusInvalidArgument, "no secret with this peer")
+	secret, err := u.askAbout(ctx, "agree", r, psa.StatusInvalidArgument, "the key agreement failed with this peer's key")
 	if err != nil {
 		return nil, err
 	}
 	if len(secret) != n || peer.Curve() == ecdh.X25519() && bytes.Equal(secret, make([]byte, n)) {
 		psa.Wipe(secret)
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no secret with this peer: %d bytes, or all zero (RFC 7748, 6.1)", len(secret))
+		return nil, psa.Errorf(psa.StatusInvalidArgument,
+			"the key agreement failed with this peer's key: the secret has %d bytes, or is all zero (RFC 7748, 6.1)", len(secret))
 	}
 	return secret, nil
 }
@@ -433,7 +439,7 @@ func (u *use) mac(ctx context.Context, message []byte) ([]byte, error) {
 
 func (u *use) beginExport(op psa.Op) (psa.Run, error) {
 	if string(op.Inputs["format"]) == "tss2" {
-		return nil, psa.Errorf(psa.StatusNotSupported, "no TPM wraps this key")
+		return nil, psa.Errorf(psa.StatusNotSupported, "this provider cannot export as \"tss2\", which only a TPM can")
 	}
 	if u.attributes.Usage&psa.UsageExport == 0 {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)

@@ -11,8 +11,8 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// A token that was initialized anew has its old serial number, and many have no serial number at all. So the first key that
-// is made on a token gets a marker beside it, a data object with a random value: without it the token is another one.
+// A token keeps its serial number when somebody initializes it again, and many tokens have no serial number. So the first
+// key on a token gets a marker, a data object with a random value. A token without the marker is another token.
 
 const (
 	markerApplication = "parsecfs"
@@ -21,18 +21,18 @@ const (
 	maxMarkers        = 16
 )
 
-// markers are public objects: the token is looked at before anybody logs in.
+// markers are public objects, because the token is identified before the login.
 func markerTemplate() []*p11.Attribute {
 	return []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_DATA)), p11.NewAttribute(p11.CKA_TOKEN, true),
 		p11.NewAttribute(p11.CKA_APPLICATION, markerApplication), p11.NewAttribute(p11.CKA_LABEL, markerLabel)}
 }
 
-// unknown are the errors of tokens that have no data objects.
+// unknown are the errors of tokens that do not support data objects.
 var unknown = errorSet{p11.CKR_ATTRIBUTE_TYPE_INVALID: true, p11.CKR_ATTRIBUTE_VALUE_INVALID: true, p11.CKR_TEMPLATE_INCONSISTENT: true,
 	p11.CKR_FUNCTION_NOT_SUPPORTED: true}
 
-// findMarker gives the token's markers in hexadecimal, with # between, empty where it has none. Two programs may have made
-// one at once; none is ever taken back, since somebody may know the token by it.
+// findMarker returns the token's markers in hexadecimal, separated by #, "" if it has none. Two programs may have made one at
+// the same time. None is ever removed, since a program may know the token by it.
 func (m *module) findMarker() (marker string, err error) {
 	err = m.onHeld(func(s session) error {
 		var values []string
@@ -56,7 +56,7 @@ func (m *module) findMarker() (marker string, err error) {
 	return marker, err
 }
 
-// mark sees to it that the token has a marker.
+// mark makes a marker if the token has none.
 func (m *module) mark() error {
 	m.markMu.Lock()
 	defer m.markMu.Unlock()
@@ -84,7 +84,7 @@ func (m *module) mark() error {
 		m.mu.Lock()
 		m.bare = true
 		m.mu.Unlock()
-		fmt.Fprintf(os.Stderr, "the token takes no marker, and is told from others by its serial number and label alone: %v\n", err)
+		fmt.Fprintf(os.Stderr, "cannot write a marker to the token, so only its serial number and label tell it from others: %v\n", err)
 		return nil
 	}
 	m.setMarker(hex.EncodeToString(value))

@@ -27,7 +27,7 @@ const (
 	ckmEdDSA               = 0x1057
 )
 
-// kind is how a token knows keys of a type.
+// kind describes keys of a type in PKCS #11's terms.
 type kind struct {
 	keyType  uint64
 	generate uint64 // the mechanism
@@ -43,7 +43,7 @@ var (
 	x25519ID  = asn1.ObjectIdentifier{1, 3, 101, 110}
 )
 
-// kindOf is false where this package has no such keys. listed are the token's mechanisms.
+// kindOf is false if this package does not support such keys. listed are the token's mechanisms.
 func kindOf(t psa.KeyType, bits int, listed map[uint64]mechanismInfo) (k kind, ok bool) {
 	var id asn1.ObjectIdentifier
 	switch t = t.KeyPair(); {
@@ -86,7 +86,7 @@ func (t *template) add(typ uint64, value []byte) {
 	*t = append(*t, attribute{number: typ, value: value})
 }
 
-// what says what is made: under which ID, for which use.
+// what describes a new key: its ID and its use.
 type making struct {
 	a       psa.Attributes
 	kind    kind
@@ -95,7 +95,7 @@ type making struct {
 	onToken bool
 }
 
-// base are the attributes of all of its objects.
+// base are the attributes that all of its objects have.
 func (m making) base(class uint64, generated bool) (t template) {
 	if !generated || class == p11.CKO_SECRET_KEY {
 		t.add(p11.CKA_CLASS, number(class))
@@ -114,7 +114,7 @@ const (
 	usageAll    = psa.UsageExport | psa.UsageEncrypt | psa.UsageDecrypt | usageSign | usageVerify | psa.UsageDerive
 )
 
-// hidden are the attributes of what is secret: never to be had in the clear without the usage to export it.
+// hidden are the attributes of the secret part: nobody gets it in the clear without the usage to export.
 func (m making) hidden(t *template) {
 	u := m.a.Usage
 	t.add(p11.CKA_SENSITIVE, flag(u&psa.UsageExport == 0))
@@ -181,12 +181,12 @@ func (m making) generation() *request {
 // publicTypes are the attributes that a public key is made of.
 var publicTypes = []uint64{p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT, p11.CKA_EC_POINT}
 
-// creation is the request that has the token keep the key; of an asymmetric one the public part is given too.
+// creation is the request to store a key on the token. For an asymmetric key it also returns the public part.
 func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, error) {
 	r := &request{method: methodCreate}
 	if !m.a.Type.IsAsymmetric() {
 		if material.Format != psa.FormatRaw || len(material.Data)*8 != m.a.Bits {
-			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "%s material of %d bytes; a %s key of %d bits has %d",
+			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the material is %s of %d bytes; a %s key of %d bits has %d",
 				material.Format, len(material.Data), m.a.Type, m.a.Bits, m.a.Bits/8)
 		}
 		t := m.base(p11.CKO_SECRET_KEY, false)
@@ -196,11 +196,12 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 		return r, nil, nil
 	}
 	if material.Format != psa.FormatPKCS8 {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s key takes %s", material.Format, m.a.Type, psa.FormatPKCS8)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument,
+			"the material is %s, but a %s key needs %s", material.Format, m.a.Type, psa.FormatPKCS8)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(material.Data)
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the private key cannot be read: %w", err)
 	}
 	if err := m.a.Describes(key); err != nil {
 		return nil, nil, err
@@ -235,7 +236,7 @@ func (m making) creation(material *psa.Material) (*request, crypto.PublicKey, er
 			point, err = k.PublicKey.Bytes()
 		}
 		if err != nil {
-			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
+			return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the private key is damaged: %w", err)
 		}
 		private.add(p11.CKA_VALUE, scalar)
 	case ed25519.PrivateKey:
@@ -258,8 +259,8 @@ func octets(b []byte) []byte {
 	return der
 }
 
-// publicOf reads a public key from what a token says of it; nil without an error where it does not say enough. The
-// point lies in an OCTET STRING, as it should (PKCS #11 v2.40 mechanisms, 2.3.3), or not.
+// publicOf reads a public key from a token's attributes. If they are not enough, it returns nil and no error. The point may be
+// in an OCTET STRING, as it should (PKCS #11 v2.40 mechanisms, 2.3.3), or not.
 func publicOf(t psa.KeyType, bits int, list []attribute) (crypto.PublicKey, error) {
 	if t.IsRSA() {
 		modulus, _ := valueOf(list, p11.CKA_MODULUS)
@@ -292,7 +293,7 @@ func pointOf(t psa.KeyType, bits int, point []byte) (crypto.PublicKey, error) {
 	case t.Family() == psa.SECPR1 && curves[bits] != nil:
 		return ecdsa.ParseUncompressedPublicKey(curves[bits], point)
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "a public key of %d bytes", len(point))
+	return nil, psa.Errorf(psa.StatusNotSupported, "the public key has %d bytes, which is the wrong length", len(point))
 }
 
 // privateTypes are the attributes that a private key is exported from.
@@ -303,7 +304,7 @@ func privateTypes(t psa.KeyType) []uint64 {
 	return []uint64{p11.CKA_VALUE}
 }
 
-// exported is PKCS #8, or the bytes, of a key whose attributes the token gave.
+// exported makes PKCS #8, or the bytes, of a key from the attributes that the token returned.
 func exported(a psa.Attributes, list []attribute) ([]byte, error) {
 	value := func(typ uint64) []byte { v, _ := valueOf(list, typ); return v }
 	if !a.Type.IsAsymmetric() {
@@ -329,7 +330,7 @@ func exported(a psa.Attributes, list []attribute) ([]byte, error) {
 		k := &rsa.PrivateKey{PublicKey: *pub.(*rsa.PublicKey), D: number(p11.CKA_PRIVATE_EXPONENT), Primes: []*big.Int{number(p11.CKA_PRIME_1), number(p11.CKA_PRIME_2)}}
 		k.Precompute()
 		if err := k.Validate(); err != nil {
-			return nil, psa.Errorf(psa.StatusHardwareFailure, "the token gave a damaged key: %w", err)
+			return nil, psa.Errorf(psa.StatusHardwareFailure, "the token returned a damaged key: %w", err)
 		}
 		key = k
 	case a.Type.Family() == psa.SECPR1:
@@ -348,15 +349,15 @@ func exported(a psa.Attributes, list []attribute) ([]byte, error) {
 		return nil, errHidden()
 	}
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token gave a damaged key: %w", err)
+		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token returned a damaged key: %w", err)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the private key cannot be written: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "the private key cannot be encoded: %w", err)
 	}
 	return der, nil
 }
 
 func errHidden() error {
-	return psa.Errorf(psa.StatusNotPermitted, "the token does not give this key out").WithHint("it was made as one that stays where it is")
+	return psa.Errorf(psa.StatusNotPermitted, "the token does not export this key").WithHint("it was made without the right to be exported")
 }

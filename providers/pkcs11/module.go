@@ -79,7 +79,7 @@ func (m *module) token(t p11.TokenInfo) (tokenInfo, error) {
 		library:  fmt.Sprintf("%s %d.%d", trim(m.info.LibraryDescription), m.info.LibraryVersion.Major, m.info.LibraryVersion.Minor)}, failed("C_GetSlotInfo", err)
 }
 
-// session opens one that can change the token where that lets it.
+// session opens a session that can change the token, if the token allows that.
 func (m *module) session() (session, error) {
 	s, err := m.ctx.OpenSession(m.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 	if is(err, errorSet{p11.CKR_TOKEN_WRITE_PROTECTED: true}) {
@@ -132,14 +132,14 @@ func (m *module) mechanisms(a *response) error {
 	return nil
 }
 
-// onHeld runs f on the held session, which nobody else uses meanwhile.
+// onHeld runs f on the held session, while nobody else uses it.
 func (m *module) onHeld(f func(session) error) error {
 	m.heldMu.Lock()
 	defer m.heldMu.Unlock()
 	return f(m.held)
 }
 
-// with runs f on a session. One that had an error is not used again: something may be active on it.
+// with runs f on a session. After an error the session is not used again, since an operation may still be active on it.
 func (m *module) with(f func(session) error) error {
 	m.mu.Lock()
 	var s session
@@ -166,13 +166,13 @@ func (m *module) with(f func(session) error) error {
 	return err
 }
 
-// maxObjects bounds the handles that are kept.
+// maxObjects is how many handles are kept.
 const maxObjects = 4096
 
 func (o *object) key() string { return fmt.Sprintf("%d %x %s", o.class, o.id, o.label) }
 
-// onObject runs f with the object that the request names. Its handle is looked for once, and again where it is none any
-// more.
+// onObject runs f with the object that the request names. It keeps the object's handle, and searches again if the handle is
+// no longer valid.
 func (m *module) onObject(r *request, f func(session, p11.ObjectHandle) error) error {
 	if r.object.handle != 0 {
 		return m.with(func(s session) error { return f(s, p11.ObjectHandle(r.object.handle)) })
@@ -222,8 +222,8 @@ func (m *module) one(o *object) (handle p11.ObjectHandle, err error) {
 	return handle, err
 }
 
-// isSame refuses an object that has the name of another one, where the token shows which it is: a private key on a curve
-// does so in its public key's object alone.
+// isSame refuses another object with the same name, if the token shows which one it is. For a private key on a curve only
+// the object of its public key shows that.
 func (m *module) isSame(s session, handle p11.ObjectHandle, o *object) error {
 	if len(o.unique) == 0 {
 		return nil
@@ -274,10 +274,10 @@ func (o *object) template() []*p11.Attribute {
 // maxFound bounds the objects that a token lists.
 const maxFound = 1 << 16
 
-// searchTries bounds how often a search that the module lost is begun anew.
+// searchTries is how often a search is repeated that the module lost.
 const searchTries = 3
 
-// lostSearch is what tpm2-pkcs11 says now and then, while other sessions search too, of a search that it has begun.
+// lostSearch is an error that tpm2-pkcs11 sometimes returns for a search while other sessions search too.
 var lostSearch = errorSet{p11.CKR_OPERATION_NOT_INITIALIZED: true}
 
 // search finds at most n objects.
@@ -307,7 +307,7 @@ func (m *module) searchOnce(s session, template []*p11.Attribute, n int) (found 
 	return found, m.ctx.FindObjectsFinal(s)
 }
 
-// read gives attributes of an object, each asked for by itself where one of them is missing.
+// read returns attributes of an object. If one of them is missing, it asks for each by itself.
 func (m *module) read(s session, o p11.ObjectHandle, types []uint64) ([]attribute, error) {
 	list := make([]attribute, len(types))
 	for i, t := range types {
@@ -325,7 +325,7 @@ func (m *module) read(s session, o p11.ObjectHandle, types []uint64) ([]attribut
 	return list, nil
 }
 
-// missing are what tokens say of attributes that an object has not, or keeps to itself.
+// missing are the errors for attributes that an object does not have, or does not show.
 var missing = errorSet{p11.CKR_ATTRIBUTE_TYPE_INVALID: true, p11.CKR_ATTRIBUTE_SENSITIVE: true,
 	p11.CKR_ATTRIBUTE_VALUE_INVALID: true, p11.CKR_FUNCTION_FAILED: true}
 
@@ -365,7 +365,7 @@ func valueOf(list []attribute, number uint64) ([]byte, bool) {
 	return list[i].value, true
 }
 
-// make makes objects on the token, or session objects, which the held session has.
+// make makes objects on the token, or session objects, which belong to the held session.
 func (m *module) make(r *request, a *response) error {
 	id, _ := valueOf(slices.Concat(r.templates[:]...), p11.CKA_ID)
 	token, _ := valueOf(slices.Concat(r.templates[:]...), p11.CKA_TOKEN)
@@ -422,7 +422,7 @@ func (m *module) make(r *request, a *response) error {
 	})
 }
 
-// makeObjects makes the objects of all templates, or none. The last one's handle is given.
+// makeObjects makes the objects of all templates, or none. It returns the handle of the last one.
 func (m *module) makeObjects(s session, r *request, a *response) error {
 	var made []p11.ObjectHandle
 	for _, template := range r.templates {
@@ -442,7 +442,7 @@ func (m *module) makeObjects(s session, r *request, a *response) error {
 	return nil
 }
 
-// destroy destroys every object of an ID, or the one of a class and name. None is none.
+// destroy destroys every object with an ID, or the one with a class and name. It is no error if there is none.
 func (m *module) destroy(r *request) error {
 	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_ID, r.object.id)}
 	if r.object.class != anyClass {
@@ -476,7 +476,7 @@ func (m *module) destroy(r *request) error {
 // anyClass is the class of an object that is named by its ID alone.
 const anyClass = ^uint64(0)
 
-// c is the mechanism for one call, after which done frees it.
+// c is the mechanism for one call; done frees it after the call.
 func (mech *mechanism) c() (c []*p11.Mechanism, done func()) {
 	var parameter any
 	done = func() {}

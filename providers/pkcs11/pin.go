@@ -21,14 +21,14 @@ import (
 func parsePIN(v any) ([]byte, error) {
 	s, ok := v.(string)
 	if !ok {
-		return nil, errors.New("a string")
+		return nil, errors.New("must be a string")
 	}
 	text, isHex := strings.CutPrefix(s, "hex:")
 	pin := []byte(strings.TrimPrefix(s, "str:"))
 	if isHex {
 		var err error
 		if pin, err = hex.DecodeString(text); err != nil {
-			return nil, errors.New("hex: and bytes in hexadecimal")
+			return nil, errors.New("hex: must be followed by bytes in hexadecimal")
 		}
 	}
 	if len(pin) == 0 || len(pin) > providers.MaxPIN {
@@ -37,11 +37,11 @@ func parsePIN(v any) ([]byte, error) {
 	return pin, nil
 }
 
-// refusals is a file that remembers the last PIN that a token refused, so that it is not tried again, not by the next
-// run of the program either: tokens count, and lock themselves.
+// refusals is a file with the last PIN that a token refused. Neither this nor the next run of the program tries that PIN
+// again, because tokens count wrong PINs and lock themselves.
 type refusals struct{ file string }
 
-// refusal is what the file has: not the PIN, but what it can be compared with.
+// refusal is the content of the file: not the PIN, but a hash to compare it with.
 type refusal struct {
 	serial    string
 	salt, sum []byte
@@ -65,11 +65,12 @@ func (r refusals) has(serial string, pin []byte) (counted, ok bool, err error) {
 		return false, false, nil
 	}
 	if err != nil {
-		return false, false, psa.Errorf(psa.StatusNotPermitted, "which PINs were refused is not known: %w", err)
+		return false, false, psa.Errorf(psa.StatusNotPermitted, "cannot read which PINs were refused: %w", err)
 	}
 	one, err := parseRefusal(string(b))
 	if err != nil {
-		return false, false, psa.Errorf(psa.StatusNotPermitted, "%s: %w", r.file, err).WithHint("remove the file, and the PIN is tried once more")
+		return false, false, psa.Errorf(psa.StatusNotPermitted, "%s: %w", r.file, err).
+			WithHint("remove the file; then the PIN is tried once more")
 	}
 	if one.serial != serial {
 		return false, false, nil
@@ -80,7 +81,7 @@ func (r refusals) has(serial string, pin []byte) (counted, ok bool, err error) {
 func parseRefusal(s string) (one refusal, err error) {
 	words := strings.Fields(s)
 	if len(words) != 4 {
-		return one, errors.New("not four words")
+		return one, errors.New("a line does not have four words")
 	}
 	serial, err := hex.DecodeString(strings.TrimPrefix(words[0], "x"))
 	if err != nil {
@@ -94,7 +95,7 @@ func parseRefusal(s string) (one refusal, err error) {
 	}
 	one.serial, one.counted = string(serial), words[3] == "counted"
 	if len(one.sum) != sha256.Size || !one.counted && words[3] != "uncounted" {
-		return one, errors.New("a damaged record")
+		return one, errors.New("a line is damaged")
 	}
 	return one, nil
 }
@@ -107,7 +108,7 @@ func (o refusal) String() string {
 	return fmt.Sprintf("x%x %x %x %s\n", o.serial, o.salt, o.sum, counted)
 }
 
-// add writes it down.
+// add records a refused PIN.
 func (r refusals) add(serial string, pin []byte, counted bool) error {
 	salt := make([]byte, 16)
 	_, _ = rand.Read(salt) // never fails

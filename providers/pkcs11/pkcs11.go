@@ -2,9 +2,9 @@
 // its keys, under the KIM's handle as CKA_ID; Blob.Public is the SubjectPublicKeyInfo, Blob.Object names an adopted
 // key. What needs no secret (verify, encrypt with RSA, public keys alone) is done in software.
 //
-// A module runs in a process of its own, this program started again, so that one that crashes or hangs takes nothing
-// with it. There, worker.go and module.go speak PKCS #11; here, process.go and token.go keep the worker going, and the
-// rest knows PSA.
+// A module runs in a process of its own, which is this program started again, so that a crash or a hang affects nothing
+// else. In that process worker.go and module.go speak PKCS #11. In this one process.go and token.go keep the worker running,
+// and the rest knows PSA.
 package pkcs11
 
 import (
@@ -51,7 +51,7 @@ func (p *provider) Describe() providers.Description {
 	}
 }
 
-// ask has the token do something. A refusal comes with the answer too.
+// ask has the token do something. A refusal also returns the token's response.
 func (p *provider) ask(ctx context.Context, what string, r *request) (*response, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (p *provider) ask(ctx context.Context, what string, r *request) (*response,
 	return p.token.do(ctx, p.pin, what, r)
 }
 
-// lines is the table of the token, or, before it was seen, all that is possible: the token will say.
+// lines is the table of the token. Before the first contact it is all that is possible, and the token refuses what it cannot do.
 func (p *provider) lines() []psa.Capability {
 	lines := possible
 	if k := p.token.known.Load(); k != nil {
@@ -98,7 +98,7 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 	if material == nil {
 		op = psa.Generate
 		if a.Type.IsPublicKey() {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is imported, not generated")
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key cannot be generated; import it")
 		}
 	}
 	known, err := p.learn(ctx)
@@ -109,11 +109,13 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
 	}
 	if a.PCRs != 0 {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "a key bound to a TPM's PCRs").WithHint("a Tpm provider has them")
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "a key on a token cannot be bound to PCRs").
+			WithHint("use a provider of type Tpm")
 	}
 	if a.Type.IsPublicKey() {
 		if material.Format != psa.FormatSPKI {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", material.Format, a.Type, psa.FormatSPKI)
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument,
+				"the material is %s, but a %s needs %s", material.Format, a.Type, psa.FormatSPKI)
 		}
 		pub, err := a.PublicKey(material.Data)
 		if err != nil {
@@ -123,7 +125,8 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		return providers.Blob{Public: der}, err
 	}
 	if a.Usage&psa.UsageExport != 0 && !p.allowExport {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotPermitted, "a key with %s; allow_export is false", psa.UsageExport)
+		return providers.Blob{}, psa.Errorf(psa.StatusNotPermitted,
+			"a key with %s cannot be made, because allow_export is false", psa.UsageExport)
 	}
 	kind, _ := kindOf(a.Type, a.Bits, known.mechanisms) // the table has those alone that there are
 	m := making{a: a, kind: kind, id: h[:], label: labelOf(h[:]), onToken: true}
@@ -139,20 +142,25 @@ func (p *provider) Create(ctx context.Context, h providers.Handle, a psa.Attribu
 		return providers.Blob{}, err
 	}
 	if material == nil {
-		generated, err := publicOf(a.Type, a.Bits, made.objects[0])
-		if err == nil && generated == nil {
-			err = psa.Errorf(psa.StatusHardwareFailure, "the token made a key without its public part")
+		if pub, err = generated(a, made.objects[0]); err != nil {
+			// The journal has the key destroyed.
+			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "wrong public part of the new key: %w", err)
 		}
-		if err == nil {
-			err = a.Describes(generated)
-		}
-		if err != nil {
-			return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the new key: %w", err) // the journal has it destroyed
-		}
-		pub = generated
 	}
 	der, err := psa.MarshalPublicKey(pub)
 	return providers.Blob{Public: der}, err
+}
+
+// generated is the public part of a key that the token made.
+func generated(a psa.Attributes, list []attribute) (crypto.PublicKey, error) {
+	pub, err := publicOf(a.Type, a.Bits, list)
+	if err != nil {
+		return nil, err
+	}
+	if pub == nil {
+		return nil, psa.Errorf(psa.StatusHardwareFailure, "the token made a key without its public part")
+	}
+	return pub, a.Describes(pub)
 }
 
 // Destroy destroys all objects of the handle: a Create that was cut short may have left one of two.
@@ -187,7 +195,7 @@ func (p *provider) Random(ctx context.Context, b []byte) error {
 		n := copy(b, a.data)
 		a.wipe()
 		if n == 0 {
-			return psa.Errorf(psa.StatusInsufficientEntropy, "the token gave no random bytes")
+			return psa.Errorf(psa.StatusInsufficientEntropy, "the token returned no random bytes")
 		}
 		b = b[n:]
 	}

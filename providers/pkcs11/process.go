@@ -70,7 +70,7 @@ type call struct {
 }
 
 // errNotSent is wrapped by the errors of calls that the worker never saw.
-var errNotSent = errors.New("the module was not asked")
+var errNotSent = errors.New("the module was not called")
 
 // locked opens the file that workers have locked, and locks it as they do.
 func (l launch) locked() (*os.File, error) {
@@ -245,10 +245,10 @@ func (l *lines) tell(text string) {
 	}
 	l.written++
 	if l.unsaid > 0 {
-		l.log.Warn("the PKCS #11 module's process said more than the log takes", "lines", l.unsaid)
+		l.log.Warn("the PKCS #11 module's process wrote more than the log takes", "lines", l.unsaid)
 		l.unsaid = 0
 	}
-	l.log.Warn("the PKCS #11 module's process says", "text", text)
+	l.log.Warn("the PKCS #11 module's process wrote", "text", text)
 }
 
 // note has said say something that is our own.
@@ -313,7 +313,7 @@ func (p *process) deliver(a *response) bool {
 	if ok && !c.expects.met(a) {
 		p.mu.Unlock()
 		a.wipe()
-		p.stderr.note("it gave an answer that is none to what it was asked")
+		p.stderr.note("its answer does not fit the request")
 		return false
 	}
 	delete(p.calls, a.id)
@@ -407,7 +407,7 @@ func (p *process) crashed() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process died").
-		WithHint("it is started again by the next operation; the daemon's log has what it said")
+		WithHint("the next operation starts it again; the daemon's log has its output")
 	e.Device = p.err.Error()
 	return e
 }

@@ -160,7 +160,7 @@ func (t *tester) clean() error {
 		return nil
 	}
 	if err != nil {
-		return psa.Errorf(psa.StatusGenericError, "the self-test's journal: %w", err)
+		return psa.Errorf(psa.StatusGenericError, "cannot keep the self-test's journal: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		id, err := hex.DecodeString(strings.TrimSpace(line))
@@ -172,7 +172,7 @@ func (t *tester) clean() error {
 		}
 	}
 	if err := os.Remove(t.journal()); err != nil {
-		return psa.Errorf(psa.StatusGenericError, "the self-test's journal: %w", err)
+		return psa.Errorf(psa.StatusGenericError, "cannot keep the self-test's journal: %w", err)
 	}
 	return nil
 }
@@ -318,7 +318,7 @@ func (t *tester) generates(k *testKey, a psa.Attributes, kind kind) bool {
 		return false
 	default: // a token without session objects
 		if err := t.enter(m.id); err != nil {
-			t.fatal = psa.Errorf(psa.StatusGenericError, "the self-test's journal: %w", err)
+			t.fatal = psa.Errorf(psa.StatusGenericError, "cannot keep the self-test's journal: %w", err)
 			return false
 		}
 		m.onToken = true
@@ -368,11 +368,11 @@ func testMaterial(a psa.Attributes) (*psa.Material, any, error) {
 		private, err = ecdsa.GenerateKey(curves[a.Bits], rand.Reader)
 	}
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusGenericError, "no key for the self-test: %w", err)
+		return nil, nil, psa.Errorf(psa.StatusGenericError, "cannot make a key for the self-test: %w", err)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusGenericError, "no key for the self-test: %w", err)
+		return nil, nil, psa.Errorf(psa.StatusGenericError, "cannot make a key for the self-test: %w", err)
 	}
 	return &psa.Material{Format: psa.FormatPKCS8, Data: der}, private, nil
 }
@@ -386,12 +386,12 @@ func (t *tester) does(a psa.Attributes, k *testKey) bool {
 	t.note(err)
 	t.works[a] = err == nil
 	if err != nil && t.fatal == nil {
-		t.p.log.Debug("the token lists a mechanism that it does not do, or does wrongly", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String(), "err", err)
+		t.p.log.Debug("the token lists a mechanism that does not work, or gives wrong results", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String(), "err", err)
 	}
 	return err == nil
 }
 
-var errOther = errors.New("something else came out than should")
+var errOther = errors.New("the result is wrong")
 
 func (t *tester) try(a psa.Attributes, k *testKey) error {
 	a.Usage = usageAll
@@ -412,9 +412,10 @@ func (t *tester) try(a psa.Attributes, k *testKey) error {
 	switch alg := a.Algorithm; {
 	case alg.IsSign():
 		out, err := do(psa.Sign, nil, message)
-		if err == nil {
-			_, err = do(psa.Verify, out, message) // the answer's name is the input's
+		if err != nil {
+			return err
 		}
+		_, err = do(psa.Verify, out, message) // the output of Sign has the name of Verify's input
 		return err
 	case alg.IsAsymmetricEncryption():
 		err := t.tryAsymmetric(nil, message, do)

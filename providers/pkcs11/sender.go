@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// sender writes frames to a socket: one write for all that are ready while the one before goes out.
+// sender writes frames to a socket. While one write is running it collects frames, and then writes them together.
 type sender struct {
 	to     io.Writer
 	broken func(error) // called once, when a write failed
@@ -18,7 +18,7 @@ type sender struct {
 	err     error
 }
 
-// add leaves a message to the next flush, and says how many wait for it.
+// add adds a message for the next flush, and says how many wait for it.
 func (s *sender) add(fields func(*codec)) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,7 +32,7 @@ func (s *sender) add(fields func(*codec)) (int, error) {
 	return s.frames, nil
 }
 
-// flush writes what waits, or leaves it to whoever writes now.
+// flush writes the waiting frames, or leaves them to the write that is running.
 func (s *sender) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

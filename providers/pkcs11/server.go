@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// server answers the requests of a few sockets, as many as there are processors: each has a thread that reads, calls
-// the module and writes, so that nothing is handed from one to another. Where a call takes its time, because it waits
-// for a device or hangs, another thread goes on with the socket.
+// server answers the requests of a few sockets, as many as there are processors. Each socket has a thread that reads, calls
+// the module and writes, so that no request moves from one thread to another. If a call takes long, because it waits for a
+// device or hangs, another thread takes the socket over.
 type server struct {
 	answer func(*request) *response // nil ends the worker
 	ports  []*port
@@ -41,14 +41,13 @@ type port struct {
 const (
 	// patience is how long a call may keep its socket's thread.
 	patience = 10 * time.Millisecond
-	// waiting is more than a module needs to compute, even where it gets its processor late, and so many such calls in a
-	// row are no accident; computing is less than what waits for a device takes, and so many of those in a row are none
-	// that do.
+	// waiting is longer than a module computes, even if it gets its processor late, so a few such calls in a row mean that
+	// calls wait for a device; computing is shorter than any such wait, so a few such calls in a row mean that they do not.
 	waiting    = 2 * time.Millisecond
 	slowCalls  = 4
 	computing  = 500 * time.Microsecond
 	quickCalls = 64
-	// maxHeld is how many answers wait for one write while there are more requests at hand.
+	// maxHeld is how many answers wait for one write while there are more requests to read.
 	maxHeld = 4
 )
 
@@ -67,15 +66,21 @@ func serve(sockets []io.ReadWriter, answer func(*request) *response) {
 
 func (s *server) end() { s.once.Do(func() { close(s.done) }) }
 
-// lead answers requests for as long as nobody else has taken the socket over.
+// request reads the next request.
+func (p *port) request() (*request, error) {
+	content, err := p.in.next()
+	if err != nil {
+		return nil, err
+	}
+	r := &request{}
+	return r, parse(content, func(c *codec) { c.request(r) })
+}
+
+// lead answers requests until another thread takes the socket over.
 func (p *port) lead(me uint64) {
 	s := p.s
 	for {
-		content, err := p.in.next()
-		r := &request{}
-		if err == nil {
-			err = parse(content, func(c *codec) { c.request(r) })
-		}
+		r, err := p.request()
 		if err != nil {
 			s.end()
 			return
@@ -110,7 +115,7 @@ func (p *port) lead(me uint64) {
 	}
 }
 
-// took notes how long a call took.
+// took records how long a call took.
 func (s *server) took(d time.Duration) {
 	switch waits := s.waits.Load(); {
 	case d >= waiting:
@@ -138,7 +143,7 @@ func (p *port) write(a *response, more bool) {
 	}
 }
 
-// takeOver has another thread go on with the socket, if me is still the one that reads it.
+// takeOver lets another thread go on with the socket, if me still reads it.
 func (p *port) takeOver(me uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,7 +154,7 @@ func (p *port) takeOver(me uint64) {
 	}
 }
 
-// look has the watcher look after a call.
+// look lets the watcher watch a call.
 func (s *server) look() {
 	if s.called.Store(true); !s.watching.Load() {
 		select {
@@ -159,7 +164,7 @@ func (s *server) look() {
 	}
 }
 
-// watch takes sockets over whose call takes its time. It rests while there are none.
+// watch takes over sockets whose call takes long. It sleeps while there are none.
 func (s *server) watch() {
 	for {
 		s.watching.Store(true)

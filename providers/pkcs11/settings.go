@@ -22,21 +22,21 @@ const (
 
 func text(v any) error {
 	if s, ok := v.(string); !ok || s == "" {
-		return errors.New("a string that is not empty")
+		return errors.New("must be a string that is not empty")
 	}
 	return nil
 }
 
 func boolean(v any) error {
 	if _, ok := v.(bool); !ok {
-		return errors.New("true or false")
+		return errors.New("must be true or false")
 	}
 	return nil
 }
 
 func path(v any) error {
 	if s, ok := v.(string); !ok || !filepath.IsAbs(s) {
-		return errors.New("an absolute path")
+		return errors.New("must be an absolute path")
 	}
 	return nil
 }
@@ -45,16 +45,16 @@ var settings = []providers.Setting{
 	{Name: "library_path", Help: "the PKCS #11 module, an absolute path", Check: path, Files: func(v any) []string { return []string{v.(string)} }},
 	{Name: "serial_number", Help: "the token's serial number", Check: text},
 	{Name: "token_label", Help: "the token's label", Check: text},
-	{Name: "slot_number", Help: "the slot that the token is in when the program starts; serial_number and token_label are better", Check: func(v any) error {
+	{Name: "slot_number", Help: "the slot that the token is in at the start; serial_number or token_label is better", Check: func(v any) error {
 		if n, ok := v.(int64); !ok || n < 0 {
-			return errors.New("a number from 0 on")
+			return errors.New("must be a number, 0 or more")
 		}
 		return nil
 	}},
 	{Name: "uri", Help: "the token as a PKCS #11 URI (RFC 7512): token, serial, manufacturer, model, slot-id, module-path, pin-source", Check: func(v any) error {
 		s, ok := v.(string)
 		if !ok {
-			return errors.New("a string")
+			return errors.New("must be a string")
 		}
 		_, err := parseTokenURI(s)
 		return err
@@ -72,18 +72,18 @@ var settings = []providers.Setting{
 	{Name: "pin_source", Help: "where the PIN is: " + providers.PINForms, Check: func(v any) error {
 		s, ok := v.(string)
 		if !ok {
-			return errors.New("a string: " + providers.PINForms)
+			return errors.New("must be a string: " + providers.PINForms)
 		}
 		_, err := providers.ParsePINSource(s)
 		return err
 	}, Files: func(v any) []string { return []string{pinFile(v.(string))} }},
-	{Name: "software_public_operations", Help: "what needs no secret is done in software; false means the same here", Check: boolean},
+	{Name: "software_public_operations", Help: "has no effect: what needs no secret is always done in software", Check: boolean},
 	{Name: "allow_export", Help: "whether keys can be made that can be exported (default true)", Check: boolean},
 	{Name: "environment", Help: "a table of environment variables for the module, such as SOFTHSM2_CONF", Check: func(v any) error {
 		_, err := parseEnvironment(v)
 		return err
 	}, Files: environmentFiles, Owners: owners},
-	{Name: "user", Help: "whom the module runs as, " + userForms + "; a mount that is not root's has its own alone", Check: func(v any) error {
+	{Name: "user", Help: "the user that the module runs as, " + userForms + "; only root can choose another user", Check: func(v any) error {
 		_, err := parseAccount(v)
 		return err
 	}},
@@ -91,16 +91,16 @@ var settings = []providers.Setting{
 		_, err := parseCapabilities(v)
 		return err
 	}},
-	{Name: "init_args", Help: "what C_Initialize gets as its reserved argument, which NSS wants", Check: text},
+	{Name: "init_args", Help: "the reserved argument of C_Initialize, which NSS needs", Check: text},
 	{Name: "sessions", Help: fmt.Sprintf("how many calls the token does at once, 1 to %d (default %d)", maxSessions, defaultSessions), Check: func(v any) error {
 		if n, ok := v.(int64); !ok || n < 1 || n > maxSessions {
-			return fmt.Errorf("a number from 1 to %d", maxSessions)
+			return fmt.Errorf("must be a number from 1 to %d", maxSessions)
 		}
 		return nil
 	}},
 }
 
-// parseTokenURI reads a URI that names a token, and no object on it.
+// parseTokenURI reads a URI that names a token, but no object on it.
 func parseTokenURI(s string) (map[string]string, error) {
 	values, err := parseURI(s)
 	if err != nil {
@@ -108,16 +108,16 @@ func parseTokenURI(s string) (map[string]string, error) {
 	}
 	for _, name := range []string{"object", "type", "id"} {
 		if _, ok := values[name]; ok {
-			return nil, fmt.Errorf("%s names an object; a provider has a whole token", name)
+			return nil, fmt.Errorf("%s names an object, but a provider uses the whole token", name)
 		}
 	}
 	if n, ok := values["slot-id"]; ok {
 		if _, err := strconv.ParseUint(n, 10, 64); err != nil {
-			return nil, errors.New("slot-id is a number")
+			return nil, errors.New("slot-id must be a number")
 		}
 	}
 	if library, ok := values["module-path"]; ok && !filepath.IsAbs(library) {
-		return nil, errors.New("module-path is an absolute path")
+		return nil, errors.New("module-path must be an absolute path")
 	}
 	if source, ok := values["pin-source"]; ok {
 		if _, err := providers.ParsePINSource(source); err != nil {
@@ -139,8 +139,8 @@ func pinFile(source string) string {
 	return s.File
 }
 
-// owners are those who may own what the environment names, beside root and whom the program runs as: the module runs as that
-// user, who decides what it does in any case.
+// owners are the users who may own what the environment names, besides root and the user of the program: the module runs as
+// that user, who controls what it does in any case.
 func owners(settings map[string]any) []uint32 {
 	if a, err := parseAccount(settings["user"]); err == nil {
 		return []uint32{a.UID}
@@ -148,8 +148,8 @@ func owners(settings map[string]any) []uint32 {
 	return nil
 }
 
-// environmentFiles are the files and directories that the values name, or list: configurations, directories of tokens,
-// libraries. Devices are left out, since their driver decides.
+// environmentFiles are the files and directories that the values name or list: configurations, directories of tokens,
+// libraries. Devices are left out, since their drivers control them.
 func environmentFiles(v any) (files []string) {
 	for _, value := range v.(map[string]any) {
 		for path := range strings.SplitSeq(value.(string), ":") {
@@ -168,12 +168,12 @@ func environmentFiles(v any) (files []string) {
 func parseEnvironment(v any) (env []string, err error) {
 	table, ok := v.(map[string]any)
 	if !ok {
-		return nil, errors.New(`a table of strings: { SOFTHSM2_CONF = "/etc/softhsm2.conf" }`)
+		return nil, errors.New(`must be a table of strings: { SOFTHSM2_CONF = "/etc/softhsm2.conf" }`)
 	}
 	for name, v := range table {
 		value, ok := v.(string)
 		if !ok || name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0) {
-			return nil, fmt.Errorf("%q: a name and a string", name)
+			return nil, fmt.Errorf("%q: each entry must be a name and a string", name)
 		}
 		env = append(env, name+"="+value)
 	}
@@ -181,14 +181,14 @@ func parseEnvironment(v any) (env []string, err error) {
 	return env, nil
 }
 
-// words are the settings put together.
+// words are all settings, combined.
 type words struct {
 	launch   launch
 	selector selector
 	pin      providers.PINSource
 }
 
-// together puts the settings together; each was checked by itself.
+// together combines the settings, after each was checked by itself.
 func together(settings map[string]any) (w words, err error) {
 	get := func(name string) string { s, _ := settings[name].(string); return s }
 	uri := map[string]string{}
@@ -200,7 +200,7 @@ func together(settings map[string]any) (w words, err error) {
 	either := func(setting, attribute string) string {
 		s := get(setting)
 		if s != "" && uri[attribute] != "" && err == nil {
-			err = fmt.Errorf("%s, and %s in uri: only one of them", setting, attribute)
+			err = fmt.Errorf("only one of %s and %s (in uri) can be set", setting, attribute)
 		}
 		return cmp.Or(s, uri[attribute])
 	}
@@ -211,9 +211,9 @@ func together(settings map[string]any) (w words, err error) {
 	case err != nil:
 		return w, err
 	case w.launch.library == "":
-		return w, errors.New("library_path is missing, and uri has no module-path")
+		return w, errors.New("set library_path, or module-path in uri")
 	case pin != "" && source != "":
-		return w, errors.New("the PIN itself, and a source of it: only one of them")
+		return w, errors.New("the configuration has both a PIN and a source of it; only one can be set")
 	case get("user_pin") != "":
 		w.pin.Value, err = parsePIN(pin)
 	case pin != "":
@@ -273,11 +273,11 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		return nil, err
 	}
 	if os.Geteuid() == 0 && w.launch.user == nil {
-		c.Log.Warn("the PKCS #11 module runs as root, and can change what is root's; user = \"NAME\" in its table has it run as somebody who "+
-			"owns the token's files and no more", "provider", c.Name)
+		c.Log.Warn("the PKCS #11 module runs as root and can change root's files; set user = \"NAME\" in its table to run it as a user who "+
+			"owns only the token's files", "provider", c.Name)
 	}
 	if s := &w.selector; s.bySlot && (s.serial != "" || s.label != "") {
-		c.Log.Warn("slot_number is left out of account: numbers of slots change, and serial number or label say which token is meant", "provider", c.Name)
+		c.Log.Warn("slot_number is ignored: serial number or label identify the token, while the numbers of slots change", "provider", c.Name)
 		s.slot, s.bySlot = 0, false
 	}
 	p := &provider{allowExport: true, dir: filepath.Join(c.StateDir, c.Name), log: c.Log}
@@ -285,7 +285,7 @@ func newProvider(_ context.Context, c providers.Config) (providers.Provider, err
 		p.allowExport = v
 	}
 	if v, ok := c.Settings["software_public_operations"].(bool); ok && !v {
-		c.Log.Warn("software_public_operations means nothing here: what needs no secret is always done in software", "provider", c.Name)
+		c.Log.Warn("software_public_operations is ignored: what needs no secret is always done in software", "provider", c.Name)
 	}
 	p.pin = pins{w.pin, refusals{filepath.Join(p.dir, "refused-pin")}}
 	w.launch.lock = filepath.Join(p.dir, "worker.lock")

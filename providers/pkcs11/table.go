@@ -6,15 +6,15 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// ways are how a key can come to be, and be had, on a token.
+// ways are how a key can get onto a token, and off it.
 type ways struct{ generated, imported, exported bool }
 
 func (w ways) any() bool { return w.generated || w.imported }
 
-// possible is all that this package does; a token narrows it.
+// possible is all that this package can do. A token may do less.
 var possible = newTable(func(psa.Attributes) ways { return ways{true, true, true} })
 
-// newTable has the lines whose private and secret keys the token takes. Public keys alone need none.
+// newTable has the lines whose private and secret keys the token supports. Public keys alone do not need the token.
 func newTable(takes func(psa.Attributes) ways) []psa.Capability {
 	lines := []psa.Capability{{Operations: []psa.Operation{psa.Random}}}
 	add := func(a psa.Attributes, private, public []psa.Operation) {
@@ -35,7 +35,8 @@ func newTable(takes func(psa.Attributes) ways) []psa.Capability {
 			}
 			with(a.Type, first, private...)
 		}
-		// A line of its own for this: a template alone never gives EXPORT, and lines that generate work in full.
+		// This has a line of its own, because a template alone never gives EXPORT, and every operation of a line that
+		// generates must work.
 		if w.imported && w.exported {
 			with(a.Type, []psa.Operation{psa.Import}, psa.Export)
 		}
@@ -107,11 +108,11 @@ var agreements = []psa.Algorithm{psa.ECDH,
 	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
-	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together on this token", what, a.Type, a.Bits, alg).
-		WithHint("the capabilities file lists what this provider does")
+	return psa.Errorf(psa.StatusNotSupported, "%s does not work with a %s key of %d bits and %s on this token", what, a.Type, a.Bits, alg).
+		WithHint("the capabilities file lists what this provider can do")
 }
 
-// need is a mechanism, with the flags that it must have, for keys of a size in the unit that it is listed with.
+// need is a mechanism with the flags that it must have, for keys of a size. The size has the unit of the token's list.
 type need struct{ number, flags, size uint64 }
 
 // needs are the mechanisms that the private or secret key of a uses.
@@ -138,7 +139,7 @@ func needs(a psa.Attributes) need {
 	return need{cipherMechanisms[a.Algorithm], p11.CKF_ENCRYPT | p11.CKF_DECRYPT, 0}
 }
 
-// listed says whether the token says that it does what is needed.
+// listed says whether the token lists what is needed.
 func (n need) listed(all map[uint64]mechanismInfo) bool {
 	m, ok := all[n.number]
 	return ok && m.flags&n.flags == n.flags && (n.size == 0 || n.size >= m.least && (m.most == 0 || n.size <= m.most))

@@ -17,8 +17,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// token is a token and the worker that has it open, for all providers that mean the same one. It has a worker of its
-// own, though others may be of the same module: what happens to one token is nothing to the others.
+// token is a token and the worker that has it open, for all providers that mean this token. Each token has its own worker,
+// also if several have the same module, so that trouble with one token does not affect the others.
 type token struct {
 	launch   launch
 	selector selector // changed by the one start under way
@@ -64,8 +64,8 @@ var (
 	tokens   = map[string]*token{}
 )
 
-// openToken gives the one for what is asked, and starts nothing. Who has another PIN, or has it from elsewhere, has no
-// part in a login.
+// openToken returns the token for a configuration, and starts nothing. Providers with different PINs, or different sources
+// of it, do not share a login.
 func openToken(l launch, s selector, pin providers.PINSource, log *slog.Logger) *token {
 	key := fmt.Sprintf("%q %q %q %+v %v %d %+v %x %q %q", l.library, l.reserved, l.environment, l.runsAs(), l.capabilities, l.width, s,
 		sha256.Sum256(pin.Value), pin.File, pin.Credential)
@@ -113,16 +113,16 @@ func (t *token) close() {
 }
 
 const (
-	// startTime is how long a module has for C_Initialize, to find the token, and to log in.
+	// startTime is how long C_Initialize, finding the token and the login may take.
 	startTime = 30 * time.Second
-	// A worker that died is started again after these times; one that finds no token after the first of them.
+	// A worker that died is started again after these times, and one that finds no token after the first of them.
 	firstPause = 100 * time.Millisecond
 	lastPause  = 10 * time.Second
-	// longestWait is how long a call waits for that; beyond it fails at once.
+	// longestWait is how long a call waits for that. If it would take longer, the call fails at once.
 	longestWait = time.Second
 )
 
-// ready gives a worker that has the token open, starting one if need be.
+// ready returns a worker that has the token open. It starts one if necessary.
 func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 	t.mu.Lock()
 	if t.closed {
@@ -139,7 +139,7 @@ func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 		if pause > longestWait {
 			defer t.mu.Unlock()
 			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module is started again in %v", pause.Round(time.Millisecond)).
-				WithHint("the daemon's log has what the module said")
+				WithHint("the daemon's log has the module's output")
 			e.Device = psa.DeviceOf(t.last)
 			return nil, e
 		}
@@ -156,7 +156,7 @@ func (t *token) ready(ctx context.Context, pin pins) (*process, error) {
 	}
 }
 
-// start starts a worker, after a pause, in the place of one that is gone.
+// start starts a worker after a pause, to replace one that is gone.
 func (t *token) start(s *starting, pin pins, pause time.Duration) {
 	time.Sleep(max(pause, 0))
 	ctx, cancel := context.WithTimeout(t.open, startTime)
@@ -178,7 +178,7 @@ func (t *token) start(s *starting, pin pins, pause time.Duration) {
 	}
 }
 
-// watch notes how a worker ends.
+// watch records how a worker ends.
 func (t *token) watch(p *process) {
 	<-p.ended
 	t.mu.Lock()
@@ -201,17 +201,20 @@ func (t *token) failed() {
 	t.log.Warn("a PKCS #11 module's process died", "library", t.launch.library, "times", t.failures, "err", t.last)
 }
 
-// begin starts a worker, has it find the token, and logs in.
-func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
-	var err error
+// startWorker starts a worker.
+func (t *token) startWorker() (*process, error) {
 	if !t.settled {
-		err = t.launch.settle()
-		t.settled = err == nil
+		if err := t.launch.settle(); err != nil {
+			return nil, err
+		}
+		t.settled = true
 	}
-	var p *process
-	if err == nil {
-		p, err = t.launch.start(t.log)
-	}
+	return t.launch.start(t.log)
+}
+
+// begin starts a worker, lets it find the token, and logs in.
+func (t *token) begin(ctx context.Context, pin pins) (*process, error) {
+	p, err := t.startWorker()
 	if err != nil {
 		return nil, psa.Errorf(psa.StatusCommunicationFailure, "the PKCS #11 module's process cannot be started: %w", err)
 	}
@@ -234,10 +237,10 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 		}
 		switch p.exit() {
 		case exitDenied:
-			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module cannot begin: %s", p.stderr.said())
-			return e.WithHint("let that user read it, and the directories above it; or name another one with user in the configuration")
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module cannot start: %s", p.stderr.said())
+			return e.WithHint("let that user read it and the directories above it, or set another user in the configuration")
 		case exitRefused:
-			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module does not begin").WithHint(hintAbsent + t.launch.hintUser())
+			e := psa.Errorf(psa.StatusProviderAbsent, "the PKCS #11 module did not start").WithHint(hintAbsent + t.launch.hintUser())
 			e.Device = p.stderr.said()
 			return e
 		}
@@ -246,15 +249,15 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	switch a.outcome {
 	case outcomeOK:
 	case outcomeNoToken, outcomeAmbiguous:
-		there := "there is none at all"
+		there := "there is no token"
 		if a.what != "" {
 			there = "there are " + a.what
 		}
-		which := "no token is the one that is meant"
+		which := "no token fits the configuration"
 		if a.outcome == outcomeAmbiguous {
-			which = "several tokens may be the one that is meant"
+			which = "several tokens fit the configuration"
 		}
-		hint := "token_label, serial_number or uri in the configuration say which"
+		hint := "choose one with token_label, serial_number or uri in the configuration"
 		if a.what == "" {
 			hint += t.launch.hintUser()
 		}
@@ -270,15 +273,15 @@ func (t *token) enter(ctx context.Context, p *process, pin pins) error {
 	return t.logIn(ctx, p, a.token, pin)
 }
 
-// began is the error of a start that did not end well.
+// began is the error of a start that failed.
 func began(what string, err error) error {
 	if _, abandoned := errors.AsType[*abandonedError](err); abandoned {
-		return psa.Errorf(psa.StatusTimeout, "%s: the PKCS #11 module does not answer", what)
+		return psa.Errorf(psa.StatusTimeout, "%s: the PKCS #11 module does not respond", what)
 	}
 	return err
 }
 
-// identityOf is what tells a token from others: its serial number, which some have alike, and its marker once it has one.
+// identityOf is what tells a token from others: its serial number, which need not be unique, and its marker if it has one.
 func identityOf(t tokenInfo) string {
 	id := t.serial
 	if strings.Trim(t.serial, "0 ") == "" {
@@ -290,17 +293,17 @@ func identityOf(t tokenInfo) string {
 	return id
 }
 
-// pins is a provider's PIN, and what its token said of it.
+// pins is a provider's PIN, and the record of refused ones.
 type pins struct {
 	source  providers.PINSource
 	refused refusals
 }
 
-// maxOddLogins is fewer than the tries that tokens give.
+// maxOddLogins is fewer than the number of tries that tokens allow.
 const maxOddLogins = 2
 
-// logIn logs in where the token wants it. A PIN that the token refused is not tried again, and none where it would be
-// the last try.
+// logIn logs in if the token requires it. It does not try a PIN again that the token refused, and tries none if that would
+// be the last try.
 func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins) error {
 	flags := token.flags
 	if flags&p11.CKF_LOGIN_REQUIRED == 0 {
@@ -313,19 +316,19 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	defer psa.Wipe(pin)
 	switch {
 	case pin == nil:
-		return psa.Errorf(psa.StatusNotPermitted, "the token wants a PIN").WithHint("give user_pin or pin_source")
+		return psa.Errorf(psa.StatusNotPermitted, "the token needs a PIN").WithHint("set user_pin or pin_source")
 	case flags&p11.CKF_USER_PIN_LOCKED != 0:
 		return psa.Errorf(psa.StatusNotPermitted, "the token's PIN is locked").WithHint(hintLocked)
 	case flags&p11.CKF_USER_PIN_FINAL_TRY != 0:
-		return psa.Errorf(psa.StatusNotPermitted, "one wrong PIN more would lock the token, and so none is tried").
-			WithHint("log in once with another program and the right PIN")
+		return psa.Errorf(psa.StatusNotPermitted, "one more wrong PIN would lock the token, so no PIN is tried").
+			WithHint("log in once with another program, with the right PIN")
 	}
 	counted, refused, err := own.refused.has(token.serial, pin)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(pin)
-	// Where the token counted the wrong try and has forgotten it, somebody knew the PIN, or set it anew.
+	// If the token had counted the wrong try and no longer shows it, somebody has logged in, or set a new PIN.
 	if (refused || sum == t.refused) && (!counted || flags&p11.CKF_USER_PIN_COUNT_LOW != 0) {
 		e := psa.Errorf(psa.StatusNotPermitted, "the token refused this PIN before").WithHint(hintPIN + "; or remove " + own.refused.file)
 		e.Device = "C_Login: " + name(p11.CKR_PIN_INCORRECT)
@@ -333,7 +336,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	}
 	if t.oddLogins >= maxOddLogins {
 		return psa.Errorf(psa.StatusNotPermitted, "C_Login failed %d times, and the token may have counted wrong PINs", t.oddLogins).
-			WithHint("restart the program to have the PIN tried again")
+			WithHint("restart parsecfs to try the PIN again")
 	}
 	a, err := p.do(ctx, &request{method: methodLogin, data: pin}, func() {})
 	if err != nil {
@@ -353,7 +356,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 		t.oddLogins = 0
 		t.refused = sum
 		if err := own.refused.add(token.serial, pin, counted); err != nil {
-			return psa.Errorf(psa.StatusNotPermitted, "%w; and it cannot be noted, so that the next start tries it again: %w", failure, err)
+			return psa.Errorf(psa.StatusNotPermitted, "%w; the refused PIN cannot be recorded, so the next start tries it again: %w", failure, err)
 		}
 	default:
 		if there { // some modules say so little of a wrong PIN
@@ -363,7 +366,7 @@ func (t *token) logIn(ctx context.Context, p *process, token tokenInfo, own pins
 	return failure
 }
 
-// do asks the token, as many calls at once as it has sessions for us.
+// do calls the token. At most as many calls run at once as it has sessions for us.
 func (t *token) do(ctx context.Context, pin pins, what string, r *request) (*response, error) {
 	select {
 	case t.slots <- struct{}{}:
@@ -378,7 +381,7 @@ func (t *token) do(ctx context.Context, pin pins, what string, r *request) (*res
 	return a, err
 }
 
-// tries is how often a call is begun that nothing came of.
+// tries is how often a call is repeated that had no effect.
 const tries = 3
 
 func (t *token) ask(ctx context.Context, pin pins, what string, r *request, release func()) (*response, error) {
@@ -391,7 +394,7 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 			return nil, err
 		}
 		if r.object.handle != 0 && r.object.of != p { // in another worker the number is another object's
-			return nil, psa.Errorf(psa.StatusProviderAbsent, "%s: the session object went with its worker", what)
+			return nil, psa.Errorf(psa.StatusProviderAbsent, "%s: the session object is gone, because the module's process ended", what)
 		}
 		if p.full(r) {
 			p.retire()
@@ -426,7 +429,7 @@ func (t *token) ask(ctx context.Context, pin pins, what string, r *request, rele
 	}
 }
 
-// marked notes that the token has a marker now.
+// marked records that the token has a marker now.
 func (t *token) marked(p *process, marker string) {
 	if marker == "" {
 		return
@@ -442,8 +445,8 @@ func (t *token) same(p *process) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.identity != "" && !providers.SameDevice(t.identity, p.identity) {
-		return psa.Errorf(psa.StatusProviderAbsent, "this is another token: it is %q, and the keys are on %q", p.identity, t.identity).
-			WithHint("put the token back that has the keys")
+		return psa.Errorf(psa.StatusProviderAbsent, "this is another token: it is %q, but the keys are on %q", p.identity, t.identity).
+			WithHint("connect the token that has the keys")
 	}
 	t.identity = p.identity
 	return nil

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// The attributes of a URI (RFC 7512, 2.3) that are known here; those that begin with x- are ignored.
+// The supported attributes of a URI (RFC 7512, 2.3). Attributes that begin with x- are ignored.
 var (
 	uriPath  = []string{"token", "manufacturer", "serial", "model", "object", "type", "id", "slot-id"}
 	uriQuery = []string{"pin-source", "pin-value", "module-path"}
@@ -21,7 +21,7 @@ const (
 // parseURI reads a PKCS #11 URI: the values of its attributes, percent-decoded.
 func parseURI(s string) (map[string]string, error) {
 	if len(s) > maxURI {
-		return nil, fmt.Errorf("a URI of %d bytes; allowed: up to %d", len(s), maxURI)
+		return nil, fmt.Errorf("the URI has %d bytes; allowed: up to %d", len(s), maxURI)
 	}
 	rest, ok := strings.CutPrefix(s, uriScheme)
 	if !ok {
@@ -39,7 +39,7 @@ func parseURI(s string) (map[string]string, error) {
 		for pair := range strings.SplitSeq(part.text, part.separator) {
 			name, value, ok := strings.Cut(pair, "=")
 			if !ok || name == "" {
-				return nil, fmt.Errorf("%q is no name=value", pair)
+				return nil, fmt.Errorf("%q is not name=value", pair)
 			}
 			if strings.HasPrefix(name, "x-") {
 				continue
@@ -48,11 +48,11 @@ func parseURI(s string) (map[string]string, error) {
 				return nil, fmt.Errorf("unknown attribute %q; allowed: %s", name, strings.Join(part.known, ", "))
 			}
 			if _, twice := values[name]; twice {
-				return nil, fmt.Errorf("attribute %s stands there twice", name)
+				return nil, fmt.Errorf("attribute %s is given twice", name)
 			}
 			decoded, err := url.PathUnescape(value)
 			if err != nil {
-				return nil, fmt.Errorf("attribute %s: a broken percent-encoding", name)
+				return nil, fmt.Errorf("attribute %s: wrong percent-encoding", name)
 			}
 			values[name] = decoded
 		}

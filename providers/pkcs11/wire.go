@@ -53,8 +53,8 @@ type selector struct {
 	bySlot                             bool
 }
 
-// object names an object on the token: by its handle, or by class and CKA_ID, CKA_LABEL or both. A name can be another
-// object's later, so that a key pair's goes with what is its alone: the modulus, or the public point.
+// object names an object on the token: by its handle, or by class and CKA_ID, CKA_LABEL or both. Another object can get the
+// name later, so the name of a key pair comes with its modulus or public point, which no other key has.
 type object struct {
 	handle uint64
 	class  uint64
@@ -83,7 +83,7 @@ type mechanism struct {
 	hash, mgf, length uint64
 }
 
-// attribute is a CK_ATTRIBUTE; missing is one that an object has not, or does not show.
+// attribute is a CK_ATTRIBUTE. It is missing if the object does not have it, or does not show it.
 type attribute struct {
 	number  uint64
 	value   []byte
@@ -126,17 +126,17 @@ type response struct {
 	of         *process // who answered; stays here
 }
 
-// maxFrame bounds a request and a response in bytes.
+// maxFrame is the maximum length of a request or response in bytes.
 const maxFrame = 16 << 20
 
-// maxList bounds the elements of a list in a message, and maxElements those of all its lists: one takes more memory than it
-// has bytes.
+// maxList limits the elements of a list in a message, and maxElements those of all its lists, because an element takes more
+// memory than it has bytes.
 const (
 	maxList     = 1 << 16
 	maxElements = 1 << 19
 )
 
-var errFrame = errors.New("a damaged frame")
+var errFrame = errors.New("the frame is damaged")
 
 // codec writes a message's fields in their order, or reads them: each message has one list of fields.
 type codec struct {
@@ -163,7 +163,7 @@ func (c *codec) uint(v *uint64) {
 	*v, c.in = value, c.in[n:]
 }
 
-// bytes that are read are not copied: they lie in the frame.
+// bytes are not copied when they are read: they stay in the frame.
 func (c *codec) bytes(v *[]byte) {
 	n := uint64(len(*v))
 	c.uint(&n)
@@ -197,7 +197,7 @@ func (c *codec) flag(v *bool) {
 	*v = n == 1
 }
 
-// list does each element; one that is read has a byte at least, so that a frame's length bounds what is allocated.
+// list handles each element. An element has at least one byte, so the frame's length limits what is allocated.
 func list[T any](c *codec, v *[]T, each func(*T)) {
 	n := uint64(len(*v))
 	c.uint(&n)
@@ -276,7 +276,7 @@ func (c *codec) response(r *response) {
 	})
 }
 
-// buffer is bytes that leave no copy behind when they grow.
+// buffer is a buffer that leaves no copy behind when it grows.
 type buffer struct{ b []byte }
 
 func (b *buffer) add(p []byte) {
@@ -298,7 +298,7 @@ func (b *buffer) wipe() {
 // frameHead is how many bytes say a frame's length, big endian.
 const frameHead = 4
 
-// frame appends a message; nothing where it would be too long.
+// frame appends a message. If the message is too long, it appends nothing.
 func (b *buffer) frame(fields func(*codec)) error {
 	start := len(b.b)
 	b.add(make([]byte, frameHead))
@@ -307,13 +307,13 @@ func (b *buffer) frame(fields func(*codec)) error {
 	if n > maxFrame {
 		psa.Wipe(b.b[start:])
 		b.b = b.b[:start]
-		return psa.Errorf(psa.StatusTooLarge, "a call of %d bytes; allowed: up to %d", n, maxFrame)
+		return psa.Errorf(psa.StatusTooLarge, "the call has %d bytes; allowed: up to %d", n, maxFrame)
 	}
 	binary.BigEndian.PutUint32(b.b[start:], uint32(n))
 	return nil
 }
 
-// parse reads a frame's content; all of it belongs to the message.
+// parse reads a frame's content, which must be exactly one message.
 func parse(content []byte, fields func(*codec)) error {
 	c := &codec{in: content, reading: true}
 	fields(c)
@@ -334,7 +334,7 @@ type frames struct {
 
 func newFrames(from io.Reader) *frames { return &frames{from: from, room: make([]byte, 64<<10)} }
 
-// next is a frame's content, which is the caller's. The end between two frames is io.EOF.
+// next is the next frame's content, which belongs to the caller. The end between two frames is io.EOF.
 func (f *frames) next() ([]byte, error) {
 	for f.end-f.start < frameHead {
 		if err := f.fill(); err != nil {

@@ -25,11 +25,11 @@ const (
 	// workerName is a worker's argv[0], by which WorkerMain knows it; its arguments are the library, C_Initialize's
 	// reserved argument, how many sockets there are, and how many calls may be under way at once.
 	workerName = "parsecfs-pkcs11"
-	// workerLock is a file that it holds a lock on for as long as it lives.
+	// workerLock is a file that the worker keeps locked as long as it runs.
 	workerLock = 3
 	// firstSocket is the first of the sockets to the program that started it.
 	firstSocket = workerLock + 1
-	// exitRefused is a worker's exit status where C_Initialize failed: some modules want their token there.
+	// exitRefused is a worker's exit status if C_Initialize failed: some modules need their token for it.
 	exitRefused = 3
 )
 
@@ -41,7 +41,7 @@ func WorkerMain() {
 	}
 	err := start(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
 	if err == nil {
-		end()
+		end() // does not return
 	}
 	fmt.Fprintln(os.Stderr, err)
 	if _, denied := errors.AsType[*deniedError](err); denied {
@@ -69,18 +69,19 @@ func start(library, reserved, sockets, width string) error {
 }
 
 func work(library, reserved string, count, n int) error {
-	// Who started it says when it ends: by the socket, never by a terminal's or a service manager's signal to all.
+	// The program that started this process ends it through the socket. A signal that a terminal or a service manager sends
+	// to all processes must not end it.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	if err := confined(); err != nil {
 		return err
 	}
-	// Another process of the same user has no business in this one's memory.
+	// Other processes of the same user must not read this one's memory.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
 	}
 	unix.CloseOnExec(workerLock) // what the module starts has no part in it
 	go endWithStarter()
-	// Who waits in the module, or in read(2), keeps nobody from a turn, and the runtime need not look after that.
+	// A thread that waits in the module, or in read(2), blocks no other goroutine, so the runtime need not watch it.
 	runtime.GOMAXPROCS(n + count + 2)
 	m, err := loadModule(library, reserved)
 	if err != nil {
@@ -102,7 +103,7 @@ func work(library, reserved string, count, n int) error {
 	return nil
 }
 
-// endWithStarter ends this process when whoever started it is gone, even while all of it waits in the module.
+// endWithStarter ends this process when the program that started it is gone, even while all threads wait in the module.
 func endWithStarter() {
 	for {
 		poll := []unix.PollFd{{Fd: firstSocket, Events: unix.POLLRDHUP}}
@@ -114,11 +115,11 @@ func endWithStarter() {
 	}
 }
 
-// ending: no change of the token begins any more.
+// ending is set when no more change of the token may begin.
 var ending atomic.Bool
 
-// changes is held by the calls that change the token: read-locked, or, where the token cannot do with others beside them,
-// locked, and read-locked by those that search it.
+// changes is read-locked by calls that change the token. If the token cannot do anything else during a change, such calls
+// lock it, and searches read-lock it.
 var changes sync.RWMutex
 
 func (m *module) changing() (done func()) {
@@ -134,7 +135,7 @@ func (m *module) changing() (done func()) {
 	return done
 }
 
-// searching is called before m.search, but where the caller changes the token.
+// searching is called before m.search, except by calls that change the token.
 func (m *module) searching() (done func()) {
 	if m.alone.Load() {
 		changes.RLock()
@@ -143,8 +144,8 @@ func (m *module) searching() (done func()) {
 	return func() {}
 }
 
-// end ends this process once what changes the token is done, for closeTime at most: some tokens are left with half a key
-// otherwise, which nobody can name.
+// end ends this process when the running changes of the token are done, after at most closeTime. Otherwise some tokens would
+// keep half a key that nobody can name.
 func end() {
 	go func() {
 		time.Sleep(closeTime)
@@ -159,7 +160,7 @@ func end() {
 type module struct {
 	ctx  *p11.Ctx
 	info p11.Info
-	// alone: its token's changes suffer no search beside them.
+	// alone: no search may run during a change of its token.
 	alone atomic.Bool
 
 	mu      sync.Mutex
@@ -173,7 +174,7 @@ type module struct {
 	idle    []session
 	objects map[string]p11.ObjectHandle
 
-	// held keeps the login, and has the session objects; one call at a time.
+	// held keeps the login and the session objects. It has one call at a time.
 	heldMu sync.Mutex
 	held   session
 }
@@ -183,7 +184,7 @@ type session = p11.SessionHandle
 func loadModule(library, reserved string) (*module, error) {
 	ctx := p11.New(library)
 	if ctx == nil {
-		return nil, fmt.Errorf("%s cannot be loaded, or is no PKCS #11 module", library)
+		return nil, fmt.Errorf("%s cannot be loaded, or is not a PKCS #11 module", library)
 	}
 	var options []p11.InitializeOption
 	if reserved != "" {
@@ -203,7 +204,7 @@ func loadModule(library, reserved string) (*module, error) {
 	return &module{ctx: ctx, info: info, objects: map[string]p11.ObjectHandle{}}, nil
 }
 
-// wipe overwrites what a request may have that is secret.
+// wipe overwrites what may be secret in a request.
 func (r *request) wipe() {
 	psa.Wipe(r.data)
 	for _, t := range r.templates {
@@ -221,7 +222,7 @@ func wipeAttributes(list []attribute) {
 type failure struct {
 	what string
 	err  error
-	// begun says that something may have changed on the token.
+	// begun is set if something may have changed on the token.
 	begun bool
 }
 
@@ -237,7 +238,7 @@ func failed(what string, err error) error {
 	return &failure{what: what, err: err}
 }
 
-// outcomeError ends a request without an error of the module's.
+// outcomeError ends a request without an error from the module.
 type outcomeError struct {
 	outcome outcome
 	what    string
@@ -284,15 +285,15 @@ func (m *module) answer(r *request) *response {
 type errorSet = map[p11.Error]bool
 
 var (
-	// ended are the errors of a session or a login that is of no use, before anything happened.
+	// ended are the errors of a session or login that ended before anything happened.
 	ended = errorSet{p11.CKR_SESSION_HANDLE_INVALID: true, p11.CKR_SESSION_CLOSED: true, p11.CKR_USER_NOT_LOGGED_IN: true,
 		p11.CKR_SLOT_ID_INVALID: true, p11.CKR_CRYPTOKI_NOT_INITIALIZED: true, p11.CKR_OPERATION_ACTIVE: true}
-	// removed are those of a token that is.
+	// removed are the errors of a token that was removed.
 	removed = errorSet{p11.CKR_DEVICE_REMOVED: true, p11.CKR_TOKEN_NOT_PRESENT: true, p11.CKR_TOKEN_NOT_RECOGNIZED: true}
-	// suspicious are those that may mean it.
+	// suspicious are errors that may mean that the token was removed.
 	suspicious = errorSet{p11.CKR_GENERAL_ERROR: true, p11.CKR_FUNCTION_FAILED: true, p11.CKR_DEVICE_ERROR: true, p11.CKR_DEVICE_MEMORY: true,
 		p11.CKR_OBJECT_HANDLE_INVALID: true, p11.CKR_KEY_HANDLE_INVALID: true, p11.CKR_SESSION_COUNT: true, p11.CKR_HOST_MEMORY: true}
-	// stale are those of an object's handle that is none any more.
+	// stale are the errors of an object's handle that is no longer valid.
 	stale = errorSet{p11.CKR_OBJECT_HANDLE_INVALID: true, p11.CKR_KEY_HANDLE_INVALID: true}
 )
 
@@ -306,7 +307,7 @@ func (m *module) stillWell() bool {
 	return m.well()
 }
 
-// well says whether the token is still there and, where that is needed, somebody logged in.
+// well says whether the token is still there and, if that is needed, logged in.
 func (m *module) well() bool {
 	m.mu.Lock()
 	open, slot, serial, marker, login, held := m.open, m.slot, m.serial, m.marker, m.login, m.held
@@ -374,5 +375,5 @@ func (m *module) do(r *request, a *response) error {
 			return failed("C_GenerateRandom", err)
 		})
 	}
-	return &outcomeError{outcomeBad, fmt.Sprintf("method %d", r.method)}
+	return &outcomeError{outcomeBad, fmt.Sprintf("unknown method %d", r.method)}
 }

@@ -145,26 +145,26 @@ func (s *signing) prepare(op Op, pub crypto.PublicKey, message bool) error {
 		fits = s.alg == PureEdDSA || s.alg == Ed25519ph
 	}
 	if !fits {
-		return Errorf(StatusNotSupported, "%s with %s and a %T", op.Operation, s.alg, pub)
+		return Errorf(StatusNotSupported, "%s with %s does not work with a %T", op.Operation, s.alg, pub)
 	}
 	s.held.limit = op.limit()
 	if s.alg == PureEdDSA {
 		s.opts = crypto.Hash(0)
 		if !message {
-			return Errorf(StatusInvalidArgument, "%s with %s, which signs messages alone", op.Operation, s.alg)
+			return Errorf(StatusInvalidArgument, "%s does not work with %s, which signs only messages", op.Operation, s.alg)
 		}
 		return nil
 	}
 	if s.alg == RSAPKCS1v15SignRaw || s.alg == ECDSAAny {
 		s.opts = crypto.Hash(0)
 		if message {
-			return Errorf(StatusInvalidArgument, "%s with %s, which signs hashes alone", op.Operation, s.alg)
+			return Errorf(StatusInvalidArgument, "%s does not work with %s, which signs only hashes", op.Operation, s.alg)
 		}
 		return nil
 	}
 	h, ok := s.alg.CryptoHash()
 	if !ok || !h.Available() {
-		return Errorf(StatusNotSupported, "%s with %s: no such hash here", op.Operation, s.alg)
+		return Errorf(StatusNotSupported, "%s with %s is not supported: the hash is not available", op.Operation, s.alg)
 	}
 	s.opts = h
 	if s.alg.IsRSAPSS() {
@@ -214,7 +214,7 @@ type signerRun struct {
 // StatusInvalidArgument.
 func SignerRun(op Op, s crypto.Signer) (Run, error) {
 	if op.Operation != Sign && op.Operation != SignHash {
-		return nil, Errorf(StatusNotSupported, "%s with a signing key", op.Operation)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a signing key", op.Operation)
 	}
 	r := &signerRun{signer: s, random: rand.Reader}
 	if err := r.prepare(op, s.Public(), op.Operation == Sign); err != nil {
@@ -223,7 +223,7 @@ func SignerRun(op Op, s crypto.Signer) (Run, error) {
 	r.bits = curveBits(s.Public())
 	if op.Algorithm == DeterministicECDSA(op.Algorithm.Hash()) {
 		if _, ok := s.(*ecdsa.PrivateKey); !ok {
-			return nil, Errorf(StatusNotSupported, "%s with a %T", op.Algorithm, s)
+			return nil, Errorf(StatusNotSupported, "%s does not work with a %T", op.Algorithm, s)
 		}
 		r.random = nil // RFC 6979, in crypto/ecdsa's words
 	}
@@ -242,7 +242,7 @@ func (r *signerRun) Finish(ctx context.Context) (Result, error) {
 	}
 	if r.bits != 0 {
 		if sig, err = ECDSADERToRaw(sig, r.bits); err != nil {
-			return Result{}, Errorf(StatusGenericError, "the signer gave %w", err)
+			return Result{}, Errorf(StatusGenericError, "the signer returned a wrong signature: %w", err)
 		}
 	}
 	return Result{Outputs: map[string][]byte{"signature": sig}}, nil
@@ -270,7 +270,7 @@ type verifierRun struct {
 // StatusInvalidSignature. A missing signature is StatusInsufficientData.
 func VerifierRun(op Op, pub crypto.PublicKey) (Run, error) {
 	if op.Operation != Verify && op.Operation != VerifyHash {
-		return nil, Errorf(StatusNotSupported, "%s with a public key", op.Operation)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a public key", op.Operation)
 	}
 	r := &verifierRun{pub: pub, signature: bytes.Clone(op.Inputs["signature"])}
 	if err := r.prepare(op, pub, op.Operation == Verify); err != nil {
@@ -334,7 +334,7 @@ type hashRun struct{ input }
 func HashRun(op Op) (Run, error) {
 	h, ok := op.Algorithm.CryptoHash()
 	if op.Operation != Hash || !op.Algorithm.IsHash() || !ok || !h.Available() {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return &hashRun{input{h: h.New()}}, nil
 }

@@ -526,7 +526,7 @@ func (e expr) algorithm() (Algorithm, error) {
 	}
 	if e.name == keyAgreementName {
 		if len(e.args) != 2 {
-			return AlgNone, fmt.Errorf("%s takes a key agreement and a key derivation", e.name)
+			return AlgNone, fmt.Errorf("%s needs a key agreement and a key derivation", e.name)
 		}
 		ka, err := e.args[0].algorithm()
 		if err != nil {
@@ -538,7 +538,7 @@ func (e expr) algorithm() (Algorithm, error) {
 		}
 		a := KeyAgreement(ka, kdf)
 		if ka != ECDH && ka != FFDH || !kdf.IsKeyDerivation() || a&derivationBits&^categoryBits|derivationCategory != kdf {
-			return AlgNone, fmt.Errorf("%s takes PSA_ALG_ECDH or PSA_ALG_FFDH, and a key derivation", e.name)
+			return AlgNone, fmt.Errorf("%s needs PSA_ALG_ECDH or PSA_ALG_FFDH, and a key derivation", e.name)
 		}
 		return a, nil
 	}
@@ -559,12 +559,12 @@ func (e expr) hashed(base Algorithm, anyHash bool) (Algorithm, error) {
 		}
 		allowed = append(allowed, AnyHash.String())
 	}
-	return AlgNone, fmt.Errorf("%s takes one of %s", e.name, strings.Join(allowed, ", "))
+	return AlgNone, fmt.Errorf("%s needs one of %s", e.name, strings.Join(allowed, ", "))
 }
 
 func (e expr) length(fits func(Algorithm) bool, atLeast Algorithm) (Algorithm, error) {
 	if len(e.args) != 2 {
-		return AlgNone, fmt.Errorf("%s takes an algorithm and a length in bytes", e.name)
+		return AlgNone, fmt.Errorf("%s needs an algorithm and a length in bytes", e.name)
 	}
 	a, err := e.args[0].algorithm()
 	if err != nil {

@@ -28,13 +28,13 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 	if h, ok := op.Algorithm.CryptoHash(); op.Algorithm.IsRSAOAEP() && ok {
 		fit = max(0, pub.Size()-2*h.Size()-2) // RFC 8017, 7.1.1
 	}
-	hint := fmt.Sprintf("at most %d bytes fit: encrypt a symmetric key with this one, and the data with that", fit)
+	hint := fmt.Sprintf("at most %d bytes fit: encrypt a symmetric key with this key, and the data with the symmetric key", fit)
 	r := &rsaCryptRun{input: input{held: secret{limit: int64(pub.Size()), hint: hint}}, name: "ciphertext", fit: fit}
 	switch h, ok := op.Algorithm.CryptoHash(); {
 	case op.Operation != Encrypt:
-		return nil, Errorf(StatusNotSupported, "%s with a public key", op.Operation)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a public key", op.Operation)
 	case op.Algorithm == RSAPKCS1v15Crypt && len(label) > 0:
-		return nil, Errorf(StatusInvalidArgument, "%s has no label", op.Algorithm)
+		return nil, Errorf(StatusInvalidArgument, "%s takes no label", op.Algorithm)
 	case op.Algorithm == RSAPKCS1v15Crypt:
 		r.crypt = func(in []byte) ([]byte, error) {
 			return rsa.EncryptPKCS1v15(rand.Reader, pub, in) //lint:ignore SA1019 a policy asked for it by its name
@@ -42,7 +42,7 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 	case op.Algorithm.IsRSAOAEP() && ok:
 		r.crypt = func(in []byte) ([]byte, error) { return rsa.EncryptOAEP(h.New(), rand.Reader, pub, in, label) }
 	default:
-		return nil, Errorf(StatusNotSupported, "%s with an RSA key", op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with an RSA key", op.Algorithm)
 	}
 	return r, nil
 }
@@ -52,28 +52,28 @@ func RSAEncryptRun(op Op, pub *rsa.PublicKey) (Run, error) {
 func RSADecryptRun(op Op, key crypto.Decrypter) (Run, error) {
 	pub, ok := key.Public().(*rsa.PublicKey)
 	if !ok || op.Operation != Decrypt {
-		return nil, Errorf(StatusNotSupported, "%s with a %T", op.Operation, key)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a %T", op.Operation, key)
 	}
 	label := bytes.Clone(op.Inputs["additional_data"])
 	var opts crypto.DecrypterOpts
 	switch h, ok := op.Algorithm.CryptoHash(); {
 	case op.Algorithm == RSAPKCS1v15Crypt && len(label) > 0:
-		return nil, Errorf(StatusInvalidArgument, "%s has no label", op.Algorithm)
+		return nil, Errorf(StatusInvalidArgument, "%s takes no label", op.Algorithm)
 	case op.Algorithm == RSAPKCS1v15Crypt:
 	case op.Algorithm.IsRSAOAEP() && ok:
 		opts = &rsa.OAEPOptions{Hash: h, Label: label}
 	default:
-		return nil, Errorf(StatusNotSupported, "%s with an RSA key", op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with an RSA key", op.Algorithm)
 	}
 	size := pub.Size()
 	hint := fmt.Sprintf("a ciphertext of this key has %d bytes", size)
 	return &rsaCryptRun{input: input{held: secret{limit: int64(size), hint: hint}}, name: "plaintext", crypt: func(in []byte) ([]byte, error) {
 		if len(in) != size {
-			return nil, Errorf(StatusInvalidArgument, "%d bytes; a ciphertext of this key has %d", len(in), size)
+			return nil, Errorf(StatusInvalidArgument, "the ciphertext has %d bytes; those of this key have %d", len(in), size)
 		}
 		out, err := key.Decrypt(rand.Reader, in, opts)
 		if errors.Is(err, rsa.ErrDecryption) {
-			err = Errorf(StatusInvalidPadding, "this is no ciphertext for this key: %w", err)
+			err = Errorf(StatusInvalidPadding, "this ciphertext was not made for this key: %w", err)
 		}
 		return out, err
 	}}, nil
@@ -85,7 +85,7 @@ func (r *rsaCryptRun) Finish(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	if n := len(r.held.b); r.name == "ciphertext" && n > r.fit {
-		return Result{}, Errorf(StatusInvalidArgument, "a plaintext of %d bytes; %d fit", n, r.fit).WithHint(r.held.hint)
+		return Result{}, Errorf(StatusInvalidArgument, "the plaintext has %d bytes; at most %d fit", n, r.fit).WithHint(r.held.hint)
 	}
 	out, err := r.crypt(r.held.b)
 	if err != nil {
@@ -114,7 +114,7 @@ func AgreeRun(op Op, key *ecdh.PrivateKey) (Run, error) {
 	return DeviceAgreeRun(op, key.Curve(), func(_ context.Context, peer *ecdh.PublicKey) ([]byte, error) {
 		secret, err := key.ECDH(peer)
 		if err != nil {
-			return nil, Errorf(StatusInvalidArgument, "no secret with this peer: %w", err)
+			return nil, Errorf(StatusInvalidArgument, "the key agreement failed with this peer's key: %w", err)
 		}
 		return secret, nil
 	})
@@ -123,7 +123,7 @@ func AgreeRun(op Op, key *ecdh.PrivateKey) (Run, error) {
 // DeviceAgreeRun is AgreeRun with a device that agrees with a peer on the curve.
 func DeviceAgreeRun(op Op, curve ecdh.Curve, agree func(ctx context.Context, peer *ecdh.PublicKey) ([]byte, error)) (Run, error) {
 	if op.Operation != Agree || op.Algorithm != ECDH {
-		return nil, Errorf(StatusNotSupported, "%s with %s and a key for ECDH", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s with %s does not work with a key for ECDH", op.Operation, op.Algorithm)
 	}
 	return &agreeRun{input{held: secret{limit: MaxPeer}}, curve, agree}, nil
 }
@@ -150,7 +150,7 @@ func (r *agreeRun) Finish(ctx context.Context) (Result, error) {
 func parsePeer(b []byte, curve ecdh.Curve) (*ecdh.PublicKey, error) {
 	der, err := PublicDER(b)
 	if err != nil {
-		return nil, Errorf(StatusInvalidArgument, "the peer's public key: %w", err)
+		return nil, Errorf(StatusInvalidArgument, "wrong public key of the peer: %w", err)
 	}
 	public, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {

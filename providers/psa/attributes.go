@@ -271,7 +271,7 @@ func (a Attributes) validateUsage() error {
 	if odd == 0 {
 		return nil
 	}
-	return Errorf(StatusInvalidArgument, "usage %s does nothing with a %s key and %s; allowed: %s",
+	return Errorf(StatusInvalidArgument, "usage %s has no effect for a %s key with %s; allowed: %s",
 		odd, a.Type, a.Algorithm, a.servesUsage())
 }
 
@@ -348,19 +348,19 @@ func (o Operation) takes(alg Algorithm) bool {
 	return true
 }
 
-// Permits judges the use of a key by its policy, in PSA's order: StatusNotPermitted where a usage flag is missing or
-// the policy has another algorithm, StatusInvalidArgument where alg is a wildcard or does not do the operation with
-// such a key, StatusNotSupported where alg is unknown. A public key may always be exported.
+// Permits checks a use of a key against its policy, in PSA's order: StatusNotPermitted if a usage flag is missing or the
+// policy has another algorithm, StatusInvalidArgument if alg is a wildcard or does not do the operation with such a key,
+// StatusNotSupported if alg is unknown. A public key may always be exported.
 func (a Attributes) Permits(op Operation, alg Algorithm) error {
 	if !op.takes(alg) {
-		return Errorf(StatusInvalidArgument, "%s is no algorithm for %s", alg, op)
+		return Errorf(StatusInvalidArgument, "%s is not an algorithm for %s", alg, op)
 	}
 	need := op.Usage()
 	if op == Export && a.Type.IsPublicKey() {
 		need = 0
 	}
 	if missing := need &^ a.Usage.Extend(); missing != 0 {
-		return Errorf(StatusNotPermitted, "%s needs %s; the key's policy has %s", op, missing, a.Usage)
+		return Errorf(StatusNotPermitted, "%s needs %s, but the key's policy has %s", op, missing, a.Usage)
 	}
 	if op == Export || op == ExportPublic {
 		if !a.Can(op) {
@@ -369,13 +369,13 @@ func (a Attributes) Permits(op Operation, alg Algorithm) error {
 		return nil // exporting has no algorithm
 	}
 	if alg.IsWildcard() {
-		return Errorf(StatusInvalidArgument, "%s stands for several algorithms; %s takes one", alg, op)
+		return Errorf(StatusInvalidArgument, "%s stands for several algorithms, but %s needs a single one", alg, op)
 	}
 	if alg == AlgNone {
 		return Errorf(StatusInvalidArgument, "%s needs an algorithm", op)
 	}
 	if !a.permitsAlgorithm(alg) {
-		return Errorf(StatusNotPermitted, "%s with %s; the key's policy permits %s", op, alg, a.Algorithm)
+		return Errorf(StatusNotPermitted, "%s with %s is not permitted: the key's policy permits %s", op, alg, a.Algorithm)
 	}
 	if _, ok := alg.notation(); !ok {
 		return Errorf(StatusNotSupported, "unknown algorithm %s", alg)
@@ -410,21 +410,21 @@ func (a Attributes) permitsAlgorithm(alg Algorithm) bool {
 	return false
 }
 
-// Copied are the attributes of a copy of a's key into a draft (psa_copy_key): type and size are a's, the usage is what
-// both have, and the algorithm the one that both permit; what the draft leaves open is a's. A key without COPY is
-// StatusNotPermitted, a draft that does not fit StatusInvalidArgument.
+// Copied returns the attributes of a copy of a's key into a draft (psa_copy_key). Type and size are those of a, the usage is
+// what both have, and the algorithm is one that both permit; what the draft leaves open is taken from a. A key without COPY
+// is StatusNotPermitted, and a draft that does not fit is StatusInvalidArgument.
 func (a Attributes) Copied(draft Attributes) (Attributes, error) {
 	c := a
 	switch {
 	case a.Usage&UsageCopy == 0:
-		return a, Errorf(StatusNotPermitted, "copy needs %s; the key's policy has %s", UsageCopy, a.Usage)
+		return a, Errorf(StatusNotPermitted, "copy needs %s, but the key's policy has %s", UsageCopy, a.Usage)
 	case draft.Type != KeyTypeNone && draft.Type != a.Type || draft.Bits != 0 && draft.Bits != a.Bits:
-		return a, Errorf(StatusInvalidArgument, "the draft is for a %s of %d bits, the key is a %s of %d bits", draft.Type, draft.Bits, a.Type, a.Bits)
+		return a, Errorf(StatusInvalidArgument, "the draft is for a %s of %d bits, but the key is a %s of %d bits", draft.Type, draft.Bits, a.Type, a.Bits)
 	case draft.Algorithm == AlgNone:
 	case a.permitsAlgorithm(draft.Algorithm):
 		c.Algorithm = draft.Algorithm
 	case !draft.permitsAlgorithm(a.Algorithm):
-		return a, Errorf(StatusInvalidArgument, "the draft permits %s, the key %s", draft.Algorithm, a.Algorithm)
+		return a, Errorf(StatusInvalidArgument, "the draft permits %s, but the key permits %s", draft.Algorithm, a.Algorithm)
 	}
 	if draft.Usage != 0 {
 		c.Usage &= draft.Usage
@@ -462,7 +462,7 @@ func (a Attributes) Resolve(op Operation, inputLen int) (Algorithm, error) {
 			return a.Algorithm.WithHash(h), nil
 		}
 	}
-	return AlgNone, Errorf(StatusInvalidArgument, "a digest of %d bytes; allowed: 28, 32, 48 or 64 (SHA-224, -256, -384, -512)", inputLen).
+	return AlgNone, Errorf(StatusInvalidArgument, "the digest has %d bytes; allowed: 28, 32, 48 or 64 (SHA-224, -256, -384, -512)", inputLen).
 		WithHint("give the digest in binary, not in hexadecimal")
 }
 

@@ -30,9 +30,9 @@ func TestValidate(t *testing.T) {
 		{Attributes{Type: KeyTypeAES, Bits: 256, Algorithm: ECDSA(SHA256)}, StatusInvalidArgument, "PSA_ALG_ECDSA(PSA_ALG_SHA_256) does not work with a PSA_KEY_TYPE_AES key"},
 		{Attributes{Type: ECCKeyPair(SECPR1), Bits: 256, Algorithm: PureEdDSA}, StatusInvalidArgument, "does not work with"},
 		{Attributes{Type: ECCKeyPair(TwistedEdwards), Bits: 448, Algorithm: Ed25519ph}, StatusInvalidArgument, "does not work with"},
-		{Attributes{KeyTypeAES, 256, GCM, sign, 0}, StatusInvalidArgument, "usage PSA_KEY_USAGE_SIGN_MESSAGE does nothing with a PSA_KEY_TYPE_AES key and PSA_ALG_GCM; allowed: "},
-		{Attributes{ECCPublicKey(SECPR1), 256, ECDSA(SHA256), sign, 0}, StatusInvalidArgument, "does nothing with a PSA_KEY_TYPE_ECC_PUBLIC_KEY"},
-		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt, 0}, StatusInvalidArgument, "does nothing with"},
+		{Attributes{KeyTypeAES, 256, GCM, sign, 0}, StatusInvalidArgument, "usage PSA_KEY_USAGE_SIGN_MESSAGE has no effect for a PSA_KEY_TYPE_AES key with PSA_ALG_GCM; allowed: "},
+		{Attributes{ECCPublicKey(SECPR1), 256, ECDSA(SHA256), sign, 0}, StatusInvalidArgument, "has no effect for a PSA_KEY_TYPE_ECC_PUBLIC_KEY"},
+		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt, 0}, StatusInvalidArgument, "has no effect for"},
 	} {
 		checkError(t, c.a.Validate(), c.status, c.text)
 	}
@@ -71,9 +71,9 @@ func TestPermits(t *testing.T) {
 	}{
 		{ec, Sign, ECDSA(SHA256), 0, ""},
 		{ec, VerifyHash, ECDSA(SHA256), 0, ""},
-		{ec, Sign, ECDSA(SHA384), StatusNotPermitted, "sign with PSA_ALG_ECDSA(PSA_ALG_SHA_384); the key's policy permits PSA_ALG_ECDSA(PSA_ALG_SHA_256)"},
+		{ec, Sign, ECDSA(SHA384), StatusNotPermitted, "sign with PSA_ALG_ECDSA(PSA_ALG_SHA_384) is not permitted: the key's policy permits PSA_ALG_ECDSA(PSA_ALG_SHA_256)"},
 		{ec, Sign, DeterministicECDSA(SHA256), StatusNotPermitted, "policy permits"},
-		{ec, Encrypt, GCM, StatusNotPermitted, "encrypt needs PSA_KEY_USAGE_ENCRYPT; the key's policy has PSA_KEY_USAGE_SIGN_MESSAGE|"},
+		{ec, Encrypt, GCM, StatusNotPermitted, "encrypt needs PSA_KEY_USAGE_ENCRYPT, but the key's policy has PSA_KEY_USAGE_SIGN_MESSAGE|"},
 		{ec, Export, AlgNone, StatusNotPermitted, "export needs PSA_KEY_USAGE_EXPORT"},
 		{ec, ExportPublic, AlgNone, 0, ""},
 		{ec, Generate, ec.Algorithm, StatusInvalidArgument, "generate does not work with"},
@@ -91,8 +91,8 @@ func TestPermits(t *testing.T) {
 		{anyHash, Sign, RSAPSS(AnyHash), StatusInvalidArgument, "stands for several algorithms"},
 		// what cannot be
 		{template(t, "ed25519"), Sign, PureEdDSA, 0, ""},
-		{Attributes{ECCKeyPair(TwistedEdwards), 255, PureEdDSA, UsageSignHash, 0}, SignHash, PureEdDSA, StatusInvalidArgument, "is no algorithm for sign_hash"},
-		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, Sign, RSAPKCS1v15SignRaw, StatusInvalidArgument, "is no algorithm for sign"},
+		{Attributes{ECCKeyPair(TwistedEdwards), 255, PureEdDSA, UsageSignHash, 0}, SignHash, PureEdDSA, StatusInvalidArgument, "is not an algorithm for sign_hash"},
+		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, Sign, RSAPKCS1v15SignRaw, StatusInvalidArgument, "is not an algorithm for sign"},
 		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, SignHash, RSAPKCS1v15SignRaw, 0, ""},
 		{Attributes{KeyTypeAES, 256, ECDSA(SHA256), UsageSignMessage, 0}, Sign, ECDSA(SHA256), StatusInvalidArgument, "does not work with a PSA_KEY_TYPE_AES key"},
 		{Attributes{KeyTypeAES, 256, 0x05ab0def, UsageEncrypt, 0}, Encrypt, 0x05ab0def, StatusNotSupported, "unknown algorithm"},
@@ -158,7 +158,7 @@ func TestResolve(t *testing.T) {
 		}
 	}
 	_, err := template(t, "ecdsa-p256-any").Resolve(SignHash, 40)
-	checkError(t, err, StatusInvalidArgument, "a digest of 40 bytes; allowed: 28, 32, 48 or 64")
+	checkError(t, err, StatusInvalidArgument, "the digest has 40 bytes; allowed: 28, 32, 48 or 64")
 	least := Attributes{KeyTypeAES, 256, AEADWithShortenedTag(GCM, 12) | atLeastThisLength, UsageEncrypt, 0}
 	if got, err := least.Resolve(Encrypt, 0); err != nil || got != GCM {
 		t.Errorf("a least length resolves to %s, %v", got, err)

@@ -47,7 +47,8 @@ func Answer(lines []Capability, questions []byte) ([]byte, error) {
 		}
 	}
 	if asked == 0 {
-		return nil, Errorf(StatusInvalidArgument, "nothing was asked").WithHint("ask, a line each: generate ecdsa-p256-sha256")
+		return nil, Errorf(StatusInvalidArgument, "there is no question").
+			WithHint("write one question a line, such as: generate ecdsa-p256-sha256")
 	}
 	say("sequence: ", broken)
 	return out.Bytes(), nil
@@ -70,7 +71,7 @@ func parseQuestion(line string) (question, error) {
 	words := questionWords(line)
 	q := question{op: Operation(words[0]), use: words[0] == askUse}
 	if !q.use && !slices.Contains(Operations(), q.op) {
-		return q, Errorf(StatusInvalidArgument, "unknown operation %q; known are use, %s", words[0], joinOperations(Operations(), ", "))
+		return q, Errorf(StatusInvalidArgument, "unknown operation %q; allowed: use, %s", words[0], joinOperations(Operations(), ", "))
 	}
 	switch {
 	case len(words) == 1 && (q.op == Random || q.op == Attest || q.op == ActivateCredential || q.op == MakeCredential):
@@ -80,7 +81,7 @@ func parseQuestion(line string) (question, error) {
 		q.alg, err = hashAsked(words[1])
 		return q, err
 	case q.op == Random || q.op == Hash || q.op == MakeCredential || len(words) < 2 || len(words) == 3 || len(words) > 5:
-		return q, Errorf(StatusInvalidArgument, "%d words", len(words)).
+		return q, Errorf(StatusInvalidArgument, "a question cannot have %d words", len(words)).
 			WithHint("ask for an operation and a template, or a key type, a size, an algorithm and usage flags")
 	}
 	var err error
@@ -92,7 +93,7 @@ func parseQuestion(line string) (question, error) {
 		return q, err
 	}
 	if q.key.Bits, err = strconv.Atoi(words[2]); err != nil {
-		return q, Errorf(StatusInvalidArgument, "%q is no size in bits", words[2])
+		return q, Errorf(StatusInvalidArgument, "%q is not a size in bits", words[2])
 	}
 	if q.key.Algorithm, err = ParseAlgorithm(words[3]); err != nil {
 		return q, err
@@ -157,7 +158,7 @@ func (q question) answer(lines []Capability) error {
 			}
 		}
 		if len(ops) == 0 {
-			return Errorf(StatusNotPermitted, "the usage flags name no operation of such a key")
+			return Errorf(StatusNotPermitted, "the usage flags allow no operation of such a key")
 		}
 	}
 	for _, op := range ops {
@@ -183,7 +184,7 @@ func (s *sequence) next(q question) error {
 		return nil // no key takes part
 	case q.op == Generate || q.op == Import:
 		if s.key.Type != KeyTypeNone {
-			return Errorf(StatusAlreadyExists, "there is a key already")
+			return Errorf(StatusAlreadyExists, "the sequence has a key already")
 		}
 		s.key = q.key
 		return nil
@@ -191,7 +192,7 @@ func (s *sequence) next(q question) error {
 		s.key = q.key // one that was there before
 		return nil
 	case s.key.Type != q.key.Type || s.key.Bits != q.key.Bits || s.key.Algorithm != q.key.Algorithm:
-		return Errorf(StatusNotPermitted, "the key is another one, and a policy never changes")
+		return Errorf(StatusNotPermitted, "the sequence has another key, and the policy of a key never changes")
 	}
 	q.key.Usage = s.key.Usage
 	return q.answer(s.lines)

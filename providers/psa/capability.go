@@ -146,7 +146,7 @@ func ParseCapability(line string) (Capability, error) {
 	}
 	columns := strings.Split(line, "\t")
 	if len(columns) != 5 {
-		return fail("%d columns parted by tabs; allowed: 5 (template, key_type, bits, algorithm, operations)", len(columns))
+		return fail("it has %d columns separated by tabs; a line has 5: template, key_type, bits, algorithm, operations", len(columns))
 	}
 	var c Capability
 	var err error
@@ -163,7 +163,7 @@ func ParseCapability(line string) (Capability, error) {
 			ok = ok && c.Bits%8 == 0 && c.Most%8 == 0 && c.Most > c.Bits && c.Most <= maxSecretBits
 		}
 		if !ok {
-			return fail("%s is no number of bits, nor a range of them", quote(columns[2]))
+			return fail("%s is neither a number of bits nor a range", quote(columns[2]))
 		}
 	}
 	if columns[3] != noColumn {
@@ -190,7 +190,7 @@ func ParseCapability(line string) (Capability, error) {
 			return fail("unknown operation %s; allowed: %s", quote(word), joinOperations(Operations(), ", "))
 		}
 		if c.Has(op) {
-			return fail("operation %s stands there twice", op)
+			return fail("operation %s is listed twice", op)
 		}
 		c.Operations = append(c.Operations, op)
 	}

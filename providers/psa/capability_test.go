@@ -37,15 +37,15 @@ func TestCapabilityLines(t *testing.T) {
 
 func TestCapabilityErrors(t *testing.T) {
 	for line, want := range map[string]string{
-		"":                      "1 columns parted by tabs; allowed: 5",
+		"":                      "it has 1 columns separated by tabs; a line has 5",
 		"ed25519 - - - sign":    "1 columns",
 		"-\tAES\t-\t-\t-":       `key type "AES" is not in PSA notation`,
-		"-\t-\t0256\t-\t-":      `"0256" is no number of bits`,
+		"-\t-\t0256\t-\t-":      `"0256" is neither a number of bits nor a range`,
 		"-\t-\t-\tGCM\t-":       `algorithm "GCM" is not in PSA notation`,
 		"-\t-\t-\t-\tfly":       `unknown operation "fly"; allowed: generate, import`,
 		"-\t-\t-\t-\tsign,":     `unknown operation ""`,
-		"-\t-\t-\t-\tsign,sign": "operation sign stands there twice",
-		"foo\t-\t-\t-\tsign":    `template "foo": no template begins so`,
+		"-\t-\t-\t-\tsign,sign": "operation sign is listed twice",
+		"foo\t-\t-\t-\tsign":    `template "foo": no template begins like this`,
 		"ed25519\tPSA_KEY_TYPE_AES\t256\tPSA_ALG_GCM\tsign": "the template means PSA_KEY_TYPE_ECC_KEY_PAIR(PSA_ECC_FAMILY_TWISTED_EDWARDS), 255, PSA_ALG_PURE_EDDSA",
 	} {
 		_, err := ParseCapability(line)

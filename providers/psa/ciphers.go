@@ -46,7 +46,7 @@ func newDeviceNonceRun(op Op, length, overhead int, crypt func(ctx context.Conte
 		}
 	}
 	if len(r.nonce) != length {
-		return nil, Errorf(StatusInvalidArgument, "a nonce of %d bytes; %s takes %d", len(r.nonce), op.Algorithm, length)
+		return nil, Errorf(StatusInvalidArgument, "the nonce has %d bytes; %s needs %d", len(r.nonce), op.Algorithm, length)
 	}
 	return r, nil
 }
@@ -58,7 +58,7 @@ func newNonce(alg Algorithm, length int) ([]byte, error) {
 		random = n[:xtsSector]
 	}
 	if _, err := rand.Read(random); err != nil {
-		return nil, Errorf(StatusInsufficientEntropy, "no random nonce: %w", err)
+		return nil, Errorf(StatusInsufficientEntropy, "cannot make a random nonce: %w", err)
 	}
 	return n, nil
 }
@@ -83,7 +83,7 @@ func (r *nonceRun) Finish(ctx context.Context) (Result, error) {
 
 func isCrypt(op Op) error {
 	if op.Operation != Encrypt && op.Operation != Decrypt {
-		return Errorf(StatusNotSupported, "%s with a key for %s", op.Operation, op.Algorithm)
+		return Errorf(StatusNotSupported, "%s does not work with a key for %s", op.Operation, op.Algorithm)
 	}
 	return nil
 }
@@ -98,12 +98,12 @@ func AEADRun(op Op, aead cipher.AEAD, nonceLen int) (Run, error) {
 		return nil, err
 	}
 	if aead.NonceSize() != nonceLen {
-		return nil, Errorf(StatusNotSupported, "%s with a nonce of %d bytes; this one takes %d", op.Algorithm, nonceLen, aead.NonceSize())
+		return nil, Errorf(StatusNotSupported, "%s has a nonce of %d bytes, but the cipher needs %d", op.Algorithm, nonceLen, aead.NonceSize())
 	}
 	additionalData := bytes.Clone(op.Inputs["additional_data"])
 	return newNonceRun(op, nonceLen, aead.Overhead(), func(nonce, in []byte) ([]byte, error) {
 		if most := longest(aead); op.Operation == Encrypt && len(in) > most || len(in) > most+aead.Overhead() {
-			return nil, Errorf(StatusTooLarge, "%d bytes; %s with such a nonce takes %d", len(in), op.Algorithm, most)
+			return nil, Errorf(StatusTooLarge, "the input has %d bytes; %s with such a nonce takes at most %d", len(in), op.Algorithm, most)
 		}
 		if op.Operation == Encrypt {
 			return aead.Seal(nil, nonce, in, additionalData), nil
@@ -141,7 +141,7 @@ func CipherRun(op Op, block cipher.Block) (Run, error) {
 		return nil, err
 	}
 	if block.BlockSize() != cipherBlock {
-		return nil, Errorf(StatusNotSupported, "%s with a block of %d bytes", op.Algorithm, block.BlockSize())
+		return nil, Errorf(StatusNotSupported, "%s does not work with a block of %d bytes", op.Algorithm, block.BlockSize())
 	}
 	encrypt := op.Operation == Encrypt
 	stream := func(of func(iv []byte) cipher.Stream) func(iv, in []byte) ([]byte, error) {
@@ -169,7 +169,7 @@ func CipherRun(op Op, block cipher.Block) (Run, error) {
 	case CBCNoPadding, CBCPKCS7, ECBNoPadding:
 		crypt = func(iv, in []byte) ([]byte, error) { return blocks(op.Algorithm, encrypt, block, iv, in) }
 	default:
-		return nil, Errorf(StatusNotSupported, "%s is no mode of a block cipher here", op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s is not a supported mode of a block cipher", op.Algorithm)
 	}
 	return newNonceRun(op, op.Algorithm.NonceLength(), cipherBlock, crypt)
 }
@@ -188,12 +188,12 @@ func pad(in []byte) []byte {
 // unpad takes PKCS #7's padding off, or wipes what has none.
 func unpad(out []byte) ([]byte, error) {
 	if len(out) == 0 {
-		return nil, Errorf(StatusInvalidArgument, "no bytes; %s has a block at least", CBCPKCS7)
+		return nil, Errorf(StatusInvalidArgument, "the ciphertext is empty; with %s it has at least one block", CBCPKCS7)
 	}
 	n := int(out[len(out)-1])
 	if n == 0 || n > cipherBlock || !bytes.Equal(out[len(out)-n:], bytes.Repeat([]byte{byte(n)}, n)) {
 		Wipe(out)
-		return nil, Errorf(StatusInvalidPadding, "the padding is not PKCS #7's: another key or IV, or a changed ciphertext")
+		return nil, Errorf(StatusInvalidPadding, "the padding is wrong: the key or the IV is another one, or the ciphertext was changed")
 	}
 	return out[:len(out)-n], nil
 }
@@ -201,7 +201,7 @@ func unpad(out []byte) ([]byte, error) {
 // wholeBlocks says whether in is what CBC, padded already, or ECB takes.
 func wholeBlocks(alg Algorithm, in []byte) error {
 	if len(in)%cipherBlock != 0 {
-		return Errorf(StatusInvalidArgument, "%d bytes; %s takes multiples of %d", len(in), alg, cipherBlock)
+		return Errorf(StatusInvalidArgument, "the input has %d bytes; %s needs a multiple of %d", len(in), alg, cipherBlock)
 	}
 	return nil
 }
@@ -247,7 +247,7 @@ func DeviceCipherRun(op Op, overhead int, crypt func(ctx context.Context, nonce,
 	case alg.IsAEAD():
 		return newDeviceNonceRun(op, alg.NonceLength(), overhead, func(ctx context.Context, nonce, in []byte) ([]byte, error) {
 			if !encrypt && len(in) < overhead {
-				return nil, Errorf(StatusInvalidSignature, "a ciphertext of %d bytes; the tag alone has %d", len(in), overhead)
+				return nil, Errorf(StatusInvalidSignature, "the ciphertext has %d bytes, but the tag alone has %d", len(in), overhead)
 			}
 			return crypt(ctx, nonce, in)
 		})
@@ -295,12 +295,13 @@ func XTSRun(op Op, newCipher func([]byte) (cipher.Block, error), key []byte) (Ru
 	}
 	return newNonceRun(op, XTS.NonceLength(), 0, func(tweak, in []byte) ([]byte, error) {
 		if len(in) < cipherBlock || len(in) >= 1<<24 {
-			return nil, Errorf(StatusInvalidArgument, "%d bytes; %s takes %d to %d", len(in), XTS, cipherBlock, 1<<24-1)
+			return nil, Errorf(StatusInvalidArgument, "the input has %d bytes; %s takes %d to %d", len(in), XTS, cipherBlock, 1<<24-1)
 		}
 		var sector uint64
 		for i, b := range tweak {
 			if i >= xtsSector && b != 0 {
-				return nil, Errorf(StatusNotSupported, "a tweak beyond 64 bits").WithHint("the tweak is a sector's number, little endian")
+				return nil, Errorf(StatusNotSupported, "the tweak is larger than 64 bits").
+					WithHint("the tweak is the number of the sector, little endian")
 			}
 			if i < xtsSector {
 				sector |= uint64(b) << (8 * i)
@@ -338,11 +339,11 @@ func newMACRun(op Op, size int, r *macRun) (Run, error) {
 	r.length = op.Algorithm.MACLength()
 	switch {
 	case r.length <= 0 || r.length > size:
-		return nil, Errorf(StatusNotSupported, "%s of %d bytes; this one makes %d", op.Algorithm, r.length, size)
+		return nil, Errorf(StatusNotSupported, "%s needs a MAC of %d bytes, but the key makes %d", op.Algorithm, r.length, size)
 	case op.Operation == Mac:
 		return r, nil
 	case op.Operation != VerifyMac:
-		return nil, Errorf(StatusNotSupported, "%s with a key for %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with a key for %s", op.Operation, op.Algorithm)
 	}
 	if r.want = bytes.Clone(op.Inputs["mac"]); len(r.want) == 0 {
 		return nil, Errorf(StatusInsufficientData, "the MAC is missing")
@@ -364,7 +365,7 @@ func (r *macRun) Finish(ctx context.Context) (Result, error) {
 			return Result{}, failed(err)
 		}
 		if len(mac) < r.length {
-			return Result{}, Errorf(StatusHardwareFailure, "a MAC of %d bytes", len(mac))
+			return Result{}, Errorf(StatusHardwareFailure, "the device returned a MAC of only %d bytes", len(mac))
 		}
 	}
 	mac = mac[:r.length]
@@ -372,7 +373,7 @@ func (r *macRun) Finish(ctx context.Context) (Result, error) {
 		return Result{Outputs: map[string][]byte{"mac": mac}}, nil
 	}
 	if !hmac.Equal(mac, r.want) {
-		return Result{}, Errorf(StatusInvalidSignature, "the MAC is not this key's for this message")
+		return Result{}, Errorf(StatusInvalidSignature, "the MAC is not valid for this key and message")
 	}
 	return Result{}, nil
 }

@@ -30,8 +30,8 @@ type sec1 struct {
 }
 
 func errContradiction(what string) error {
-	return Errorf(StatusInvalidArgument, "the file of the private key contradicts itself: %s", what).
-		WithHint("the file is damaged, or made of two: take it from a backup")
+	return Errorf(StatusInvalidArgument, "the private key's file contradicts itself: %s", what).
+		WithHint("the file is damaged, or was made of two files: use a backup of it")
 }
 
 // contradiction refuses a private key whose file names another public key or curve than its own: crypto/x509 reads neither.
@@ -118,7 +118,7 @@ func otherPublic(key any, public []byte) error {
 		own = x509.MarshalPKCS1PublicKey(&k.PublicKey)
 	}
 	if !samePublic(public, own) {
-		return errContradiction("its public key is another one's")
+		return errContradiction("its public key belongs to another private key")
 	}
 	return nil
 }
@@ -155,7 +155,7 @@ func implicitBits(v asn1.RawValue) ([]byte, error) {
 	}
 	var bits asn1.BitString
 	if rest, err := asn1.Unmarshal(der, &bits); err != nil || len(rest) > 0 || bits.BitLength%8 != 0 {
-		return nil, Errorf(StatusInvalidArgument, "a damaged private key: its public key is no bit string")
+		return nil, Errorf(StatusInvalidArgument, "the private key is damaged: its public key is not a bit string")
 	}
 	return bits.Bytes, nil
 }

@@ -38,10 +38,10 @@ func ParseDerivation(s string) (Algorithm, error) {
 	}
 	a, err = ParseAlgorithm(s)
 	if err == nil && derivationName(a) == "" {
-		err = Errorf(StatusNotSupported, "%s is no key derivation that is here", a)
+		err = Errorf(StatusNotSupported, "key derivation %s is not supported", a)
 	}
 	if err != nil {
-		return AlgNone, Errorf(StatusOf(err), "%w", err).WithHint("a key derivation is named such as hkdf-sha256 or tls12-prf-sha256")
+		return AlgNone, Errorf(StatusOf(err), "%w", err).WithHint("name a key derivation, such as hkdf-sha256 or tls12-prf-sha256")
 	}
 	return a, nil
 }
@@ -82,7 +82,7 @@ type derivation struct {
 // if it is missing.
 func newDerivation(kdf Algorithm, inputs map[string][]byte) (*derivation, error) {
 	if _, known := kdf.CryptoHash(); !known || derivationName(kdf) == "" {
-		return nil, Errorf(StatusNotSupported, "%s is no key derivation that is here", kdf)
+		return nil, Errorf(StatusNotSupported, "key derivation %s is not supported", kdf)
 	}
 	d := &derivation{kdf: kdf, length: kdf.HashLength(), salt: bytes.Clone(inputs["salt"])}
 	most := MaxDerived
@@ -92,7 +92,7 @@ func newDerivation(kdf Algorithm, inputs map[string][]byte) (*derivation, error)
 	if s := strings.TrimSpace(string(inputs["length"])); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 || n > most {
-			return nil, Errorf(StatusInvalidArgument, "length %s: %s gives 1 to %d bytes", quote(s), kdf, most)
+			return nil, Errorf(StatusInvalidArgument, "wrong length %s: %s derives 1 to %d bytes", quote(s), kdf, most)
 		}
 		d.length = n
 	}
@@ -109,7 +109,7 @@ func (d *derivation) derive(secret []byte) (map[string][]byte, error) {
 	case d.isHKDF():
 		out, err = hkdf.Key(h.New, secret, d.salt, string(d.info), d.length)
 	case len(d.salt) == 0 || len(d.info) == 0:
-		return nil, Errorf(StatusInsufficientData, "the TLS 1.2 PRF needs a seed and a label").WithHint("the seed goes into salt, the label into info")
+		return nil, Errorf(StatusInsufficientData, "the TLS 1.2 PRF needs a seed and a label").WithHint("write the seed into salt and the label into info")
 	default:
 		out, err = prf.PHash(secret, append(bytes.Clone(d.info), d.salt...), d.length, h.New)
 	}
@@ -123,7 +123,7 @@ func (d *derivation) derive(secret []byte) (map[string][]byte, error) {
 // or the TLS 1.2 PRF's label; Inputs are "salt" and "length" as newDerivation has them. It gives "secret".
 func DeriveRun(op Op, secret []byte) (Run, error) {
 	if op.Operation != Derive {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	d, err := newDerivation(op.Algorithm, op.Inputs)
 	if err != nil {
@@ -142,7 +142,8 @@ func DerivedRun(op Op, begin func(Op) (Run, error)) (Run, error) {
 	if kdf == AlgNone {
 		for _, name := range []string{"salt", "info", "length"} {
 			if len(op.Inputs[name]) > 0 {
-				return nil, Errorf(StatusInvalidArgument, "%s has no %s", op.Algorithm, name).WithHint("name a key derivation, such as hkdf-sha256")
+				return nil, Errorf(StatusInvalidArgument, "%s takes no %s", op.Algorithm, name).
+					WithHint("write a key derivation into kdf, such as hkdf-sha256")
 			}
 		}
 		return begin(op)
@@ -182,7 +183,7 @@ func (a Attributes) Stores(alg Algorithm) error {
 	raw := a.Type == KeyTypeHMAC || a.Type == KeyTypeDerive || a.Type == KeyTypeRawData
 	switch {
 	case a.Type == KeyTypeNone || a.Type.IsAsymmetric() || a.Bits == 0:
-		return Errorf(StatusInvalidArgument, "the draft must be of a symmetric type and size").WithHint("write a template into its attributes, such as aes-256-gcm")
+		return Errorf(StatusInvalidArgument, "the draft must be for a symmetric key, and have a size").WithHint("write a template into its attributes, such as aes-256-gcm")
 	case alg == ECDH && !raw:
 		return Errorf(StatusInvalidArgument, "a raw secret cannot become a %s key", a.Type).WithHint("write a key derivation into kdf, such as hkdf-sha256")
 	}

@@ -22,7 +22,7 @@ func FormattedRun(t KeyType, export func(ctx context.Context, inputs map[string]
 			return nil, err
 		}
 		if format != formatTSS2 && len(passphrase) > 0 {
-			return nil, Errorf(StatusInvalidArgument, "%s has no passphrase", quote(format))
+			return nil, Errorf(StatusInvalidArgument, "%s takes no passphrase", quote(format))
 		}
 		result, err := export(ctx, map[string][]byte{"format": []byte(format), "passphrase": passphrase})
 		if err != nil || label == "" {
@@ -46,7 +46,7 @@ func exportLabel(t KeyType, format string) (string, error) {
 	case format == "pkcs8" && !symmetric:
 		return "PRIVATE KEY", nil
 	case symmetric:
-		return "", Errorf(StatusInvalidArgument, "a key of this type is exported as \"raw\", or, of a TPM, \"tss2\"")
+		return "", Errorf(StatusInvalidArgument, "a key of this type is exported as \"raw\", or by a TPM as \"tss2\"")
 	}
-	return "", Errorf(StatusInvalidArgument, "a key of this type is exported as \"pkcs8\" or \"pkcs8-der\", or, of a TPM, \"tss2\"")
+	return "", Errorf(StatusInvalidArgument, "a key of this type is exported as \"pkcs8\" or \"pkcs8-der\", or by a TPM as \"tss2\"")
 }

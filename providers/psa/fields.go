@@ -57,7 +57,7 @@ func usageOf(v any) (Usage, error) {
 		for _, e := range x {
 			s, ok := e.(string)
 			if !ok {
-				return 0, Errorf(StatusInvalidArgument, "usage: %v is no string", e)
+				return 0, Errorf(StatusInvalidArgument, "usage: %v is not a string", e)
 			}
 			flag, err := ParseUsage(s)
 			if err != nil {
@@ -67,5 +67,5 @@ func usageOf(v any) (Usage, error) {
 		}
 		return u, nil
 	}
-	return 0, Errorf(StatusInvalidArgument, "usage is a list of strings")
+	return 0, Errorf(StatusInvalidArgument, "usage must be a list of strings")
 }

@@ -269,7 +269,7 @@ func ParseKeyType(s string) (KeyType, error) {
 			}
 			allowed = append(allowed, f.name)
 		}
-		return KeyTypeNone, Errorf(StatusInvalidArgument, "key type %s: %s takes one of %s", quote(s), ft.name, strings.Join(allowed, ", "))
+		return KeyTypeNone, Errorf(StatusInvalidArgument, "key type %s: %s needs one of %s", quote(s), ft.name, strings.Join(allowed, ", "))
 	}
 	var allowed []string
 	for _, n := range keyTypeNames {

@@ -139,7 +139,7 @@ func ScanRest(rest []byte) (left int, err error) {
 		case label == "":
 			return s.Left(), nil
 		case strings.Contains(label, "KEY"):
-			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").WithHint("one draft takes one key: write the other into a draft of its own")
+			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").WithHint("a draft takes one key: make another draft for the other key")
 		}
 		block, whole, err := s.Block()
 		Wipe(block.Bytes)
@@ -155,7 +155,7 @@ func ScanRest(rest []byte) (left int, err error) {
 // ScanBlank judges what follows where only white space may.
 func ScanBlank(rest []byte) (left int, err error) {
 	if len(bytes.TrimSpace(rest)) > 0 {
-		return 0, Errorf(StatusInvalidArgument, "something follows what was complete already")
+		return 0, Errorf(StatusInvalidArgument, "there is something after the complete text or key")
 	}
 	return 0, nil
 }
@@ -166,8 +166,8 @@ const tss2Label = "TSS2 PRIVATE KEY"
 func wrapped(end int, der []byte, draft Attributes) (int, *Material, Attributes, error) {
 	err := draft.Validate()
 	if err != nil || draft.Algorithm == AlgNone || draft.Bits == 0 {
-		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a key that a TPM wrapped, in a draft without a template").
-			WithHint("give a template in attributes before the import")
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "the draft needs a template, because the key was wrapped by a TPM").
+			WithHint("write a template into attributes before the import")
 	}
 	return end, &Material{Format: FormatTSS2, Data: bytes.Clone(der)}, draft, nil
 }
@@ -185,8 +185,9 @@ func scanRaw(b []byte, draft Attributes) (int, *Material, Attributes, error) {
 		return 0, nil, Attributes{}, nil
 	}
 	if bytes.HasPrefix(b[:n], []byte(pemBegin)) {
-		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument, "a PEM block; the draft is a %s key, which takes %d raw bytes", draft.Type, n).
-			WithHint("make a new draft for the PEM key, or one with the fitting template")
+		return 0, nil, Attributes{}, Errorf(StatusInvalidArgument,
+			"this is a PEM block, but the draft is for a %s key, which takes %d raw bytes", draft.Type, n).
+			WithHint("make a new draft without a template for the PEM key, or with one that fits it")
 	}
 	return n, &Material{Format: FormatRaw, Data: bytes.Clone(b[:n])}, draft, nil
 }
@@ -291,10 +292,10 @@ func keyLabel(label string) (bool, error) {
 		return false, errEncrypted()
 	}
 	if strings.HasPrefix(label, "PGP ") {
-		return false, Errorf(StatusNotSupported, "an OpenPGP key or message").WithHint("export the key itself, as PKCS #8 in PEM")
+		return false, Errorf(StatusNotSupported, "this is an OpenPGP key or message").WithHint("export the key itself, as PKCS #8 in PEM")
 	}
 	if strings.HasSuffix(label, "PRIVATE KEY") || strings.HasSuffix(label, "PUBLIC KEY") {
-		return false, Errorf(StatusNotSupported, "a PEM block %s; allowed: PRIVATE KEY, EC PRIVATE KEY, RSA PRIVATE KEY, "+
+		return false, Errorf(StatusNotSupported, "unsupported PEM block %s; allowed: PRIVATE KEY, EC PRIVATE KEY, RSA PRIVATE KEY, "+
 			"OPENSSH PRIVATE KEY, PUBLIC KEY, RSA PUBLIC KEY", quote(label))
 	}
 	return false, nil
@@ -454,7 +455,7 @@ func standardMaterial(format MaterialFormat, key any) (*Material, Attributes, er
 		data, err = x509.MarshalPKIXPublicKey(key)
 	}
 	if err != nil {
-		return nil, Attributes{}, Errorf(StatusInvalidArgument, "the key cannot be written as %s: %w", format, err)
+		return nil, Attributes{}, Errorf(StatusInvalidArgument, "the key cannot be encoded as %s: %w", format, err)
 	}
 	return &Material{Format: format, Data: data}, a, nil
 }
@@ -478,7 +479,7 @@ const importable = "RSA, P-224, P-256, P-384, P-521, secp256k1, Brainpool (256, 
 func parseError(format MaterialFormat, der []byte, err error) error {
 	what := privacy(format)
 	if hasExplicitCurve(der) {
-		return Errorf(StatusNotSupported, "a %s key whose curve is written out", what).WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
+		return Errorf(StatusNotSupported, "the curve of the %s key is given by its parameters, not by its name", what).WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
 	}
 	if text := err.Error(); strings.Contains(text, "unknown") || strings.Contains(text, "unsupported") {
 		return Errorf(StatusNotSupported, "a %s key of an algorithm or curve that cannot be imported: %w", what, err).

@@ -179,7 +179,7 @@ func TestScanDraft(t *testing.T) {
 		{"ed25519.encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"rsa2048.pkcs1-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"openssh-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
-		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument, "a PEM block; the draft is a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
+		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument, "this is a PEM block, but the draft is for a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
 	} {
 		end, m, _, err := ScanMaterial(keyFile(t, c.file), c.draft)
 		checkError(t, err, c.status, c.text)
@@ -239,7 +239,7 @@ func TestScanDamaged(t *testing.T) {
 		"line breaks lost":             {strings.ReplaceAll(good, "\n", " "), "a BEGIN line does not end after its name"},
 		"line breaks removed":          {strings.ReplaceAll(good, "\n", ""), "a BEGIN line does not end after its name"},
 		"damaged DER":                  {string(broken), "a damaged private key"},
-		"a certificate":                {string(derOf(t, "p256.certificate")), "a certificate in DER, which an import does not take"},
+		"a certificate":                {string(derOf(t, "p256.certificate")), "a certificate in DER, which import does not take"},
 		"an encrypted key in DER":      {string(derOf(t, "ed25519.encrypted")), "the private key is encrypted"},
 		"an empty SEQUENCE of INTEGER": {"\x30\x03\x02\x01\x00", "neither PEM nor DER"},
 		"BER":                          {"\x30\x80\x02\x01\x00\x00\x00", "neither PEM nor DER"},

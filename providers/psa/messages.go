@@ -40,7 +40,7 @@ func WholeRun(limit int64, do func(ctx context.Context, in []byte) (map[string][
 // MessageSignRun signs messages that are held whole, up to op.Limit bytes. It gives "signature".
 func MessageSignRun(op Op, sign func(message []byte) ([]byte, error)) (Run, error) {
 	if op.Operation != Sign {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newHeldRun(op, func(in []byte) (map[string][]byte, error) {
 		signature, err := sign(in)
@@ -54,7 +54,7 @@ func MessageVerifyRun(op Op, verify func(message, signature []byte) bool) (Run, 
 	signature := bytes.Clone(op.Inputs["signature"])
 	switch {
 	case op.Operation != Verify:
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	case len(signature) == 0:
 		return nil, Errorf(StatusInsufficientData, "the signature is missing")
 	}
@@ -71,7 +71,7 @@ func MessageVerifyRun(op Op, verify func(message, signature []byte) bool) (Run, 
 func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, error)) (Run, error) {
 	kind := rawKindOf(t, bits)
 	if op.Operation != Agree || op.Algorithm != ECDH || kind == nil {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(MaxPeer, func(in []byte) (map[string][]byte, error) {
 		if len(in) == 0 {
@@ -81,17 +81,17 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 		if len(in) != kind.public {
 			der, err := PublicDER(in)
 			if err != nil {
-				return nil, Errorf(StatusInvalidArgument, "the peer's public key: %w", err)
+				return nil, Errorf(StatusInvalidArgument, "wrong public key of the peer: %w", err)
 			}
 			k, err := ParseRawKey(der)
 			if err != nil || k.Type != kind.t.PublicKey() || k.Bits != bits {
-				return nil, Errorf(StatusInvalidArgument, "the peer's public key is none of this kind")
+				return nil, Errorf(StatusInvalidArgument, "the peer's public key is not of this kind")
 			}
 			peer = k.Bytes
 		}
 		secret, err := agree(peer)
 		if err != nil {
-			return nil, Errorf(StatusInvalidArgument, "no secret with this peer: %w", err)
+			return nil, Errorf(StatusInvalidArgument, "the key agreement failed with this peer's key: %w", err)
 		}
 		return map[string][]byte{"secret": secret}, nil
 	}), nil
@@ -101,7 +101,7 @@ func RawAgreeRun(op Op, t KeyType, bits int, agree func(peer []byte) ([]byte, er
 // "secret".
 func EncapsulateRun(op Op, encapsulate func() (ciphertext, secret []byte, err error)) (Run, error) {
 	if op.Operation != Encapsulate {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(1, func(in []byte) (map[string][]byte, error) {
 		if len(in) > 0 {
@@ -115,11 +115,11 @@ func EncapsulateRun(op Op, encapsulate func() (ciphertext, secret []byte, err er
 // DecapsulateRun gives the "secret" of a ciphertext of size bytes; another length is StatusInvalidArgument.
 func DecapsulateRun(op Op, size int, decapsulate func(ciphertext []byte) ([]byte, error)) (Run, error) {
 	if op.Operation != Decapsulate {
-		return nil, Errorf(StatusNotSupported, "%s with %s", op.Operation, op.Algorithm)
+		return nil, Errorf(StatusNotSupported, "%s does not work with %s", op.Operation, op.Algorithm)
 	}
 	return newWholeRun(int64(size)+1, func(in []byte) (map[string][]byte, error) {
 		if len(in) != size {
-			return nil, Errorf(StatusInvalidArgument, "%d bytes; a ciphertext of this kind has %d", len(in), size)
+			return nil, Errorf(StatusInvalidArgument, "the ciphertext has %d bytes; those of this kind have %d", len(in), size)
 		}
 		secret, err := decapsulate(in)
 		return map[string][]byte{"secret": secret}, err

@@ -62,9 +62,9 @@ func SuggestTemplates(err error, lines []Capability) error {
 	}
 	what := "template " + quote(unknown.Template) + ": " + unknown.What
 	if near := Nearest(unknown.Template, Templates(lines), nearestTemplates); len(near) > 0 {
-		what += "; the nearest here: " + strings.Join(near, ", ")
+		what += "; the nearest ones: " + strings.Join(near, ", ")
 	}
-	return Errorf(StatusInvalidArgument, "%s", what).WithHint("the provider's templates file lists all that it takes")
+	return Errorf(StatusInvalidArgument, "%s", what).WithHint("see the provider's templates file")
 }
 
 // maxMeant bounds the words that Nearest looks at, in bytes.

@@ -19,7 +19,7 @@ const maxNotation = 256
 
 func parseNotation(s string) (expr, error) {
 	if len(s) > maxNotation {
-		return expr{}, fmt.Errorf("longer than %d bytes", maxNotation)
+		return expr{}, fmt.Errorf("it is longer than %d bytes", maxNotation)
 	}
 	p := notation{rest: s}
 	e, err := p.expr()
@@ -27,7 +27,7 @@ func parseNotation(s string) (expr, error) {
 		return expr{}, err
 	}
 	if p.space(); p.rest != "" {
-		return expr{}, fmt.Errorf("%s follows its end", quote(p.rest))
+		return expr{}, fmt.Errorf("unexpected %s after its end", quote(p.rest))
 	}
 	return e, nil
 }

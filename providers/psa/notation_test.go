@@ -174,13 +174,13 @@ func TestNotationErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                "is missing",
 		"PSA_ALG_FOO":                     "unknown algorithm \"PSA_ALG_FOO\"; allowed: PSA_ALG_AEAD_WITH",
-		"PSA_ALG_ECDSA":                   "takes one of PSA_ALG_MD2",
+		"PSA_ALG_ECDSA":                   "needs one of PSA_ALG_MD2",
 		"PSA_ALG_ECDSA()":                 "is missing",
-		"PSA_ALG_ECDSA(PSA_ALG_GCM)":      "takes one of",
+		"PSA_ALG_ECDSA(PSA_ALG_GCM)":      "needs one of",
 		"PSA_ALG_ECDSA(PSA_ALG_SHA_256":   "closing parenthesis of PSA_ALG_ECDSA is missing",
-		"PSA_ALG_ECDSA(PSA_ALG_SHA_256))": "follows its end",
-		"PSA_ALG_ECDSA(PSA_ALG_SHA_256, PSA_ALG_GCM)":              "takes one of",
-		"PSA_ALG_HMAC(PSA_ALG_ANY_HASH)":                           "takes one of",
+		"PSA_ALG_ECDSA(PSA_ALG_SHA_256))": "after its end",
+		"PSA_ALG_ECDSA(PSA_ALG_SHA_256, PSA_ALG_GCM)":              "needs one of",
+		"PSA_ALG_HMAC(PSA_ALG_ANY_HASH)":                           "needs one of",
 		"PSA_ALG_GCM()":                                            "is missing",
 		"PSA_ALG_AEAD_WITH_SHORTENED_TAG(PSA_ALG_GCM, 17)":         "from 1 to 16",
 		"PSA_ALG_AEAD_WITH_SHORTENED_TAG(PSA_ALG_GCM, 08)":         "from 1 to 16",
@@ -193,8 +193,8 @@ func TestNotationErrors(t *testing.T) {
 		checkError(t, err, StatusInvalidArgument, want)
 	}
 	for text, want := range map[string]string{
-		"PSA_KEY_TYPE_ECC_KEY_PAIR":                        "takes one of PSA_ECC_FAMILY_SECP_R1",
-		"PSA_KEY_TYPE_ECC_KEY_PAIR(PSA_DH_FAMILY_RFC7919)": "takes one of PSA_ECC_FAMILY_SECP_R1",
+		"PSA_KEY_TYPE_ECC_KEY_PAIR":                        "needs one of PSA_ECC_FAMILY_SECP_R1",
+		"PSA_KEY_TYPE_ECC_KEY_PAIR(PSA_DH_FAMILY_RFC7919)": "needs one of PSA_ECC_FAMILY_SECP_R1",
 		"aes":                                "unknown key type \"aes\"; allowed: PSA_KEY_TYPE_AES",
 		"PSA_KEY_TYPE_AES(PSA_KEY_TYPE_AES)": "unknown key type",
 	} {

@@ -17,7 +17,7 @@ const (
 // parseOpenSSH reads a private key in OpenSSH's own format (PROTOCOL.key). An encrypted one is refused before any work.
 func parseOpenSSH(b []byte) (any, error) {
 	damaged := func(err error) error {
-		return Errorf(StatusInvalidArgument, "a damaged private key of OpenSSH: %w", err)
+		return Errorf(StatusInvalidArgument, "the OpenSSH private key is damaged: %w", err)
 	}
 	var file struct {
 		Cipher, KDF, KDFOptions string
@@ -28,7 +28,7 @@ func parseOpenSSH(b []byte) (any, error) {
 	}
 	rest, ok := bytes.CutPrefix(b, []byte(sshMagic))
 	if !ok {
-		return nil, Errorf(StatusInvalidArgument, "a damaged private key of OpenSSH: it does not begin as one")
+		return nil, Errorf(StatusInvalidArgument, "the OpenSSH private key is damaged: its beginning is wrong")
 	}
 	if err := ssh.Unmarshal(rest, &file); err != nil {
 		return nil, damaged(err)
@@ -44,7 +44,7 @@ func parseOpenSSH(b []byte) (any, error) {
 	switch public.Type() {
 	case ssh.KeyAlgoRSA, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoED25519:
 	default:
-		return nil, Errorf(StatusNotSupported, "a private key of OpenSSH of the type %s", quote(public.Type())).WithHint(importable)
+		return nil, Errorf(StatusNotSupported, "an OpenSSH private key of type %s is not supported", quote(public.Type())).WithHint(importable)
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: sshLabel, Bytes: b}) // the library reads nothing else
 	defer Wipe(text)
@@ -55,13 +55,13 @@ func parseOpenSSH(b []byte) (any, error) {
 	if k, ok := key.(*ed25519.PrivateKey); ok { // the library believes its second half
 		own := ed25519.NewKeyFromSeed(k.Seed())
 		if !bytes.Equal(own, *k) {
-			return nil, errContradiction("its public key is another one's")
+			return nil, errContradiction("its public key belongs to another private key")
 		}
 		key = own
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, Errorf(StatusNotSupported, "a private key of OpenSSH that cannot sign")
+		return nil, Errorf(StatusNotSupported, "the OpenSSH private key cannot sign")
 	}
 	own, err := ssh.NewPublicKey(signer.Public())
 	if err != nil {
@@ -70,7 +70,7 @@ func parseOpenSSH(b []byte) (any, error) {
 	// Two check numbers stand before the key, which begins as the public one does, but with RSA.
 	inner := bytes.HasPrefix(file.Private[min(8, len(file.Private)):], own.Marshal()) || own.Type() == ssh.KeyAlgoRSA
 	if !bytes.Equal(own.Marshal(), file.Public) || !inner {
-		return nil, errContradiction("its public key is another one's")
+		return nil, errContradiction("its public key belongs to another private key")
 	}
 	return key, nil
 }

@@ -30,7 +30,8 @@ func ParsePCRs(s string) (PCRs, error) {
 	for word := range strings.SplitSeq(s, ",") {
 		n, err := strconv.Atoi(strings.TrimSpace(word))
 		if err != nil {
-			return 0, Errorf(StatusInvalidArgument, "pcrs: %s is no list of registers", quote(s)).WithHint("write numbers and commas: 0,7")
+			return 0, Errorf(StatusInvalidArgument, "pcrs: %s is not a list of registers", quote(s)).
+				WithHint("write numbers separated by commas: 0,7")
 		}
 		list = append(list, n)
 	}

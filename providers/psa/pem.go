@@ -37,7 +37,7 @@ type PEMScanner struct {
 func NewPEMScanner(b []byte) *PEMScanner { return &PEMScanner{b: b} }
 
 // errNotText is what NextLabel says of bytes outside blocks that are no text.
-var errNotText = errors.New("bytes that are no text, outside of PEM blocks")
+var errNotText = errors.New("there are bytes outside of the PEM blocks that are not text")
 
 func damagedPEM(format string, args ...any) *Error {
 	return Errorf(StatusInvalidArgument, "damaged PEM: "+format, args...)
@@ -50,7 +50,7 @@ func (s *PEMScanner) NextLabel() (string, error) {
 		next := min(s.at+len(line)+1, len(s.b))
 		if s.ended {
 			if len(bytes.TrimSpace(line)) > 0 {
-				return "", damagedPEM("something follows an END line").WithHint("put a newline between the files that you join")
+				return "", damagedPEM("there is text after an END line").WithHint("put a newline between the files that you join")
 			}
 			if s.at, s.ended = next, !whole; !whole {
 				return "", nil
@@ -64,7 +64,7 @@ func (s *PEMScanner) NextLabel() (string, error) {
 		case !whole && len(text) > 0 && strings.HasPrefix(pemBegin, string(text)), !whole && strings.HasPrefix(bom, string(line)):
 			return "", nil
 		case bytes.HasPrefix(text, []byte(pemEnd)):
-			return "", damagedPEM("an END line without its BEGIN line")
+			return "", damagedPEM("an END line has no BEGIN line")
 		case isArmour(text):
 			return "", errArmour(text)
 		case !isText(text):
@@ -82,14 +82,14 @@ func (s *PEMScanner) beginLine(rest []byte, whole bool, next int) (string, error
 	name, after, dashes := bytes.Cut(rest, []byte(pemDashes))
 	switch {
 	case dashes && bytes.HasPrefix(after, []byte(pemBegin)), dashes && bytes.HasPrefix(after, []byte(pemEnd)):
-		return "", damagedPEM("two lines are one").WithHint("put a newline between the files that you join")
+		return "", damagedPEM("two lines are joined").WithHint("put a newline between the files that you join")
 	case len(name) > maxLabel, dashes && len(bytes.TrimSpace(after)) != 0, whole && !dashes, !isText(name):
 		return "", damagedPEM("a BEGIN line does not end after its name").
 			WithHint("were the line breaks lost? quote the variable: printf '%s\\n' \"$KEY\"")
 	case !whole:
 		return "", nil
 	case len(name) == 0:
-		return "", damagedPEM("a BEGIN line without a name")
+		return "", damagedPEM("a BEGIN line has no name")
 	}
 	s.label, s.body = string(name), next
 	return s.label, nil
@@ -118,7 +118,7 @@ func (s *PEMScanner) Block() (block PEMBlock, ok bool, err error) {
 		case !whole && bytes.HasPrefix(last, line):
 			return block, false, nil
 		case bytes.HasPrefix(line, []byte(pemEnd)):
-			return block, false, damagedPEM("the block %s ends with the END line of another", quote(s.label))
+			return block, false, damagedPEM("the block %s ends with the END line of another block", quote(s.label))
 		case bytes.HasPrefix(bytes.TrimPrefix(line, []byte(bom)), []byte(pemBegin)):
 			return block, false, damagedPEM("the block %s has no END line", quote(s.label))
 		case first && bytes.ContainsRune(line, ':'):
@@ -210,8 +210,8 @@ func PublicDER(b []byte) ([]byte, error) {
 	for _, block := range blocks {
 		switch isKey := strings.Contains(block.Label, "KEY"); {
 		case isKey && block.Label != "PUBLIC KEY":
-			err = Errorf(StatusInvalidArgument, "a PEM block %s in place of a public key", quote(block.Label)).
-				WithHint("the public key alone: openssl pkey -pubout, or openssl rsa -RSAPublicKey_in -pubout")
+			err = Errorf(StatusInvalidArgument, "it is a PEM block %s, not a public key", quote(block.Label)).
+				WithHint("extract the public key: openssl pkey -pubout, or openssl rsa -RSAPublicKey_in -pubout")
 		case isKey && der != nil:
 			err = Errorf(StatusInvalidArgument, "a second key follows the first")
 		case isKey:
@@ -221,7 +221,7 @@ func PublicDER(b []byte) ([]byte, error) {
 		Wipe(block.Bytes)
 	}
 	if err == nil && der == nil {
-		err = Errorf(StatusInvalidArgument, "no public key among the PEM blocks").WithHint("of a certificate: openssl x509 -pubkey -noout -in FILE")
+		err = Errorf(StatusInvalidArgument, "the PEM blocks contain no public key").WithHint("extract the public key of a certificate: openssl x509 -pubkey -noout -in FILE")
 	}
 	if err != nil {
 		return nil, err
@@ -257,8 +257,8 @@ func errArmour(line []byte) error {
 	if bytes.Contains(line, []byte("SSH2")) {
 		return errSSH2()
 	}
-	return damagedPEM("a BEGIN or END line that does not start its line with five dashes").
-		WithHint("was the text indented or quoted? remove that: sed 's/^[ >]*//'")
+	return damagedPEM("a BEGIN or END line does not start with five dashes").
+		WithHint("if the text was indented or quoted, undo that: sed 's/^[ >]*//'")
 }
 
 // isText says whether b could be text around PEM, in UTF-8 or Latin-1; its last character may be cut short.

@@ -38,7 +38,7 @@ type pssParameters struct {
 // as they are.
 func withoutPSS(structure keyStructure, der []byte) (only Algorithm, plain []byte, err error) {
 	damaged := func() (Algorithm, []byte, error) {
-		return AlgNone, nil, Errorf(StatusInvalidArgument, "a damaged key for RSASSA-PSS")
+		return AlgNone, nil, Errorf(StatusInvalidArgument, "the RSASSA-PSS key is damaged")
 	}
 	rsa := pkix.AlgorithmIdentifier{Algorithm: rsaEncryptionID, Parameters: asn1.NullRawValue}
 	var value any
@@ -91,20 +91,20 @@ func pssAlgorithm(id pkix.AlgorithmIdentifier) (Algorithm, error) {
 	p := pssParameters{Hash: pkix.AlgorithmIdentifier{Algorithm: pssHashes[0].id}, Salt: 20, Trailer: 1}
 	p.MGF = pkix.AlgorithmIdentifier{Algorithm: mgf1ID}
 	if rest, err := asn1.Unmarshal(id.Parameters.FullBytes, &p); err != nil || len(rest) > 0 {
-		return AlgNone, Errorf(StatusInvalidArgument, "damaged parameters of RSASSA-PSS")
+		return AlgNone, Errorf(StatusInvalidArgument, "the RSASSA-PSS parameters are damaged")
 	}
 	hash := pssHash(p.Hash.Algorithm)
 	mgf := SHA1
 	if len(p.MGF.Parameters.FullBytes) > 0 {
 		var inner pkix.AlgorithmIdentifier
 		if rest, err := asn1.Unmarshal(p.MGF.Parameters.FullBytes, &inner); err != nil || len(rest) > 0 {
-			return AlgNone, Errorf(StatusInvalidArgument, "damaged parameters of RSASSA-PSS")
+			return AlgNone, Errorf(StatusInvalidArgument, "the RSASSA-PSS parameters are damaged")
 		}
 		mgf = pssHash(inner.Algorithm)
 	}
 	refused := func(format string, args ...any) (Algorithm, error) {
-		return AlgNone, Errorf(StatusNotSupported, "a key for RSASSA-PSS "+format, args...).
-			WithHint("take one with the same hash for message and mask, and a salt of at most its length")
+		return AlgNone, Errorf(StatusNotSupported, "an RSASSA-PSS key "+format+" is not supported", args...).
+			WithHint("use one with the same hash for message and mask, and a salt that is at most as long")
 	}
 	switch {
 	case hash == AlgNone:
@@ -114,7 +114,7 @@ func pssAlgorithm(id pkix.AlgorithmIdentifier) (Algorithm, error) {
 	case p.Trailer != 1:
 		return refused("with the trailer %d", p.Trailer)
 	case p.Salt < 0 || p.Salt > hash.HashLength():
-		return refused("whose salt has at least %d bytes; the salt made here has %d", p.Salt, hash.HashLength())
+		return refused("whose salt has at least %d bytes (parsecfs makes %d)", p.Salt, hash.HashLength())
 	}
 	return RSAPSS(hash), nil
 }
@@ -134,6 +134,6 @@ func (draft Attributes) permits(only Algorithm) error {
 	if only == AlgNone || alg == AlgNone || alg == only || only == RSAPSS(AnyHash) && alg == RSAPSS(alg.Hash()) {
 		return nil
 	}
-	return Errorf(StatusInvalidArgument, "the key is for %s alone; the draft is for %s", only, alg).
-		WithHint("give the template rsa-BITS-pss-HASH with the key's own hash, or none")
+	return Errorf(StatusInvalidArgument, "the key is only for %s, but the draft is for %s", only, alg).
+		WithHint("use the template rsa-BITS-pss-HASH with the key's own hash, or none")
 }

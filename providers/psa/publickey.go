@@ -17,7 +17,7 @@ func ReadPublicKey(spki []byte) (crypto.PublicKey, error) {
 	if raw, e := ParseRawKey(spki); e == nil && raw.Type.IsPublicKey() {
 		return raw, nil
 	}
-	return nil, Errorf(StatusInvalidArgument, "a public key that cannot be read: %w", err)
+	return nil, Errorf(StatusInvalidArgument, "the public key cannot be read: %w", err)
 }
 
 // PublicKey reads a SubjectPublicKeyInfo that must hold a key of the standard library of the attributes' type and size:
@@ -25,7 +25,7 @@ func ReadPublicKey(spki []byte) (crypto.PublicKey, error) {
 func (a Attributes) PublicKey(spki []byte) (crypto.PublicKey, error) {
 	pub, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
-		return nil, Errorf(StatusInvalidArgument, "a public key that cannot be read: %w", err)
+		return nil, Errorf(StatusInvalidArgument, "the public key cannot be read: %w", err)
 	}
 	return pub, a.Describes(pub)
 }
@@ -38,12 +38,12 @@ func (a Attributes) Describes(key any) error {
 		return Errorf(StatusInvalidArgument, "%w", err)
 	}
 	if found.Type.KeyPair() != a.Type.KeyPair() || found.Bits != a.Bits {
-		return Errorf(StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", found.Type, found.Bits, a.Type, a.Bits).
-			WithHint("give the template of the key's own type and size, or none")
+		return Errorf(StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", found.Type, found.Bits, a.Type, a.Bits).
+			WithHint("use a template that has the key's type and size, or none")
 	}
 	// crypto/rsa would find out at the first use only
 	if k, ok := key.(*rsa.PublicKey); ok && (k.N.Bit(0) == 0 || k.E&1 == 0 || k.E < 3 || k.E > math.MaxInt32) {
-		return Errorf(StatusInvalidArgument, "an RSA key whose modulus is even or whose exponent is %d", k.E)
+		return Errorf(StatusInvalidArgument, "the RSA key has an even modulus, or the wrong exponent %d", k.E)
 	}
 	return nil
 }
@@ -52,7 +52,7 @@ func (a Attributes) Describes(key any) error {
 func MarshalPublicKey(pub crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
-		return nil, Errorf(StatusInvalidArgument, "the public key cannot be written: %w", err)
+		return nil, Errorf(StatusInvalidArgument, "the public key cannot be encoded: %w", err)
 	}
 	return der, nil
 }

@@ -23,10 +23,10 @@ type RawKey struct {
 // Contradicts says whether the file of a private key says anything else of it than what follows from its bytes.
 func (k RawKey) Contradicts(public, expanded []byte) error {
 	if len(k.Public) > 0 && !samePublic(k.Public, public) {
-		return errContradiction("its public key is another one's")
+		return errContradiction("its public key belongs to another private key")
 	}
 	if len(k.Expanded) > 0 && !bytes.Equal(k.Expanded, expanded) {
-		return errContradiction("its seed and its expanded form are two keys")
+		return errContradiction("its seed and its expanded form are different keys")
 	}
 	return nil
 }
@@ -137,14 +137,14 @@ type rawSEC1 struct {
 func (k RawKey) Marshal() ([]byte, error) {
 	kind := rawKindOf(k.Type, k.Bits)
 	if kind == nil {
-		return nil, Errorf(StatusNotSupported, "a %s of %d bits is no raw key", k.Type, k.Bits)
+		return nil, Errorf(StatusNotSupported, "a %s of %d bits is not a raw key", k.Type, k.Bits)
 	}
 	want := kind.private
 	if k.Type.IsPublicKey() {
 		want = kind.public
 	}
 	if len(k.Bytes) != want {
-		return nil, Errorf(StatusInvalidArgument, "%d bytes; a %s of %d bits has %d", len(k.Bytes), k.Type, k.Bits, want)
+		return nil, Errorf(StatusInvalidArgument, "the key has %d bytes; a %s of %d bits has %d", len(k.Bytes), k.Type, k.Bits, want)
 	}
 	var value any = rawSPKI{kind.id, asn1.BitString{Bytes: k.Bytes, BitLength: 8 * len(k.Bytes)}}
 	if !k.Type.IsPublicKey() {
@@ -190,7 +190,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 			return RawKey{}, err
 		}
 		if len(spki.Key.Bytes) != kind.public || spki.Key.BitLength != 8*kind.public {
-			return RawKey{}, Errorf(StatusInvalidArgument, "a public key of %d bits; it has %d", spki.Key.BitLength, 8*kind.public)
+			return RawKey{}, Errorf(StatusInvalidArgument, "the public key has %d bits instead of %d", spki.Key.BitLength, 8*kind.public)
 		}
 		return RawKey{Type: kind.t.PublicKey(), Bits: kind.bits, Bytes: spki.Key.Bytes}, nil
 	}
@@ -210,7 +210,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 		Public     asn1.RawValue `asn1:"optional,tag:1"`
 	}
 	if rest, err := asn1.Unmarshal(der, &p); err != nil || len(rest) > 0 {
-		return RawKey{}, Errorf(StatusInvalidArgument, "neither PKCS #8 nor SubjectPublicKeyInfo")
+		return RawKey{}, Errorf(StatusInvalidArgument, "the key is neither PKCS #8 nor SubjectPublicKeyInfo")
 	}
 	kind, err := rawKindBy(p.Algorithm)
 	if err != nil {
@@ -234,7 +234,7 @@ func ParseRawKey(der []byte) (RawKey, error) {
 
 func (k *rawKind) privateKey(raw RawKey) (RawKey, error) {
 	if len(raw.Bytes) != k.private {
-		return RawKey{}, Errorf(StatusInvalidArgument, "a private key of %d bytes; it has %d", len(raw.Bytes), k.private)
+		return RawKey{}, Errorf(StatusInvalidArgument, "the private key has %d bytes instead of %d", len(raw.Bytes), k.private)
 	}
 	raw.Type, raw.Bits = k.t, k.bits
 	return raw, nil
@@ -243,14 +243,14 @@ func (k *rawKind) privateKey(raw RawKey) (RawKey, error) {
 func rawKindBy(id rawAlgorithm) (*rawKind, error) {
 	i := slices.IndexFunc(rawKinds, func(k rawKind) bool { return k.id.OID.Equal(id.OID) && k.id.Curve.Equal(id.Curve) })
 	if i < 0 {
-		return nil, Errorf(StatusNotSupported, "a key of the unknown algorithm %v %v", id.OID, id.Curve)
+		return nil, Errorf(StatusNotSupported, "the key has the unknown algorithm %v %v", id.OID, id.Curve)
 	}
 	return &rawKinds[i], nil
 }
 
 // unwrap takes the key out of PKCS #8's OCTET STRING.
 func (k *rawKind) unwrap(b []byte) (RawKey, error) {
-	damaged := Errorf(StatusInvalidArgument, "a damaged private key")
+	damaged := Errorf(StatusInvalidArgument, "the private key is damaged")
 	switch k.form {
 	case bare:
 		return RawKey{Bytes: b}, nil
@@ -282,7 +282,7 @@ func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 		}
 		return RawKey{Bytes: both.Seed, Expanded: both.Expanded}, nil
 	case v.Class == asn1.ClassUniversal && v.Tag == asn1.TagOctetString:
-		return RawKey{}, Errorf(StatusNotSupported, "an expanded private key without its seed").WithHint("export the key with its seed")
+		return RawKey{}, Errorf(StatusNotSupported, "the private key is expanded and has no seed").WithHint("export it again, with its seed")
 	}
 	return RawKey{}, damaged
 }

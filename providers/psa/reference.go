@@ -62,14 +62,14 @@ func mayBeReference(line []byte) bool {
 
 // errReference says what is wrong with a line that wants to name a key on the device.
 func errReference(line []byte) error {
-	err := Errorf(StatusInvalidArgument, "no name of a key on the device")
+	err := Errorf(StatusInvalidArgument, "this is not the name of a key on the device")
 	switch {
 	case begins("id=", "ID=")(line):
-		return err.WithHint("an ID is hex digits: id=0a1b, id=0x0a1b, id=0a:1b or id=%0a%1b")
+		return err.WithHint("write the ID in hexadecimal: id=0a1b, id=0x0a1b, id=0a:1b or id=%0a%1b")
 	case begins("label=", "name=")(line):
-		return err.WithHint("a label is named by object=LABEL")
+		return err.WithHint("write object=LABEL for a label")
 	case begins("handle=")(line):
-		return err.WithHint("a handle is hex digits: handle=0x81000001")
+		return err.WithHint("write the handle in hexadecimal: handle=0x81000001")
 	}
-	return err.WithHint("it is object=LABEL, id=HEX, id=HEX;object=LABEL, handle=0xHEX or a PKCS #11 URI, in one line of printable text")
+	return err.WithHint("write object=LABEL, id=HEX, id=HEX;object=LABEL, handle=0xHEX or a PKCS #11 URI, in one line of printable text")
 }

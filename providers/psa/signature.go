@@ -12,12 +12,12 @@ type ecdsaSignature struct{ R, S *big.Int }
 // length is StatusInvalidSignature.
 func ECDSARawToDER(raw []byte) ([]byte, error) {
 	if len(raw) == 0 || len(raw)%2 != 0 {
-		return nil, Errorf(StatusInvalidSignature, "an ECDSA signature r||s of %d bytes; allowed: twice the curve's", len(raw))
+		return nil, Errorf(StatusInvalidSignature, "the ECDSA signature r||s has %d bytes; allowed: twice the size of the curve", len(raw))
 	}
 	n := len(raw) / 2
 	der, err := asn1.Marshal(ecdsaSignature{new(big.Int).SetBytes(raw[:n]), new(big.Int).SetBytes(raw[n:])})
 	if err != nil {
-		return nil, Errorf(StatusInvalidSignature, "an ECDSA signature r||s: %w", err)
+		return nil, Errorf(StatusInvalidSignature, "wrong ECDSA signature r||s: %w", err)
 	}
 	return der, nil
 }
@@ -28,14 +28,14 @@ func ECDSADERToRaw(der []byte, bits int) ([]byte, error) {
 	var sig ecdsaSignature
 	rest, err := asn1.Unmarshal(der, &sig)
 	if err != nil {
-		return nil, Errorf(StatusInvalidSignature, "an ECDSA signature in DER: %w", err)
+		return nil, Errorf(StatusInvalidSignature, "wrong ECDSA signature in DER: %w", err)
 	}
 	// encoding/asn1 lets a SEQUENCE have more elements; what it writes itself has not.
 	if again, err := asn1.Marshal(sig); err != nil || len(rest) != 0 || !bytes.Equal(again, der) {
-		return nil, Errorf(StatusInvalidSignature, "an ECDSA signature that is not in strict DER")
+		return nil, Errorf(StatusInvalidSignature, "the ECDSA signature is not strict DER")
 	}
 	if sig.R.Sign() <= 0 || sig.S.Sign() <= 0 || sig.R.BitLen() > bits || sig.S.BitLen() > bits {
-		return nil, Errorf(StatusInvalidSignature, "an ECDSA signature that does not fit a curve of %d bits", bits)
+		return nil, Errorf(StatusInvalidSignature, "the ECDSA signature is too large for a curve of %d bits", bits)
 	}
 	n := (bits + 7) / 8
 	raw := make([]byte, 2*n)
@@ -60,7 +60,7 @@ func CutSignature(a Attributes, b []byte, alone bool) (n int, value []byte, more
 	}
 	n, value, ok, more := splitSignature(b, a)
 	if alone && (!ok || more || n != len(b)) {
-		return 0, nil, false, Errorf(StatusInvalidSignature, "this is no signature of this kind of key")
+		return 0, nil, false, Errorf(StatusInvalidSignature, "this is not a signature of this kind of key")
 	}
 	if !ok || more {
 		return 0, nil, more, errNoSignature
@@ -68,7 +68,7 @@ func CutSignature(a Attributes, b []byte, alone bool) (n int, value []byte, more
 	return n, value, false, nil
 }
 
-var errNoSignature = Errorf(StatusInvalidSignature, "the input does not begin with a signature of this kind of key").WithHint("write the signature, then the message")
+var errNoSignature = Errorf(StatusInvalidSignature, "the input does not begin with a signature of this kind of key").WithHint("write the signature first, then the message")
 
 // CutRawSignature is CutSignature of one in PSA's encoding.
 func CutRawSignature(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
@@ -78,7 +78,7 @@ func CutRawSignature(a Attributes, b []byte, alone bool) (n int, value []byte, m
 // CutMAC finds the MAC that b begins with, as CutSignature a signature.
 func CutMAC(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
 	n = a.SignatureLength()
-	return cutFixed(n, b, alone, Errorf(StatusInvalidSignature, "the input is shorter than a MAC of %d bytes", n).WithHint("write the MAC, then the message"))
+	return cutFixed(n, b, alone, Errorf(StatusInvalidSignature, "the input is shorter than a MAC of %d bytes", n).WithHint("write the MAC first, then the message"))
 }
 
 // CutNonce finds the nonce that b begins with, as CutSignature a signature.

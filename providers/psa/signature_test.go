@@ -117,10 +117,10 @@ func TestSignatureEncodings(t *testing.T) {
 	}
 	for _, raw := range [][]byte{nil, {1}, {1, 2, 3}} {
 		_, err := ECDSARawToDER(raw)
-		checkError(t, err, StatusInvalidSignature, "r||s of")
+		checkError(t, err, StatusInvalidSignature, "r||s has")
 	}
 	_, err := ECDSADERToRaw(der(t, big.NewInt(0), big.NewInt(1)), 256)
-	checkError(t, err, StatusInvalidSignature, "does not fit a curve of 256 bits")
+	checkError(t, err, StatusInvalidSignature, "is too large for a curve of 256 bits")
 }
 
 func FuzzSignature(f *testing.F) {

@@ -36,14 +36,14 @@ var foreigns = []foreign{
 	{is: begins("\xfe\xed\xfe\xed", "\xce\xce\xce\xce"), what: "a Java keystore", hint: "convert it: keytool -importkeystore -srckeystore FILE " +
 		"-destkeystore KEY.p12 -deststoretype PKCS12; then openssl pkcs12 -in KEY.p12 -nocerts -nodes"},
 	{is: isPKCS12, what: "a PKCS #12 file", hint: "take the key out of it: openssl pkcs12 -in FILE -nocerts -nodes"},
-	{is: isPKCS7, what: "a PKCS #7 file", hint: "it holds certificates: openssl pkcs7 -inform DER -in FILE -print_certs"},
-	{is: isCertificate, what: "a certificate in DER", hint: "its public key alone: openssl x509 -inform DER -pubkey -noout -in FILE"},
-	{is: isRequest, what: "a certificate request in DER", hint: "its public key alone: openssl req -inform DER -pubkey -noout -in FILE"},
+	{is: isPKCS7, what: "a PKCS #7 file", hint: "print its certificates: openssl pkcs7 -inform DER -in FILE -print_certs"},
+	{is: isCertificate, what: "a certificate in DER", hint: "extract its public key: openssl x509 -inform DER -pubkey -noout -in FILE"},
+	{is: isRequest, what: "a certificate request in DER", hint: "extract its public key: openssl req -inform DER -pubkey -noout -in FILE"},
 	{is: begins("\xff\xfe", "\xfe\xff"), what: "text in UTF-16", hint: "convert it: iconv -f UTF-16 -t UTF-8 FILE"},
 	{is: begins("\x1f\x8b"), what: "a gzip file", hint: "unpack it: gzip -dc FILE"},
 	{is: begins("<RSAKeyValue", "<?xml"), what: "a key in XML", hint: "export it as PKCS #8 in PEM"},
-	{is: begins("AGE-SECRET-KEY-1", "age1"), what: "a key of age", hint: "age alone uses such keys", line: true},
-	{is: begins("untrusted comment:"), what: "a key of minisign or signify", hint: "those programs alone use such keys"},
+	{is: begins("AGE-SECRET-KEY-1", "age1"), what: "a key of age", hint: "only age uses such keys", line: true},
+	{is: begins("untrusted comment:"), what: "a key of minisign or signify", hint: "only those programs use such keys"},
 	{is: begins("Private-key-format:"), what: "a DNSSEC key", hint: "convert it to PKCS #8 in PEM"},
 }
 
@@ -94,7 +94,7 @@ func isReference(line []byte) bool {
 }
 
 func sniffed(what, hint string) error {
-	return Errorf(StatusInvalidArgument, "%s, which an import does not take", what).WithHint(hint)
+	return Errorf(StatusInvalidArgument, "this is %s, which import does not take", what).WithHint(hint)
 }
 
 // sniffForeign names a form of others.
@@ -124,7 +124,7 @@ func Sniff(b []byte, draft Attributes) error {
 	case bytes.Contains(b, []byte(pemDashes)):
 		return sniffPEM(b)
 	case len(b) > 0 && b[0] == 0x30 && !isText(b):
-		return Errorf(StatusInvalidArgument, "a key in DER that is cut off after %d bytes", len(b)).WithHint("copy the whole file")
+		return Errorf(StatusInvalidArgument, "the key in DER is cut off after %d bytes", len(b)).WithHint("copy the whole file")
 	case !isText(b):
 		return errNoKey()
 	case isTemplateLine(line):
@@ -134,15 +134,15 @@ func Sniff(b []byte, draft Attributes) error {
 	case len(rest) >= 24 && isBase64(rest):
 		return sniffed("base64 without a BEGIN line", "write the bytes: base64 -d FILE")
 	case whole && bytes.ContainsRune(bytes.TrimSuffix(b, []byte("\n")), '\n'):
-		return Errorf(StatusInvalidArgument, "text without a key in it").WithHint("a key in PEM begins with a line -----BEGIN PRIVATE KEY-----")
+		return Errorf(StatusInvalidArgument, "the text contains no key").WithHint("a key in PEM begins with a line -----BEGIN PRIVATE KEY-----")
 	}
-	return Errorf(StatusInvalidArgument, "a line that is neither a key in PEM nor the name of a key on the device").
-		WithHint("a key in PEM begins with -----BEGIN PRIVATE KEY-----; one on the device is named by object=LABEL, id=HEX or handle=0xHEX")
+	return Errorf(StatusInvalidArgument, "the line is neither a key in PEM nor the name of a key on the device").
+		WithHint("a key in PEM begins with -----BEGIN PRIVATE KEY-----; for a key on the device write object=LABEL, id=HEX or handle=0xHEX")
 }
 
 func sniffRaw(rest []byte, n int, draft Attributes) error {
 	want := draft.Bits / 8
-	err := Errorf(StatusInvalidArgument, "%d bytes; a %s key of %d bits has %d", n, draft.Type, draft.Bits, want)
+	err := Errorf(StatusInvalidArgument, "the key has %d bytes; a %s key of %d bits has %d", n, draft.Type, draft.Bits, want)
 	switch {
 	case isHex(rest):
 		return err.WithHint("these are hex digits; write the bytes: xxd -r -p FILE")
@@ -177,15 +177,15 @@ func sniffPEM(b []byte) error {
 	case s.Left() > 0:
 		return damagedPEM("the text ends in a BEGIN line").WithHint("copy the whole file")
 	case last == "CERTIFICATE":
-		return sniffed("a certificate", "its public key alone: openssl x509 -pubkey -noout -in FILE")
+		return sniffed("a certificate", "extract its public key: openssl x509 -pubkey -noout -in FILE")
 	case strings.HasSuffix(last, "CERTIFICATE REQUEST"):
-		return sniffed("a certificate request", "its public key alone: openssl req -pubkey -noout -in FILE")
+		return sniffed("a certificate request", "extract its public key: openssl req -pubkey -noout -in FILE")
 	case strings.HasSuffix(last, "PARAMETERS"):
-		return sniffed("parameters alone", "the key itself is missing: openssl genpkey -paramfile FILE")
+		return sniffed("only parameters", "the key itself is missing: openssl genpkey -paramfile FILE")
 	case last == "PKCS7" || last == "CMS":
-		return sniffed("a PKCS #7 file", "it holds certificates: openssl pkcs7 -in FILE -print_certs")
+		return sniffed("a PKCS #7 file", "print its certificates: openssl pkcs7 -in FILE -print_certs")
 	case last != "":
-		return Errorf(StatusInvalidArgument, "a PEM block %s, which is no key", quote(last)).WithHint(pemHint)
+		return Errorf(StatusInvalidArgument, "a PEM block %s, which is not a key", quote(last)).WithHint(pemHint)
 	}
 	return Errorf(StatusInvalidArgument, "text without a key in it").WithHint(pemHint)
 }

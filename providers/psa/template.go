@@ -77,7 +77,7 @@ func parseTemplate(s string) (Attributes, error) {
 		a, err := parseTemplate(full)
 		n, ok := templateBits(tag)
 		if err == nil && (!ok || !a.Algorithm.IsMAC() && !a.Algorithm.IsAEAD() || n >= a.SignatureLength()+a.Algorithm.TagLength()) {
-			err = templateError(s, "no tag of "+quote(tag)+" bytes", []string{"aes-BITS-gcm-tagBYTES", "aes-BITS-ccm-tagBYTES", "hmac-HASH-tagBYTES", "aes-BITS-cmac-tagBYTES"})
+			err = templateError(s, "the tag cannot have "+quote(tag)+" bytes", []string{"aes-BITS-gcm-tagBYTES", "aes-BITS-ccm-tagBYTES", "hmac-HASH-tagBYTES", "aes-BITS-cmac-tagBYTES"})
 		}
 		a.Algorithm = AEADWithShortenedTag(a.Algorithm, n)
 		return a, err
@@ -127,19 +127,19 @@ func parseTemplate(s string) (Attributes, error) {
 	for _, p := range plainTemplates {
 		forms = append(forms, p.name)
 	}
-	return Attributes{}, templateError(s, "no template begins so", forms)
+	return Attributes{}, templateError(s, "no template begins like this", forms)
 }
 
 func templateError(s, what string, allowed []string) error {
 	return Errorf(StatusInvalidArgument, "%w", &UnknownTemplate{s, what, allowed}).
-		WithHint("the provider's templates file lists what it takes")
+		WithHint("see the provider's templates file")
 }
 
 func rsaTemplate(s, rest string) (Attributes, error) {
 	number, scheme, _ := strings.Cut(rest, "-")
 	bits, ok := templateBits(number)
 	if !ok {
-		return Attributes{}, templateError(s, "the size "+quote(number)+" is no number of bits", []string{"2048", "3072", "4096"})
+		return Attributes{}, templateError(s, "the size "+quote(number)+" is not a number of bits", []string{"2048", "3072", "4096"})
 	}
 	a := Attributes{Type: KeyTypeRSAKeyPair, Bits: bits}
 	if scheme == "pkcs1v15-crypt" {
@@ -344,8 +344,8 @@ func DefaultTemplate(t KeyType, bits int) (Attributes, error) {
 	case t.IsSLHDSA():
 		a.Algorithm = SLHDSA
 	default:
-		return Attributes{}, Errorf(StatusInvalidArgument, "a %s key says nothing of its algorithm", t).
-			WithHint("give a template in attributes before the import")
+		return Attributes{}, Errorf(StatusInvalidArgument, "a %s key has no default algorithm", t).
+			WithHint("write a template into attributes before the import")
 	}
 	a.Usage = a.defaultUsage()
 	return a, a.Validate()

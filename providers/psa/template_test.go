@@ -111,9 +111,9 @@ func TestTemplateErrors(t *testing.T) {
 		status Status
 		text   string
 	}{
-		"":                         {StatusInvalidArgument, "no template begins so; allowed: rsa-BITS-pkcs1v15-HASH"},
-		"dsa-1024":                 {StatusInvalidArgument, "no template begins so"},
-		"rsa":                      {StatusInvalidArgument, `the size "" is no number of bits; allowed: 2048`},
+		"":                         {StatusInvalidArgument, "no template begins like this; allowed: rsa-BITS-pkcs1v15-HASH"},
+		"dsa-1024":                 {StatusInvalidArgument, "no template begins like this"},
+		"rsa":                      {StatusInvalidArgument, `the size "" is not a number of bits; allowed: 2048`},
 		"rsa-02048-pss-sha256":     {StatusInvalidArgument, `the size "02048"`},
 		"rsa-+2048-pss-sha256":     {StatusInvalidArgument, `the size "+2048"`},
 		"rsa-768-pkcs1v15-sha256":  {StatusNotSupported, "an RSA key of 768 bits; allowed: multiples of 8 from 1024 to 8192"},
@@ -128,11 +128,11 @@ func TestTemplateErrors(t *testing.T) {
 		"ecdsa-x25519-sha256":      {StatusInvalidArgument, `unknown curve "x25519"`},
 		"ecdsa-p256":               {StatusInvalidArgument, `unknown hash ""`},
 		"ecdsa-p256-sha256-":       {StatusInvalidArgument, `unknown hash "sha256-"`},
-		"ECDSA-P256-SHA256":        {StatusInvalidArgument, "no template begins so"},
-		"deterministic-rsa-2048":   {StatusInvalidArgument, "no template begins so"},
+		"ECDSA-P256-SHA256":        {StatusInvalidArgument, "no template begins like this"},
+		"deterministic-rsa-2048":   {StatusInvalidArgument, "no template begins like this"},
 		"aes-512-xts":              {StatusInvalidArgument, `no AES key has "512" bits; allowed: 128, 192, 256`},
 		"aes-256-eax":              {StatusInvalidArgument, `unknown mode "eax"; allowed: gcm, ccm`},
-		"ed25519 ":                 {StatusInvalidArgument, "no template begins so"},
+		"ed25519 ":                 {StatusInvalidArgument, "no template begins like this"},
 	} {
 		a, err := ParseTemplate(s)
 		checkError(t, err, want.status, want.text)
@@ -165,7 +165,7 @@ func TestDefaultTemplate(t *testing.T) {
 		}
 	}
 	_, err := DefaultTemplate(KeyTypeAES, 256)
-	checkError(t, err, StatusInvalidArgument, "says nothing of its algorithm")
+	checkError(t, err, StatusInvalidArgument, "has no default algorithm")
 	_, err = DefaultTemplate(KeyTypeRSAKeyPair, 768)
 	checkError(t, err, StatusNotSupported, "768 bits")
 }

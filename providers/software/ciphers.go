@@ -16,15 +16,15 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
-// ciphers are what is made of a symmetric key, once for each open key and algorithm: an operation that made its own would
-// leave a copy of the key in memory each time. They are made when they are needed, under the key's lock.
+// ciphers holds what is computed from a symmetric key, once for each open key and algorithm. If each operation computed its
+// own, it would leave a copy of the key in memory each time. They are made when needed, under the key's lock.
 type ciphers struct {
 	blocks []cipher.Block // of an AES key; two of one for XTS, which is two keys
 	aeads  map[psa.Algorithm]cipher.AEAD
 	macs   map[psa.Algorithm][]hash.Hash // that no operation has now
 }
 
-// macsKept are how many a key keeps for operations at the same time.
+// macsKept is how many MACs a key keeps for concurrent operations.
 const macsKept = 4
 
 // aes is the cipher of one of n equal parts of the key.
@@ -88,7 +88,7 @@ func (k *key) beginMAC(op psa.Op) (psa.Run, error) {
 	return &macRun{Run: r, k: k, alg: op.Algorithm, h: h}, nil
 }
 
-// mac is one that no operation has.
+// mac returns a MAC that no operation uses.
 func (k *key) mac(alg psa.Algorithm) (hash.Hash, error) {
 	if last := len(k.macs[alg]) - 1; last >= 0 {
 		h := k.macs[alg][last]
@@ -128,7 +128,7 @@ func (k *key) giveBack(alg psa.Algorithm, h hash.Hash) {
 	k.macs[alg] = append(k.macs[alg], h)
 }
 
-// macRun gives its MAC back, and never touches it again: another operation may have it.
+// macRun gives its MAC back once, and then never uses it: another operation may have it.
 type macRun struct {
 	psa.Run
 	k    *key

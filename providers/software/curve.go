@@ -1,4 +1,4 @@
-//lint:file-ignore SA1019 curves that the standard library has not have no other way into crypto/ecdsa
+//lint:file-ignore SA1019 there is no other way to use these curves with crypto/ecdsa
 
 package software
 
@@ -16,16 +16,16 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// brainpools are the Brainpool curves (RFC 5639). They are computed with math/big, which is NOT constant-time, not where it
-// touches a private key either.
+// brainpools are the Brainpool curves (RFC 5639). They are computed with math/big, which is NOT constant-time, not even
+// where it uses a private key.
 var brainpools = map[kind]elliptic.Curve{
 	{psa.ECCKeyPair(psa.BrainpoolPR1), 256}: brainpool.P256r1(),
 	{psa.ECCKeyPair(psa.BrainpoolPR1), 384}: brainpool.P384r1(),
 	{psa.ECCKeyPair(psa.BrainpoolPR1), 512}: brainpool.P512r1(),
 }
 
-// foreign are the kinds of keys for ECDSA on curves that the standard library has not: psa.RawKeys, and a crypto.Signer once
-// read. Their public keys are *koblitzPublic, or *ecdsa.PublicKey.
+// foreign are the kinds of ECDSA keys on curves that the standard library does not have. They are stored as psa.RawKeys and
+// read as crypto.Signer. Their public keys are *koblitzPublic or *ecdsa.PublicKey.
 func foreign() []kind {
 	return append(slices.Collect(maps.Keys(brainpools)), kind{psa.ECCKeyPair(psa.SECPK1), 256})
 }
@@ -39,9 +39,9 @@ func isForeign(a psa.Attributes) bool {
 	return isKoblitz(a) || brainpools[kind{a.Type.KeyPair(), a.Bits}] != nil
 }
 
-// foreignPrivate is the key of that scalar, in big-endian and of the order's length.
+// foreignPrivate is the key of a scalar, which is big-endian and as long as the order.
 func foreignPrivate(a psa.Attributes, scalar []byte) (crypto.Signer, error) {
-	outside := psa.Errorf(psa.StatusInvalidArgument, "a private key outside 1 to the order of %s", a.CurveName())
+	outside := psa.Errorf(psa.StatusInvalidArgument, "the private key is not between 1 and the order of %s", a.CurveName())
 	if isKoblitz(a) {
 		if k := koblitzPrivate(scalar); k != nil {
 			return k, nil
@@ -60,7 +60,7 @@ func foreignPrivate(a psa.Attributes, scalar []byte) (crypto.Signer, error) {
 
 // foreignPublic is the key of an uncompressed point (SEC 1, 2.3.3); one off the curve is StatusInvalidArgument.
 func foreignPublic(a psa.Attributes, point []byte) (crypto.PublicKey, error) {
-	off := psa.Errorf(psa.StatusInvalidArgument, "the public key is no point of %s", a.CurveName())
+	off := psa.Errorf(psa.StatusInvalidArgument, "the public key is not a point on %s", a.CurveName())
 	if isKoblitz(a) {
 		if k := koblitzPoint(point); k != nil {
 			return k, nil

@@ -36,7 +36,7 @@ type key struct {
 	rawPublic []byte
 }
 
-// open reads a blob of the attributes' kind. What becomes of the key in memory is erased with the key.
+// open reads a blob of the attributes' kind. What is computed from the key in memory is erased with the key.
 func open(a psa.Attributes, b providers.Blob) (k *key, err error) {
 	secret.Do(func() { k, err = read(a, b) })
 	return k, err
@@ -59,13 +59,13 @@ func read(a psa.Attributes, b providers.Blob) (*key, error) {
 			return nil, err
 		}
 		if len(b.Public) != 0 {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "a %s key with a public key", a.Type)
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "a %s key must have no public part", a.Type)
 		}
 		k.secret = secret.Clone(b.Secret)
 		return k, nil
 	case a.Type.IsPublicKey():
 		if len(b.Secret) != 0 {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", a.Type)
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "a %s must have no secret part", a.Type)
 		}
 		if k.verifier, err = parsePublic(a, b.Public); err != nil {
 			return nil, err
@@ -75,11 +75,11 @@ func read(a psa.Attributes, b providers.Blob) (*key, error) {
 			return nil, err
 		}
 		k.verifier = publicOf(k.private)
-		// The public part is not sealed: another one there must not pass for this key's.
+		// The public part is not sealed, so somebody may have replaced it.
 		public, err := publicDER(a, k.verifier)
 		if err != nil || !bytes.Equal(public, b.Public) {
 			wipe(k.private)
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "the public key does not belong to the private key")
 		}
 		if a.Usage&psa.UsageExport != 0 {
 			k.secret = secret.Clone(b.Secret)
@@ -94,7 +94,7 @@ func (k *key) openRaw(b providers.Blob) (err error) {
 	if k.attributes.Type.IsPublicKey() {
 		der = b.Public
 		if len(b.Secret) != 0 {
-			return psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", k.attributes.Type)
+			return psa.Errorf(psa.StatusInvalidArgument, "a %s must have no secret part", k.attributes.Type)
 		}
 	}
 	raw, public, err := k.scheme.parseRaw(k.attributes, der)
@@ -104,11 +104,11 @@ func (k *key) openRaw(b providers.Blob) (err error) {
 	k.rawPublic = public
 	k.rawSecret = secret.Clone(raw)
 	psa.Wipe(raw)
-	// The public part is not sealed: another one there must not pass for this key's.
+	// The public part is not sealed, so somebody may have replaced it.
 	_, spki, err := rawParts(k.attributes, nil, k.rawPublic)
 	if err != nil || !bytes.Equal(spki, b.Public) {
 		secret.Free(k.rawSecret)
-		return psa.Errorf(psa.StatusInvalidArgument, "the public key is not the private key's")
+		return psa.Errorf(psa.StatusInvalidArgument, "the public key does not belong to the private key")
 	}
 	k.public = bytes.Clone(b.Public)
 	if k.attributes.Usage&psa.UsageExport != 0 {
@@ -117,7 +117,8 @@ func (k *key) openRaw(b providers.Blob) (err error) {
 	return nil
 }
 
-// beginRaw begins an operation of a key of a scheme. The secret is a copy that the run wipes: it outlives the key.
+// beginRaw begins an operation of a key of a scheme. The run gets its own copy of the secret, since it can outlive the key,
+// and wipes it.
 func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
 	s, public, own := k.scheme, k.rawPublic, secret.Clone(k.rawSecret)
 	var r psa.Run
@@ -142,7 +143,7 @@ func (k *key) beginRaw(op psa.Op) (psa.Run, error) {
 // checkLength checks a symmetric key's bytes.
 func checkLength(a psa.Attributes, secret []byte) error {
 	if len(secret)*8 != a.Bits {
-		return psa.Errorf(psa.StatusInvalidArgument, "%d bytes; a %s key of %d bits has %d", len(secret), a.Type, a.Bits, a.Bits/8)
+		return psa.Errorf(psa.StatusInvalidArgument, "the key has %d bytes; a %s key of %d bits has %d", len(secret), a.Type, a.Bits, a.Bits/8)
 	}
 	return nil
 }
@@ -163,7 +164,7 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 	}
 	private, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the private key cannot be read: %w", err)
 	}
 	if err := a.Describes(publicOf(private)); err != nil {
 		wipe(private)
@@ -171,10 +172,10 @@ func parsePrivate(a psa.Attributes, der []byte) (crypto.PrivateKey, error) {
 	}
 	if k, ok := private.(*rsa.PrivateKey); ok {
 		if len(k.Primes) != 2 {
-			return nil, psa.Errorf(psa.StatusNotSupported, "an RSA key of %d primes; allowed: 2", len(k.Primes))
+			return nil, psa.Errorf(psa.StatusNotSupported, "the RSA key has %d primes; allowed: 2", len(k.Primes))
 		}
 		if err := k.Validate(); err != nil {
-			return nil, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
+			return nil, psa.Errorf(psa.StatusInvalidArgument, "the private key is damaged: %w", err)
 		}
 	}
 	return private, nil
@@ -236,7 +237,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 
 func (k *key) beginExport(op psa.Op) (psa.Run, error) {
 	if string(op.Inputs["format"]) == "tss2" {
-		return nil, psa.Errorf(psa.StatusNotSupported, "no TPM wraps this key")
+		return nil, psa.Errorf(psa.StatusNotSupported, "this provider cannot export as \"tss2\", which only a TPM can")
 	}
 	if k.attributes.Usage&psa.UsageExport == 0 {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)
@@ -256,7 +257,7 @@ func (k *key) beginSign(op psa.Op) (psa.Run, error) {
 		k.used = true
 		return erased(r), nil
 	}
-	// Close wipes the key's. The library keeps what it makes of a key as long as that, and wants it on the heap.
+	// Close wipes the key's slice. The library keeps what it computes from a key as long as that slice, on the heap.
 	own := ed25519.PrivateKey(bytes.Clone(private))
 	r, err := psa.SignerRun(op, own)
 	return wiping(erased(r), own, err)
@@ -323,7 +324,7 @@ func (k *key) beginDerive(op psa.Op) (psa.Run, error) {
 	return wiping(erased(r), own, err)
 }
 
-// Close wipes the bytes that the key holds, and lets go of what cannot be wiped.
+// Close wipes the bytes that the key holds, and drops its references to what cannot be wiped.
 func (k *key) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -339,14 +340,14 @@ func (k *key) Close() error {
 	return nil
 }
 
-// wipingRun is a Run that has a copy of the secret, so that it outlives its key.
+// wipingRun is a Run with its own copy of the secret, so that it can outlive its key.
 type wipingRun struct {
 	psa.Run
 	secret []byte
 	ended  atomic.Bool // by whoever came first: the copy is not given back while a Finish computes with it
 }
 
-// wiping gives a run its copy to wipe; where there is no run it is wiped now.
+// wiping gives a run its copy to wipe. If there is no run, it wipes the copy now.
 func wiping(r psa.Run, own []byte, err error) (psa.Run, error) {
 	if err != nil {
 		secret.Free(own)
@@ -370,11 +371,11 @@ func (r *wipingRun) Abort() {
 	}
 }
 
-// erasedRun is a Run that makes something new of its key, which it leaves nowhere for long. The others compute with what the
-// key has already: they need no erasing, which costs as much as a signature.
+// erasedRun is a Run that computes new secrets from its key, and erases them at its end. Other Runs use what the key has
+// already: they need no erasing, which takes as long as a signature.
 type erasedRun struct{ psa.Run }
 
-// erased is r with its end erased, nil of nil.
+// erased wraps r so that its end is erased; nil stays nil.
 func erased(r psa.Run) psa.Run {
 	if r == nil || !secret.Erases {
 		return r

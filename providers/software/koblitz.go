@@ -12,7 +12,7 @@ import (
 // koblitzBytes is the length of a scalar of secp256k1, and of a coordinate.
 const koblitzBytes = 32
 
-// koblitz is a private key on secp256k1. Whatever touches its scalar takes the same time for each.
+// koblitz is a private key on secp256k1. All computations with its scalar take constant time.
 type koblitz struct {
 	private *secec.PrivateKey
 	public  *koblitzPublic
@@ -26,7 +26,7 @@ func newKoblitz() (*koblitz, error) {
 	return &koblitz{private, &koblitzPublic{private.PublicKey()}}, nil
 }
 
-// koblitzPrivate is the key of that scalar, in big-endian; nil where it is not between 1 and the order.
+// koblitzPrivate is the key of a big-endian scalar, nil if it is not between 1 and the order.
 func koblitzPrivate(scalar []byte) *koblitz {
 	private, err := secec.NewPrivateKey(scalar)
 	if err != nil {
@@ -37,7 +37,7 @@ func koblitzPrivate(scalar []byte) *koblitz {
 
 func (k *koblitz) Public() crypto.PublicKey { return k.public }
 
-// Sign gives a signature in ASN.1 whose s is in the lower half of the order, as Bitcoin wants them.
+// Sign returns a signature in ASN.1 whose s is in the lower half of the order, as Bitcoin requires.
 func (k *koblitz) Sign(random io.Reader, digest []byte, _ crypto.SignerOpts) ([]byte, error) {
 	return k.private.Sign(random, integerOf(digest), nil)
 }
@@ -56,7 +56,7 @@ type koblitzPublic struct{ key *secec.PublicKey }
 
 var _ psa.ECDSAVerifier = (*koblitzPublic)(nil)
 
-// koblitzPoint is the key of an uncompressed point (SEC 1, 2.3.3), nil where there is none on the curve.
+// koblitzPoint is the key of an uncompressed point (SEC 1, 2.3.3), nil if the point is not on the curve.
 func koblitzPoint(point []byte) *koblitzPublic {
 	if len(point) != 1+2*koblitzBytes {
 		return nil
@@ -71,7 +71,7 @@ func koblitzPoint(point []byte) *koblitzPublic {
 // BitSize is that of the curve.
 func (k *koblitzPublic) BitSize() int { return 8 * koblitzBytes }
 
-// VerifyASN1 takes either s that a signature has: only Bitcoin refuses the upper one.
+// VerifyASN1 accepts both values of s that a signature can have: only Bitcoin refuses the upper one.
 func (k *koblitzPublic) VerifyASN1(digest, signature []byte) bool {
 	return k.key.Verify(integerOf(digest), signature, nil)
 }

@@ -21,7 +21,7 @@ import (
 )
 
 // scheme computes with keys of one kind that crypto/x509 does not know (psa.RawKey): secret and public are their bytes.
-// What a kind has not is nil.
+// Fields that a kind does not have are nil.
 type scheme struct {
 	secret   int // bytes of a new one, at random; 0: generate
 	generate func() ([]byte, error)
@@ -76,7 +76,7 @@ func newSchemes() map[kind]*scheme {
 				copy(p[:], peer)
 				defer clear(s[:])
 				if !x448.Shared(&shared, &s, &p) {
-					return nil, errors.New("a point of small order")
+					return nil, errors.New("the point has a small order")
 				}
 				return shared[:], nil
 			},
@@ -266,7 +266,7 @@ func mlkem1024() *scheme {
 	}
 }
 
-// schemeOf is the scheme of a kind of key, nil where the standard library's own types do.
+// schemeOf is the scheme of a kind of key, nil if the standard library has a type for it.
 func schemeOf(a psa.Attributes) *scheme { return schemes[kind{a.Type.KeyPair(), a.Bits}] }
 
 // newSecret makes a private key.
@@ -292,14 +292,14 @@ func rawParts(a psa.Attributes, secret, public []byte) (pkcs8, spki []byte, err 
 	return pkcs8, spki, err
 }
 
-// rawBytes are those of a psa.RawKey of a's kind.
+// rawBytes are the bytes of a psa.RawKey of a's kind.
 func rawBytes(a psa.Attributes, der []byte) ([]byte, error) {
 	k, err := psa.ParseRawKey(der)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no %s of %d bits: %w", a.Type, a.Bits, err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is not a %s of %d bits: %w", a.Type, a.Bits, err)
 	}
 	if k.Type != a.Type || k.Bits != a.Bits {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits; the attributes say %s, %d bits", k.Type, k.Bits, a.Type, a.Bits)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", k.Type, k.Bits, a.Type, a.Bits)
 	}
 	return k.Bytes, nil
 }
@@ -318,7 +318,7 @@ func (s *scheme) parseRaw(a psa.Attributes, der []byte) (secret, public []byte, 
 		public, err = s.public(secret)
 	}
 	if err != nil {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "a damaged key: %w", err)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the key is damaged: %w", err)
 	}
 	return secret, public, nil
 }

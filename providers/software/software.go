@@ -1,6 +1,6 @@
-// Package software is the provider whose device is this process: the standard library's cryptography, and a little of
-// others', on keys that live wholly in the blob that the KIM keeps. Blob.Secret is PKCS#8 in DER or a symmetric key's bytes, Blob.Public the
-// SubjectPublicKeyInfo; a public key alone has no Secret.
+// Package software is the provider that computes in this process, mostly with the standard library's cryptography. Its keys
+// are entirely in the blob that the KIM keeps: Blob.Secret is PKCS#8 in DER or the bytes of a symmetric key, Blob.Public the
+// SubjectPublicKeyInfo. A public key alone has no Secret.
 package software
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
-// Type is the back end. Its alias is the name that Parsec's configuration has for software keys.
+// Type is the back end. Its alias is what Parsec's configuration calls software keys.
 var Type = providers.Type{
 	Name:    "Software",
 	Aliases: []string{"MbedCrypto"},
@@ -45,13 +45,13 @@ var (
 func (provider) Describe() providers.Description {
 	return providers.Description{
 		Type: Type.Name,
-		// Parsec's Mbed Crypto provider, whose place this one takes for Parsec's clients.
+		// The UUID of Parsec's Mbed Crypto provider, which this one replaces for Parsec's clients.
 		TypeUUID:    "1c1139dc-ad7c-47dc-ad6b-db6fdb466552",
 		Description: "Keys in software, sealed by the key store",
 		Vendor:      "parsecfs",
 		Version:     version(),
 		Location:    "local",
-		// One processor is left to those whose operation is a short one.
+		// One processor is kept free for short operations.
 		Limits: providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1)},
 	}
 }
@@ -82,7 +82,7 @@ func (provider) Capabilities(ctx context.Context) ([]psa.Capability, error) {
 	return lines, nil
 }
 
-// Create makes the blob (psa_generate_key, psa_import_key). The handle plays no part, as nothing is stored here.
+// Create makes the blob (psa_generate_key, psa_import_key). It stores nothing, so it does not use the handle.
 func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	if err := ctx.Err(); err != nil {
 		return providers.Blob{}, err
@@ -102,7 +102,8 @@ func (provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes
 		return providers.Blob{}, errUnsupported(op, a, a.Algorithm)
 	}
 	if a.PCRs != 0 {
-		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "software has no PCRs").WithHint("a TPM binds keys to the platform's state")
+		return providers.Blob{}, psa.Errorf(psa.StatusNotSupported, "a key in software cannot be bound to PCRs").
+			WithHint("use a provider of type Tpm")
 	}
 	var b providers.Blob
 	var err error
@@ -140,7 +141,7 @@ func generate(a psa.Attributes) (providers.Blob, error) {
 	case !a.Type.IsAsymmetric():
 		secret := make([]byte, a.Bits/8)
 		if _, err := rand.Read(secret); err != nil {
-			return providers.Blob{}, psa.Errorf(psa.StatusInsufficientEntropy, "no random key: %w", err)
+			return providers.Blob{}, psa.Errorf(psa.StatusInsufficientEntropy, "cannot make a random key: %w", err)
 		}
 		return providers.Blob{Secret: secret}, nil
 	case a.Type.IsRSA():
@@ -161,7 +162,7 @@ func generate(a psa.Attributes) (providers.Blob, error) {
 	return blobOf(a, private)
 }
 
-// take checks material against the attributes; the blob is written anew, so that nothing else comes in with the key.
+// take checks material against the attributes. It encodes the key again, so that nothing else gets into the blob.
 func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	want := psa.FormatPKCS8
 	switch {
@@ -171,7 +172,7 @@ func take(a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 		want = psa.FormatRaw
 	}
 	if m.Format != want {
-		return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s key takes %s", m.Format, a.Type, want)
+		return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "the material is %s, but a %s key needs %s", m.Format, a.Type, want)
 	}
 	if s := schemeOf(a); s != nil {
 		secret, public, err := s.parseRaw(a, m.Data)
@@ -278,7 +279,7 @@ func wipe(private crypto.PrivateKey) {
 
 var _ providers.Copier = provider{}
 
-// Copy gives the source's own blob another policy.
+// Copy is the source's blob with another policy.
 func (provider) Copy(ctx context.Context, h providers.Handle, a psa.Attributes, from providers.Source) (providers.Blob, error) {
 	if a.Type != from.Attributes.Type || a.Bits != from.Attributes.Bits || !supports(psa.Copy, a.Type, a.Bits, a.Algorithm) {
 		return providers.Blob{}, errUnsupported(psa.Copy, a, a.Algorithm)
@@ -290,7 +291,7 @@ func (provider) Copy(ctx context.Context, h providers.Handle, a psa.Attributes, 
 	return providers.Blob{Public: bytes.Clone(from.Blob.Public), Secret: bytes.Clone(from.Blob.Secret)}, k.Close()
 }
 
-// Open parses the blob. One that is not this key's is StatusDataCorrupt.
+// Open parses the blob. If the blob does not belong to the key, the status is StatusDataCorrupt.
 func (provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -300,12 +301,12 @@ func (provider) Open(ctx context.Context, _ providers.Handle, a psa.Attributes, 
 	}
 	k, err := open(a, b)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key is damaged: %w", err)
 	}
 	return k, nil
 }
 
-// Destroy has nothing to do: the key went with its blob.
+// Destroy has nothing to do: the KIM deletes the blob.
 func (provider) Destroy(context.Context, providers.Handle) error { return nil }
 
 func (provider) Close() error { return nil }
@@ -327,7 +328,7 @@ func (provider) Random(ctx context.Context, p []byte) error {
 		return err
 	}
 	if _, err := rand.Read(p); err != nil {
-		return psa.Errorf(psa.StatusInsufficientEntropy, "no random bytes: %w", err)
+		return psa.Errorf(psa.StatusInsufficientEntropy, "cannot get random bytes: %w", err)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func fitsRSA(bits int, h psa.Algorithm) bool {
 	return bits > rsaWeak || h != psa.AnyHash && h.HashLength() <= 32
 }
 
-// table is all that this provider can do: Capabilities shows it, Create and Begin look things up in it.
+// table is all that this provider can do. Capabilities lists it, and Create and Begin look it up.
 var table = newTable()
 
 func newTable() []psa.Capability {
@@ -29,7 +29,8 @@ func newTable() []psa.Capability {
 		a := psa.Attributes{Type: t, Bits: bits, Algorithm: alg}
 		lines = append(lines, psa.Capability{Template: a.Template(), Type: t, Bits: bits, Algorithm: alg, Operations: ops})
 	}
-	// A line of its own for these: a template alone never gives COPY or EXPORT, and lines that generate work in full.
+	// These have a line of their own, because a template alone never gives COPY or EXPORT, and every operation of a line
+	// that generates must work.
 	addExport := func(t psa.KeyType, bits int, alg psa.Algorithm) { add(t, bits, alg, psa.Import, psa.Copy, psa.Export) }
 	span := func(t psa.KeyType, least, most int, alg psa.Algorithm, ops ...psa.Operation) {
 		lines = append(lines, psa.Capability{Type: t, Bits: least, Most: most, Algorithm: alg, Operations: ops})
@@ -179,6 +180,6 @@ func supports(op psa.Operation, t psa.KeyType, bits int, alg psa.Algorithm) bool
 }
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
-	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together in software", what, a.Type, a.Bits, alg).
-		WithHint("the capabilities file lists what this provider does")
+	return psa.Errorf(psa.StatusNotSupported, "%s does not work with a %s key of %d bits and %s in software", what, a.Type, a.Bits, alg).
+		WithHint("the capabilities file lists what this provider can do")
 }

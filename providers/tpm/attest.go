@@ -22,12 +22,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// attestation is what the TPM's own attestation key is.
+// attestation describes the TPM's own attestation key.
 var attestation = psa.Attributes{Type: psa.ECCKeyPair(psa.SECPR1), Bits: 256, Algorithm: psa.ECDSA(psa.SHA256)}
 
 // akTemplate is the TPM's own attestation key, a primary key of the endorsement hierarchy: it is the same until
-// somebody changes the hierarchy's seed (TPM2_ChangeEPS). It is restricted (TCG TPM 2.0, part 1, 25.1.5): it signs what the
-// TPM itself says, and nothing that somebody else wrote to look like that.
+// somebody changes the hierarchy's seed (TPM2_ChangeEPS). It is restricted (TCG TPM 2.0, part 1, 25.1.5): it signs only what
+// the TPM itself states, and nothing that somebody else made to look like that.
 func akTemplate() tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
@@ -41,8 +41,8 @@ func akTemplate() tpm2.TPMTPublic {
 	}
 }
 
-// endorsed makes a primary key of the endorsement hierarchy, for as long as f runs, and leaves room for others more
-// objects beside it; no session is open.
+// endorsed makes a primary key of the endorsement hierarchy for as long as f runs. It leaves room for others more objects.
+// No session is open.
 func (c *chip) endorsed(template tpm2.TPMTPublic, others int, f func(key tpm2.AuthHandle, area *tpm2.TPMTPublic) error) (err error) {
 	if err := errors.Join(c.forgetSigning(), c.shrink(max(c.room-1-others, 0))); err != nil {
 		return err
@@ -60,8 +60,8 @@ func (c *chip) endorsed(template tpm2.TPMTPublic, others int, f func(key tpm2.Au
 	return f(tpm2.AuthHandle{Handle: rsp.ObjectHandle, Name: name}, area)
 }
 
-// endorsementKey is the public area of the TPM's endorsement key, attestationKey that of its attestation key. Both are
-// made once in a connection: an RSA key takes a chip seconds.
+// endorsementKey is the public area of the TPM's endorsement key, attestationKey that of its attestation key. Both are made
+// once for each connection, because a chip needs seconds for an RSA key.
 func (c *chip) endorsementKey() (*tpm2.TPMTPublic, error) { return c.shown(&c.ek, tpm2.RSAEKTemplate) }
 
 func (c *chip) attestationKey() (*tpm2.TPMTPublic, error) { return c.shown(&c.ak, akTemplate()) }
@@ -75,28 +75,29 @@ func (c *chip) shown(known **tpm2.TPMTPublic, template tpm2.TPMTPublic) (*tpm2.T
 		made = area
 		return nil
 	})
-	if err == nil {
-		*known = made
+	if err != nil {
+		return nil, err
 	}
-	return made, err
+	*known = made
+	return made, nil
 }
 
-// takesTwo says whether there is room for two objects at once beside the parent, as every TPM of a PC has.
+// takesTwo checks that there is room for two objects at once besides the parent, as on every TPM of a PC.
 func (c *chip) takesTwo() error {
 	if c.room < 2 {
-		return psa.Errorf(psa.StatusInsufficientMemory, "the TPM has no slot for a second key")
+		return psa.Errorf(psa.StatusInsufficientMemory, "the TPM has no slot for a second loaded key")
 	}
 	return nil
 }
 
-// signer is a loaded key that signs what the TPM says.
+// signer is a loaded key that signs the TPM's statements.
 type signer struct {
 	handle tpm2.AuthHandle
 	scheme tpm2.TPMTSigScheme
 	public crypto.PublicKey
 }
 
-// signedByOwn has f use the TPM's own attestation key.
+// signedByOwn runs f with the TPM's own attestation key.
 func (c *chip) signedByOwn(f func(signer) error) error {
 	return c.endorsed(akTemplate(), 0, func(key tpm2.AuthHandle, area *tpm2.TPMTPublic) error {
 		public, err := publicIn(area)
@@ -108,7 +109,7 @@ func (c *chip) signedByOwn(f func(signer) error) error {
 	})
 }
 
-// signedBy has f use the key of by, beside one other that is loaded.
+// signedBy runs f with the key of by, while one other key is loaded.
 func (c *chip) signedBy(by *use, f func(signer) error) error {
 	scheme, err := by.scheme()
 	if err != nil {
@@ -145,13 +146,13 @@ func publicPEM(key crypto.PublicKey) (string, error) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), nil
 }
 
-// administers authorizes the key's ADMIN role (TCG TPM 2.0, part 1, 19.2): it takes the authorization alone, whatever the
-// registers are, because it never uses the private part.
+// administers authorizes the key's ADMIN role (TCG TPM 2.0, part 1, 19.2). It needs only the authorization, whatever the
+// registers are, because that role never uses the private part.
 func (u *use) administers(c *chip, l *loaded, encrypts ...tpm2.AuthOption) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: l.handle, Name: l.name, Auth: c.once(u.key.Auth, encrypts...)}
 }
 
-// beginAttest has the TPM certify the key (TPM2_Certify); by is who signs, nil the TPM's own key.
+// beginAttest has the TPM certify the key (TPM2_Certify). by signs the statement; nil is the TPM's attestation key.
 func (u *use) beginAttest(by *use) psa.Run {
 	return psa.WholeRun(psa.MaxChallenge, func(ctx context.Context, challenge []byte) (out map[string][]byte, err error) {
 		err = u.with(ctx, "attest", 1, func(c *chip, l *loaded) error {
@@ -181,7 +182,8 @@ func (u *use) beginAttest(by *use) psa.Run {
 // beginActivate proves that the key is in the TPM of an endorsement key (TPM2_ActivateCredential).
 func (u *use) beginActivate() (psa.Run, error) {
 	if u.pcrs != 0 {
-		return nil, psa.Errorf(psa.StatusNotSupported, "the TPM would activate a credential for a key that is bound to PCRs whatever they are").
+		return nil, psa.Errorf(psa.StatusNotSupported,
+			"no credential is activated for a key that is bound to PCRs: the TPM would not check the PCRs").
 			WithHint("use the provider's activate_credential, and a quote")
 	}
 	return activation(func(ctx context.Context, open func(*chip, tpm2.AuthHandle) error) error {
@@ -194,7 +196,7 @@ func (u *use) beginActivate() (psa.Run, error) {
 	}), nil
 }
 
-// activation opens a credential for the object that with brings.
+// activation opens a credential for the object that with loads.
 func activation(with func(ctx context.Context, open func(*chip, tpm2.AuthHandle) error) error) psa.Run {
 	return psa.WholeRun(psa.MaxCredential, func(ctx context.Context, in []byte) (map[string][]byte, error) {
 		object, seed, err := parseCredential(in)
@@ -213,7 +215,7 @@ func activation(with func(ctx context.Context, open func(*chip, tpm2.AuthHandle)
 	})
 }
 
-// activate opens a credential for an object, with the endorsement key whose kind the seed's length tells.
+// activate opens a credential for an object. The length of the seed says which kind of endorsement key it needs.
 func (c *chip) activate(object tpm2.AuthHandle, credential, seed []byte) (secret []byte, err error) {
 	template := tpm2.RSAEKTemplate
 	if len(seed) != rsaSeed {
@@ -223,10 +225,10 @@ func (c *chip) activate(object tpm2.AuthHandle, credential, seed []byte) (secret
 		ek.Auth = tpm2.Policy(tpm2.TPMAlgSHA256, nonceSize, c.endorses)
 		rsp, err := tpm2.ActivateCredential{ActivateHandle: object, KeyHandle: ek,
 			CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential}, Secret: tpm2.TPM2BEncryptedSecret{Buffer: seed}}.Execute(c.link)
-		// swtpm calls a seed that is none a failure of the TPM, as in Decrypt.
+		// swtpm reports a wrong seed as a failure of the TPM, as in Decrypt.
 		failure := isRC(err, tpm2.TPMRCFailure) && c.alive()
 		if failure || isRC(err, tpm2.TPMRCIntegrity, tpm2.TPMRCValue, tpm2.TPMRCSize, tpm2.TPMRCInsufficient, tpm2.TPMRCECCPoint) {
-			return psa.Errorf(psa.StatusInvalidSignature, "this is no credential for this key and this TPM's endorsement key")
+			return psa.Errorf(psa.StatusInvalidSignature, "this credential was not made for this key and this TPM's endorsement key")
 		}
 		if err != nil {
 			return err
@@ -237,7 +239,7 @@ func (c *chip) activate(object tpm2.AuthHandle, credential, seed []byte) (secret
 	return secret, err
 }
 
-// endorses is the policy of TCG's endorsement keys: who uses one knows the hierarchy's authorization
+// endorses is the policy of TCG's endorsement keys: whoever uses one must know the hierarchy's authorization
 // (TPM2_PolicySecret; TCG EK Credential Profile, B.3.3).
 func (c *chip) endorses(t transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
 	hierarchy := c.hierarchy(tpm2.TPMRHEndorsement, c.auths.endorsement)
@@ -252,11 +254,11 @@ const (
 	credentialVersion = 1
 )
 
-// parseCredential reads TPM2B_ID_OBJECT || TPM2B_ENCRYPTED_SECRET, behind tpm2-tools' header or without it.
+// parseCredential reads TPM2B_ID_OBJECT || TPM2B_ENCRYPTED_SECRET, with or without the header of tpm2-tools.
 func parseCredential(b []byte) (object, seed []byte, err error) {
 	if len(b) >= 8 && binary.BigEndian.Uint32(b) == credentialMagic {
 		if v := binary.BigEndian.Uint32(b[4:]); v != credentialVersion {
-			return nil, nil, psa.Errorf(psa.StatusNotSupported, "a credential of version %d", v)
+			return nil, nil, psa.Errorf(psa.StatusNotSupported, "the credential has version %d, which is not supported", v)
 		}
 		b = b[8:]
 	}
@@ -275,18 +277,18 @@ func parseCredential(b []byte) (object, seed []byte, err error) {
 }
 
 func errNoCredential() error {
-	return psa.Errorf(psa.StatusInvalidArgument, "this is no credential").WithHint("write what make_credential or tpm2_makecredential gave, in binary")
+	return psa.Errorf(psa.StatusInvalidArgument, "this is not a credential").WithHint("write the output of make_credential or tpm2_makecredential, in binary")
 }
 
 // makeCredential encrypts a secret for the holder of an endorsement key and of an object, as a file of tpm2-tools.
 func makeCredential(ek *tpm2.TPMTPublic, name tpm2.TPM2BName, secret []byte) ([]byte, error) {
 	to, err := tpm2.ImportEncapsulationKey(ek)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong endorsement key: %w", err)
 	}
 	object, seed, err := tpm2.CreateCredential(rand.Reader, to, name.Buffer, secret)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no credential for this endorsement key: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "cannot make a credential for this endorsement key: %w", err)
 	}
 	b := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, credentialMagic), credentialVersion)
 	return append(append(b, tpm2.Marshal(tpm2.TPM2BIDObject{Buffer: object})...), tpm2.Marshal(tpm2.TPM2BEncryptedSecret{Buffer: seed})...), nil
@@ -297,7 +299,7 @@ func makeCredential(ek *tpm2.TPMTPublic, name tpm2.TPM2BName, secret []byte) ([]
 func parseEndorsementKey(b []byte) (*tpm2.TPMTPublic, error) {
 	b, err := psa.PublicDER(b)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong endorsement key: %w", err)
 	}
 	key, err := x509.ParsePKIXPublicKey(b)
 	if err != nil {
@@ -317,7 +319,8 @@ func parseEndorsementKey(b []byte) (*tpm2.TPMTPublic, error) {
 			return &area, nil
 		}
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "an endorsement key of this kind").WithHint("RSA with 2048 bits and P-256 are taken")
+	return nil, psa.Errorf(psa.StatusNotSupported, "this kind of endorsement key is not supported").
+		WithHint("use one with RSA of 2048 bits, or P-256")
 }
 
 // parsePublicArea reads a TPMT_PUBLIC, or the TPM2B_PUBLIC that tpm2-tools write, for its name.
@@ -327,10 +330,10 @@ func parsePublicArea(b []byte) (tpm2.TPM2BName, error) {
 	}
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](b)
 	if err == nil && !bytes.Equal(tpm2.Marshal(area), b) {
-		err = errors.New("it has more bytes than its parts")
+		err = errors.New("it has extra bytes at its end")
 	}
 	if err != nil {
-		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusInvalidArgument, "the public area cannot be read: %w", err).WithHint("write what attest gave as public, in binary")
+		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusInvalidArgument, "the public area cannot be read: %w", err).WithHint("write the public of an attest slot, in binary")
 	}
 	return nameOf(area)
 }
@@ -338,7 +341,7 @@ func parsePublicArea(b []byte) (tpm2.TPM2BName, error) {
 func nameOf(area *tpm2.TPMTPublic) (tpm2.TPM2BName, error) {
 	name, err := tpm2.ObjectName(area)
 	if err != nil {
-		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusNotSupported, "an object whose name cannot be made: %w", err)
+		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusNotSupported, "the name of this object cannot be computed: %w", err)
 	}
 	return *name, nil
 }
@@ -346,13 +349,13 @@ func nameOf(area *tpm2.TPMTPublic) (tpm2.TPM2BName, error) {
 // defaultQuote are the registers of the firmware and what it boots (TCG PC Client Platform Firmware Profile, 3.3.4).
 const defaultQuote psa.PCRs = 1<<8 - 1
 
-// Attest does what the TPM's own attestation key is for.
+// Attest begins the operations of the TPM's own attestation key.
 func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if !psa.Supports(p.lines(), op.Operation, psa.KeyTypeNone, 0, psa.AlgNone) {
-		return nil, psa.Errorf(psa.StatusNotSupported, "%s without a key", op.Operation)
+		return nil, psa.Errorf(psa.StatusNotSupported, "the provider itself cannot do %s", op.Operation)
 	}
 	c := p.chip
 	switch op.Operation {
@@ -382,7 +385,7 @@ func (p *provider) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 	case psa.MakeCredential:
 		return p.beginMakeCredential(op)
 	}
-	return nil, psa.Errorf(psa.StatusNotSupported, "%s without a key", op.Operation)
+	return nil, psa.Errorf(psa.StatusNotSupported, "the provider itself cannot do %s", op.Operation)
 }
 
 // quote has the TPM sign what is in registers (TPM2_Quote).
@@ -445,7 +448,7 @@ func (p *provider) beginMakeCredential(op psa.Op) (psa.Run, error) {
 	}), nil
 }
 
-// factsTimeout is how long a chip makes its two keys, which are kept, after whoever asked has gone.
+// factsTimeout is how long a chip may take to make its two keys. They are made, and kept, even if the caller has gone.
 const factsTimeout = time.Minute
 
 // Facts are the endorsement key and the attestation key, in PEM, the latter's public area too (TPMT_PUBLIC, in
@@ -495,7 +498,7 @@ func (c *chip) keyFacts(facts *[]providers.Fact) error {
 	return nil
 }
 
-// registers are the values of those of SHA-256's bank, nil where there is none.
+// registers are the values of the registers in the SHA-256 bank, nil if there is no such bank.
 func (c *chip) registers(pcrs psa.PCRs) (values [psa.MaxPCR + 1][]byte, err error) {
 	err = c.withAudit(func(s tpm2.Session) error { return c.readRegisters(pcrs, &values, s) })
 	return values, err

@@ -16,8 +16,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// chip is a TPM, connected when it is needed, and what is loaded in it: the parent of our keys, the keys used last, and
-// one session. All of that is gone with the connection, or with a reset, and is made again.
+// chip is a TPM that is connected when needed, and what is loaded in it: the parent of our keys, the keys used last, and one
+// session. When the connection breaks, or the TPM is reset, all of that is made again.
 type chip struct {
 	tcti  tcti
 	auths auths
@@ -47,14 +47,14 @@ type loaded struct {
 	name    tpm2.TPM2BName
 }
 
-// chips are those in use, and by how many providers: a TPM without a resource manager serves one connection.
+// chips are the chips in use, and by how many providers. A TPM without a resource manager serves only one connection.
 var chips = struct {
 	sync.Mutex
 	open map[tcti]*chip
 	uses map[*chip]int
 }{open: map[tcti]*chip{}, uses: map[*chip]int{}}
 
-// openChip gives the TPM's only chip; each is closed.
+// openChip returns the only chip of a TPM. Each caller must close it.
 func openChip(t tcti, a auths) (*chip, error) {
 	chips.Lock()
 	defer chips.Unlock()
@@ -64,7 +64,7 @@ func openChip(t tcti, a auths) (*chip, error) {
 		chips.open[t] = c
 	}
 	if !bytes.Equal(c.auths.owner, a.owner) || !bytes.Equal(c.auths.endorsement, a.endorsement) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers on one TPM have different owner_hierarchy_auth or endorsement_hierarchy_auth")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "two providers use the same TPM with different owner_hierarchy_auth or endorsement_hierarchy_auth")
 	}
 	chips.uses[c]++
 	return c, nil
@@ -77,14 +77,14 @@ type link struct {
 	broken error
 }
 
-// usually is how long a command takes at most, on a slow chip that others use too. Those that make keys, or look for
-// primes, have long. The caller's end comes first.
+// usually is how long a command may take, on a slow chip that others use too. Commands that make keys or search for primes
+// may take longer. The caller's own deadline comes first.
 const (
 	usually = 10 * time.Second
 	long    = 5 * time.Minute
 )
 
-// most bounds a command's exchange.
+// most is how long the exchange of a command may take.
 func most(command []byte) time.Duration {
 	if len(command) < headerSize {
 		return usually
@@ -110,7 +110,7 @@ func (l *link) Send(command []byte) ([]byte, error) {
 		}
 		b, err := l.exchange(l.ctx, command, most(command))
 		if err == nil && len(b) < headerSize {
-			err = fmt.Errorf("a response of %d bytes", len(b))
+			err = fmt.Errorf("the TPM's response has only %d bytes", len(b))
 		}
 		if err != nil {
 			l.broken = err
@@ -132,9 +132,9 @@ func (l *link) Send(command []byte) ([]byte, error) {
 	}
 }
 
-// alone runs f with the TPM, whichever that is, and nobody else meanwhile. Where the connection broke, or the TPM had
-// forgotten what was loaded, f runs once more: it must leave nothing behind in the TPM. An answer that does not come in time
-// is not waited for again.
+// alone runs f while nobody else uses the TPM, and does not check which TPM it is. If the connection breaks, or the TPM has
+// forgotten what was loaded, f runs once more, so it must leave nothing behind in the TPM. If an answer does not come in
+// time, f does not run again.
 func (c *chip) alone(ctx context.Context, what string, f func() error) error {
 	select {
 	case c.turn <- struct{}{}:
@@ -171,7 +171,7 @@ func (c *chip) alone(ctx context.Context, what string, f func() error) error {
 	}
 }
 
-// tooLate says whether an exchange ended because somebody's time was up.
+// tooLate says whether an exchange ended because of a deadline.
 func tooLate(err error) bool {
 	return errors.Is(err, errSlow) || errors.Is(err, errCut) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
@@ -184,7 +184,7 @@ func (c *chip) disconnect() {
 	psa.Wipe(c.auth)
 }
 
-// close gives the TPM's slots back, once nobody has it any more.
+// close frees the TPM's slots when nobody uses the chip any more.
 func (c *chip) close() error {
 	chips.Lock()
 	chips.uses[c]--
@@ -223,7 +223,7 @@ func (c *chip) flush(h tpm2.TPMHandle) error {
 	return err
 }
 
-// connect makes what a connection begins with: the parent.
+// connect connects, and makes the parent.
 func (c *chip) connect(ctx context.Context) error {
 	if c.link != nil {
 		c.link.ctx = ctx
@@ -261,7 +261,8 @@ func (c *chip) prepare() error {
 			return err
 		}
 	}
-	// There is no key yet to salt a session with: a password that is empty says nothing, and another one only makes an HMAC.
+	// There is no key yet to salt a session with. That is safe: an empty password is no secret, and another one is only used
+	// for an HMAC.
 	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
 	if len(c.auths.owner) > 0 {
 		owner.Auth = tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Auth(c.auths.owner))
@@ -278,7 +279,7 @@ func (c *chip) prepare() error {
 	return nil
 }
 
-// mostRoom bounds what a TPM says of its slots.
+// mostRoom limits the number of slots that a TPM may claim.
 const mostRoom = 16
 
 // hierarchy authorizes with a hierarchy's secret, which may be empty: the session proves the answer, too.
@@ -294,8 +295,8 @@ func srkTemplate() tpm2.TPMTPublic {
 	return t
 }
 
-// sweep flushes what somebody left behind, such as we ourselves at kill -9: without a resource manager a TPM has three
-// slots, and we have it alone.
+// sweep flushes what an earlier program left behind, such as parsecfs after kill -9. A TPM without a resource manager has
+// only three slots, and we use it alone.
 func (c *chip) sweep() error {
 	for _, kind := range []tpm2.TPMHT{tpm2.TPMHTTransient, tpm2.TPMHTHMACSession, tpm2.TPMHTPolicySession} {
 		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(kind) << 24, PropertyCount: 64}.Execute(c.link)
@@ -332,7 +333,7 @@ func (c *chip) property(p tpm2.TPMPT, s ...tpm2.Session) (uint32, error) {
 	return 0, nil
 }
 
-// alive says whether the TPM still does what is asked of it.
+// alive says whether the TPM still works.
 func (c *chip) alive() bool {
 	_, err := tpm2.ReadPublic{ObjectHandle: c.parent.handle}.Execute(c.link)
 	return err == nil
@@ -400,7 +401,7 @@ func (c *chip) loadBy(k *stored, others int, session func() tpm2.Session) (*load
 		}
 	}
 	if !bytes.Equal(k.Parent, c.parent.name.Buffer) {
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "the key is of another TPM, or this one was cleared")
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "the key belongs to another TPM, or this TPM was cleared")
 	}
 	if err := c.shrink(others); err != nil {
 		return nil, err
@@ -511,8 +512,8 @@ func (c *chip) hasRegisters(pcrs psa.PCRs) (values [psa.MaxPCR + 1][]byte, err e
 	}
 	for _, n := range pcrs.List() {
 		if values[n] == nil {
-			return values, psa.Errorf(psa.StatusNotSupported, "the TPM keeps no PCR %d in a bank of SHA-256", n).
-				WithHint("the firmware's setup, or tpm2_pcrallocate and a restart, switches that bank on")
+			return values, psa.Errorf(psa.StatusNotSupported, "the TPM has no SHA-256 bank with PCR %d", n).
+				WithHint("switch the bank on in the firmware's setup, or with tpm2_pcrallocate and a restart")
 		}
 	}
 	return values, nil

@@ -41,7 +41,7 @@ func (p *provider) Open(ctx context.Context, _ providers.Handle, a psa.Attribute
 	}
 	k := &key{p: p, attributes: a, public: bytes.Clone(b.Public)}
 	if err := k.parse(b); err != nil {
-		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key: %w", err)
+		return nil, psa.Errorf(psa.StatusDataCorrupt, "the stored key is damaged: %w", err)
 	}
 	return k, nil
 }
@@ -49,7 +49,7 @@ func (p *provider) Open(ctx context.Context, _ providers.Handle, a psa.Attribute
 func (k *key) parse(b providers.Blob) (err error) {
 	if k.attributes.Type.IsPublicKey() {
 		if len(b.Secret) != 0 {
-			return psa.Errorf(psa.StatusInvalidArgument, "a %s with a secret", k.attributes.Type)
+			return psa.Errorf(psa.StatusInvalidArgument, "a %s must have no secret part", k.attributes.Type)
 		}
 		k.verifier, err = k.attributes.PublicKey(b.Public)
 		return err
@@ -59,7 +59,7 @@ func (k *key) parse(b providers.Blob) (err error) {
 	}
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](k.stored.Public)
 	if err != nil {
-		return psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's public area: %w", err)
+		return psa.Errorf(psa.StatusInvalidArgument, "wrong public area of the wrapped key: %w", err)
 	}
 	var der []byte
 	if k.verifier, der, err = publicOf(k.attributes, area); err != nil {
@@ -67,7 +67,7 @@ func (k *key) parse(b providers.Blob) (err error) {
 	}
 	// The public part is not sealed: another one there must not pass for this key's.
 	if !bytes.Equal(der, b.Public) {
-		return psa.Errorf(psa.StatusInvalidArgument, "the public key is not the wrapped key's")
+		return psa.Errorf(psa.StatusInvalidArgument, "the public key does not belong to the wrapped key")
 	}
 	return nil
 }
@@ -91,7 +91,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) { return k.
 func (k *key) Certify(ctx context.Context, op psa.Op, signer providers.Key) (psa.Run, error) {
 	by, ok := signer.(*key)
 	if !ok || by.p.chip.chip != k.p.chip.chip || op.Operation != psa.Attest {
-		return nil, psa.Errorf(psa.StatusNotSupported, "%s with a signer that is no key of this TPM", op.Operation)
+		return nil, psa.Errorf(psa.StatusNotSupported, "%s needs a signer that is a key of this TPM", op.Operation)
 	}
 	alg, err := by.attributes.Resolve(psa.Sign, 0)
 	if err != nil {
@@ -248,7 +248,7 @@ var (
 func (u *use) scheme() (tpm2.TPMTSigScheme, error) {
 	hash, ok := hashIDs[u.alg.Hash()]
 	if !ok {
-		return tpm2.TPMTSigScheme{}, psa.Errorf(psa.StatusNotSupported, "a TPM signs with no hash of %s", u.alg)
+		return tpm2.TPMTSigScheme{}, psa.Errorf(psa.StatusNotSupported, "the TPM does not support the hash of %s", u.alg)
 	}
 	id := tpm2.TPMAlgECDSA
 	switch {
@@ -315,8 +315,8 @@ func signatureOf(s *tpm2.TPMTSignature) ([]byte, error) {
 // with another one could not be decrypted.
 func checkLabel(op psa.Op) error {
 	if label := op.Inputs["additional_data"]; len(label) > 0 && op.Algorithm.IsRSAOAEP() && (label[len(label)-1] != 0 || bytes.IndexByte(label, 0) != len(label)-1) {
-		return psa.Errorf(psa.StatusNotSupported, "a TPM knows labels alone that end with a zero byte, and have no other").
-			WithHint("append one to the label")
+		return psa.Errorf(psa.StatusNotSupported, "a TPM takes only labels that end with a zero byte and contain no other zero byte").
+			WithHint("append a zero byte to the label")
 	}
 	return nil
 }
@@ -353,7 +353,7 @@ func (d *decrypter) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOp
 		// swtpm calls padding that is none a failure of the TPM; of a real one the next command would fail too.
 		failure := isRC(err, tpm2.TPMRCFailure) && c.alive()
 		if failure || isRC(err, tpm2.TPMRCValue, tpm2.TPMRCSize) {
-			return psa.Errorf(psa.StatusInvalidPadding, "this is no ciphertext for this key")
+			return psa.Errorf(psa.StatusInvalidPadding, "this ciphertext was not made for this key")
 		}
 		if err != nil {
 			return err
@@ -377,7 +377,7 @@ func (u *use) agree(ctx context.Context, peer *ecdh.PublicKey) (out []byte, err 
 		}
 		n := len(peer.Bytes()) / 2
 		if len(p.X.Buffer) > n {
-			return psa.Errorf(psa.StatusHardwareFailure, "a secret of %d bytes", len(p.X.Buffer))
+			return psa.Errorf(psa.StatusHardwareFailure, "the TPM returned a secret of %d bytes, which is the wrong length", len(p.X.Buffer))
 		}
 		out = append(make([]byte, n-len(p.X.Buffer)), p.X.Buffer...)
 		psa.Wipe(p.X.Buffer)
@@ -399,10 +399,11 @@ func (u *use) mac(ctx context.Context, message []byte) (out []byte, err error) {
 	err = u.with(ctx, "mac", others, func(c *chip, l *loaded) error {
 		if len(message) <= bufferSize {
 			rsp, err := tpm2.Hmac{Handle: u.private(c, l, encryptBoth), Buffer: tpm2.TPM2BMaxBuffer{Buffer: bytes.Clone(message)}, HashAlg: hash}.Execute(c.link)
-			if err == nil {
-				out = rsp.OutHMAC.Buffer
+			if err != nil {
+				return err
 			}
-			return err
+			out = rsp.OutHMAC.Buffer
+			return nil
 		}
 		out, err = c.sequence(u.private(c, l, encryptIn), hash, message)
 		return err

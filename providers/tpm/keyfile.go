@@ -11,8 +11,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// exportRun gives a copy of the wrapped key whose authorization is the passphrase, or none, as a TPMKey in DER (ASN.1
-// Specification for TPM 2.0 Key Files), which tpm2-openssl and others use. The copy obeys the TPM, and not us.
+// exportRun returns a copy of the wrapped key, with the passphrase as its authorization, as a TPMKey in DER (ASN.1
+// Specification for TPM 2.0 Key Files) for tpm2-openssl and others. The TPM controls the use of the copy; we do not.
 type exportRun struct {
 	u          *use
 	passphrase []byte
@@ -23,17 +23,18 @@ func (k *key) beginExport(op psa.Op, u *use) (psa.Run, error) {
 		return nil, psa.Errorf(psa.StatusNotPermitted, "export needs %s", psa.UsageExport)
 	}
 	if format := string(op.Inputs["format"]); format != "" && format != "tss2" {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM gives no key as %q", format).WithHint("ask for tss2, which that TPM alone can use")
+		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM cannot export a key as %q", format).
+			WithHint("ask for tss2, a form that only this TPM can use")
 	}
 	if k.attributes.PCRs != 0 {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is bound to PCRs is not exported")
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is bound to PCRs cannot be exported")
 	}
 	if u.key.Handle != 0 {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a key that lies in the TPM is not exported")
+		return nil, psa.Errorf(psa.StatusNotSupported, "a key that is kept in the TPM cannot be exported")
 	}
 	passphrase := bytes.Clone(op.Inputs["passphrase"])
 	if len(passphrase) > authSize {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a passphrase of %d bytes; allowed: up to %d", len(passphrase), authSize)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the passphrase has %d bytes; allowed: up to %d", len(passphrase), authSize)
 	}
 	return &exportRun{u, passphrase}, nil
 }
@@ -60,7 +61,7 @@ func (r *exportRun) Finish(ctx context.Context) (psa.Result, error) {
 	der, err := asn1.Marshal(tpmKey{keyfile.OIDLoadableKey, len(r.passphrase) == 0, int64(tpm2.TPMRHOwner),
 		tpm2.Marshal(tpm2.BytesAs2B[tpm2.TPMTPublic](r.u.key.Public)), tpm2.Marshal(private)})
 	if err != nil {
-		return psa.Result{}, psa.Errorf(psa.StatusGenericError, "the key file: %w", err)
+		return psa.Result{}, psa.Errorf(psa.StatusGenericError, "cannot make the key file: %w", err)
 	}
 	return psa.Result{Outputs: map[string][]byte{"key": der}}, nil
 }
@@ -75,7 +76,7 @@ type tpmKey struct {
 	Private   []byte // TPM2B_PRIVATE
 }
 
-// rekey wraps a loaded key anew, with another authorization.
+// rekey wraps a loaded key again, with another authorization.
 func (c *chip) rekey(key tpm2.AuthHandle, auth []byte) (tpm2.TPM2BPrivate, error) {
 	rsp, err := tpm2.ObjectChangeAuth{ObjectHandle: key, ParentHandle: tpm2.NamedHandle{Handle: c.parent.handle, Name: c.parent.name},
 		NewAuth: tpm2.TPM2BAuth{Buffer: bytes.Clone(auth)}}.Execute(c.link)
@@ -85,8 +86,7 @@ func (c *chip) rekey(key tpm2.AuthHandle, auth []byte) (tpm2.TPM2BPrivate, error
 	return rsp.OutPrivate, nil
 }
 
-// adopt takes a key over from a key file: the TPM wraps it anew, with s's authorization. The file stays usable by who
-// has it.
+// adopt imports a key file: the TPM wraps the key again, with s's authorization. The file stays usable.
 func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *stored) error {
 	k, err := parseKeyfile(a, der)
 	if err != nil {
@@ -98,8 +98,8 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 		theirs := &stored{Parent: c.parent.name.Buffer, Public: k.Pubkey.Bytes(), Private: k.Privkey.Buffer}
 		l, err := c.load(theirs, c.room-1)
 		if isRC(err, tpm2.TPMRCIntegrity) {
-			return psa.Errorf(psa.StatusInvalidArgument, "the key is not one of this TPM's storage root key").
-				WithHint("its parent must be the owner hierarchy's on P-256, 0x40000001 in the file")
+			return psa.Errorf(psa.StatusInvalidArgument, "the key was not made under this TPM's storage root key").
+				WithHint("its parent must be the storage root key of the owner hierarchy on P-256, 0x40000001 in the file")
 		}
 		if err != nil {
 			return err
@@ -113,27 +113,28 @@ func (p *provider) adopt(ctx context.Context, a psa.Attributes, der []byte, s *s
 	})
 }
 
-// parseKeyfile reads a key file that a can be: of the owner hierarchy, without an authorization or a policy of its own.
+// parseKeyfile reads a key file for the attributes a. Its key must be in the owner hierarchy, without an authorization and
+// without a policy.
 func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	k, err := keyfile.Parse(der)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that cannot be read: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key cannot be read: %w", err)
 	}
 	refused := func(why string) (*keyfile.TPMKey, error) {
-		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM's key %s", why)
+		return nil, psa.Errorf(psa.StatusNotSupported, "a TPM key %s cannot be imported", why)
 	}
 	area, err := k.Pubkey.Contents()
 	switch {
 	case err != nil:
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key whose public area cannot be read: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the public area of the TPM key cannot be read: %w", err)
 	case !k.Keytype.Equal(keyfile.OIDLoadableKey):
-		return refused("that is not a loadable one")
+		return refused("that is not of the loadable kind")
 	case len(k.Policy) > 0 || len(k.AuthPolicy) > 0 || len(area.AuthPolicy.Buffer) > 0:
 		return refused("with a policy")
 	case !k.EmptyAuth:
 		return refused("with an authorization of its own")
 	case k.Parent != tpm2.TPMRHOwner:
-		return refused("whose parent is not the owner hierarchy's")
+		return refused("whose parent is not in the owner hierarchy")
 	}
 	if _, err := servable(a, area); err != nil {
 		return nil, err
@@ -141,17 +142,17 @@ func parseKeyfile(a psa.Attributes, der []byte) (*keyfile.TPMKey, error) {
 	return k, nil
 }
 
-// servable says whether a key that others made can be one of these attributes, and gives its SubjectPublicKeyInfo, nil
-// of a symmetric key.
+// servable checks that a foreign key can have these attributes, and returns its SubjectPublicKeyInfo, nil for a symmetric
+// key.
 func servable(a psa.Attributes, area *tpm2.TPMTPublic) ([]byte, error) {
 	want := template(a, true, nil).ObjectAttributes
 	has := area.ObjectAttributes
 	if has.Restricted {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that is restricted: it signs and decrypts only what the TPM itself made").
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key is restricted: it signs and decrypts only what the TPM itself made").
 			WithHint("make the key without the attribute restricted")
 	}
 	if !has.UserWithAuth || want.Decrypt && !has.Decrypt || want.SignEncrypt && !has.SignEncrypt {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a TPM's key that was not made for %s", a.Algorithm)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the TPM key was not made for %s", a.Algorithm)
 	}
 	_, der, err := publicOf(a, area)
 	return der, err

@@ -34,13 +34,13 @@ const (
 	// Owners choose their indices in this range (TCG Registry of Reserved TPM 2.0 Handles, 2.2.2).
 	firstOwned = 0x01800000
 	lastOwned  = 0x01bfffff
-	// draws is how many indices are tried: of four million, few are ever taken.
+	// draws is how many indices are tried. There are four million, and few are ever in use.
 	draws = 8
 )
 
-// counterTemplate is the public area. The authorization alone reads and increments it, so that the owner, who often has an
-// empty one, does neither. It is no password that could be guessed: NO_DA keeps it readable while the TPM is locked
-// against guessing, and another's wrong tries do not lock the TPM. Without ORDERLY each increment is durable.
+// counterTemplate is the public area. Only the authorization can read and increment the counter: the owner's, which is
+// often empty, can do neither. It cannot be guessed, so NO_DA is safe: the counter stays readable while the TPM is locked
+// against guessing, and wrong tries at it do not lock the TPM. Without ORDERLY each increment is durable.
 func counterTemplate(index tpm2.TPMHandle, written bool) tpm2.TPMSNVPublic {
 	return tpm2.TPMSNVPublic{
 		NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: counterSize,
@@ -60,11 +60,11 @@ func counterName(index tpm2.TPMHandle, written bool) (tpm2.TPM2BName, error) {
 // counterAuth derives a counter's authorization in the TPM from the caller's; the caller wipes it.
 func counterAuth(auth []byte) ([]byte, error) {
 	if len(auth) == 0 || len(auth) > maxCounterAuth {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a counter's authorization of %d bytes; allowed: 1 to %d", len(auth), maxCounterAuth)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the counter's authorization has %d bytes; allowed: 1 to %d", len(auth), maxCounterAuth)
 	}
 	b, err := hkdf.Key(sha256.New, auth, nil, "parsecfs counter 1", derivedAuth)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "a counter's authorization: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive the counter's authorization: %w", err)
 	}
 	return textAuth(b), nil
 }
@@ -72,7 +72,7 @@ func counterAuth(auth []byte) ([]byte, error) {
 // parseCounter reads a reference that NewCounter gave.
 func parseCounter(reference []byte) (tpm2.NamedHandle, error) {
 	bad := func(err error) (tpm2.NamedHandle, error) {
-		return tpm2.NamedHandle{}, psa.Errorf(psa.StatusDataCorrupt, "this names no counter of a TPM: %w", err)
+		return tpm2.NamedHandle{}, psa.Errorf(psa.StatusDataCorrupt, "the reference to the TPM's counter is damaged: %w", err)
 	}
 	var n counter
 	rest, err := asn1.Unmarshal(reference, &n)
@@ -80,18 +80,18 @@ func parseCounter(reference []byte) (tpm2.NamedHandle, error) {
 	case err != nil:
 		return bad(err)
 	case len(rest) > 0:
-		return bad(fmt.Errorf("%d bytes behind it", len(rest)))
+		return bad(fmt.Errorf("%d extra bytes at its end", len(rest)))
 	case n.Version != counterVersion:
-		return bad(fmt.Errorf("version %d", n.Version))
+		return bad(fmt.Errorf("unknown version %d", n.Version))
 	case n.Index < firstOwned || n.Index > lastOwned:
-		return bad(fmt.Errorf("index %#x", n.Index))
+		return bad(fmt.Errorf("wrong index %#x", n.Index))
 	}
 	name, err := counterName(tpm2.TPMHandle(n.Index), true)
 	if err != nil {
 		return bad(err)
 	}
 	if !bytes.Equal(n.Name, name.Buffer) {
-		return bad(fmt.Errorf("another name than that of a counter at %#x", n.Index))
+		return bad(fmt.Errorf("its name is not that of a counter at %#x", n.Index))
 	}
 	return tpm2.NamedHandle{Handle: tpm2.TPMHandle(n.Index), Name: name}, nil
 }
@@ -126,7 +126,7 @@ func (p *provider) NewCounter(ctx context.Context, auth []byte) (reference []byt
 	return reference, value, err
 }
 
-// define makes a counter at this index, or, where it is 0, at a free one.
+// define makes a counter at this index, or at a free one if the index is 0.
 func (c *chip) define(index *tpm2.TPMHandle, auth []byte) error {
 	for draw, chosen := 0, *index != 0; ; draw++ {
 		if !chosen {
@@ -161,7 +161,7 @@ func (c *chip) begin(n tpm2.NamedHandle, auth []byte) (uint64, error) {
 	return c.count(n, auth)
 }
 
-// counterAt is the name of what lies at an index, computed from what is public of it; nil where nothing does.
+// counterAt is the name of what is at an index, computed from its public area; nil if the index is empty.
 func (c *chip) counterAt(index tpm2.TPMHandle) ([]byte, error) {
 	rsp, err := tpm2.NVReadPublic{NVIndex: index}.Execute(c.link)
 	if isRC(err, tpm2.TPMRCHandle) {
@@ -186,11 +186,11 @@ func errNoCounter(n tpm2.NamedHandle, why string) error {
 		WithHint("somebody with the owner's authorization removed it, or the TPM was cleared or replaced")
 }
 
-// opened turns the refusal of a counter's authorization into that of another counter: what is at this index under the same
-// name was made with another authorization. NO_DA objects answer BAD_AUTH.
+// opened reports a refused authorization as another counter: what has this index and this name was made with another
+// authorization. NO_DA objects answer BAD_AUTH.
 func opened(n tpm2.NamedHandle, err error) error {
 	if isRC(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
-		return errNoCounter(n, "one with another authorization is in its place")
+		return errNoCounter(n, "another counter, with another authorization, is in its place")
 	}
 	return err
 }
@@ -199,24 +199,24 @@ func (c *chip) counting(n tpm2.NamedHandle, auth []byte) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: n.Handle, Name: n.Name, Auth: c.once(auth)}
 }
 
-// count reads the counter. The authorization is part of the answer's HMAC, and so are the name and our nonce: nobody on the
-// way makes such an answer, or repeats an old one.
+// count reads the counter. The answer's HMAC covers the authorization, the name and our nonce, so nobody in between can make
+// such an answer or replay an old one.
 func (c *chip) count(n tpm2.NamedHandle, auth []byte) (uint64, error) {
 	lies, err := c.counterAt(n.Handle)
 	switch {
 	case err != nil:
 		return 0, err
 	case lies == nil:
-		return 0, errNoCounter(n, "nothing is there")
+		return 0, errNoCounter(n, "the index is empty")
 	case !bytes.Equal(lies, n.Name.Buffer):
-		return 0, errNoCounter(n, "something else is there")
+		return 0, errNoCounter(n, "something else uses the index")
 	}
 	rsp, err := tpm2.NVRead{AuthHandle: c.counting(n, auth), NVIndex: n, Size: counterSize}.Execute(c.link)
 	if err != nil {
 		return 0, opened(n, err)
 	}
 	if len(rsp.Data.Buffer) != counterSize {
-		return 0, psa.Errorf(psa.StatusCommunicationFailure, "the TPM's counter has %d bytes; want %d", len(rsp.Data.Buffer), counterSize)
+		return 0, psa.Errorf(psa.StatusCommunicationFailure, "the TPM returned a counter of %d bytes, not %d", len(rsp.Data.Buffer), counterSize)
 	}
 	return binary.BigEndian.Uint64(rsp.Data.Buffer), nil
 }
@@ -232,7 +232,7 @@ func (c *chip) undefine(n tpm2.NamedHandle) error {
 	return err
 }
 
-// discard removes a counter that was just made, as far as the TPM still does what is asked of it.
+// discard removes a counter that was just made, if the TPM still works.
 func (c *chip) discard(index tpm2.TPMHandle) {
 	for _, written := range []bool{false, true} {
 		if name, err := counterName(index, written); err == nil && c.undefine(tpm2.NamedHandle{Handle: index, Name: name}) == nil {
@@ -259,8 +259,8 @@ func (p *provider) Counter(ctx context.Context, reference, auth []byte) (value u
 	return value, err
 }
 
-// Advance increments the counter (TPM2_NV_Increment), and reads it before and after: where the connection broke, the
-// first time may have been the one.
+// Advance increments the counter (TPM2_NV_Increment), and reads it before and after, since after a broken connection the
+// first increment may have happened.
 func (p *provider) Advance(ctx context.Context, reference, auth []byte) (value uint64, err error) {
 	n, err := parseCounter(reference)
 	if err != nil {
@@ -282,7 +282,7 @@ func (p *provider) Advance(ctx context.Context, reference, auth []byte) (value u
 			return err
 		}
 		if value, err = c.count(n, auth); err == nil && value <= before {
-			return psa.Errorf(psa.StatusHardwareFailure, "the TPM's counter was %d, and is %d after an increment", before, value)
+			return psa.Errorf(psa.StatusHardwareFailure, "the TPM's counter was %d before an increment and %d after it", before, value)
 		}
 		return err
 	})
@@ -292,7 +292,7 @@ func (p *provider) Advance(ctx context.Context, reference, auth []byte) (value u
 	return value, nil
 }
 
-// RemoveCounter takes it out of the TPM (TPM2_NV_UndefineSpace); another one that is in its place stays.
+// RemoveCounter removes the counter (TPM2_NV_UndefineSpace). If another counter is in its place, that one stays.
 func (p *provider) RemoveCounter(ctx context.Context, reference, auth []byte) error {
 	n, err := parseCounter(reference)
 	if err != nil {

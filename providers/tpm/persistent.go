@@ -15,8 +15,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// Persistent objects (TCG TPM 2.0, part 1, 37.3) lie in the TPM under handles that whoever manages it gives out. One can be
-// another key later, so that its name, the digest of its public area, always goes with its handle.
+// Persistent objects (TCG TPM 2.0, part 1, 37.3) are in the TPM at handles that its administrator chooses. A handle can have
+// another key later, so we always keep the object's name, the digest of its public area, with its handle.
 
 const (
 	firstPersistent = 0x81000000
@@ -25,31 +25,31 @@ const (
 
 func isPersistent(handle int64) bool { return handle >= firstPersistent && handle <= lastPersistent }
 
-// object spells a persistent object for the KIM.
+// object is how the KIM names a persistent object.
 func object(handle tpm2.TPMHandle, name []byte) string {
 	return fmt.Sprintf("handle=%#x,name=%x", uint32(handle), name)
 }
 
-// parseObject reads "handle=0x81000001", and a name behind it, nil where there is none.
+// parseObject reads "handle=0x81000001" and the name after it, nil if there is none.
 func parseObject(s string) (tpm2.TPMHandle, []byte, error) {
 	first, second, named := strings.Cut(s, ",")
 	digits, ok := strings.CutPrefix(first, "handle=")
 	handle, err := strconv.ParseInt(digits, 0, 64)
 	if !ok || err != nil || !isPersistent(handle) {
-		return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q names no persistent object", s).
-			WithHint("handle=0x81000001: tpm2_getcap handles-persistent lists them")
+		return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q is not the name of a persistent object", s).
+			WithHint("write a handle, such as handle=0x81000001; tpm2_getcap handles-persistent lists them")
 	}
 	var name []byte
 	if named {
 		digits, ok := strings.CutPrefix(second, "name=")
 		if name, err = hex.DecodeString(digits); !ok || err != nil || len(name) == 0 {
-			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q: no name in hexadecimal behind the handle", s)
+			return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "%q: the name after the handle is not hexadecimal", s)
 		}
 	}
 	return tpm2.TPMHandle(handle), name, nil
 }
 
-// glance reads what is said to lie under a persistent handle; nil where nothing does.
+// glance reads what is said to be at a persistent handle, nil for nothing. The answer is not authenticated.
 func (c *chip) glance(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	rsp, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(c.link)
 	if isRC(err, tpm2.TPMRCHandle) {
@@ -61,8 +61,8 @@ func (c *chip) glance(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, 
 	return named(rsp.OutPublic, &rsp.Name)
 }
 
-// lying is glance that the TPM vouches for: a session takes the object's name, and so the object must be known to be asked
-// for again. That there is none, a list says.
+// lying is glance with an authenticated answer: a session covers the object's name, so it reads the object again when it
+// knows the name. An authenticated list says that there is no object.
 func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
 	area, name, err := c.glance(handle)
 	if err != nil {
@@ -75,7 +75,7 @@ func (c *chip) lying(handle tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
 	return nil, nil, c.withAudit(func(s tpm2.Session) error {
 		list, _, err := c.persistent(uint32(handle), 1, s)
 		if err == nil && len(list) > 0 && list[0] == handle {
-			err = errLies("nothing under the handle %#x, which it lists", uint32(handle))
+			err = errLies("the TPM lists the handle %#x, but has no object there", uint32(handle))
 		}
 		return err
 	})
@@ -94,8 +94,8 @@ func (c *chip) persistent(from, n uint32, s tpm2.Session) ([]tpm2.TPMHandle, boo
 	return handles.Handle, bool(rsp.MoreData) && len(handles.Handle) > 0, nil
 }
 
-// resident finds an adopted key where it lies, with room for it beside so many others: a TPM copies it into a slot to
-// use it.
+// resident finds an adopted key at its handle, and makes room for it besides so many others: a TPM copies it into a slot
+// when it is used.
 func (c *chip) resident(k *stored, others int) (*loaded, error) {
 	if err := c.shrink(others); err != nil {
 		return nil, err
@@ -106,9 +106,9 @@ func (c *chip) resident(k *stored, others int) (*loaded, error) {
 	case err != nil:
 		return nil, err
 	case area == nil:
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "nothing lies under the handle %#x any more", k.Handle)
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "there is no key at the handle %#x any more", k.Handle)
 	case !bytes.Equal(tpm2.Marshal(area), k.Public):
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "another key lies under the handle %#x now", k.Handle)
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "another key is at the handle %#x now", k.Handle)
 	}
 	return &loaded{handle: handle, name: name}, nil
 }
@@ -153,7 +153,7 @@ func (c *chip) allPersistent() (all []tpm2.TPMHandle, err error) {
 					return nil
 				}
 				if uint32(h) < next {
-					return errLies("the handle %#x in a list from %#x on", uint32(h), next)
+					return errLies("the TPM listed the handle %#x, though it was asked for those from %#x on", uint32(h), next)
 				}
 				all = append(all, h)
 				next = uint32(h) + 1
@@ -164,7 +164,7 @@ func (c *chip) allPersistent() (all []tpm2.TPMHandle, err error) {
 	return all, err
 }
 
-// usual are the attributes of an object for which none are asked, none where no key can be made of it.
+// usual are the default attributes of an object, none if it cannot be adopted.
 func (p *provider) usual(area *tpm2.TPMTPublic) psa.Attributes {
 	for _, c := range p.lines() {
 		if !c.Has(psa.Generate) || c.Template == "" {
@@ -181,7 +181,7 @@ func (p *provider) usual(area *tpm2.TPMTPublic) psa.Attributes {
 	return psa.Attributes{}
 }
 
-// Adopt takes a persistent object over; the reference is Foreign's, or its handle alone.
+// Adopt adopts a persistent object. The reference is that of Foreign, or only its handle.
 func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string) (providers.Foreign, providers.Blob, error) {
 	none := func(err error) (providers.Foreign, providers.Blob, error) {
 		return providers.Foreign{}, providers.Blob{}, err
@@ -211,8 +211,8 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		}
 		if got = a; got.Type == psa.KeyTypeNone {
 			if got = p.usual(area); got.Type == psa.KeyTypeNone {
-				return psa.Errorf(psa.StatusInvalidArgument, "no key can be made of this object").
-					WithHint("it must sign or decrypt, without a restriction, a policy or a scheme of its own")
+				return psa.Errorf(psa.StatusInvalidArgument, "this object cannot be adopted").
+					WithHint("it must be a key that signs or decrypts, without a restriction, a policy or a scheme")
 			}
 		}
 		if err := got.Validate(); err != nil {
@@ -239,7 +239,7 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 	return f, providers.Blob{Public: public, Secret: secret, Object: f.Object}, err
 }
 
-// maySpareTry refuses where one more wrong authorization would lock the TPM for everybody (TCG TPM 2.0, part 1, 19.8).
+// maySpareTry refuses if one more wrong authorization would lock the TPM for everybody (TCG TPM 2.0, part 1, 19.8).
 func (c *chip) maySpareTry(s tpm2.Session) error {
 	tried, err := c.property(tpm2.TPMPTLockoutCounter, s)
 	if err != nil {
@@ -250,14 +250,14 @@ func (c *chip) maySpareTry(s tpm2.Session) error {
 		return err
 	}
 	if tried+1 >= most {
-		return psa.Errorf(psa.StatusNotPermitted, "the TPM counts %d wrong authorizations of at most %d, and this might be the last", tried, most).
-			WithHint("tpm2_dictionarylockout --clear-lockout begins anew")
+		return psa.Errorf(psa.StatusNotPermitted, "the TPM has counted %d of at most %d wrong authorizations, and one more could lock it", tried, most).
+			WithHint("reset the count: tpm2_dictionarylockout --clear-lockout")
 	}
 	return nil
 }
 
-// tryEmpty tries whether an object is used with an empty authorization: a policy that asks for its secret does nothing else
-// (TPM2_PolicySecret).
+// tryEmpty checks that an object has an empty authorization. It only uses the authorization for a policy, and does nothing
+// else with the object (TPM2_PolicySecret).
 func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
 	if err := c.forgetSigning(); err != nil {
 		return err
@@ -269,13 +269,13 @@ func (c *chip) tryEmpty(h tpm2.AuthHandle) (err error) {
 	defer func() { err = errors.Join(err, end()) }()
 	_, err = tpm2.PolicySecret{AuthHandle: h, PolicySession: session.Handle()}.Execute(c.link)
 	if isRC(err, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth) {
-		return psa.Errorf(psa.StatusNotPermitted, "the key has an authorization of its own").
-			WithHint("whoever made it can set an empty one, with tpm2_changeauth, before it is made persistent")
+		return psa.Errorf(psa.StatusNotPermitted, "the key has an authorization (a password)").
+			WithHint("set an empty authorization with tpm2_changeauth before you make the key persistent")
 	}
 	return err
 }
 
-// DestroyObject evicts the object from the TPM (TPM2_EvictControl); another one that lies there now stays.
+// DestroyObject evicts the object from the TPM (TPM2_EvictControl). If another object is there now, it stays.
 func (p *provider) DestroyObject(ctx context.Context, reference string, _ []byte) error {
 	handle, want, err := parseObject(reference)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// stored is a key as the KIM keeps it, in ASN.1: wrapped by the parent of that name, with the authorization that its use
-// needs. An adopted one lies in the TPM, with an empty authorization, and has none of these.
+// stored is a key as the KIM keeps it, in ASN.1: wrapped by the parent with that name, with its authorization. An adopted key
+// is in the TPM with an empty authorization, and has none of these fields.
 type stored struct {
 	Version int
 	Parent  []byte // TPM2B_NAME's contents
@@ -42,7 +42,7 @@ func newAuth() ([]byte, error) {
 	defer psa.Wipe(b)
 	for len(auth) < authSize {
 		if _, err := rand.Read(b); err != nil {
-			return nil, psa.Errorf(psa.StatusInsufficientEntropy, "no random authorization: %w", err)
+			return nil, psa.Errorf(psa.StatusInsufficientEntropy, "cannot make a random authorization: %w", err)
 		}
 		for _, c := range b {
 			if c != 0 && len(auth) < authSize {
@@ -66,7 +66,7 @@ func (s *stored) marshal() ([]byte, error) {
 	s.Version = storedVersion
 	b, err := asn1.Marshal(*s)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the key cannot be written: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "the key cannot be encoded: %w", err)
 	}
 	return b, nil
 }
@@ -77,7 +77,7 @@ func parseStored(b []byte) (*stored, error) {
 	wrapped := s.Handle == 0 && len(s.Auth) == authSize
 	adopted := isPersistent(s.Handle) && len(s.Parent)+len(s.Private)+len(s.Auth) == 0
 	if err != nil || len(rest) > 0 || s.Version != storedVersion || !wrapped && !adopted {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "no wrapped key of version %d", storedVersion)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "it is not a wrapped key of version %d", storedVersion)
 	}
 	return &s, nil
 }
@@ -106,8 +106,8 @@ func parameters(a psa.Attributes) (tpm2.TPMIAlgPublic, tpm2.TPMUPublicParms) {
 			Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: hashIDs[a.Algorithm.Hash()]})}})
 }
 
-// template is a key's public area, with a policy or nil. A wrong authorization never locks the TPM (noDA): ours are
-// random.
+// template is a key's public area, with a policy or nil. A wrong authorization never locks the TPM (noDA), which is safe
+// because ours are random.
 func template(a psa.Attributes, imported bool, policy []byte) tpm2.TPMTPublic {
 	kind, parms := parameters(a)
 	decrypts := a.Algorithm.IsAsymmetricEncryption() || a.Algorithm.IsKeyAgreement()
@@ -123,10 +123,10 @@ func publicOf(a psa.Attributes, area *tpm2.TPMTPublic) (crypto.PublicKey, []byte
 	kind, parms := parameters(a)
 	if area.Type != kind || !bytes.Equal(tpm2.Marshal(tpm2.TPMTPublicParms{Type: kind, Parameters: parms}),
 		tpm2.Marshal(tpm2.TPMTPublicParms{Type: area.Type, Parameters: area.Parameters})) {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key is no %s of %d bits", a.Type, a.Bits)
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key is not a %s of %d bits", a.Type, a.Bits)
 	}
 	if bound := len(area.AuthPolicy.Buffer) > 0; bound != (a.PCRs != 0) || bound == area.ObjectAttributes.UserWithAuth {
-		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's policy is not of the PCRs %v", a.PCRs.List())
+		return nil, nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's policy is not that of the PCRs %v", a.PCRs.List())
 	}
 	key, err := publicIn(area)
 	if err != nil || key == nil {
@@ -159,7 +159,7 @@ func publicIn(area *tpm2.TPMTPublic) (crypto.PublicKey, error) {
 				return pointOn(curves[bits], point)
 			}
 		}
-		return nil, psa.Errorf(psa.StatusNotSupported, "a key on the curve %v", parms.CurveID)
+		return nil, psa.Errorf(psa.StatusNotSupported, "the curve %v is not supported", parms.CurveID)
 	}
 	return nil, nil
 }
@@ -170,13 +170,13 @@ func pointOn(curve elliptic.Curve, point *tpm2.TPMSECCPoint) (*ecdsa.PublicKey, 
 	b[0] = 4
 	x, y := point.X.Buffer, point.Y.Buffer
 	if len(x) > n || len(y) > n {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a point of %d and %d bytes", len(x), len(y))
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the coordinates of the point have %d and %d bytes, which is too many", len(x), len(y))
 	}
 	copy(b[1+n-len(x):], x)
 	copy(b[1+2*n-len(y):], y)
 	key, err := ecdsa.ParseUncompressedPublicKey(curve, b)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the wrapped key's point: %w", err)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "wrong point in the wrapped key: %w", err)
 	}
 	return key, nil
 }
@@ -188,16 +188,16 @@ func point(pub *ecdh.PublicKey) tpm2.TPMSECCPoint {
 	return tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: b[:n]}, Y: tpm2.TPM2BECCParameter{Buffer: b[n:]}}
 }
 
-// sensitive is an imported key as a TPM has it, and its unique field.
+// sensitive is an imported key in the TPM's form, with its unique field.
 func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensitive, unique tpm2.TPMUPublicID, err error) {
 	s.AuthValue = tpm2.TPM2BAuth{Buffer: auth}
 	if !a.Type.IsAsymmetric() {
 		if m.Format != psa.FormatRaw || len(m.Data)*8 != a.Bits {
-			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "%s material of %d bytes; a %s key of %d bits has %d", m.Format, len(m.Data), a.Type, a.Bits, a.Bits/8)
+			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the material is %s of %d bytes; a %s key of %d bits has %d", m.Format, len(m.Data), a.Type, a.Bits, a.Bits/8)
 		}
 		seed := make([]byte, 32)
 		if _, err := rand.Read(seed); err != nil {
-			return s, unique, psa.Errorf(psa.StatusInsufficientEntropy, "no random seed: %w", err)
+			return s, unique, psa.Errorf(psa.StatusInsufficientEntropy, "cannot make a random seed: %w", err)
 		}
 		// TCG TPM 2.0, part 1, 27.5.3.2
 		h := crypto.SHA256.New()
@@ -208,11 +208,11 @@ func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensi
 		return s, tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{Buffer: h.Sum(nil)}), nil
 	}
 	if m.Format != psa.FormatPKCS8 {
-		return s, unique, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s key takes %s", m.Format, a.Type, psa.FormatPKCS8)
+		return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the material is %s, but a %s key needs %s", m.Format, a.Type, psa.FormatPKCS8)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(m.Data)
 	if err != nil {
-		return s, unique, psa.Errorf(psa.StatusInvalidArgument, "a private key that cannot be read: %w", err)
+		return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the private key cannot be read: %w", err)
 	}
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
@@ -220,10 +220,10 @@ func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensi
 			return s, unique, errOther(a)
 		}
 		if k.E != 65537 || len(k.Primes) != 2 || k.Primes[0].BitLen() != a.Bits/2 {
-			return s, unique, psa.Errorf(psa.StatusNotSupported, "an RSA key with the exponent %d and %d primes; a TPM takes 65537 and two of equal length", k.E, len(k.Primes))
+			return s, unique, psa.Errorf(psa.StatusNotSupported, "the RSA key has the exponent %d and %d primes; a TPM needs the exponent 65537 and two primes of equal length", k.E, len(k.Primes))
 		}
 		if err := k.Validate(); err != nil {
-			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
+			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the private key is damaged: %w", err)
 		}
 		s.SensitiveType = tpm2.TPMAlgRSA
 		s.Sensitive = tpm2.NewTPMUSensitiveComposite(tpm2.TPMAlgRSA, &tpm2.TPM2BPrivateKeyRSA{Buffer: k.Primes[0].FillBytes(make([]byte, a.Bits/16))})
@@ -234,11 +234,11 @@ func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensi
 		}
 		scalar, err := k.Bytes()
 		if err != nil {
-			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
+			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the private key is damaged: %w", err)
 		}
 		pub, err := k.PublicKey.ECDH()
 		if err != nil {
-			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "a damaged private key: %w", err)
+			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the private key is damaged: %w", err)
 		}
 		p := point(pub)
 		s.SensitiveType = tpm2.TPMAlgECC
@@ -249,6 +249,6 @@ func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensi
 }
 
 func errOther(a psa.Attributes) error {
-	return psa.Errorf(psa.StatusInvalidArgument, "the key is no %s of %d bits", a.Type, a.Bits).
-		WithHint("give the template of the key's own type and size, or none")
+	return psa.Errorf(psa.StatusInvalidArgument, "the key is not a %s of %d bits", a.Type, a.Bits).
+		WithHint("use a template that has the key's type and size, or none")
 }

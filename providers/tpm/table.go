@@ -10,7 +10,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// possible is all that this package does; a TPM narrows it.
+// possible is all that this package can do. A TPM may do less.
 var possible = newTable(func(psa.Attributes) bool { return true })
 
 // newTable has the lines whose private keys the TPM takes.
@@ -30,7 +30,8 @@ func newTable(takes func(psa.Attributes) bool) []psa.Capability {
 			lines = append(lines, psa.Capability{Template: a.Template(), Type: t, Bits: a.Bits, Algorithm: a.Algorithm, Operations: all})
 		}
 		private = append(private[:len(private):len(private)], proofs...)
-		// A line of its own for this: a template alone never gives EXPORT, and lines that generate work in full.
+		// This has a line of its own, because a template alone never gives EXPORT, and every operation of a line that
+		// generates must work.
 		with(a.Type, []psa.Operation{psa.Import}, []psa.Operation{psa.Export})
 		if !a.Type.IsAsymmetric() {
 			with(a.Type, []psa.Operation{psa.Generate, psa.Import}, private)
@@ -84,8 +85,8 @@ var agreements = []psa.Algorithm{psa.ECDH,
 	psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA256)), psa.KeyAgreement(psa.ECDH, psa.TLS12PRF(psa.SHA384))}
 
 func errUnsupported(what psa.Operation, a psa.Attributes, alg psa.Algorithm) error {
-	return psa.Errorf(psa.StatusNotSupported, "%s: a %s key of %d bits and %s do not go together in this TPM", what, a.Type, a.Bits, alg).
-		WithHint("the capabilities file lists what this provider does")
+	return psa.Errorf(psa.StatusNotSupported, "%s does not work with a %s key of %d bits and %s in this TPM", what, a.Type, a.Bits, alg).
+		WithHint("the capabilities file lists what this provider can do")
 }
 
 // Capabilities asks the TPM for its algorithms and curves, and tests the parameters of each kind of key.
@@ -176,7 +177,7 @@ func (c *chip) algorithms(s tpm2.Session) (map[tpm2.TPMAlgID]bool, error) {
 		}
 		for _, a := range list.AlgProperties {
 			if uint32(a.Alg) < next {
-				return nil, errLies("the algorithm %#x in a list from %#x on", uint32(a.Alg), next)
+				return nil, errLies("the TPM listed the algorithm %#x, though it was asked for those from %#x on", uint32(a.Alg), next)
 			}
 			all[a.Alg] = true
 			next = uint32(a.Alg) + 1

@@ -32,16 +32,16 @@ func parseTCTI(s string) (tcti, error) {
 	switch kind {
 	case "device":
 		if rest != "" && !strings.HasPrefix(rest, "/") {
-			return wrong("the device's path is not absolute")
+			return wrong("the path of the device is not absolute")
 		}
 		t.path = rest
 		return t, nil
 	case "swtpm", "mssim":
 		t.host, t.port = "localhost", "2321"
 	case "tabrmd":
-		return wrong("tabrmd: the resource manager on D-Bus is not spoken here, the kernel's is: device:/dev/tpmrm0")
+		return wrong("tabrmd, the resource manager on D-Bus, is not supported; use the kernel's resource manager: device:/dev/tpmrm0")
 	default:
-		return wrong(fmt.Sprintf("no TCTI %q", kind))
+		return wrong(fmt.Sprintf("unknown TCTI %q", kind))
 	}
 	for _, pair := range strings.Split(rest, ",") {
 		name, value, ok := strings.Cut(pair, "=")
@@ -56,16 +56,16 @@ func parseTCTI(s string) (tcti, error) {
 		case name == "path" && kind == "swtpm" && strings.HasPrefix(value, "/"):
 			t.path = value
 		default:
-			return wrong(fmt.Sprintf("%q is not known of %s", pair, kind))
+			return wrong(fmt.Sprintf("wrong parameter %q of %s", pair, kind))
 		}
 	}
 	if n, err := net.LookupPort("tcp", t.port); err != nil || n < 1 || n > 65534 {
-		return wrong(fmt.Sprintf("port %q", t.port))
+		return wrong(fmt.Sprintf("wrong port %q", t.port))
 	}
 	return t, nil
 }
 
-// managed says whether the kernel shares this TPM among programs; else it is ours alone while we are connected.
+// managed says whether the kernel shares this TPM among programs. Otherwise we use it alone while we are connected.
 func (t tcti) managed() bool {
 	return t.kind == "device" && strings.HasPrefix(t.device(), "/dev/tpmrm")
 }
@@ -86,7 +86,7 @@ func (t tcti) device() string {
 func (t tcti) dial(ctx context.Context) (conn, error) {
 	c, err := t.open(ctx)
 	if err != nil {
-		e := psa.Errorf(psa.StatusProviderAbsent, "no connection to the TPM: %w", err)
+		e := psa.Errorf(psa.StatusProviderAbsent, "cannot connect to the TPM: %w", err)
 		e.Hint = psa.HintOf(err)
 		return nil, e
 	}
@@ -98,7 +98,7 @@ func (t tcti) open(ctx context.Context) (conn, error) {
 		return openDevice(t.device())
 	}
 	if t.path != "" {
-		// Whoever listens there sees, and says, all that a TPM would.
+		// Whoever listens there sees everything that a TPM would see, and answers for it.
 		if err := providers.CheckTrusted(t.path); err != nil {
 			return nil, err
 		}

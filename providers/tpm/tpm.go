@@ -1,8 +1,8 @@
 // Package tpm is the provider on a TPM 2.0. Its keys are children of the owner hierarchy's storage root key: the TPM
-// wraps them, the KIM keeps them, and each use loads them again, so that they outlive resets and restarts and take no
-// room in the TPM. Blob.Secret is a wrapped key with its authorization, or says where in the TPM an adopted one lies;
-// Blob.Public is the SubjectPublicKeyInfo. What needs no secret (verify, encrypt with RSA, public keys alone, making
-// credentials) is done in software.
+// wraps them, the KIM keeps them, and each use loads them again. So they survive resets and restarts, and take no room in
+// the TPM. Blob.Secret is a wrapped key with its authorization, or the place of an adopted key in the TPM; Blob.Public is
+// the SubjectPublicKeyInfo. What needs no secret (verify, encrypt with RSA, public keys alone, making credentials) is done
+// in software.
 package tpm
 
 import (
@@ -37,11 +37,11 @@ var Type = providers.Type{
 			_, err := parseAuth(v)
 			return err
 		}, Secret: providers.IsSecret},
-		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same way: for attestation alone (default empty)", Check: func(v any) error {
+		{Name: "endorsement_hierarchy_auth", Help: "the endorsement hierarchy's authorization, in the same form, needed only for attestation (default empty)", Check: func(v any) error {
 			_, err := parseAuth(v)
 			return err
 		}, Secret: providers.IsSecret},
-		{Name: "tpm_srk_name", Help: "the storage root key's name, in hexadecimal: another TPM is refused (default: the first one seen)",
+		{Name: "tpm_srk_name", Help: "the name of the storage root key, in hexadecimal; another TPM is refused (default: the first one seen)",
 			Check: func(v any) error {
 				_, err := parseSRKName(v)
 				return err
@@ -86,13 +86,13 @@ func parseAuth(v any) ([]byte, error) {
 	if text, ok := strings.CutPrefix(s, "hex:"); ok {
 		b, err := hex.DecodeString(text)
 		if err != nil {
-			return nil, errors.New("hex: and bytes in hexadecimal")
+			return nil, errors.New("hex: followed by bytes in hexadecimal")
 		}
 		return b, nil
 	}
 	b := []byte(strings.TrimPrefix(s, "str:"))
 	if len(b) > 64 {
-		return nil, fmt.Errorf("%d bytes; a TPM takes 64", len(b))
+		return nil, fmt.Errorf("it has %d bytes; a TPM takes at most 64", len(b))
 	}
 	return b, nil
 }
@@ -124,7 +124,7 @@ func (p *provider) Describe() providers.Description {
 	}
 }
 
-// lines is the table of the TPM, or, before it was seen, all that is possible: the TPM will say.
+// lines is the table of the TPM. Before the first contact it is all that is possible, and the TPM refuses what it cannot do.
 func (p *provider) lines() []psa.Capability {
 	if t := p.table.Load(); t != nil {
 		return *t
@@ -132,7 +132,7 @@ func (p *provider) lines() []psa.Capability {
 	return possible
 }
 
-// Identity is the name of the storage root key (TCG TPM 2.0, part 1, 16): another TPM has another, and so has this one
+// Identity is the name of the storage root key (TCG TPM 2.0, part 1, 16). Another TPM has another name, and so has this one
 // after TPM2_Clear.
 func (p *provider) Identity(ctx context.Context) (id string, err error) {
 	c := p.chip
@@ -141,7 +141,7 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 		if err := c.checkPin(name); err != nil {
 			return err
 		}
-		// The session shows that this is not somebody who knows the name alone; another TPM gets none.
+		// The session proves that this is the TPM with that key, and not somebody who only knows the name.
 		var sessions []tpm2.Session
 		if c.known == "" || c.known == name {
 			sessions = append(sessions, c.once(nil, encryptOut))
@@ -152,7 +152,7 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 			return err
 		}
 		if !bytes.Equal(rsp.Name.Buffer, c.parent.name.Buffer) {
-			return errLies("the storage root key is %x, and was %s", rsp.Name.Buffer, name)
+			return errLies("the storage root key is %x now, but was %s", rsp.Name.Buffer, name)
 		}
 		if c.known == "" {
 			c.meet(name)
@@ -163,7 +163,7 @@ func (p *provider) Identity(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
-// Create makes a key in the TPM, or wraps one for it. It is there once the KIM has its blob.
+// Create makes a key in the TPM, or wraps one for it. The key exists once the KIM has its blob.
 func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {
 	if err := a.Validate(); err != nil {
 		return providers.Blob{}, err
@@ -172,7 +172,7 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	if m == nil {
 		op = psa.Generate
 		if a.Type.IsPublicKey() {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is imported, not generated")
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key cannot be generated; import it")
 		}
 	}
 	if p.table.Load() == nil {
@@ -185,10 +185,10 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	}
 	if a.Type.IsPublicKey() {
 		if a.PCRs != 0 {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key is bound to no PCRs")
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "a public key cannot be bound to PCRs")
 		}
 		if m.Format != psa.FormatSPKI {
-			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "%s material; a %s takes %s", m.Format, a.Type, psa.FormatSPKI)
+			return providers.Blob{}, psa.Errorf(psa.StatusInvalidArgument, "the material is %s, but a %s needs %s", m.Format, a.Type, psa.FormatSPKI)
 		}
 		pub, err := a.PublicKey(m.Data)
 		if err != nil {
@@ -215,11 +215,11 @@ func (p *provider) Create(ctx context.Context, _ providers.Handle, a psa.Attribu
 	}
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](s.Public)
 	if err != nil {
-		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the new key's public area: %w", err)
+		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM returned a wrong public area for the new key: %w", err)
 	}
 	_, der, err := publicOf(a, area)
 	if err != nil {
-		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM made another key: %w", err)
+		return providers.Blob{}, psa.Errorf(psa.StatusHardwareFailure, "the TPM made a key other than the one that was asked for: %w", err)
 	}
 	secret, err := s.marshal()
 	return providers.Blob{Public: der, Secret: secret}, err
@@ -251,8 +251,8 @@ func (p *provider) generate(ctx context.Context, a psa.Attributes, s *stored) er
 	})
 }
 
-// wrap encrypts a key for the parent (TCG TPM 2.0, part 1, 23.3.2.3), has the TPM import it, and load it once: it finds
-// what does not fit.
+// wrap encrypts a key for the parent (TCG TPM 2.0, part 1, 23.3.2.3), and has the TPM import it and load it once, so that
+// the TPM finds what does not fit.
 func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, s *stored) error {
 	private, unique, err := sensitive(a, m, s.Auth)
 	if err != nil {
@@ -298,7 +298,7 @@ func (p *provider) wrap(ctx context.Context, a psa.Attributes, m *psa.Material, 
 	})
 }
 
-// Destroy has nothing to do: the key went with its blob.
+// Destroy has nothing to do: the KIM deletes the blob.
 func (p *provider) Destroy(context.Context, providers.Handle) error { return nil }
 
 func (p *provider) Close() error { return p.chip.close() }
@@ -315,7 +315,7 @@ func (p *provider) Random(ctx context.Context, b []byte) error {
 			n := copy(b, rsp.RandomBytes.Buffer)
 			psa.Wipe(rsp.RandomBytes.Buffer)
 			if n == 0 {
-				return psa.Errorf(psa.StatusInsufficientEntropy, "the TPM gave no random bytes")
+				return psa.Errorf(psa.StatusInsufficientEntropy, "the TPM returned no random bytes")
 			}
 			b = b[n:]
 			return nil

@@ -15,12 +15,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// What stands between us and a TPM (a bus, a socket) can say anything. What is believed hangs on one thing, the storage
-// root key's public area: its name must be the known one, and all that is secret, or that is believed, goes through
-// sessions whose salt that key alone opens. A TPM that nobody has seen before is believed once (trust on first use), unless
-// tpm_srk_name says which it is.
+// Somebody between us and a TPM (on a bus, at a socket) can answer anything. So all trust depends on one thing, the public
+// area of the storage root key: its name must be the known one, and everything that is secret, or that we believe, goes
+// through sessions whose salt only that key can decrypt. A TPM that was never seen before is trusted at the first contact
+// (trust on first use), unless tpm_srk_name says which TPM it must be.
 
-// trusted is a chip for one provider, which knows what TPM has its keys.
+// trusted is a chip for one provider, and knows which TPM has the provider's keys.
 type trusted struct {
 	*chip
 	log    *slog.Logger // nil: nobody listens
@@ -28,7 +28,7 @@ type trusted struct {
 	known  string       // the name that was seen before, "" at the first contact; whoever has the chip's turn uses it
 }
 
-// use is chip.alone with the TPM that has this provider's keys, and with no other.
+// use is chip.alone, but only with the TPM that has this provider's keys.
 func (t *trusted) use(ctx context.Context, what string, f func() error) error {
 	return t.alone(ctx, what, func() error {
 		if err := t.check(); err != nil {
@@ -38,7 +38,7 @@ func (t *trusted) use(ctx context.Context, what string, f func() error) error {
 	})
 }
 
-// check refuses a TPM that is not the one; nothing secret was sent to it so far.
+// check refuses the wrong TPM. Nothing secret has been sent to it so far.
 func (t *trusted) check() error {
 	name := hex.EncodeToString(t.parent.name.Buffer)
 	if err := t.checkPin(name); err != nil {
@@ -49,8 +49,8 @@ func (t *trusted) check() error {
 	}
 	if t.known != name {
 		return psa.Errorf(psa.StatusProviderAbsent,
-			"this is another TPM, or it was cleared: its storage root key is %s, and the keys are under %s", name, t.known).
-			WithHint("put the TPM back that has the keys; somebody may stand in between")
+			"this is another TPM, or it was cleared: its storage root key is %s, but the keys belong to %s", name, t.known).
+			WithHint("connect the TPM that has the keys; if you did not change it, somebody may be between parsecfs and the TPM")
 	}
 	return nil
 }
@@ -59,11 +59,11 @@ func (t *trusted) checkPin(name string) error {
 	if t.pinned == "" || t.pinned == name {
 		return nil
 	}
-	return psa.Errorf(psa.StatusProviderAbsent, "the TPM's storage root key is %s, and tpm_srk_name says %s", name, t.pinned).
-		WithHint("somebody may stand in between; change tpm_srk_name only where the TPM was exchanged or cleared on purpose")
+	return psa.Errorf(psa.StatusProviderAbsent, "the TPM's storage root key is %s, but tpm_srk_name says %s", name, t.pinned).
+		WithHint("somebody may be between parsecfs and the TPM; change tpm_srk_name only if the TPM was replaced or cleared on purpose")
 }
 
-// meet takes a TPM for the one that is meant.
+// meet accepts a TPM at the first contact.
 func (t *trusted) meet(name string) {
 	t.known = name
 	if t.log == nil {
@@ -73,28 +73,28 @@ func (t *trusted) meet(name string) {
 		t.log.Info("this TPM is used for the first time", "tpm_srk_name", name)
 		return
 	}
-	t.log.Warn("this TPM is used for the first time, and trusted to be the one that is meant: compare its name, and pin it",
+	t.log.Warn("this TPM is used for the first time and is trusted from now on: compare its name, and pin it in the configuration",
 		"tpm_srk_name", name)
 }
 
-// parseSRKName reads tpm_srk_name: the name's algorithm and digest in hexadecimal, "" where there is none.
+// parseSRKName reads tpm_srk_name: the name's algorithm and digest in hexadecimal, "" if it is not set.
 func parseSRKName(v any) (string, error) {
 	s, ok := v.(string)
 	b, err := hex.DecodeString(s)
 	if !ok || err != nil || len(b) != 2+32 || !bytes.Equal(b[:2], []byte{0, 0xb}) {
-		return "", errors.New(`the storage root key's name: "000b" and 64 more hexadecimal digits, as tpm_srk_name in the provider's info`)
+		return "", errors.New(`the name of the storage root key: "000b" and 64 more hexadecimal digits, as tpm_srk_name in the provider's info`)
 	}
 	return strings.ToLower(s), nil
 }
 
-// errLies is of answers that contradict themselves or what was asked.
+// errLies is for answers that contradict themselves or the request.
 func errLies(format string, args ...any) error {
-	return psa.Errorf(psa.StatusCommunicationFailure, "the TPM's answer is not to be believed: %w", fmt.Errorf(format, args...)).
-		WithHint("a fault on the way to the TPM, or somebody in between")
+	return psa.Errorf(psa.StatusCommunicationFailure, "the TPM's answer cannot be trusted: %w", fmt.Errorf(format, args...)).
+		WithHint("there is a fault on the bus to the TPM, or somebody is between parsecfs and the TPM")
 }
 
-// made gives the public area of a key that the TPM made from a template: that one and no other, on its curve, and with the
-// name that goes with it.
+// made checks and returns the public area of a key that the TPM made from a template: it must fit the template and its
+// curve, and have the right name.
 func made(out tpm2.TPM2BPublic, name *tpm2.TPM2BName, template tpm2.TPMTPublic) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	area, own, err := named(out, name)
 	if err != nil {
@@ -106,26 +106,26 @@ func made(out tpm2.TPM2BPublic, name *tpm2.TPM2BName, template tpm2.TPMTPublic) 
 		return nil, own, errLies("the new key is not what was asked for")
 	}
 	if _, err := publicIn(area); err != nil {
-		return nil, own, errLies("the new key's public part: %w", err)
+		return nil, own, errLies("wrong public part of the new key: %w", err)
 	}
 	return area, own, nil
 }
 
-// named gives a public area and its name, which must be what the TPM says too, where it says one.
+// named returns a public area and its name. If the TPM gave a name too, it must be the same.
 func named(out tpm2.TPM2BPublic, said *tpm2.TPM2BName) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	area, err := out.Contents()
 	if err != nil {
-		return nil, tpm2.TPM2BName{}, errLies("a public area that cannot be read: %w", err)
+		return nil, tpm2.TPM2BName{}, errLies("the public area cannot be read: %w", err)
 	}
 	if !bytes.Equal(tpm2.Marshal(area), out.Bytes()) {
-		return nil, tpm2.TPM2BName{}, errLies("a public area with more bytes than its parts")
+		return nil, tpm2.TPM2BName{}, errLies("the public area has extra bytes at its end")
 	}
 	name, err := nameIn(out.Bytes())
 	if err != nil {
 		return nil, name, err
 	}
 	if said != nil && !bytes.Equal(name.Buffer, said.Buffer) {
-		return nil, name, errLies("the name %x of what is named %x", said.Buffer, name.Buffer)
+		return nil, name, errLies("the name is %x, but the public area has the name %x", said.Buffer, name.Buffer)
 	}
 	return area, name, nil
 }
@@ -133,19 +133,19 @@ func named(out tpm2.TPM2BPublic, said *tpm2.TPM2BName) (*tpm2.TPMTPublic, tpm2.T
 // nameIn is the name that goes with a public area (TCG TPM 2.0, part 1, 16), as it is marshalled.
 func nameIn(public []byte) (tpm2.TPM2BName, error) {
 	if len(public) < 4 {
-		return tpm2.TPM2BName{}, errLies("a public area of %d bytes", len(public))
+		return tpm2.TPM2BName{}, errLies("the public area has only %d bytes", len(public))
 	}
 	alg := tpm2.TPMIAlgHash(binary.BigEndian.Uint16(public[2:]))
 	hash, err := alg.Hash()
 	if err != nil {
-		return tpm2.TPM2BName{}, errLies("a public area that is named by the algorithm %#x", alg)
+		return tpm2.TPM2BName{}, errLies("the public area has the name algorithm %#x, which is not supported", alg)
 	}
 	h := hash.New()
 	h.Write(public)
 	return tpm2.TPM2BName{Buffer: h.Sum(bytes.Clone(public[2:4]))}, nil
 }
 
-// audited is a session that makes the responses of commands which need no authorization the TPM's own; the caller ends it.
+// audited is a session that authenticates the responses of commands that need no authorization. The caller ends it.
 func (c *chip) audited() (tpm2.Session, func() error, error) {
 	return tpm2.HMACSession(c.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Audit(), tpm2.Salted(c.parent.handle, c.parent.public))
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// conn is a connection to a TPM. A command whose response does not come whole in time leaves it of no further use.
+// conn is a connection to a TPM. If a response does not come in time, or not completely, the connection cannot be used again.
 type conn interface {
-	// exchange waits for the response's beginning as long as ctx, or grace where that is longer, and most at most, and for
-	// its end for drain.
+	// exchange waits for the beginning of the response until ctx ends, but at least for grace and at most for most. It then
+	// waits for the end of the response for drain.
 	exchange(ctx context.Context, command []byte, most time.Duration) ([]byte, error)
 	Close() error
 }
@@ -29,11 +29,11 @@ type conn interface {
 const (
 	dialTimeout  = 2 * time.Second
 	responseMost = 64 << 10
-	// drain is how long a response that has begun may take: it lies ready as a whole in each kind of TPM.
+	// drain is how long a response may take after its beginning: every kind of TPM has the whole response ready.
 	drain = time.Second
-	// grace is how long any command may take: callers who go are not to cost the others their connection, and what is loaded.
+	// grace is how long any command may take, so that a caller who leaves does not cost the others their connection.
 	grace = time.Second
-	// slice is how often a wait looks whether it is to end.
+	// slice is how often a wait checks whether it should end.
 	slice = 50 * time.Millisecond
 	// headerSize is of a command's or a response's tag, size and code (TCG TPM 2.0, part 1, 18.3).
 	headerSize = 10
@@ -41,7 +41,7 @@ const (
 
 var (
 	errSlow = errors.New("the TPM did not answer in time")
-	errCut  = errors.New("the TPM began an answer and did not end it")
+	errCut  = errors.New("the TPM did not finish its answer")
 )
 
 // wait is how long an exchange may still take.
@@ -78,8 +78,8 @@ func (w *wait) begin() {
 	}
 }
 
-// socket is a descriptor that blocks for slice at most: the Go runtime's poller would set a timer and wake a thread for
-// each command.
+// socket is a descriptor that blocks for at most slice. With the Go runtime's poller each command would need a timer, and
+// wake a thread.
 type socket struct {
 	fd  int
 	buf []byte
@@ -106,7 +106,7 @@ func dialSocket(ctx context.Context, network, address string) (*socket, error) {
 	return &socket{fd, make([]byte, responseMost)}, nil
 }
 
-// blocking gives a socket's descriptor that blocks, for slice at most.
+// blocking returns a socket's descriptor that blocks for at most slice.
 func blocking(socket int) (int, error) {
 	fd, err := unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -141,7 +141,7 @@ func (s *socket) write(w *wait, b []byte) error {
 	return nil
 }
 
-// read gives what has come, a byte at least.
+// read returns what has arrived, at least one byte.
 func (s *socket) read(w *wait, b []byte) (int, error) {
 	for {
 		n, err := unix.Read(s.fd, b)
@@ -160,7 +160,7 @@ func (s *socket) read(w *wait, b []byte) (int, error) {
 	}
 }
 
-// fill reads so much; a peer that sends byte by byte gets no more time for that.
+// fill fills b. A peer that sends single bytes gets no more time for that.
 func (s *socket) fill(w *wait, b []byte) error {
 	for n := 0; n < len(b); {
 		more, err := s.read(w, b[n:])
@@ -207,7 +207,7 @@ func whole(buf []byte, read func([]byte) (int, error)) ([]byte, error) {
 		if n += more; n >= headerSize {
 			size = int(binary.BigEndian.Uint32(buf[2:]))
 			if size < headerSize || size > len(buf) || n > size {
-				return nil, fmt.Errorf("a response of %d bytes that says %d", n, size)
+				return nil, fmt.Errorf("the TPM's response has %d bytes but says %d", n, size)
 			}
 		}
 		if err != nil && n < size {
@@ -257,7 +257,7 @@ func (s *mssim) signal(ctx context.Context, what uint32) error {
 		return err
 	}
 	if code := binary.BigEndian.Uint32(result[:]); code != 0 {
-		return fmt.Errorf("the simulator refused %d with %#x", what, code)
+		return fmt.Errorf("the simulator answered %#[2]x to command %[1]d", what, code)
 	}
 	return nil
 }
@@ -275,29 +275,29 @@ func (s *mssim) exchange(ctx context.Context, command []byte, most time.Duration
 	}
 	size := binary.BigEndian.Uint32(word[:])
 	if size < headerSize || size > responseMost {
-		return nil, fmt.Errorf("a response of %d bytes", size)
+		return nil, fmt.Errorf("the TPM's response has %d bytes, which is the wrong length", size)
 	}
 	b := make([]byte, size)
 	if err := errors.Join(s.command.fill(w, b), s.command.fill(w, word[:])); err != nil {
 		return nil, err
 	}
 	if said := binary.BigEndian.Uint32(b[2:]); said != size {
-		return nil, fmt.Errorf("a response of %d bytes that says %d", size, said)
+		return nil, fmt.Errorf("the TPM's response has %d bytes but says %d", size, said)
 	}
 	return b, nil
 }
 
 func (s *mssim) Close() error { return errors.Join(s.command.Close(), s.platform.Close()) }
 
-// device is a character device of the kernel. Its driver ends each command by itself, if late, and nothing else can: a call
-// in which nobody is interested any more is left to its own goroutine.
+// device is a character device of the kernel. Only its driver can end a command, and does so, if late. When nobody waits for
+// a call any more, its goroutine is left behind to finish it.
 type device struct {
 	path string
 	f    *os.File
 	left bool // a call was left: it closes the file
 }
 
-// leftDevices are those with a call that was left: another one would wait for it, and be left too.
+// leftDevices are the devices with such a call. Another call would have to wait for it, and would be left behind too.
 var leftDevices = struct {
 	sync.Mutex
 	paths map[string]bool
@@ -310,7 +310,7 @@ func openDevice(path string) (*device, error) {
 	if busy {
 		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New("its driver still waits for the TPM's answer to an earlier command")}
 	}
-	// It blocks: one that does not answers a read too early with nothing.
+	// It blocks: without that, a read that comes too early returns nothing.
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}

@@ -19,7 +19,7 @@ import (
 var _ providers.Wrapper = (*provider)(nil)
 
 // wrapped is a sealed data object (TCG TPM 2.0, part 1, 25.3) in ASN.1, wrapped by the parent of that name. Its
-// authorization comes from the PIN, and is empty without one: who has the blob would have that too.
+// authorization comes from the PIN. Without a PIN it is empty, since whoever has the blob would have it too.
 type wrapped struct {
 	Version int
 	Parent  []byte // TPM2B_NAME's contents
@@ -33,7 +33,7 @@ const (
 	wrappedVersion    = 1
 	wrappedPINVersion = 2 // with a PIN
 	pinSalt           = 16
-	// pinRounds slow down who guesses PINs on what was heard of a session. In the TPM, its lockout does.
+	// pinRounds slow down somebody who recorded a session and guesses PINs. In the TPM, its lockout does that.
 	pinRounds = 100_000
 	// maxWrapped is what a provider of secrets must take (providers.Wrapper); every TPM seals 128 bytes.
 	maxWrapped = 64
@@ -43,7 +43,7 @@ const (
 func pinAuth(pin, salt []byte) ([]byte, error) {
 	b, err := pbkdf2.Key(sha256.New, string(pin), salt, pinRounds, derivedAuth)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the PIN's authorization: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "cannot derive an authorization from the PIN: %w", err)
 	}
 	return textAuth(b), nil
 }
@@ -51,7 +51,7 @@ func pinAuth(pin, salt []byte) ([]byte, error) {
 // Wrap seals the secret in the TPM (TPM2_Create).
 func (p *provider) Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs, pin []byte) ([]byte, error) {
 	if len(secret) == 0 || len(secret) > maxWrapped {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "a secret of %d bytes; allowed: 1 to %d", len(secret), maxWrapped)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the secret has %d bytes; allowed: 1 to %d", len(secret), maxWrapped)
 	}
 	w := wrapped{Version: wrappedVersion, PCRs: int64(pcrs)}
 	var auth []byte
@@ -97,7 +97,7 @@ func (p *provider) Wrap(ctx context.Context, secret []byte, pcrs psa.PCRs, pin [
 	}
 	der, err := asn1.Marshal(w)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusGenericError, "the wrapped secret cannot be written: %w", err)
+		return nil, psa.Errorf(psa.StatusGenericError, "the wrapped secret cannot be encoded: %w", err)
 	}
 	return der, nil
 }
@@ -111,7 +111,7 @@ func (p *provider) WantsPIN(b []byte) (bool, error) {
 	return w.Salt != nil, nil
 }
 
-// Unwrap loads the object, has the TPM say what is in it (TPM2_Unseal), encrypted on its way, and flushes it.
+// Unwrap loads the object, has the TPM unseal it (TPM2_Unseal), encrypted on its way, and flushes it.
 func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, err error) {
 	w, err := parseWrapped(b)
 	if err != nil {
@@ -120,7 +120,7 @@ func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, er
 	var auth []byte
 	if w.Salt != nil {
 		if len(pin) == 0 {
-			return nil, psa.Errorf(psa.StatusNotPermitted, "%w is missing: it was wrapped with one", providers.ErrPIN)
+			return nil, psa.Errorf(psa.StatusNotPermitted, "%w is missing: the secret was wrapped with a PIN", providers.ErrPIN)
 		}
 		if auth, err = pinAuth(pin, w.Salt); err != nil {
 			return nil, err
@@ -144,10 +144,10 @@ func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, er
 		}()
 		if w.Salt != nil {
 			if err := c.withAudit(c.maySpareTry); err != nil {
-				return psa.Errorf(psa.StatusNotPermitted, "%w is not tried: %w", providers.ErrPIN, err).WithHint(psa.HintOf(err))
+				return psa.Errorf(psa.StatusNotPermitted, "%w was not tried: %w", providers.ErrPIN, err).WithHint(psa.HintOf(err))
 			}
 			if tried { // the TPM may have counted it
-				return psa.Errorf(psa.StatusCommunicationFailure, "the TPM went away while it judged the PIN")
+				return psa.Errorf(psa.StatusCommunicationFailure, "the TPM went away while it checked the PIN")
 			}
 			tried = true
 		}
@@ -161,22 +161,22 @@ func (p *provider) Unwrap(ctx context.Context, b, pin []byte) (secret []byte, er
 	if err != nil {
 		psa.Wipe(secret)
 		if pcrs != 0 && psa.StatusOf(err) == psa.StatusNotPermitted && !errors.Is(err, providers.ErrPIN) {
-			return nil, psa.Errorf(psa.StatusNotPermitted, "the PCRs %v are not as they were when the secret was wrapped: %w", pcrs.List(), err)
+			return nil, psa.Errorf(psa.StatusNotPermitted, "the PCRs %v have changed since the secret was wrapped: %w", pcrs.List(), err)
 		}
 		return nil, err
 	}
 	return secret, nil
 }
 
-// ofPIN tells the TPM's errors that are about the PIN. What the PCRs forbid is judged before it, and not counted.
+// ofPIN translates the TPM's errors about the PIN. The TPM checks the PCRs before the PIN, and does not count that as a try.
 func ofPIN(w *wrapped, err error) error {
 	switch {
 	case w.Salt == nil:
 	case isRC(err, tpm2.TPMRCAuthFail):
 		return psa.Errorf(psa.StatusNotPermitted, "%w by the TPM", providers.ErrPINRefused)
 	case isRC(err, tpm2.TPMRCLockout):
-		return psa.Errorf(psa.StatusNotPermitted, "%w is not judged: the TPM is locked against guessing", providers.ErrPIN).
-			WithHint("it opens by itself when the TPM takes PINs again; tpm2_dictionarylockout --clear-lockout ends that at once")
+		return psa.Errorf(psa.StatusNotPermitted, "%w was not checked: the TPM is locked after too many wrong tries", providers.ErrPIN).
+			WithHint("parsecfs tries again when the TPM takes PINs again; tpm2_dictionarylockout --clear-lockout unlocks it at once")
 	}
 	return err
 }
@@ -187,8 +187,8 @@ func (c *chip) unload(l *loaded) error {
 	return c.flush(l.handle)
 }
 
-// sealedTemplate is the public area of a sealed object, with a policy or nil. Who guesses a PIN locks the TPM; an empty
-// authorization needs no such guard.
+// sealedTemplate is the public area of a sealed object, with a policy or nil. Wrong PINs lock the TPM; an empty
+// authorization does not need that protection.
 func sealedTemplate(policy []byte, pin bool) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256, AuthPolicy: tpm2.TPM2BDigest{Buffer: policy},
@@ -198,10 +198,10 @@ func sealedTemplate(policy []byte, pin bool) tpm2.TPMTPublic {
 	}
 }
 
-// parseWrapped reads what Wrap gave.
+// parseWrapped reads the output of Wrap.
 func parseWrapped(b []byte) (*wrapped, error) {
 	bad := func(err error) (*wrapped, error) {
-		return nil, psa.Errorf(psa.StatusProviderAbsent, "this is nothing that a TPM wrapped here: %w", err)
+		return nil, psa.Errorf(psa.StatusProviderAbsent, "no TPM wrapped this: %w", err)
 	}
 	var w wrapped
 	rest, err := asn1.Unmarshal(b, &w)
@@ -209,13 +209,13 @@ func parseWrapped(b []byte) (*wrapped, error) {
 	case err != nil:
 		return bad(err)
 	case len(rest) > 0:
-		return bad(fmt.Errorf("%d bytes behind it", len(rest)))
+		return bad(fmt.Errorf("%d extra bytes at its end", len(rest)))
 	case w.Version != wrappedVersion && w.Version != wrappedPINVersion:
-		return bad(fmt.Errorf("version %d", w.Version))
+		return bad(fmt.Errorf("unknown version %d", w.Version))
 	case w.Version == wrappedVersion && w.Salt != nil || w.Version == wrappedPINVersion && len(w.Salt) != pinSalt:
-		return bad(fmt.Errorf("a salt of %d bytes in version %d", len(w.Salt), w.Version))
+		return bad(fmt.Errorf("it has a salt of %d bytes in version %d", len(w.Salt), w.Version))
 	case w.PCRs < 0 || w.PCRs >= 1<<(psa.MaxPCR+1):
-		return bad(fmt.Errorf("PCRs %#x", w.PCRs))
+		return bad(fmt.Errorf("wrong PCRs %#x", w.PCRs))
 	}
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](w.Public)
 	if err != nil {
@@ -224,7 +224,7 @@ func parseWrapped(b []byte) (*wrapped, error) {
 	bound := len(area.AuthPolicy.Buffer) > 0
 	if area.Type != tpm2.TPMAlgKeyedHash || area.ObjectAttributes.SignEncrypt || area.ObjectAttributes.Decrypt ||
 		bound != (w.PCRs != 0) || bound == area.ObjectAttributes.UserWithAuth || area.ObjectAttributes.NoDA != (w.Salt == nil) {
-		return bad(fmt.Errorf("no sealed object of the PCRs %v", psa.PCRs(w.PCRs).List()))
+		return bad(fmt.Errorf("it is not a sealed object bound to the PCRs %v", psa.PCRs(w.PCRs).List()))
 	}
 	return &w, nil
 }

@@ -39,7 +39,7 @@ func ParseChain(b, spki []byte) (chain []byte, whole bool, err error) {
 		}
 		if chain == nil && !bytes.Equal(own, spki) {
 			return fail(psa.Errorf(psa.StatusInvalidArgument, "the first certificate is for another key").
-				WithHint("write this key's own certificate first, then those that vouch for it"))
+				WithHint("write this key's own certificate first, then those of its issuers"))
 		}
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: label, Bytes: block.Bytes})...)
 	}
@@ -78,16 +78,16 @@ func inDER(b []byte, err error) error {
 	case len(b) < 2 || b[0] != 0x30 || b[1] < 0x80:
 		return err
 	case bytes.Contains(b[:min(len(b), 32)], []byte("\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07")):
-		return psa.Errorf(psa.StatusInvalidArgument, "certificates in PKCS #7 or PKCS #12").
+		return psa.Errorf(psa.StatusInvalidArgument, "the certificates are in PKCS #7 or PKCS #12").
 			WithHint("write them in PEM: openssl pkcs7 -inform DER -in FILE -print_certs, or openssl pkcs12 -in FILE -nokeys")
 	}
-	return psa.Errorf(psa.StatusInvalidArgument, "a certificate in DER").WithHint("write it in PEM: openssl x509 -inform DER -in FILE")
+	return psa.Errorf(psa.StatusInvalidArgument, "the certificate is in DER").WithHint("write it in PEM: openssl x509 -inform DER -in FILE")
 }
 
 // NoChain says what is wrong with b, which ended without being a whole chain.
 func NoChain(b []byte) error {
 	if bytes.Contains(b, []byte("-----BEGIN ")) {
-		return psa.Errorf(psa.StatusInvalidArgument, "the chain ends in the middle of a certificate").WithHint("write the whole chain; what was stored is still there")
+		return psa.Errorf(psa.StatusInvalidArgument, "the chain ends in the middle of a certificate").WithHint("write the whole chain; the stored chain has not changed")
 	}
-	return psa.Errorf(psa.StatusInvalidArgument, "text without a certificate in it").WithHint("a certificate in PEM begins with a line -----BEGIN CERTIFICATE-----")
+	return psa.Errorf(psa.StatusInvalidArgument, "the text contains no certificate").WithHint("a certificate in PEM begins with a line -----BEGIN CERTIFICATE-----")
 }

@@ -54,7 +54,7 @@ func TestDamagedChain(t *testing.T) {
 	}
 	for in, text := range map[string]string{
 		ca + leaf:                    "the first certificate is for another key",
-		strings.TrimSpace(leaf) + ca: "something follows an END line",
+		strings.TrimSpace(leaf) + ca: "there is text after an END line",
 		"no certificate\n" + strings.Replace(leaf, "CERTIFICATE", "PUBLIC KEY", 2): "among the certificates",
 	} {
 		if _, _, err := ParseChain([]byte(in), spki); psa.StatusOf(err) != psa.StatusInvalidArgument || !strings.Contains(err.Error(), text) {

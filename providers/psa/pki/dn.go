@@ -34,7 +34,7 @@ func parseDN(s string) (dn [][]attribute, err error) {
 			return nil, fmt.Errorf("%q has no =", name)
 		}
 		if !isDescriptor(name) && !isOID(name) {
-			return nil, fmt.Errorf("%q is no attribute's name", name)
+			return nil, fmt.Errorf("%q is not the name of an attribute", name)
 		}
 		end := valueEnd(rest)
 		a := attribute{name: name}
@@ -110,7 +110,7 @@ func unescape(s string) (string, error) {
 		default:
 			b, err := hex.DecodeString(s[i+1 : min(i+3, len(s))])
 			if err != nil || len(b) == 0 {
-				return "", errors.New("a backslash comes before one of the characters that need it, or before two hexadecimal digits")
+				return "", errors.New("a backslash must be followed by a character that needs it, or by two hexadecimal digits")
 			}
 			out = append(out, b...)
 			i += 2
@@ -123,7 +123,7 @@ func unescape(s string) (string, error) {
 // checkText refuses a NUL, behind which a reader in C would see nothing of the name.
 func checkText(s string) error {
 	if !utf8.ValidString(s) || strings.Contains(s, "\x00") {
-		return errors.New("the value is no text")
+		return errors.New("the value is not text")
 	}
 	return nil
 }
@@ -150,12 +150,12 @@ func parseOID(s string) (asn1.ObjectIdentifier, error) {
 	for part := range strings.SplitSeq(s, ".") {
 		n, err := strconv.ParseUint(part, 10, 31)
 		if err != nil || len(part) > 1 && part[0] == '0' {
-			return nil, fmt.Errorf("%q is no object identifier", s)
+			return nil, fmt.Errorf("%q is not an object identifier", s)
 		}
 		id = append(id, int(n))
 	}
 	if len(id) < 2 {
-		return nil, fmt.Errorf("%q is no object identifier", s)
+		return nil, fmt.Errorf("%q is not an object identifier", s)
 	}
 	return id, nil
 }
@@ -171,7 +171,7 @@ var subjectTypes = map[string]asn1.ObjectIdentifier{
 // parseSubject gives the DER of a distinguished name. RFC 4514 writes it from the end.
 func parseSubject(line string) ([]byte, error) {
 	bad := func(err error) ([]byte, error) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is no distinguished name (RFC 4514): %w", err).
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is not a distinguished name (RFC 4514): %w", err).
 			WithHint("write it as CN=web,O=Example,C=DE")
 	}
 	dn, err := parseDN(line)
@@ -215,7 +215,7 @@ func (a attribute) pkix() (pkix.AttributeTypeAndValue, error) {
 		return value, fmt.Errorf("%s is empty", a.name)
 	case id.Equal(subjectTypes["DC"]), id.Equal(subjectTypes["EMAILADDRESS"]): // RFC 4519, 2.4; RFC 5280, appendix A
 		if strings.ContainsFunc(a.text, func(c rune) bool { return c >= utf8.RuneSelf }) {
-			return value, fmt.Errorf("%s takes ASCII alone", a.name)
+			return value, fmt.Errorf("%s takes only ASCII", a.name)
 		}
 		value.Value = asn1.RawValue{Tag: asn1.TagIA5String, Bytes: []byte(a.text)}
 	}

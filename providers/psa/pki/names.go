@@ -49,7 +49,7 @@ func validHost(s string) error {
 		case strings.ContainsRune(label, ','):
 			return errors.New("more than one name; write one name a line")
 		case bad >= 0 && label[bad] >= 0x80:
-			return errors.New("not in ASCII; write international names as they stand in the DNS (xn--...)")
+			return errors.New("not in ASCII; write international names as they are in the DNS (xn--...)")
 		case bad >= 0:
 			return errors.New("a name with characters other than letters, digits and hyphens")
 		case len(label) > maxLabel:
@@ -71,11 +71,11 @@ func ipName(s string) (asn1.RawValue, error) {
 	case strings.ContainsRune(s, ','):
 		return asn1.RawValue{}, errors.New("more than one name; write one name a line")
 	case strings.ContainsRune(s, '/'):
-		return asn1.RawValue{}, errors.New("a network; a certificate is for addresses")
+		return asn1.RawValue{}, errors.New("a network; certificates are for addresses")
 	case err != nil:
 		return asn1.RawValue{}, errors.New("no IP address")
 	case ip.Zone() != "":
-		return asn1.RawValue{}, errors.New("an address of one host's own zone")
+		return asn1.RawValue{}, errors.New("an address with a zone, which means something only on one host")
 	}
 	return generalName(ipTag, ip.AsSlice()), nil
 }
@@ -86,9 +86,9 @@ func uriName(s string) (asn1.RawValue, error) {
 	case len(s) > maxURI:
 		return asn1.RawValue{}, errors.New("longer than 2048 characters")
 	case err != nil || u.Scheme == "":
-		return asn1.RawValue{}, errors.New("no absolute URI")
+		return asn1.RawValue{}, errors.New("not an absolute URI")
 	case u.Opaque == "" && u.Host == "" && u.Path == "":
-		return asn1.RawValue{}, errors.New("a URI of a scheme alone")
+		return asn1.RawValue{}, errors.New("a URI that has only a scheme")
 	case looksLikeTwo(s):
 		return asn1.RawValue{}, errors.New("more than one name; write one name a line")
 	case strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune("\"<>\\^`{|}", c) }):
@@ -125,9 +125,9 @@ func mailName(s string) (asn1.RawValue, error) {
 	case len(s) > maxMail || len(local) > 64:
 		return asn1.RawValue{}, errors.New("longer than a mail address can be")
 	case strings.HasPrefix(local, ".") || strings.HasSuffix(local, ".") || strings.Contains(local, ".."):
-		return asn1.RawValue{}, errors.New("a mail address with a dot at the wrong place")
+		return asn1.RawValue{}, errors.New("a mail address with a dot in the wrong place")
 	case strings.ContainsFunc(local, func(c rune) bool { return !isAlphanumeric(c) && !strings.ContainsRune(".!#$%&'*+/=?^_`{|}~-", c) }):
-		return asn1.RawValue{}, errors.New("a mail address with characters that certificates do not have in it")
+		return asn1.RawValue{}, errors.New("a mail address with characters that certificates do not allow")
 	}
 	return generalName(mailTag, []byte(s)), validHost(domain)
 }

@@ -178,7 +178,7 @@ func signatureAlgorithm(alg psa.Algorithm) (id pkix.AlgorithmIdentifier, err err
 		}
 		return id, nil
 	}
-	return id, psa.Errorf(psa.StatusNotSupported, "X.509 does not know signatures by %s", alg)
+	return id, psa.Errorf(psa.StatusNotSupported, "X.509 has no signatures with %s", alg)
 }
 
 // keyUsages are the names that RFC 5280, 4.2.1.3, and OpenSSL have for its bits, in their order.
@@ -205,12 +205,12 @@ const linesHint = "the first line is the subject (CN=web,O=Example), or empty; e
 // usages of the key, or a challenge password. Without a subject an alternative name is needed.
 func parseRequest(text string) (*request, error) {
 	if len(text) > MaxSubject || strings.ContainsRune(text, 0) || !utf8.ValidString(text) {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is no text")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the subject is not text")
 	}
 	lines := strings.Split(strings.TrimRight(text, "\r\n \t"), "\n")
 	first := strings.TrimSpace(lines[0])
 	if kind, _, ok := strings.Cut(first, ":"); ok && lineKind(kind) != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the first line is the subject, not a %s", kind).WithHint("leave the first line empty where there is no subject")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the first line is the subject, not a %s", kind).WithHint("leave the first line empty if there is no subject")
 	}
 	r := &request{}
 	var err error
@@ -226,7 +226,7 @@ func parseRequest(text string) (*request, error) {
 			continue
 		}
 		kind, value, _ := strings.Cut(line, ":")
-		read, err := lineKind(kind), errors.New("no line of a certificate request")
+		read, err := lineKind(kind), errors.New("not a line of a certificate request")
 		if read != nil {
 			err = read(r, strings.TrimSpace(value))
 		}
@@ -294,7 +294,7 @@ func (r *request) addUsages(value string) error {
 		}
 		i := slices.Index(keyUsages, name)
 		if i < 0 {
-			return errors.New("no list of " + strings.Join(keyUsages, ", "))
+			return errors.New("not a list of " + strings.Join(keyUsages, ", "))
 		}
 		r.usage |= 1 << i
 	}
@@ -310,7 +310,7 @@ func (r *request) addPurposes(value string) error {
 		if !ok {
 			var err error
 			if id, err = asn1OID(name); err != nil {
-				return errors.New("no list of serverAuth, clientAuth, codeSigning, emailProtection, timeStamping, OCSPSigning, or object identifiers")
+				return errors.New("not a list of serverAuth, clientAuth, codeSigning, emailProtection, timeStamping, OCSPSigning, or object identifiers")
 			}
 		}
 		if r.purposes = append(r.purposes, id); len(r.purposes) > maxPurposes {
@@ -325,7 +325,7 @@ func (r *request) setChallenge(value string) error {
 	case r.challenge != "":
 		return errors.New("a second challenge password")
 	case n == 0 || n > maxChallenge:
-		return errors.New("no password of 1 to 255 characters")
+		return errors.New("not a password of 1 to 255 characters")
 	}
 	r.challenge = value
 	return nil
@@ -371,7 +371,7 @@ var bounds = []struct {
 func withinBounds(subject []byte) error {
 	var names pkix.RDNSequence
 	if _, err := asn1.Unmarshal(subject, &names); err != nil {
-		return psa.Errorf(psa.StatusInvalidArgument, "the subject is none: %w", err)
+		return psa.Errorf(psa.StatusInvalidArgument, "the subject is wrong: %w", err)
 	}
 	for _, rdn := range names {
 		for _, a := range rdn {
@@ -382,7 +382,7 @@ func withinBounds(subject []byte) error {
 			for _, b := range bounds {
 				if n := utf8.RuneCountInString(value); b.id.Equal(a.Type) && (n < b.least || n > b.most) {
 					return psa.Errorf(psa.StatusInvalidArgument, "%s has %d characters; allowed: %d to %d", b.name, n, b.least, b.most).
-						WithHint("names of hosts are written as DNS: in lines of their own")
+						WithHint("write names of hosts as DNS: in lines of their own")
 				}
 			}
 		}

@@ -58,12 +58,12 @@ func TestNames(t *testing.T) {
 		"IP:1.2.3.4,IP:1.2.3.5": "one name a line", "IP:": "no IP address",
 		"URI:https://a.example/x?y=1,2": "", "URI:urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6": "", "URI:spiffe://a.example/b": "",
 		"URI:https://[::1]:443/": "", "URI:ldap://127.0.0.1/a": "", "URI:tag:a@b,2026:c": "",
-		"URI:a": "no absolute URI", "URI:/a": "no absolute URI", "URI:https:": "scheme alone", "URI:https://a_b/": "letters, digits",
-		"URI:https://a/,DNS:evil.example": "one name a line", "URI:https://a/ b": "%XX", "URI:https://ä/": "%XX", "URI:https://a/<b>": "%XX", "URI:https://a/%zz": "no absolute URI",
+		"URI:a": "not an absolute URI", "URI:/a": "not an absolute URI", "URI:https:": "has only a scheme", "URI:https://a_b/": "letters, digits",
+		"URI:https://a/,DNS:evil.example": "one name a line", "URI:https://a/ b": "%XX", "URI:https://ä/": "%XX", "URI:https://a/<b>": "%XX", "URI:https://a/%zz": "not an absolute URI",
 		"email:a@b.example": "", "email:a.b+c@b.example": "", "email:a": "no mail address", "email:@b": "no mail address", "email:a@": "empty part",
-		"email:a@b@c": "letters, digits", "email:Name <a@b>": "characters that certificates do not have", "email:.a@b": "dot",
+		"email:a@b@c": "letters, digits", "email:Name <a@b>": "characters that certificates do not allow", "email:.a@b": "dot",
 		"email:" + part + "aa@b": "longer than", "email:a@b.example,email:b@b": "one name a line", "email:ä@b": "characters that",
-		"dns:a": "no line of", "DNS": "empty part", "other": "no line of", "keyUsage": "no list of", "a:b": "no line of",
+		"dns:a": "not a line of", "DNS": "empty part", "other": "not a line of", "keyUsage": "not a list of", "a:b": "not a line of",
 	} {
 		r, err := parseRequest("\n" + text)
 		switch {

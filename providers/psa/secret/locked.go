@@ -88,7 +88,7 @@ func grow(class int) error {
 		return locked.err
 	}
 	if locked.chunks == chunksMost {
-		return fmt.Errorf("%d bytes are in use", chunksMost*chunkBytes)
+		return fmt.Errorf("all %d bytes are in use", chunksMost*chunkBytes)
 	}
 	chunk, err := unix.Mmap(-1, 0, chunkBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {

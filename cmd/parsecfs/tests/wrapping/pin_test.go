@@ -148,7 +148,7 @@ func TestWrappedWithPIN(t *testing.T) {
 		do, end func() error
 	}{
 		{"the PIN cannot be read: ", func() error { return os.Rename(file, aside) }, func() error { return os.Rename(aside, file) }},
-		{"others may read or change", func() error { return os.Chmod(file, 0o640) }, func() error { return os.Chmod(file, 0o400) }},
+		{"other users can read or change", func() error { return os.Chmod(file, 0o640) }, func() error { return os.Chmod(file, 0o400) }},
 		{"the PIN cannot be read: ", func() error { return os.Chown(file, 65534, 65534) }, func() error { return os.Chown(file, 0, 0) }},
 	} {
 		if err := c.do(); err != nil {

@@ -233,7 +233,7 @@ func TestWrappedByTPM(t *testing.T) {
 	}
 	s.hasFile(true)
 	for _, inside := range []string{s.M.StateDir, filepath.Join(s.M.StateDir, "..", "state")} {
-		if stderr, code := s.rewrap("--recovery-key", filepath.Join(inside, "recovery"), "tpm:chip"); code != 1 || !strings.Contains(stderr, "would lie in the state directory") {
+		if stderr, code := s.rewrap("--recovery-key", filepath.Join(inside, "recovery"), "tpm:chip"); code != 1 || !strings.Contains(stderr, "would be in the state directory") {
 			t.Errorf("in the state directory: exit %d: %s", code, stderr)
 		}
 	}
@@ -261,7 +261,7 @@ func TestWrappedByTPM(t *testing.T) {
 	s.chip.Kill()
 	s.AllWork()
 	s.M.Restart()
-	s.sealed("the device does not answer", "state rewrap --recovery-key FILE file")
+	s.sealed("the device does not respond", "state rewrap --recovery-key FILE file")
 	s.chip.Restart()
 	s.Until("ready")
 	s.AllWork()

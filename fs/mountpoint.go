@@ -122,7 +122,7 @@ func clearMountpoint(dir string, detached func()) error {
 			if m.FSType == mountType {
 				hint = "parsecfs unmount " + dir + ", or choose another mountpoint"
 			}
-			err := fmt.Errorf("the mountpoint %s is busy: %s (%s) is mounted there already%s", dir, m.Source, m.FSType, whose)
+			err := fmt.Errorf("the mountpoint %s is busy: %s (%s) is already mounted there%s", dir, m.Source, m.FSType, whose)
 			return &Error{KindMountpoint, err, hint}
 		case m.FSType != mountType:
 			return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s holds a dead mount of %s (%s)%s", dir, m.Source, m.FSType, whose),

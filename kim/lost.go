@@ -139,7 +139,7 @@ func (k *KIM) lookForKey() {
 	}
 	path := filepath.Join(k.o.Dir, wrappingFile)
 	lost := psa.Errorf(psa.StatusStorageFailure,
-		"the wrapping key %s was removed: after this daemon has ended no secret in the KIM can be read", path).
+		"the wrapping key %s was removed: when this daemon has ended, nobody can read the secrets in the KIM", path).
 		WithHint("put it back, or make a new one while this daemon runs: parsecfs state rewrap file")
 	k.lostKey.Store(new(error(lost)))
 }

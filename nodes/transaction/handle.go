@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	errBefore = gate.Refuse(syscall.EINVAL, "a READ before the beginning of the answer", "seek to 0 to read it again")
+	errBefore = gate.Refuse(syscall.EINVAL, "this READ is before the beginning of the answer", "seek to 0 to read it again")
 	errRound  = gate.Refuse(syscall.ENODATA, "this answer was read too often",
 		"read on, to the end of the file; by io_uring, at offsets of your own")
 )

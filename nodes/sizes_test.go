@@ -35,7 +35,7 @@ sys.stdin.readline()`, verify)
 			t.Errorf("others see %d bytes", size)
 		}
 	}
-	if out, err := exec.Command("tar", "-cf", filepath.Join(t.TempDir(), "tar"), "-C", m.path(), ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("prlimit", "--fsize=16777216", "tar", "-cf", filepath.Join(t.TempDir(), "tar"), "-C", m.path(), ".").CombinedOutput(); err != nil {
 		t.Errorf("tar: %v: %s", err, out)
 	}
 	other.end()

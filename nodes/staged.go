@@ -139,7 +139,8 @@ func (h *stagedHandle) empty() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	psa.Wipe(h.buf)
-	h.buf, h.kind, h.total, h.writes, h.cursor, h.poison, h.done, h.left, h.atEnd = nil, stage{}, 0, 0, transaction.Cursor{}, nil, false, 0, nil
+	h.buf, h.kind, h.total, h.writes, h.left = nil, stage{}, 0, 0, 0
+	h.cursor, h.poison, h.done, h.atEnd = transaction.Cursor{}, nil, false, nil
 }
 
 var _ = (fs.FileReader)((*stagedHandle)(nil))

@@ -74,6 +74,7 @@ func TestScanMaterial(t *testing.T) {
 		"ed25519.pkcs8": "ed25519", "ed25519.spki": "ed25519", "x25519.pkcs8": "x25519",
 		"p256.text": "ecdsa-p256-sha256", "secp256k1.pkcs8": "ecdsa-secp256k1-sha256",
 		"openssh": "ed25519", "openssh-rsa": "rsa-2048-pkcs1v15-sha256", "openssh-p384": "ecdsa-p384-sha384",
+		"rsa2048-pss.pkcs8":           "rsa-2048-pss-sha256",
 		"brainpoolp256r1.params-sec1": "ecdsa-brainpoolp256r1-sha256", "brainpoolp256r1.spki": "ecdsa-brainpoolp256r1-sha256",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -291,7 +291,8 @@ func (k *rawKind) unwrap(b []byte) (RawKey, error) {
 func OnOtherCurve(spki []byte) bool {
 	var p rawSPKI
 	rest, err := asn1.Unmarshal(spki, &p)
-	return err == nil && len(rest) == 0 && p.Algorithm.OID.Equal(ecPublicKeyID) && len(p.Algorithm.Curve) > 0 && nistCurves[p.Algorithm.Curve.String()] == nil
+	curve := p.Algorithm.Curve
+	return err == nil && len(rest) == 0 && p.Algorithm.OID.Equal(ecPublicKeyID) && len(curve) > 0 && nistCurves[curve.String()] == nil
 }
 
 // isRawAlgorithm says whether a key in DER is of one of the kinds, damaged or not.

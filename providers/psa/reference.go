@@ -57,7 +57,9 @@ func plainReference(line string) string {
 var unfinished = regexp.MustCompile(`^(id=[0-9a-fA-FxX:%]*(;.*)?|handle=0x[0-9a-fA-F]*(,.*)?|object=.*|pkcs11:.*)$`)
 
 func mayBeReference(line []byte) bool {
-	return unfinished.Match(line) || slices.ContainsFunc(referenceBegins, func(word string) bool { return strings.HasPrefix(word, string(line)) })
+	return unfinished.Match(line) || slices.ContainsFunc(referenceBegins, func(word string) bool {
+		return strings.HasPrefix(word, string(line))
+	})
 }
 
 // errReference says what is wrong with a line that wants to name a key on the device.

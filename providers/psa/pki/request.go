@@ -168,11 +168,12 @@ func signatureAlgorithm(alg psa.Algorithm) (id pkix.AlgorithmIdentifier, err err
 			return id, psa.Errorf(psa.StatusGenericError, "%w", err)
 		}
 		id.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
+		mgf := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}, Parameters: asn1.RawValue{FullBytes: inner}}
 		id.Parameters.FullBytes, err = asn1.Marshal(struct {
 			Hash pkix.AlgorithmIdentifier `asn1:"explicit,tag:0"`
 			MGF  pkix.AlgorithmIdentifier `asn1:"explicit,tag:1"`
 			Salt int                      `asn1:"explicit,tag:2"`
-		}{hash, pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}, Parameters: asn1.RawValue{FullBytes: inner}}, alg.Hash().HashLength()})
+		}{hash, mgf, alg.Hash().HashLength()})
 		if err != nil {
 			return id, psa.Errorf(psa.StatusGenericError, "%w", err)
 		}

@@ -244,9 +244,9 @@ func wants(l loss, w way, who string) string {
 	switch {
 	// A request waits for 5 s. Who may still read gets no answer to what it may no longer ask.
 	case let && strings.HasPrefix(w.name, "drop box"):
-		return "ok|EBUSY|ENODATA"
+		return "ok|EBUSY|ENODATA|nothing" // the end of the file, to who asks again
 	case l.reader && strings.HasPrefix(w.name, "drop box"):
-		return "EKEYREVOKED|EBUSY|ENODATA"
+		return "EKEYREVOKED|EBUSY|ENODATA|nothing"
 	case let:
 		return "ok"
 	case w.to == toNamed && l.kind == above || w.road == reopen:

@@ -201,7 +201,7 @@ func TestRefusalsNameTheirMistake(t *testing.T) {
 		{"a file of one's own", func() error { return shell(m.path("ready", "my notes"), "x") }, syscall.EPERM, "no files can be made here", "mkdir in a provider's keys/"},
 		{"a directory of one's own", func() error { return os.Mkdir(m.path("ready", "stuff"), 0777) }, syscall.EPERM, "no directories can be made here", ""},
 		{"rm", func() error { return syscall.Unlink(m.path("ready", "sign")) }, syscall.EPERM, "files here come and go with their key", "rmdir destroys a key"},
-		{"a link among keys", func() error { return os.Symlink("ready", m.path("link")) }, syscall.EPERM, "no symbolic links here", "root's to make: other users' programs follow"},
+		{"a link among keys", func() error { return os.Symlink("ready", m.path("link")) }, syscall.EPERM, "symbolic links cannot be made here", "only root can make aliases"},
 		{"name", func() error { return put(m.path("draft", "attributes"), "name = \"x\"\n") }, syscall.EINVAL, "name cannot be set", "mv OLD NEW"},
 		{"name of a key", func() error { return put(m.path("ready", "attributes"), "name = \"x\"\n") }, syscall.EINVAL, "name cannot be set", "mv OLD NEW"},
 		{"name in generate", func() error { return put(m.path("draft", "generate"), "template = \"ed25519\"\nname = \"x\"\n") }, syscall.EINVAL, "name cannot be set", ""},

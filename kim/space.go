@@ -76,7 +76,7 @@ const (
 )
 
 // MaxUsersProvider is the highest number of a provider that has users/: that many numbers are given out in 32 restores of
-// backups, or in half a milliard keys.
+// backups, or in half a billion keys.
 const MaxUsersProvider = 1<<(61-userShift) - 1
 
 // UserInode is the number of the inode of users/UID in a provider whose number is at most MaxUsersProvider.

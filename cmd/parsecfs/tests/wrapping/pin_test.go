@@ -127,7 +127,7 @@ func TestWrappedWithPIN(t *testing.T) {
 		t.Errorf("the TPM counts %d wrong PINs in two starts", n)
 	}
 	s.M.Restart() // of three, it is not locked by us
-	s.sealed("the PIN is not tried", hint)
+	s.sealed("the PIN was not tried", hint)
 	s.M.Kill()
 	if n := s.wrongPINs(); n != 2 {
 		t.Errorf("the TPM counts %d wrong PINs in three starts", n)
@@ -169,7 +169,7 @@ func TestWrappedWithPIN(t *testing.T) {
 	s.M.Kill()
 	extend(t, s.chip)
 	s.M.Restart()
-	s.sealed("the PCRs [16] are not as they were", hint)
+	s.sealed("the PCRs [16] have changed", hint)
 	s.mustRewrap("--recovery-key", recovery, "--pcrs", "", "tpm:chip")
 	opens()
 

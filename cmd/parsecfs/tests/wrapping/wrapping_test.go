@@ -306,7 +306,7 @@ func TestWrappedByTPM(t *testing.T) {
 	s.M.Kill()
 	extend(t, s.chip)
 	s.M.Restart()
-	s.sealed("the PCRs [16] are not as they were", "state rewrap --recovery-key FILE tpm:chip")
+	s.sealed("the PCRs [16] have changed", "state rewrap --recovery-key FILE tpm:chip")
 	s.mustRewrap("--recovery-key", recovery, "tpm:chip") // bound to the registers as they are now
 	s.AllWork()
 	s.M.Restart()
@@ -315,7 +315,7 @@ func TestWrappedByTPM(t *testing.T) {
 	s.M.Kill()
 	extend(t, s.chip)
 	s.M.Restart()
-	s.sealed("the PCRs [16] are not as they were", "state rewrap --recovery-key FILE tpm:chip")
+	s.sealed("the PCRs [16] have changed", "state rewrap --recovery-key FILE tpm:chip")
 	s.mustRewrap("--recovery-key", recovery, "--pcrs", "", "tpm:chip")
 	s.M.Kill()
 	extend(t, s.chip)

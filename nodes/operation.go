@@ -334,12 +334,13 @@ type handle struct {
 	t *Tree
 	h *transaction.Handle
 	// reads: somebody may read what it writes
-	reads bool
+	reads   bool
+	appends bool
 }
 
 func newHandle(n node, t *Tree, h *transaction.Handle, mode transaction.Mode) *handle {
-	x := &handle{n: n, t: t, h: h, reads: mode.Read}
-	if mode.Read && !mode.Write {
+	x := &handle{n: n, t: t, h: h, reads: mode.Read, appends: mode.Append}
+	if mode.Read && !mode.Write && !h.Answered() {
 		t.sizes.hold(x, 0)
 	}
 	return x
@@ -349,12 +350,13 @@ var _ = (fs.FileWriter)((*handle)(nil))
 
 // Write only collects, and is safe because it never runs an operation: the kernel holds the inode's lock meanwhile.
 func (h *handle) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	if off > farthest && !h.appends {
+		return 0, h.t.fail(ctx, h.n.place(), "write", transaction.ErrHole)
+	}
 	if err := h.h.Write(ctx, data, off); err != nil {
 		return 0, h.t.fail(ctx, h.n.place(), "write", err)
 	}
-	if h.reads {
-		h.t.sizes.hold(h, off+int64(len(data)))
-	}
+	h.t.sizes.hold(h, off+int64(len(data)))
 	return uint32(len(data)), 0
 }
 

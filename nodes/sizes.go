@@ -47,6 +47,8 @@ const (
 	step = 1 << 22
 	// endMost is behind all positions that a program has.
 	endMost = 1 << 60
+	// farthest is where a message can begin: it leaves room for answers to stat(2) below endMost.
+	farthest = 1 << 50
 	// settled is when no answer of before can come any more.
 	settled = time.Second
 )

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -228,4 +229,91 @@ func (u *another) line() (n int64) {
 func (u *another) end() {
 	_ = u.in.Close()
 	_ = u.cmd.Wait()
+}
+
+// TestFarWritesChangeNoOthersSize: where somebody writes beyond all that a file can hold, others still copy whole answers.
+func TestFarWritesChangeNoOthersSize(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]string{"both": "os.O_RDWR", "write alone": "os.O_WRONLY"} {
+		for _, off := range []string{"1 << 50", "1 << 61", "(1 << 63) - 4096"} {
+			t.Run(name+" "+off, func(t *testing.T) {
+				m := mount(t, nil)
+				hash := filepath.Join(m.dir, "providers/software/hash/sha256")
+				other := user(t, "fd = os.open(sys.argv[1], "+open+")\ntry: os.pwrite(fd, b'x', "+off+")\nexcept OSError: pass\nprint(0, flush=True)\nsys.stdin.readline()", hash)
+				other.line()
+				for range 3 {
+					sizeOf(t, hash)
+					f, err := os.OpenFile(hash, os.O_RDWR, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := f.WriteString("message"); err != nil {
+						t.Fatal(err)
+					}
+					r, w, err := os.Pipe()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if n, err := unix.Sendfile(int(w.Fd()), int(f.Fd()), nil, 1<<16); n == 0 && err == nil {
+						t.Error("sendfile ended well with nothing")
+					}
+					r.Close()
+					w.Close()
+					f.Close()
+				}
+				other.end()
+			})
+		}
+	}
+}
+
+// TestEndOfASlot: SEEK_END is where the answer ends.
+func TestEndOfASlot(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	slot := m.path("k", "sign.d", "x")
+	if err := write(slot, os.O_WRONLY|os.O_CREATE, "message"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(slot); err != nil || len(b) != 64 {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	var end int64
+	for deadline := time.Now().Add(5 * time.Second); end != 64 && time.Now().Before(deadline); {
+		f, err := os.Open(slot) // the RELEASE of the one before comes after its close
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end, err = f.Seek(0, io.SeekEnd); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	if end != 64 {
+		t.Errorf("the end is at %d", end)
+	}
+}
+
+// TestAgainAfterALongMessage: an answer is read again, and the next request begun, as after a short one.
+func TestAgainAfterALongMessage(t *testing.T) {
+	m := mount(t, nil)
+	m.key("k", "ed25519")
+	for what, again := range map[string]func(*os.File) error{
+		"seek":     func(f *os.File) error { _, err := f.Seek(0, io.SeekStart); return err },
+		"truncate": func(f *os.File) error { return f.Truncate(0) },
+	} {
+		f := m.open("k", "sign")
+		if _, err := f.WriteString(strings.Repeat("m", 100_000)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if a, err := read(f); err != nil || len(a) != 64 {
+				t.Errorf("%s: %d bytes, %v", what, len(a), err)
+			}
+			if err := again(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+	}
 }

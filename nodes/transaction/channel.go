@@ -231,7 +231,7 @@ func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, 
 	if p.req != r {
 		p.req, p.base, p.last, p.pieces = r, p.begin(off), -1, false
 	}
-	p.pieces = p.pieces || off >= piece && off != p.last
+	p.pieces = p.pieces || off >= piece && off != p.last && (off != p.written || off%page == 0)
 	if off == 0 && p.base != 0 {
 		if p.pieces {
 			return 0, false, errBefore
@@ -242,7 +242,7 @@ func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, 
 		return 0, false, errBefore
 	}
 	n, more, err = r.copyOut(dest, part, off-p.base)
-	if p.next = 0; more {
+	if p.next = 0; n > 0 {
 		p.next = off + int64(n)
 	}
 	p.last = off + int64(n)
@@ -267,7 +267,7 @@ func (p *replies) begin(off int64) int64 {
 }
 
 // anew is for whoever begins a request instead of reading on.
-func (p *replies) anew() { p.next = 0 }
+func (p *replies) anew() { p.next, p.written = 0, max(p.written, p.last) }
 
 // read answers from c.
 func (c *Channel) read(ctx context.Context, who caller.Caller) (*request, error) {

@@ -118,7 +118,7 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.reply.written = off + int64(len(p))
+	h.reply.next, h.reply.written = 0, off+int64(len(p))
 	return nil
 }
 
@@ -240,6 +240,19 @@ func (h *Handle) Truncate(size uint64) error {
 
 // ErrTruncate refuses to make a transaction as long as somebody says.
 var ErrTruncate = gate.Refuse(syscall.EINVAL, "a transaction can only be truncated to 0", "")
+
+// Answered says whether a slot has an answer already: its length is what its only user sees, and so may the kernel.
+func (h *Handle) Answered() bool {
+	if h.slot == nil {
+		return false
+	}
+	r := h.channel.latest.Load()
+	if r == nil {
+		return false
+	}
+	n, known := r.length(h.part.Name)
+	return known && n > 0
+}
 
 func (h *Handle) own() *Channel {
 	h.mu.Lock()

@@ -569,6 +569,7 @@ func (m *model) writes(h *modelHandle, p []byte, off int64) syscall.Errno {
 	}
 	at.next += int64(len(p))
 	c.cursors[h.part.Name] = at
+	h.inside = false
 	return 0
 }
 
@@ -911,7 +912,7 @@ func (m *model) copies(h *modelHandle, r *modelRequest, size int, off int64) ([]
 	if int(off-h.base)+to-from >= len(b) {
 		r.handed = true
 	}
-	h.next, h.inside = off+int64(to-from), to < len(b)
+	h.next, h.inside = off+int64(to-from), to > from
 	return b[from:to], 0
 }
 

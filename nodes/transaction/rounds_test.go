@@ -36,3 +36,25 @@ func TestReadingForEver(t *testing.T) {
 	f.Close()
 	f.empty(t)
 }
+
+// TestOneReadingHasOneAnswer: who read an answer whole and asks whether there is more is not told the next one's beginning.
+func TestOneReadingHasOneAnswer(t *testing.T) {
+	f, who := newFake(t), self()
+	defer f.Close()
+	first := string(answers(shapes["whole"], map[string][]byte{"hash": []byte("one")})["signature"])
+	s := f.slot(t, who, "whole")
+	reader, writer := part(t, s, who, ""), part(t, s, who, "")
+	defer reader.Release()
+	defer writer.Release()
+	write(t, writer, 0, "one")
+	b := make([]byte, 4096)
+	n, _, err := reader.Read(t.Context(), who, b, 0)
+	if err != nil || string(b[:n]) != first {
+		t.Fatalf("%q, %v", b[:n], err)
+	}
+	write(t, writer, 3, "two")
+	n, _, err = reader.Read(t.Context(), who, b, int64(n))
+	if n != 0 || err == nil {
+		t.Errorf("the same reading goes on with %d bytes, %v", n, err)
+	}
+}

@@ -490,41 +490,48 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 		return n.t.fail(ctx, next, "rename", err)
 	}
 	begun := time.Now()
-	k, err := p.Lookup(calm(ctx), n.space, name)
-	if err != nil {
-		return n.t.fail(ctx, at, "rename", err)
-	}
 	if err := n.enter(ctx); err != nil {
 		return n.t.fail(ctx, at, "rename", err)
 	}
 	if err := to.enter(ctx); err != nil {
 		return n.t.fail(ctx, next, "rename", err)
 	}
-	err = n.move(ctx, k.Number, to, newName, flags&renameExchange != 0)
-	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, provider: p, key: k.Number, file: at.file + " to " + next.file}, "rename", begun, err)
+	key, err := n.move(ctx, name, to, newName, flags&renameExchange != 0)
+	if key == 0 {
+		return n.t.fail(ctx, at, "rename", err)
+	}
+	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, provider: p, key: key, file: at.file + " to " + next.file}, "rename", begun, err)
 	return n.t.remember(ctx, at, "rename", err)
 }
 
-// move gives a key another name, or the name of another key that gets its own.
-func (n *keysDir) move(ctx context.Context, key int64, to *keysDir, name string, exchange bool) error {
+// move gives a key another name, or the name of another key that gets its own. It is no change beside another one: keys chown
+// could have moved what was found by its old name to its new owner's, from where this would take it back.
+func (n *keysDir) move(ctx context.Context, from string, to *keysDir, name string, exchange bool) (key int64, err error) {
+	n.t.changing.Lock()
+	defer n.t.changing.Unlock()
+	k, err := n.at.provider.Lookup(calm(ctx), n.space, from)
+	if err != nil {
+		return 0, err
+	}
+	key = k.Number
 	changed := []int64{key}
 	if exchange {
 		other, err := n.at.provider.Lookup(calm(ctx), to.space, name)
 		if err != nil {
-			return err
+			return key, err
 		}
 		changed = append(changed, other.Number)
 		err = n.t.kim.Exchange(calm(ctx), key, other.Number)
 		if err != nil {
-			return err
+			return key, err
 		}
 	} else if err := n.t.kim.Rename(calm(ctx), key, to.space, name); err != nil {
-		return err
+		return key, err
 	}
 	if n.space != to.space {
 		n.t.moved(changed...)
 	}
-	return nil
+	return key, nil
 }
 
 // file makes the node of a row that is a file; key is 0 outside keys.
@@ -572,10 +579,14 @@ type fileNode struct {
 
 // generation tells the inodes of readers apart, which share their number.
 func (n *fileNode) generation() uint64 {
-	if !n.own {
-		return 0
+	switch {
+	case n.own:
+		return uint64(n.reader) + 1
+	case n.key != 0 && n.row.kind != request:
+		// What whoever lost a right still has open is another inode, whose pages nobody fills again.
+		return n.t.gate.Last(inoOf(n.key, 0), n.ino)
 	}
-	return uint64(n.reader) + 1
+	return 0
 }
 
 func (n *fileNode) place() place { return place{t: n.t, provider: n.p, key: n.key, file: n.row.path()} }

@@ -67,7 +67,7 @@ func (n *stagedFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uin
 // open makes the handle, which calls leave in the end.
 func (n *stagedFile) open(ctx context.Context, mode transaction.Mode, access *gate.Access, leave func()) (fs.FileHandle, uint32, syscall.Errno) {
 	if !mode.Write {
-		h, how, errno := n.openText(ctx)
+		h, how, errno := n.openText(ctx, access)
 		if text, ok := h.(*textHandle); ok {
 			text.release = both(text.release, leave)
 		}
@@ -399,6 +399,12 @@ var _ = (fs.FileReleaser)((*stagedHandle)(nil))
 // Release wipes the stage.
 func (h *stagedHandle) Release(context.Context) syscall.Errno {
 	h.empty()
+	h.mu.Lock()
+	if h.last != nil {
+		psa.Wipe(h.last.data)
+		h.last = nil
+	}
+	h.mu.Unlock()
 	h.release()
 	return 0
 }

@@ -37,14 +37,15 @@ func (n *textFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint3
 	if n.own && n.reader != callerOf(ctx).UID {
 		return nil, 0, syscall.ESTALE // the kernel looks the name up again, for whoever opens it now
 	}
-	if _, err := n.enter(ctx, gate.Read); err != nil {
+	access, err := n.enter(ctx, gate.Read)
+	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return n.openText(ctx)
+	return n.openText(ctx, access)
 }
 
 // openText opens what a file says, for reading alone.
-func (n *fileNode) openText(ctx context.Context) (fs.FileHandle, uint32, syscall.Errno) {
+func (n *fileNode) openText(ctx context.Context, access *gate.Access) (fs.FileHandle, uint32, syscall.Errno) {
 	if _, err := n.render(ctx, justNow); err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
@@ -52,12 +53,13 @@ func (n *fileNode) openText(ctx context.Context) (fs.FileHandle, uint32, syscall
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &textHandle{n, release}, fuse.FOPEN_NOFLUSH, 0
+	return &textHandle{n, access, release}, fuse.FOPEN_NOFLUSH, 0
 }
 
 // textHandle is an open text that is only read.
 type textHandle struct {
 	n       *fileNode
+	access  *gate.Access
 	release func()
 }
 
@@ -66,6 +68,9 @@ var _ = (fs.FileReader)((*textHandle)(nil))
 // Read is safe because whoever opened the file may read it: the kernel keeps what it is told for all of them.
 func (h *textHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	b, err := h.n.render(ctx, everMade)
+	if err == nil {
+		err = h.access.Check(ctx, callerOf(ctx))
+	}
 	if err != nil {
 		return nil, h.n.t.fail(ctx, h.n.place(), "read", gone(err))
 	}

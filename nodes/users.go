@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +32,12 @@ func (t *Tree) users(p *kim.Provider) *usersDir {
 			if uid, ok := kim.ParseUser(after); ok {
 				last = kim.OwnSpace(uid)
 			}
-			return p.Spaces(ctx, last, most)
+			spaces, err := p.Spaces(ctx, last, most)
+			// Those that a damaged row has come last, and are nobody's: their names would begin the listing again.
+			return slices.DeleteFunc(spaces, func(s kim.Space) bool {
+				uid, _ := s.User()
+				return s != kim.OwnSpace(uid) || kim.CheckOwner(uid, 0) != nil
+			}), err
 		}
 		return listing(page, func(s kim.Space) fuse.DirEntry {
 			uid, _ := s.User()
@@ -126,7 +132,7 @@ func target(uid uint32) string { return kim.OwnSpace(uid).String() }
 
 func (n *mineLink) stat(ctx context.Context) (stat, error) {
 	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: n.t.uid, gid: n.t.gid, size: uint64(len(target(callerOf(ctx).UID))),
-		changed: n.at.provider.Started(), fixed: "this link is part of the tree", fleeting: true}, nil
+		changed: n.at.provider.Started(), fixed: "this link is part of the tree", never: true}, nil
 }
 
 var _ = (fs.NodeReadlinker)((*mineLink)(nil))

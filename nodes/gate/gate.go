@@ -87,6 +87,17 @@ func (g *Gate) LostAll() {
 	g.count.Store(g.all)
 }
 
+// Last is the last loss of any of the inodes, 0 where there was none.
+func (g *Gate) Last(inos ...uint64) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last := g.all
+	for _, ino := range inos {
+		last = max(last, g.lost[ino])
+	}
+	return last
+}
+
 // since says whether a step of the way lost rights after the loss seen, and which was the last loss of all.
 func (g *Gate) since(seen uint64, way [Steps]uint64) (lost bool, now uint64) {
 	if now = g.count.Load(); now == seen {

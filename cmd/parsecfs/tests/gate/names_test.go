@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
@@ -373,4 +374,45 @@ func TestLookingForAllUsers(t *testing.T) {
 	a.want("['web']", "repr(os.listdir(%q))", users+"/61041")
 	a.must("os.chmod(%q, 0o711)", users+"/61041")
 	b.must("os.stat(%q) and None", users+"/61041/web")
+}
+
+// TestRenamedWhileItIsHandedOver: who renames a key while root gives it to another user does not take it back.
+func TestRenamedWhileItIsHandedOver(t *testing.T) {
+	t.Parallel()
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: namesConfig})
+	p := filepath.Join(m.Dir, "providers/p")
+	a, b := newUser(t, first), newUser(t, second)
+	for range 3 {
+		a.must("os.mkdir(%q)", p+"/mine/web")
+		a.must("put(%q, 'ed25519\\n')", p+"/mine/web/generate")
+		var wg sync.WaitGroup
+		wg.Go(func() { a.do("spins(%q, %q, 3.0)", p+"/mine/web", p+"/mine/web2") })
+		_, errs, code := parsecfstest.Run(t, "keys", "chown", "--owner", fmt.Sprint(first), fmt.Sprint(second), "--config", m.ConfigFile, "--state-dir", m.StateDir)
+		wg.Wait()
+		if code != 0 {
+			t.Errorf("chown: %d: %s", code, errs)
+		}
+		a.want("True", "os.listdir(%q) == []", p+"/mine")
+		b.want("[None]", "[os.rmdir(%q + '/' + n) for n in os.listdir(%q)]", p+"/mine", p+"/mine")
+	}
+}
+
+// TestTextAfterALoss: what was opened while it might be read tells nothing of what is written once it may not.
+func TestTextAfterALoss(t *testing.T) {
+	t.Parallel()
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: namesConfig})
+	p := filepath.Join(m.Dir, "providers/p")
+	a, b := newUser(t, first), newUser(t, second)
+	a.must("os.mkdir(%q)", p+"/keys/m")
+	a.must("put(%q, 'ed25519\\n')", p+"/keys/m/generate")
+	for name, file := range map[string]string{"text": "attributes", "public": "public.ssh"} {
+		b.must("hold(%q, %q, os.O_RDONLY)", name, p+"/keys/m/"+file)
+	}
+	a.must("os.rename(%q, %q)", p+"/keys/m", p+"/mine/hidden")
+	a.must("put(%q, 'units = [\"secret-unit.service\"]\\n')", p+"/mine/hidden/attributes")
+	for _, name := range []string{"text", "public"} {
+		if told := b.do("repr(os.pread(HELD[%q], 65536, 0))", name); strings.Contains(told, "hidden") || strings.Contains(told, "secret-unit") {
+			t.Errorf("%s tells %s", name, told)
+		}
+	}
 }

@@ -303,7 +303,7 @@ func (k *KIM) Key(ctx context.Context, number int64) (Key, error) {
 
 func visible(key Key, err error) (Key, error) {
 	if err == nil && key.Hidden {
-		return Key{}, psa.Errorf(psa.StatusBadState, "it is not known whether the last operation on key %s succeeded", key.Name).
+		return Key{}, psa.Errorf(psa.StatusBadState, "it is not known whether the last operation on this key succeeded").
 			WithHint("parsecfs keeps asking the provider; see its status file")
 	}
 	return key, err

@@ -663,7 +663,7 @@ func (s *sqliteStore) Drafts(ctx context.Context, since time.Time, after int64, 
 }
 
 func (s *sqliteStore) ExpireDraft(ctx context.Context, number int64, since time.Time) error {
-	return s.write(ctx, "cannot remove a draft", func(t *tx) error {
+	return s.remove(ctx, "cannot remove a draft", func(t *tx) error {
 		k, err := t.keyIn(number, Draft)
 		if err != nil {
 			return err

@@ -79,7 +79,7 @@ func (t *Tree) forgotten(p *kim.Provider, draft kim.Key, remove func() error) {
 	case psa.StatusBadState, psa.StatusDoesNotExist: // it was changed, or is gone
 	case psa.StatusSuccess:
 		t.forget(draft.Number)
-		t.audit(daemon, AuditDeed, at, "expire", begun, nil)
+		t.audit(daemon, AuditAttempt, at, "expire", begun, nil)
 		t.log.Info("a forgotten draft expired", "path", at.path(), "uid", draft.UID)
 	default:
 		t.audit(daemon, AuditDeed, at, "expire", begun, err)

@@ -316,6 +316,9 @@ func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags ui
 	return b.t.fail(ctx, b.self.place(), "setxattr", err)
 }
 
+// maxUserACL bounds, in bytes, the ACLs of a directory that is there for every uid.
+const maxUserACL = 4 + 32*8
+
 func (b *base) setACL(ctx context.Context, name string, value []byte) error {
 	s, err := b.self.stat(ctx)
 	if err != nil {
@@ -323,6 +326,9 @@ func (b *base) setACL(ctx context.Context, name string, value []byte) error {
 	}
 	if err := s.changeable(); err != nil {
 		return err
+	}
+	if s.unlabelled && len(value) > maxUserACL {
+		return gate.Refuse(syscall.ENOSPC, "the ACL of a user's directory can have at most 32 entries", "use a group")
 	}
 	a, err := gate.ParseACL(value)
 	if err != nil {

@@ -135,7 +135,11 @@ func (s *PEMScanner) Block() (block PEMBlock, ok bool, err error) {
 			return block, false, nil
 		default:
 			if body == nil {
-				body = make([]byte, 0, len(s.b)-at)
+				most := len(s.b) - at
+				if end := bytes.Index(s.b[at:], []byte(pemEnd)); end >= 0 {
+					most = end
+				}
+				body = make([]byte, 0, most)
 			}
 			if body, ok = appendBase64(body, line); !ok {
 				return block, false, s.notBase64()

@@ -29,8 +29,11 @@ func ScanReference(b []byte, alone bool, draft Attributes) (end int, name string
 	if len(b) == 0 || len(line) > maxReference {
 		return 0, "", false
 	}
-	if name := plainReference(string(bytes.TrimSuffix(line, []byte("\r")))); (whole || alone) && name != "" {
-		return min(len(line)+1, len(b)), name, false
+	// What may be a key never becomes a string, which nobody can wipe.
+	if said := bytes.TrimSuffix(line, []byte("\r")); (whole || alone) && (reference.Match(said) || otherID.Match(said)) {
+		if name := plainReference(string(said)); name != "" {
+			return min(len(line)+1, len(b)), name, false
+		}
 	}
 	if whole || draft.isRaw() && len(b) >= draft.Bits/8 {
 		return 0, "", false
@@ -58,7 +61,7 @@ var unfinished = regexp.MustCompile(`^(id=[0-9a-fA-FxX:%]*(;.*)?|handle=0x[0-9a-
 
 func mayBeReference(line []byte) bool {
 	return unfinished.Match(line) || slices.ContainsFunc(referenceBegins, func(word string) bool {
-		return strings.HasPrefix(word, string(line))
+		return len(line) <= len(word) && word[:len(line)] == string(line)
 	})
 }
 

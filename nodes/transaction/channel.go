@@ -47,6 +47,7 @@ type Channel struct {
 	mu      sync.Mutex
 	req     *request // nil: nothing was begun
 	cursors []inputCursor
+	writes  uint64 // that were taken
 	sealed  error // why no more WRITEs are taken
 }
 
@@ -94,27 +95,28 @@ func (c *Channel) reset() {
 	c.req, c.cursors = nil, c.cursors[:0]
 }
 
-// write takes one WRITE for an input; nil is the plain file's stream.
-func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) error {
+// write takes one WRITE for an input, and numbers it; nil is the plain file's stream.
+func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) (number uint64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed != nil {
-		return c.sealed
+		return 0, c.sealed
 	}
 	r, err := c.current()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	at := c.cursor(in)
 	if _, _, poisoned := r.state(); !poisoned && !at.Follows(off, appends) {
 		r.fault(ErrHole)
-		return ErrHole
+		return 0, ErrHole
 	}
 	if err := r.write(ctx, in, p); err != nil {
-		return err
+		return 0, err
 	}
 	at.Advance(off, len(p))
-	return nil
+	c.writes++
+	return c.writes, nil
 }
 
 func (c *Channel) cursor(in *Input) *Cursor {

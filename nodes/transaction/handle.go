@@ -40,8 +40,9 @@ type Handle struct {
 	channel  *Channel     // nil until it is claimed
 	deposit  *gate.Access // of whoever wrote what was claimed
 	reply    replies
-	told     bool // by the last READ, and nothing was written since, that nothing was written
-	rounds   int  // READs of the answer's beginning or end
+	wrote    uint64 // the number of the last WRITE
+	told     bool   // by the last READ, and nothing was written since, that nothing was written
+	rounds   int    // READs of the answer's beginning or end
 	released bool
 }
 
@@ -113,12 +114,16 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) error {
 	if h.box != nil {
 		h.m.boxes.reopen(h.box)
 	}
-	if err := h.channel.write(ctx, h.part.input, p, off, h.appends); err != nil {
+	number, err := h.channel.write(ctx, h.part.input, p, off, h.appends)
+	if err != nil {
 		return err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.reply.next, h.reply.written = 0, off+int64(len(p))
+	// The pieces of an asynchronous write can come here in another order than that in which they were taken.
+	if number > h.wrote {
+		h.wrote, h.reply.next, h.reply.written = number, 0, off+int64(len(p))
+	}
 	return nil
 }
 

@@ -48,7 +48,7 @@ type Channel struct {
 	req     *request // nil: nothing was begun
 	cursors []inputCursor
 	writes  uint64 // that were taken
-	sealed  error // why no more WRITEs are taken
+	sealed  error  // why no more WRITEs are taken
 }
 
 // File is what a channel is opened for.

@@ -3,6 +3,7 @@ package psa
 import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"slices"
 )
 
 var (
@@ -11,11 +12,13 @@ var (
 	mgf1ID          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}
 )
 
-// pssHashes are the hashes that RFC 4055, 2.1, and NIST name.
-var pssHashes = []struct {
+type pssHashID struct {
 	id  asn1.ObjectIdentifier
 	alg Algorithm
-}{
+}
+
+// pssHashes are the hashes that RFC 4055, 2.1, and NIST name.
+var pssHashes = []pssHashID{
 	{asn1.ObjectIdentifier{1, 3, 14, 3, 2, 26}, SHA1},
 	{asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 4}, SHA224},
 	{asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}, SHA256},
@@ -37,50 +40,59 @@ type pssParameters struct {
 // withoutPSS writes a key that is for RSASSA-PSS alone (RFC 4055, 1.2) as one for RSA; only is what it is for. Other keys stay
 // as they are.
 func withoutPSS(structure keyStructure, der []byte) (only Algorithm, plain []byte, err error) {
-	damaged := func() (Algorithm, []byte, error) {
-		return AlgNone, nil, Errorf(StatusInvalidArgument, "the RSASSA-PSS key is damaged")
-	}
-	rsa := pkix.AlgorithmIdentifier{Algorithm: rsaEncryptionID, Parameters: asn1.NullRawValue}
-	var value any
 	switch structure {
 	case pkcs8Private:
-		var p pkcs8
-		rest, err := asn1.Unmarshal(der, &p)
-		if err != nil || !p.Algorithm.Algorithm.Equal(rsaPSSID) {
-			return AlgNone, der, nil
-		}
-		if len(rest) > 0 {
-			return damaged()
-		}
-		if only, err = pssAlgorithm(p.Algorithm); err != nil {
-			return AlgNone, nil, err
-		}
-		p.Algorithm = rsa
-		value = p
+		return forRSA(der, func(p *pkcs8) *pkix.AlgorithmIdentifier { return &p.Algorithm })
 	case spkiPublic:
-		var p struct {
-			Algorithm pkix.AlgorithmIdentifier
-			Key       asn1.BitString
-		}
-		rest, err := asn1.Unmarshal(der, &p)
-		if err != nil || !p.Algorithm.Algorithm.Equal(rsaPSSID) {
-			return AlgNone, der, nil
-		}
-		if len(rest) > 0 {
-			return damaged()
-		}
-		if only, err = pssAlgorithm(p.Algorithm); err != nil {
-			return AlgNone, nil, err
-		}
-		p.Algorithm = rsa
-		value = p
-	default:
+		return forRSA(der, func(p *subjectPublicKeyInfo) *pkix.AlgorithmIdentifier { return &p.Algorithm })
+	}
+	return AlgNone, der, nil
+}
+
+// subjectPublicKeyInfo is that of RFC 5280, 4.1.
+type subjectPublicKeyInfo struct {
+	Algorithm pkix.AlgorithmIdentifier
+	Key       asn1.BitString
+}
+
+// forRSA is withoutPSS for a structure T, whose algorithm id gives.
+func forRSA[T any](der []byte, id func(*T) *pkix.AlgorithmIdentifier) (only Algorithm, plain []byte, err error) {
+	var key T
+	rest, err := asn1.Unmarshal(der, &key)
+	if err != nil || !id(&key).Algorithm.Equal(rsaPSSID) {
 		return AlgNone, der, nil
 	}
-	if plain, err = asn1.Marshal(value); err != nil {
-		return damaged()
+	damaged := Errorf(StatusInvalidArgument, "the RSASSA-PSS key is damaged")
+	if len(rest) > 0 {
+		return AlgNone, nil, damaged
+	}
+	if only, err = pssAlgorithm(*id(&key)); err != nil {
+		return AlgNone, nil, err
+	}
+	*id(&key) = pkix.AlgorithmIdentifier{Algorithm: rsaEncryptionID, Parameters: asn1.NullRawValue}
+	if plain, err = asn1.Marshal(key); err != nil {
+		return AlgNone, nil, damaged
 	}
 	return only, plain, nil
+}
+
+// PSSIdentifier is how X.509 names RSASSA-PSS with a hash, of which the mask is made too and which the salt is as long as
+// (RFC 4055, 3.1). StatusNotSupported: the hash has no name there.
+func PSSIdentifier(hash Algorithm) (id pkix.AlgorithmIdentifier, err error) {
+	at := slices.IndexFunc(pssHashes, func(h pssHashID) bool { return h.alg == hash })
+	if at < 0 {
+		return id, Errorf(StatusNotSupported, "RSASSA-PSS has no name for the hash %s", hash)
+	}
+	p := pssParameters{Hash: pkix.AlgorithmIdentifier{Algorithm: pssHashes[at].id, Parameters: asn1.NullRawValue},
+		MGF: pkix.AlgorithmIdentifier{Algorithm: mgf1ID}, Salt: hash.HashLength(), Trailer: 1}
+	if p.MGF.Parameters.FullBytes, err = asn1.Marshal(p.Hash); err != nil {
+		return id, Errorf(StatusGenericError, "%w", err)
+	}
+	id.Algorithm = rsaPSSID
+	if id.Parameters.FullBytes, err = asn1.Marshal(p); err != nil {
+		return id, Errorf(StatusGenericError, "%w", err)
+	}
+	return id, nil
 }
 
 // pssAlgorithm is what the parameters of an AlgorithmIdentifier let a key do; without parameters that is any hash.

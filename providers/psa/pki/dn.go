@@ -160,7 +160,7 @@ func parseOID(s string) (asn1.ObjectIdentifier, error) {
 	return id, nil
 }
 
-// subjectTypes are the attribute types of RFC 4514, section 3, and two that certificates often have; others are
+// subjectTypes are the attribute types of RFC 4514, 3, and two that certificates often have; others are
 // written as object identifiers.
 var subjectTypes = map[string]asn1.ObjectIdentifier{
 	"CN": {2, 5, 4, 3}, "SERIALNUMBER": {2, 5, 4, 5}, "C": {2, 5, 4, 6}, "L": {2, 5, 4, 7}, "ST": {2, 5, 4, 8},

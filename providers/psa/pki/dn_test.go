@@ -16,7 +16,7 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// RFC 4514's own examples (section 4), and what else its readers and writers may do.
+// RFC 4514's own examples (4), and what else its readers and writers may do.
 func TestSubjects(t *testing.T) {
 	for subject, want := range map[string]string{
 		"":                             "",

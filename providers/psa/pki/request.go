@@ -162,22 +162,7 @@ func signatureAlgorithm(alg psa.Algorithm) (id pkix.AlgorithmIdentifier, err err
 	case alg.IsRSAPKCS1v15Sign():
 		return pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11 + i}, Parameters: asn1.NullRawValue}, nil
 	case alg.IsRSAPSS():
-		hash := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1 + i}, Parameters: asn1.NullRawValue}
-		inner, err := asn1.Marshal(hash)
-		if err != nil {
-			return id, psa.Errorf(psa.StatusGenericError, "%w", err)
-		}
-		id.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
-		mgf := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}, Parameters: asn1.RawValue{FullBytes: inner}}
-		id.Parameters.FullBytes, err = asn1.Marshal(struct {
-			Hash pkix.AlgorithmIdentifier `asn1:"explicit,tag:0"`
-			MGF  pkix.AlgorithmIdentifier `asn1:"explicit,tag:1"`
-			Salt int                      `asn1:"explicit,tag:2"`
-		}{hash, mgf, alg.Hash().HashLength()})
-		if err != nil {
-			return id, psa.Errorf(psa.StatusGenericError, "%w", err)
-		}
-		return id, nil
+		return psa.PSSIdentifier(alg.Hash())
 	}
 	return id, psa.Errorf(psa.StatusNotSupported, "X.509 has no signatures with %s", alg)
 }
@@ -332,23 +317,16 @@ func (r *request) setChallenge(value string) error {
 	return nil
 }
 
-// asn1OID reads an object identifier in dots.
-func asn1OID(s string) (asn1.ObjectIdentifier, error) {
-	id, err := x509.ParseOID(s)
-	if err != nil {
+// asn1OID reads an object identifier in dots that DER can hold and its readers take.
+func asn1OID(s string) (id asn1.ObjectIdentifier, err error) {
+	if id, err = parseOID(s); err != nil {
 		return nil, err
 	}
-	der, err := id.MarshalBinary()
-	if err != nil {
-		return nil, err
+	der, err := asn1.Marshal(id)
+	if err == nil {
+		_, err = asn1.Unmarshal(der, &id)
 	}
-	der, err = asn1.Marshal(asn1.RawValue{Tag: asn1.TagOID, Bytes: der})
-	if err != nil {
-		return nil, err
-	}
-	var out asn1.ObjectIdentifier
-	_, err = asn1.Unmarshal(der, &out)
-	return out, err
+	return id, err
 }
 
 // bounds are how many characters an attribute may have (RFC 5280, appendix A.1).

@@ -89,15 +89,24 @@ func repeatedly(by func([]byte) ([]byte, error)) error {
 	return nil
 }
 
-func byFile(data []byte) ([]byte, error) {
+// written opens the operation for reading and writing, and writes the message.
+func written(data []byte) (*os.File, error) {
 	f, err := os.OpenFile(sign, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	if _, err := f.Write(data); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func byFile(data []byte) ([]byte, error) {
+	f, err := written(data)
+	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
 	if err := f.Sync(); err != nil {
 		return nil, err
 	}
@@ -230,14 +239,11 @@ func eight(work func(message, signature string) error) error {
 }
 
 func byMap(data []byte) ([]byte, error) {
-	f, err := os.OpenFile(sign, os.O_RDWR, 0)
+	f, err := written(data)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if _, err := f.Write(data); err != nil {
-		return nil, err
-	}
 	mapped, err := syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ, syscall.MAP_SHARED)
 	return mapped, os.NewSyscallError("mmap", err)
 }

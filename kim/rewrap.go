@@ -487,7 +487,8 @@ func sealedBy(row WrappedKey, why error) error {
 	case psa.StatusOf(why) == psa.StatusNotPermitted:
 		hint = "if you changed the platform on purpose, such as with new firmware, run parsecfs state rewrap --recovery-key FILE " + row.Kind
 	}
-	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s cannot unwrap the data key: %w", name, why).WithHint(hint)
+	return psa.Errorf(psa.StatusProviderAbsent, "secrets in the KIM stay sealed: provider %s cannot unwrap the data key: %w", name, why).
+		WithHint(hint)
 }
 
 var errNotAsked = psa.Errorf(psa.StatusProviderAbsent, "the provider has not responded yet, or is not configured")

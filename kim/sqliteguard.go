@@ -16,7 +16,8 @@ import (
 
 // How SQLite's rows are proven. The rows of keys, providers, links and of the anchor have a MAC over all that they hold,
 // and a set of those of their files that have a row in inodes: a row of inodes proves itself, and the set that it is
-// there. A transaction notes which rows it changes (touch, new), and proves them in the end. A key's row is written together with its MAC (tx.store).
+// there. A transaction notes which rows it changes (touch, new), and proves them in the end. A key's row is written together
+// with its MAC (tx.store).
 
 // wrongMAC is what is wrong with a row that somebody else wrote.
 const wrongMAC = "it is not as it was stored"

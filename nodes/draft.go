@@ -322,7 +322,8 @@ func generateStage(v *view) stage {
 				return 0, nil, nil
 			}
 			if v.key.Attributes.Type == psa.KeyTypeNone {
-				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").WithHint("write a template, such as ecdsa-p256-sha256; the provider's templates file has all of them")
+				return 0, nil, psa.Errorf(psa.StatusInvalidArgument, "the attributes of this draft are empty").
+					WithHint("write a template, such as ecdsa-p256-sha256; the provider's templates file has all of them")
 			}
 			return len(line) + 1, create(v.key.Attributes, attributesInput{}), nil
 		}

@@ -28,8 +28,8 @@ func keysListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List keys: provider, name, state, template, owner, uuid and time of creation, separated by tabs, below a header",
-		Long: "List keys: provider, name, state, template, owner, uuid and time of creation, separated by tabs,\nbelow a header. A name among a user's own is\n" +
-			"users/UID/NAME.",
+		Long: "List keys: provider, name, state, template, owner, uuid and time of creation, separated by tabs,\n" +
+			"below a header. A name among a user's own is users/UID/NAME.",
 		Args: positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := flags.options(cmd.ErrOrStderr())

@@ -38,7 +38,8 @@ func (f *feed) holds() int64 {
 
 // TooLarge refuses an input that is longer than a bound.
 func TooLarge(name string, most int64) error {
-	return psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", name, most).WithHint("the operation cannot stream its input, so core_settings.body_len_limit limits it")
+	return psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", name, most).
+		WithHint("the operation cannot stream its input, so core_settings.body_len_limit limits it")
 }
 
 func (f *feed) write(ctx context.Context, in *Input, p []byte) error {

@@ -382,7 +382,8 @@ func (p *provider) DestroyObject(ctx context.Context, name string, public []byte
 		return nil
 	case 1:
 	default:
-		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).WithHint("use the token's own tools to tell them apart")
+		return psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s now", len(fitting), o.reference()).
+			WithHint("use the token's own tools to tell them apart")
 	}
 	if same, err := p.isStill(ctx, fitting[0], all, public); err != nil || !same {
 		return err

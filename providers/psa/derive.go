@@ -109,7 +109,8 @@ func (d *derivation) derive(secret []byte) (map[string][]byte, error) {
 	case d.isHKDF():
 		out, err = hkdf.Key(h.New, secret, d.salt, string(d.info), d.length)
 	case len(d.salt) == 0 || len(d.info) == 0:
-		return nil, Errorf(StatusInsufficientData, "the TLS 1.2 PRF needs a seed and a label").WithHint("write the seed into salt and the label into info")
+		return nil, Errorf(StatusInsufficientData, "the TLS 1.2 PRF needs a seed and a label").
+			WithHint("write the seed into salt and the label into info")
 	default:
 		out, err = prf.PHash(secret, append(bytes.Clone(d.info), d.salt...), d.length, h.New)
 	}
@@ -183,9 +184,11 @@ func (a Attributes) Stores(alg Algorithm) error {
 	raw := a.Type == KeyTypeHMAC || a.Type == KeyTypeDerive || a.Type == KeyTypeRawData
 	switch {
 	case a.Type == KeyTypeNone || a.Type.IsAsymmetric() || a.Bits == 0:
-		return Errorf(StatusInvalidArgument, "the draft must be for a symmetric key, and have a size").WithHint("write a template into its attributes, such as aes-256-gcm")
+		return Errorf(StatusInvalidArgument, "the draft must be for a symmetric key, and have a size").
+			WithHint("write a template into its attributes, such as aes-256-gcm")
 	case alg == ECDH && !raw:
-		return Errorf(StatusInvalidArgument, "a raw secret cannot become a %s key", a.Type).WithHint("write a key derivation into kdf, such as hkdf-sha256")
+		return Errorf(StatusInvalidArgument, "a raw secret cannot become a %s key", a.Type).
+			WithHint("write a key derivation into kdf, such as hkdf-sha256")
 	}
 	return a.Validate()
 }

@@ -139,7 +139,8 @@ func ScanRest(rest []byte) (left int, err error) {
 		case label == "":
 			return s.Left(), nil
 		case strings.Contains(label, "KEY"):
-			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").WithHint("a draft takes one key: make another draft for the other key")
+			return 0, Errorf(StatusInvalidArgument, "a second key follows the first").
+				WithHint("a draft takes one key: make another draft for the other key")
 		}
 		block, whole, err := s.Block()
 		Wipe(block.Bytes)
@@ -479,7 +480,8 @@ const importable = "RSA, P-224, P-256, P-384, P-521, secp256k1, Brainpool (256, 
 func parseError(format MaterialFormat, der []byte, err error) error {
 	what := privacy(format)
 	if hasExplicitCurve(der) {
-		return Errorf(StatusNotSupported, "the curve of the %s key is given by its parameters, not by its name", what).WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
+		return Errorf(StatusNotSupported, "the curve of the %s key is given by its parameters, not by its name", what).
+			WithHint("name the curve: openssl ec -param_enc named_curve -in FILE")
 	}
 	if text := err.Error(); strings.Contains(text, "unknown") || strings.Contains(text, "unsupported") {
 		return Errorf(StatusNotSupported, "a %s key of an algorithm or curve that cannot be imported: %w", what, err).

@@ -225,7 +225,8 @@ func PublicDER(b []byte) ([]byte, error) {
 		Wipe(block.Bytes)
 	}
 	if err == nil && der == nil {
-		err = Errorf(StatusInvalidArgument, "the PEM blocks contain no public key").WithHint("extract the public key of a certificate: openssl x509 -pubkey -noout -in FILE")
+		err = Errorf(StatusInvalidArgument, "the PEM blocks contain no public key").
+			WithHint("extract the public key of a certificate: openssl x509 -pubkey -noout -in FILE")
 	}
 	if err != nil {
 		return nil, err

@@ -78,13 +78,15 @@ func CutRawSignature(a Attributes, b []byte, alone bool) (n int, value []byte, m
 // CutMAC finds the MAC that b begins with, as CutSignature a signature.
 func CutMAC(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
 	n = a.SignatureLength()
-	return cutFixed(n, b, alone, Errorf(StatusInvalidSignature, "the input is shorter than a MAC of %d bytes", n).WithHint("write the MAC first, then the message"))
+	return cutFixed(n, b, alone, Errorf(StatusInvalidSignature, "the input is shorter than a MAC of %d bytes", n).
+		WithHint("write the MAC first, then the message"))
 }
 
 // CutNonce finds the nonce that b begins with, as CutSignature a signature.
 func CutNonce(a Attributes, b []byte, alone bool) (n int, value []byte, more bool, err error) {
 	n = a.Algorithm.NonceLength()
-	return cutFixed(n, b, alone, Errorf(StatusInvalidArgument, "the input is shorter than a nonce of %d bytes", n).WithHint("write nonce || ciphertext || tag"))
+	return cutFixed(n, b, alone, Errorf(StatusInvalidArgument, "the input is shorter than a nonce of %d bytes", n).
+		WithHint("write nonce || ciphertext || tag"))
 }
 
 // cutFixed cuts off n bytes. What stands alone is for the provider to judge.

@@ -277,7 +277,8 @@ func parseCredential(b []byte) (object, seed []byte, err error) {
 }
 
 func errNoCredential() error {
-	return psa.Errorf(psa.StatusInvalidArgument, "this is not a credential").WithHint("write the output of make_credential or tpm2_makecredential, in binary")
+	return psa.Errorf(psa.StatusInvalidArgument, "this is not a credential").
+		WithHint("write the output of make_credential or tpm2_makecredential, in binary")
 }
 
 // makeCredential encrypts a secret for the holder of an endorsement key and of an object, as a file of tpm2-tools.
@@ -303,7 +304,8 @@ func parseEndorsementKey(b []byte) (*tpm2.TPMTPublic, error) {
 	}
 	key, err := x509.ParsePKIXPublicKey(b)
 	if err != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key cannot be read: %w", err).WithHint("write its SubjectPublicKeyInfo, in PEM or DER")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the endorsement key cannot be read: %w", err).
+			WithHint("write its SubjectPublicKeyInfo, in PEM or DER")
 	}
 	switch k := key.(type) {
 	case *rsa.PublicKey:
@@ -333,7 +335,8 @@ func parsePublicArea(b []byte) (tpm2.TPM2BName, error) {
 		err = errors.New("it has extra bytes at its end")
 	}
 	if err != nil {
-		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusInvalidArgument, "the public area cannot be read: %w", err).WithHint("write the public of an attest slot, in binary")
+		return tpm2.TPM2BName{}, psa.Errorf(psa.StatusInvalidArgument, "the public area cannot be read: %w", err).
+			WithHint("write the public of an attest slot, in binary")
 	}
 	return nameOf(area)
 }

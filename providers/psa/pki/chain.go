@@ -87,7 +87,9 @@ func inDER(b []byte, err error) error {
 // NoChain says what is wrong with b, which ended without being a whole chain.
 func NoChain(b []byte) error {
 	if bytes.Contains(b, []byte("-----BEGIN ")) {
-		return psa.Errorf(psa.StatusInvalidArgument, "the chain ends in the middle of a certificate").WithHint("write the whole chain into one open file")
+		return psa.Errorf(psa.StatusInvalidArgument, "the chain ends in the middle of a certificate").
+			WithHint("write the whole chain into one open file")
 	}
-	return psa.Errorf(psa.StatusInvalidArgument, "the text contains no certificate").WithHint("a certificate in PEM begins with a line -----BEGIN CERTIFICATE-----")
+	return psa.Errorf(psa.StatusInvalidArgument, "the text contains no certificate").
+		WithHint("a certificate in PEM begins with a line -----BEGIN CERTIFICATE-----")
 }

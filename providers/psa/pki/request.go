@@ -196,7 +196,8 @@ func parseRequest(text string) (*request, error) {
 	lines := strings.Split(strings.TrimRight(text, "\r\n \t"), "\n")
 	first := strings.TrimSpace(lines[0])
 	if kind, _, ok := strings.Cut(first, ":"); ok && lineKind(kind) != nil {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the first line is the subject, not a %s", kind).WithHint("leave the first line empty if there is no subject")
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the first line is the subject, not a %s", kind).
+			WithHint("leave the first line empty if there is no subject")
 	}
 	r := &request{}
 	var err error

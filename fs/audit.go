@@ -38,6 +38,7 @@ type trail struct {
 	open, beyond      tally // what needs no right, and deeds beyond a user's share
 	stop              bool  // at a queue's bound: else events are dropped and counted
 	log               *slog.Logger
+	dir               *os.File // the state directory
 	wake              chan struct{}
 	counting          chan struct{}
 	ending, ended     chan struct{}
@@ -46,28 +47,38 @@ type trail struct {
 var _ nodes.Auditor = (*trail)(nil)
 
 func openTrail(stateDir string, c Audit, log *slog.Logger) (*trail, error) {
+	dir, err := openStateDir(stateDir)
+	if err != nil {
+		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), ""}
+	}
+	in := func(name string) (path, at string) {
+		return filepath.Join(stateDir, name), filepath.Join(held(dir), name)
+	}
 	t := &trail{
-		deeds: journal{path: filepath.Join(stateDir, auditName), bytes: c.MaxBytes, keep: c.Keep, keepFor: c.KeepFor},
-		operations: journal{path: filepath.Join(stateDir, operationsName), bytes: cmp.Or(c.OperationsMaxBytes, c.MaxBytes),
+		deeds: journal{bytes: c.MaxBytes, keep: c.Keep, keepFor: c.KeepFor},
+		operations: journal{bytes: cmp.Or(c.OperationsMaxBytes, c.MaxBytes),
 			keep: cmp.Or(c.OperationsKeep, c.Keep)},
 		shares: newShares(c.MaxBytes*int64(c.Keep), c.KeepFor),
-		stop:   c.Stop, log: log,
+		stop:   c.Stop, log: log, dir: dir,
 		wake: make(chan struct{}, 1), counting: make(chan struct{}, 1), ending: make(chan struct{}), ended: make(chan struct{}),
 	}
+	t.deeds.path, t.deeds.at = in(auditName)
+	t.operations.path, t.operations.at = in(operationsName)
 	t.open.most, t.beyond.most, t.beyond.byKey = openGroups, beyondGroups, true
-	if err := t.openFiles(stateDir); err != nil {
+	if err := t.openFiles(); err != nil {
 		t.deeds.close()
+		dir.Close()
 		return nil, &Error{KindState, fmt.Errorf("the audit trail: %w", err), cmp.Or(psa.HintOf(err), "make room on that disk, or remove [audit] from the configuration")}
 	}
 	go t.write()
 	return t, nil
 }
 
-func (t *trail) openFiles(stateDir string) error {
+func (t *trail) openFiles() error {
 	if err := t.deeds.open(); err != nil {
 		return err
 	}
-	moved, err := t.setAside(filepath.Join(stateDir, beforeName))
+	moved, err := t.setAside(filepath.Join(held(t.dir), beforeName))
 	if err != nil {
 		return err
 	}
@@ -81,7 +92,7 @@ func (t *trail) openFiles(stateDir string) error {
 // setAside renames the files of a version that kept everything in audit.log. Otherwise their lines would count as deeds
 // that must not be deleted yet, and would leave no room for new ones.
 func (t *trail) setAside(before string) (moved bool, err error) {
-	for _, name := range []string{t.operations.path, before} {
+	for _, name := range []string{t.operations.at, before} {
 		if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
 			return false, err
 		}
@@ -89,12 +100,12 @@ func (t *trail) setAside(before string) (moved bool, err error) {
 	if t.deeds.size == 0 {
 		return false, nil
 	}
-	rotated, err := filepath.Glob(t.deeds.path + ".*")
+	rotated, err := filepath.Glob(t.deeds.at + ".*")
 	if err != nil {
 		return false, err
 	}
-	for _, name := range append(rotated, t.deeds.path) { // the current file is last: once it is renamed, all are
-		if err := os.Rename(name, before+strings.TrimPrefix(name, t.deeds.path)); err != nil {
+	for _, name := range append(rotated, t.deeds.at) { // the current file is last: once it is renamed, all are
+		if err := os.Rename(name, before+strings.TrimPrefix(name, t.deeds.at)); err != nil {
 			return false, err
 		}
 	}
@@ -183,7 +194,7 @@ func (t *trail) close() error {
 			t.log.Error("the audit trail lost events", "file", j.path, "waiting", waiting, "dropped", dropped)
 		}
 	}
-	return errors.Join(t.deeds.close(), t.operations.close())
+	return errors.Join(t.deeds.close(), t.operations.close(), t.dir.Close())
 }
 
 // write takes all waiting events at once, so that a slow disk gets few writes. Deeds come first.
@@ -266,10 +277,16 @@ func (t *trail) flush(j *journal, last bool) (more, refused bool) {
 
 // OpenLog opens a file for appending, and creates it with mode 0600. An existing file must belong to our own user: a link
 // of somebody else could lead to another file, and a pipe or file of theirs would show them what is written.
-func OpenLog(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+func OpenLog(path string) (*os.File, error) { return openLog(path, path) }
+
+// openLog is OpenLog of a file that people know by another path.
+func openLog(at, path string) (*os.File, error) {
+	f, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) { // a link, or a pipe or socket
 		return nil, psa.Errorf(psa.StatusNotPermitted, "%s is not a regular file", path).WithHint("move it away")
+	}
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		e.Path = path
 	}
 	if err != nil {
 		return nil, err

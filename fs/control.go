@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,44 +91,156 @@ type control struct {
 	refusals refusals
 	tree     atomic.Pointer[nodes.Tree] // nil until there is one
 	log      *slog.Logger
-	dir      *os.File
-	socket   string // its name by dir
-	listener *net.UnixListener
 	ctx      context.Context
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
+
+	place sync.Mutex // held while the socket or its modes change
+	at    *socket
 
 	mu    sync.Mutex
 	conns map[uint32]int // of each user
 }
 
+// socket is a listener, and where people find it.
+type socket struct {
+	dir      *os.File // O_PATH
+	made     bool     // dir, by this daemon, in the place of one that was removed
+	listener *net.UnixListener
+	file     os.FileInfo
+}
+
+func (s *socket) name() string { return filepath.Join(held(s.dir), controlName) }
+
+// bind makes the socket in a directory, which it takes.
+func bind(dir *os.File) (*socket, error) {
+	s := &socket{dir: dir}
+	err := os.Remove(s.name())
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.name(), Net: "unix"})
+	}
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	s.listener.SetUnlinkOnClose(false) // see remove
+	if s.file, err = os.Lstat(s.name()); err != nil {
+		s.listener.Close()
+		dir.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
 // listen opens the socket for root, the daemon's own user and admins. The caller holds the state directory, so a socket
 // that exists already belongs to a dead daemon.
 func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*control, error) {
-	dir, name, err := openStateDir(stateDir)
+	dir, err := openStateDir(stateDir)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		dir.Close()
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	s, err := bind(dir)
 	if err != nil {
-		dir.Close()
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false) // see remove
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &control{kim: k, stateDir: stateDir, log: log, dir: dir, socket: name, listener: l, ctx: ctx, cancel: cancel, conns: map[uint32]int{}}
+	c := &control{kim: k, stateDir: stateDir, log: log, at: s, ctx: ctx, cancel: cancel, conns: map[uint32]int{}}
 	if err := c.setAdmins(admins); err != nil {
 		cancel()
-		l.Close()
+		s.listener.Close()
 		c.remove()
 		return nil, err
 	}
-	c.wg.Go(c.accept)
+	c.wg.Go(func() { c.accept(s.listener) })
+	c.wg.Go(c.stay)
 	return c, nil
+}
+
+// stayInterval is how often the socket is looked for.
+const stayInterval = time.Second
+
+// stay makes the socket again where it was removed, with its directory perhaps: what is left of the keys is saved by a command.
+func (c *control) stay() {
+	ticker := time.NewTicker(stayInterval)
+	defer ticker.Stop()
+	told := false
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		err := c.again()
+		if err != nil && !told {
+			c.log.Error("the control socket was removed and cannot be made again: commands do not reach this daemon", "err", err)
+		}
+		told = err != nil
+	}
+}
+
+func (c *control) again() error {
+	c.place.Lock()
+	defer c.place.Unlock()
+	if _, err := os.Lstat(c.at.name()); !errors.Is(err, os.ErrNotExist) || c.ctx.Err() != nil {
+		return nil // one that was replaced belongs to whoever did that
+	}
+	dir, made, err := c.home()
+	if err != nil {
+		return err
+	}
+	s, err := bind(dir)
+	if err != nil {
+		return err
+	}
+	s.made = made || c.at.made && os.SameFile(stat(c.at.dir), stat(dir))
+	c.at.listener.Close()
+	c.at.dir.Close()
+	c.at = s
+	if err := c.setModes(); err != nil {
+		return err
+	}
+	c.wg.Go(func() { c.accept(s.listener) })
+	c.log.Warn("the control socket was removed; made it again", "dir", c.stateDir)
+	return nil
+}
+
+// home is the state directory for a new socket, made if it was removed. An empty one in its place is as good; another one is
+// somebody else's.
+func (c *control) home() (dir *os.File, made bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(c.at.dir.Fd()), &st); err != nil {
+		return nil, false, err
+	}
+	if st.Nlink > 0 {
+		fd, err := unix.FcntlInt(c.at.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		return os.NewFile(uintptr(fd), c.stateDir), false, err
+	}
+	err = os.Mkdir(c.stateDir, 0o700)
+	made = err == nil
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, false, err
+	}
+	if err := providers.CheckTrusted(c.stateDir); err != nil {
+		return nil, false, err
+	}
+	entries, err := os.ReadDir(c.stateDir)
+	if err != nil {
+		return nil, false, err
+	}
+	if len(entries) > 0 {
+		return nil, false, fmt.Errorf("%s is another directory now, with files in it", c.stateDir)
+	}
+	dir, err = openStateDir(c.stateDir)
+	return dir, made, err
+}
+
+// stat is nil for a file that cannot be asked.
+func stat(f *os.File) os.FileInfo {
+	info, err := os.Stat(held(f))
+	if err != nil {
+		return nil
+	}
+	return info
 }
 
 // searchable lets others reach the socket. They still cannot list the state directory.
@@ -138,8 +249,15 @@ const searchable = 0o011
 // setAdmins says who else is served. Without admins the modes of the socket and of the state directory keep others away.
 // With admins everybody can reach the socket, and the daemon checks who asks; all other files there are 0600.
 func (c *control) setAdmins(admins []uint32) error {
+	c.place.Lock()
+	defer c.place.Unlock()
 	c.admins.Store(&admins)
-	dir := filepath.Join("/proc/self/fd", strconv.Itoa(int(c.dir.Fd())))
+	return c.setModes()
+}
+
+func (c *control) setModes() error {
+	admins := *c.admins.Load()
+	dir := held(c.at.dir)
 	info, err := os.Stat(dir)
 	if err != nil {
 		return err
@@ -154,7 +272,7 @@ func (c *control) setAdmins(admins []uint32) error {
 			return err
 		}
 	}
-	return os.Chmod(filepath.Join(dir, controlName), socket)
+	return os.Chmod(c.at.name(), socket)
 }
 
 // searchableAlone are the bits of a directory's mode that setAdmins may have set. A class that has other bits too got
@@ -174,8 +292,10 @@ const closeWait = 2 * time.Second
 // close stops listening, ends every connection, and waits for their commands. It does not wait long: a disk that hangs must
 // not keep the mount, and a command that waits for it ends with the daemon.
 func (c *control) close() {
-	c.listener.Close()
 	c.cancel()
+	c.place.Lock()
+	c.at.listener.Close()
+	c.place.Unlock()
 	ended := make(chan struct{})
 	go func() { c.wg.Wait(); close(ended) }()
 	select {
@@ -187,15 +307,24 @@ func (c *control) close() {
 
 // remove removes the socket. That can wait for the disk, so it is called after the mount is gone.
 func (c *control) remove() {
-	if err := os.Remove(c.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		c.log.Warn("control socket", "err", err)
+	c.place.Lock()
+	defer c.place.Unlock()
+	defer c.at.dir.Close()
+	if now, err := os.Lstat(c.at.name()); err != nil || !os.SameFile(now, c.at.file) {
+		return // another daemon has the directory by now
 	}
-	c.dir.Close()
+	if err := os.Remove(c.at.name()); err != nil {
+		c.log.Warn("control socket", "err", err)
+		return
+	}
+	if named, err := os.Stat(c.stateDir); c.at.made && err == nil && os.SameFile(named, stat(c.at.dir)) {
+		_ = os.Remove(c.stateDir) // where nothing else came into it
+	}
 }
 
-func (c *control) accept() {
+func (c *control) accept(from *net.UnixListener) {
 	for {
-		conn, err := c.listener.AcceptUnix()
+		conn, err := from.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -437,7 +566,7 @@ func dial(stateDir string) (*client, error) {
 			return nil, &Error{KindState, fmt.Errorf("the state directory %s: %w", stateDir, err), psa.HintOf(err)}
 		}
 	}
-	dir, name, err := openStateDir(stateDir)
+	dir, err := openStateDir(stateDir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errNoDaemon
 	}
@@ -448,6 +577,7 @@ func dial(stateDir string) (*client, error) {
 		return nil, err
 	}
 	defer dir.Close()
+	name := filepath.Join(held(dir), controlName)
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
 	for until := time.Now().Add(dialTimeout); errors.Is(err, unix.EAGAIN) && time.Now().Before(until); {
 		time.Sleep(time.Millisecond) // the socket's backlog is full

@@ -30,7 +30,8 @@ var errYoung = psa.Errorf(psa.StatusInsufficientStorage, "the audit trail is ful
 
 // journal holds one kind of lines of the audit trail: a queue, and a file that is rotated.
 type journal struct {
-	path    string
+	path    string        // for people
+	at      string        // of the same file in the state directory's descriptor, since that may be moved
 	bytes   int64         // at which a file is rotated
 	keep    int           // rotated files
 	keepFor time.Duration // nothing younger is deleted
@@ -168,7 +169,7 @@ func (j *journal) append(last bool) error {
 }
 
 func (j *journal) open() error {
-	f, err := OpenLog(j.path)
+	f, err := openLog(j.at, j.path)
 	if err != nil {
 		return err
 	}
@@ -190,7 +191,7 @@ func (j *journal) close() error {
 	return err
 }
 
-func (j *journal) name(n int) string { return fmt.Sprintf("%s.%d", j.path, n) }
+func (j *journal) name(n int) string { return fmt.Sprintf("%s.%d", j.at, n) }
 
 // rotate renames audit.log to audit.log.1, that to audit.log.2, and so on up to the first free number. If no number is
 // free, the last file is replaced, unless it is too young.
@@ -216,7 +217,7 @@ func (j *journal) rotate() error {
 			return err
 		}
 	}
-	if err := os.Rename(j.path, j.name(1)); err != nil {
+	if err := os.Rename(j.at, j.name(1)); err != nil {
 		return err
 	}
 	return errors.Join(j.close(), j.open())

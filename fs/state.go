@@ -488,13 +488,15 @@ func providerNamed(k *kim.KIM, name string) (*kim.Provider, error) {
 // controlName is the control socket's name below the state directory.
 const controlName = "control.sock"
 
-// openStateDir opens the state directory, so that the socket has a short name whatever the directory's path: an address
-// holds 108 bytes. An admin may only search the directory.
-func openStateDir(dir string) (*os.File, string, error) {
+// openStateDir opens the state directory. An admin may only search it.
+func openStateDir(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, "", &os.PathError{Op: "open", Path: dir, Err: err}
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	d := os.NewFile(uintptr(fd), dir)
-	return d, filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), controlName), nil
+	return os.NewFile(uintptr(fd), dir), nil
 }
+
+// held is a path of an open directory: it leads there wherever the directory is moved, and is short, since the address of a
+// socket holds 108 bytes.
+func held(dir *os.File) string { return filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd()))) }

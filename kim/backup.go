@@ -45,82 +45,159 @@ type manifestEntry struct {
 	SHA256 string `toml:"sha256"`
 }
 
-// Backup writes a tar of a consistent copy of the store and, from dir, of the wrapping key without which its secrets
-// stay sealed; where there is none, or a provider wraps the data key, the copy is made without it. The copy lies in dir, 0700, meanwhile. Whoever has
-// the backup has the keys.
-func Backup(ctx context.Context, s Store, dir string, w io.Writer) (err error) {
-	aside, err := asideDir(dir)
+// backup writes a tar of a consistent copy of the store and of the wrapping key without which its secrets stay sealed. A store
+// whose wrapping key is gone, or that a provider wraps, is copied without one; but as long as the data key is at hand, the copy
+// gets a wrapping key of its own in the place of one that is gone. Whoever has the backup has the keys.
+func (k *KIM) backup(ctx context.Context, s Store, w io.Writer) (err error) {
+	aside, err := k.asideDir()
 	if err != nil {
-		return fileError(err, "cannot make a backup in %s", dir)
+		return fileError(err, "cannot make a backup")
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(aside)) }()
 	row, _, err := s.DataKey(ctx)
 	if err != nil && psa.StatusOf(err) != psa.StatusDataCorrupt {
 		return err
 	}
-	m := manifest{Format: backupFormat, Schema: s.Schema(), Created: time.Now().UTC().Truncate(time.Second)}
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
 	// The wrapping key before the snapshot, which ends the KIM's stillness: a rewrap must not come between them.
-	for _, name := range []string{wrappingFile, kimFile} {
-		path := filepath.Join(aside, name)
-		if name == wrappingFile {
-			if strings.HasPrefix(row.Kind, WrapProvider) {
-				continue // what may lie there is superseded
-			}
-			path = wrappingPath(dir, row)
-		} else if err := s.Snapshot(ctx, path); err != nil {
+	key, err := k.keyToKeep(row)
+	defer func() { psa.Wipe(key) }()
+	if err != nil {
+		return err
+	}
+	copied := filepath.Join(aside, kimFile)
+	if err := s.Snapshot(ctx, copied); err != nil {
+		return err
+	}
+	if key == nil && row.Kind == WrapFile {
+		if key, err = k.wrapCopy(ctx, copied); err != nil {
 			return err
 		}
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) && name == wrappingFile {
-			continue
-		}
-		if err != nil {
-			return fileError(err, "cannot read %s", path)
-		}
-		files = append(files, f)
-		sum := sha256.New()
-		size, err := io.Copy(sum, contextReader{ctx, f})
-		if err == nil {
-			_, err = f.Seek(0, io.SeekStart)
-		}
-		if err != nil {
-			return fileError(err, "cannot read %s", path)
-		}
-		m.Files = append(m.Files, manifestEntry{name, size, hex.EncodeToString(sum.Sum(nil))})
 	}
-	text, err := toml.Marshal(m)
+	f, err := os.Open(copied)
 	if err != nil {
-		return psa.Errorf(psa.StatusGenericError, "cannot write the backup's manifest: %w", err)
+		return fileError(err, "cannot read %s", kimFile)
 	}
-	t := tar.NewWriter(w)
-	entry := func(name string, size int64) error {
-		return t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: m.Created, Format: tar.FormatPAX})
-	}
-	err = entry(manifestFile, int64(len(text)))
+	defer f.Close()
+	sum := sha256.New()
+	size, err := io.Copy(sum, contextReader{ctx, f})
 	if err == nil {
-		_, err = t.Write(text)
-	}
-	for i, f := range files {
-		if err == nil {
-			err = entry(m.Files[i].Name, m.Files[i].Size)
-		}
-		if err == nil {
-			_, err = io.Copy(t, contextReader{ctx, f})
-		}
-	}
-	if err == nil {
-		err = t.Close()
+		_, err = f.Seek(0, io.SeekStart)
 	}
 	if err != nil {
+		return fileError(err, "cannot read %s", kimFile)
+	}
+	m := manifest{Format: backupFormat, Schema: s.Schema(), Created: time.Now().UTC().Truncate(time.Second)}
+	if key != nil {
+		keySum := sha256.Sum256(key)
+		m.Files = append(m.Files, manifestEntry{wrappingFile, int64(len(key)), hex.EncodeToString(keySum[:])})
+	}
+	m.Files = append(m.Files, manifestEntry{kimFile, size, hex.EncodeToString(sum.Sum(nil))})
+	if err := writeBackup(w, m, key, contextReader{ctx, f}); err != nil {
 		return fileError(err, "cannot write the backup")
 	}
 	return nil
+}
+
+// asideDir is where the copy lies, 0700, while it is written: in the state directory, or elsewhere where that was removed or cannot
+// be named, since SQLite opens files by their real path.
+func (k *KIM) asideDir() (string, error) {
+	aside, err := asideDir(k.state.at())
+	if errors.Is(err, fs.ErrNotExist) {
+		return asideDir(os.TempDir())
+	}
+	if err != nil {
+		return "", err
+	}
+	if path, err := filepath.EvalSymlinks(aside); err == nil {
+		made, err1 := os.Stat(aside)
+		named, err2 := os.Stat(path)
+		if err1 == nil && err2 == nil && os.SameFile(made, named) {
+			return path, nil
+		}
+	}
+	if err := os.Remove(aside); err != nil {
+		return "", err
+	}
+	return asideDir(os.TempDir())
+}
+
+// keyToKeep is the content of the wrapping key's file, which the caller wipes; nil: none belongs into a backup, or it is gone.
+func (k *KIM) keyToKeep(row WrappedKey) ([]byte, error) {
+	if strings.HasPrefix(row.Kind, WrapProvider) {
+		return nil, nil // what may lie there is superseded
+	}
+	path := wrappingPath(k.state.at(), row)
+	key, _, err := readKeyFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fileError(err, "cannot read %s", k.state.name(path))
+	}
+	return key, nil
+}
+
+// wrapCopy gives a copy of the store a new wrapping key, of which it returns the content; nil: nobody has the data key.
+func (k *KIM) wrapCopy(ctx context.Context, path string) ([]byte, error) {
+	key := k.sealer.dataKey()
+	if key == nil {
+		return nil, nil
+	}
+	defer psa.Wipe(key)
+	guard, err := NewRowKey(key)
+	if err != nil {
+		return nil, err
+	}
+	s, err := OpenSQLite(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if err := s.Guard(ctx, guard); err != nil && psa.StatusOf(err) != psa.StatusDataCorrupt {
+		return nil, err
+	}
+	row, _, err := s.DataKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := newWrappingKey()
+	defer psa.Wipe(w.key[:])
+	next := WrappedKey{Kind: WrapFile, WrappingID: w.id, Before: row.WrappingID}
+	next.Wrapped = w.wrap(key, next)
+	if err := errors.Join(s.ReplaceDataKey(ctx, row.WrappingID, next), s.Close()); err != nil {
+		return nil, err
+	}
+	return w.marshal(wrappingHead), nil
+}
+
+// writeBackup writes a manifest and the entries that it lists.
+func writeBackup(w io.Writer, m manifest, key []byte, store io.Reader) error {
+	text, err := toml.Marshal(m)
+	if err != nil {
+		return psa.Errorf(psa.StatusGenericError, "cannot write the manifest: %w", err)
+	}
+	t := tar.NewWriter(w)
+	entry := func(name string, size int64, from io.Reader) error {
+		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: m.Created, Format: tar.FormatPAX})
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(t, from)
+		return err
+	}
+	if err := entry(manifestFile, int64(len(text)), bytes.NewReader(text)); err != nil {
+		return err
+	}
+	for _, f := range m.Files {
+		from := store
+		if f.Name == wrappingFile {
+			from = bytes.NewReader(key)
+		}
+		if err := entry(f.Name, f.Size, from); err != nil {
+			return err
+		}
+	}
+	return t.Close()
 }
 
 // contextReader ends a long copy when its context ends.

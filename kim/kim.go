@@ -86,6 +86,7 @@ func (o Options) withDefaults() Options {
 type KIM struct {
 	o        Options
 	dir      *Lock
+	state    *heldDir // the same one
 	store    Store
 	sealer   *Sealer
 	warnings []string
@@ -159,6 +160,9 @@ func Open(ctx context.Context, o Options) (*KIM, error) {
 
 func (k *KIM) open(ctx context.Context) (err error) {
 	if k.dir, err = LockDir(k.o.Dir); err != nil {
+		return err
+	}
+	if k.state, err = holdDir(k.o.Dir); err != nil {
 		return err
 	}
 	if k.store, err = OpenSQLite(ctx, k.o.Path); err != nil {
@@ -260,6 +264,9 @@ func (k *KIM) Close() error {
 	}
 	if k.store != nil {
 		err = errors.Join(err, k.store.Close())
+	}
+	if k.state != nil {
+		k.state.close()
 	}
 	if k.dir != nil {
 		err = errors.Join(err, k.dir.Unlock())
@@ -490,7 +497,7 @@ func (k *KIM) Backup(ctx context.Context, w io.Writer) error {
 	}
 	release := sync.OnceFunc(func() { k.still.Release(allOfIt) })
 	defer release()
-	return Backup(ctx, stillStore{k.store, release}, k.o.Dir, w)
+	return k.state.named(k.backup(ctx, stillStore{k.store, release}, w))
 }
 
 // stillStore holds KIM.still only for its snapshot, not while the copy is read.

@@ -1,10 +1,13 @@
 package kim
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,10 +19,87 @@ import (
 // lostInterval is how often the files of the state are looked for.
 const lostInterval = time.Second
 
-// presence tells whether files are still in the directory that they were opened in: who removes an open file takes no
-// notice of whoever has it open, and what is written then is gone at the end. The directory may be moved.
+// heldDir is a directory that this process has open. Its files are opened by the descriptor: later its path may lead to another
+// directory.
+type heldDir struct {
+	path string
+	f    *os.File // O_PATH
+}
+
+func holdDir(path string) (*heldDir, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fileError(err, "cannot open the directory %s", path)
+	}
+	return &heldDir{path, os.NewFile(uintptr(fd), path)}, nil
+}
+
+func (d *heldDir) close() { d.f.Close() }
+
+// at is a path of the directory that leads to it wherever it is.
+func (d *heldDir) at() string { return "/proc/self/fd/" + strconv.Itoa(int(d.f.Fd())) }
+
+// named gives an error of a file that was opened by at the path that the user knows.
+func (d *heldDir) named(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		e.Path = d.name(e.Path)
+	}
+	return err
+}
+
+func (d *heldDir) name(path string) string {
+	if rest, ok := strings.CutPrefix(path, d.at()); ok {
+		return d.path + rest
+	}
+	return path
+}
+
+// lost says that the directory was removed, or that its path leads to another one by now (StatusStorageFailure). What cannot be
+// told is no loss.
+func (d *heldDir) lost(what string) error {
+	var held, named unix.Stat_t
+	if err := unix.Fstat(int(d.f.Fd()), &held); err != nil {
+		return nil
+	}
+	err := unix.Stat(d.path, &named)
+	missing := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+	if err != nil && !missing || err == nil && held.Dev == named.Dev && held.Ino == named.Ino {
+		return nil
+	}
+	if held.Nlink == 0 {
+		return psa.Errorf(psa.StatusStorageFailure, "%s %s was removed while it was open", what, d.path).WithHint(lostHint)
+	}
+	now, err := os.Readlink(d.at())
+	switch {
+	case err != nil:
+		return psa.Errorf(psa.StatusStorageFailure, "%s %s was moved while it was open", what, d.path).WithHint("move it back")
+	case now == real(d.path):
+		return psa.Errorf(psa.StatusStorageFailure, "%s %s is hidden by another one that was mounted there", what, d.path).
+			WithHint("nothing can be changed until that is gone: umount " + d.path)
+	}
+	hint := "nothing can be changed until it is back: "
+	if !missing {
+		hint += "move away what has its path now, then run "
+	}
+	return psa.Errorf(psa.StatusStorageFailure, "%s %s was moved to %s while it was open", what, d.path, now).
+		WithHint(hint + "mv -T " + now + " " + d.path)
+}
+
+// real is a path without links, as far as it can be told.
+func real(path string) string {
+	if to, err := filepath.EvalSymlinks(path); err == nil {
+		return to
+	}
+	return path
+}
+
+// lostHint is what a store says that does not know how its daemon is reached; a provider's status does (KIM.Lost).
+const lostHint = "nothing can be changed any more; the providers' status files say how to save what is left"
+
+// presence tells whether files are still in the directory that they were opened in, and the directory at its path: who removes
+// an open file takes no notice of whoever has it open, and what is written then is gone at the end.
 type presence struct {
-	dir   *os.File // O_PATH
+	dir   *heldDir
 	files []present
 }
 
@@ -30,11 +110,11 @@ type present struct {
 
 // newPresence takes note of the files at path and at path with each tail, as far as they are there.
 func newPresence(path string, tails ...string) (*presence, error) {
-	fd, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := holdDir(filepath.Dir(path))
 	if err != nil {
-		return nil, fileError(err, "cannot open the directory of %s", path)
+		return nil, err
 	}
-	p := &presence{dir: os.NewFile(uintptr(fd), filepath.Dir(path))}
+	p := &presence{dir: dir}
 	for _, tail := range append([]string{""}, tails...) {
 		f, err := p.look(filepath.Base(path) + tail)
 		if err == nil {
@@ -46,7 +126,7 @@ func newPresence(path string, tails ...string) (*presence, error) {
 
 func (p *presence) look(name string) (present, error) {
 	var st unix.Stat_t
-	err := unix.Fstatat(int(p.dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fstatat(int(p.dir.f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	return present{name, uint64(st.Dev), st.Ino}, err
 }
 
@@ -71,28 +151,32 @@ func (s *sqliteStore) Lost() error {
 	}
 	name, what := s.files.gone()
 	if name == "" {
-		return nil
+		return s.files.dir.lost("the KIM's directory")
 	}
-	return psa.Errorf(psa.StatusStorageFailure, "the KIM is lost: %s %s while it was open", filepath.Join(s.files.dir.Name(), name), what).
-		WithHint("nothing can be changed any more. Save what is left while this daemon runs: parsecfs state backup FILE; " +
-			"then end it and restore that")
+	return psa.Errorf(psa.StatusStorageFailure, "the KIM is lost: %s %s while it was open", filepath.Join(s.files.dir.path, name), what).
+		WithHint(lostHint)
 }
 
-// abandoned says whether the connections must not be closed: SQLite would remove by their names what belongs to the file
+// abandoned says whether the connections must not be closed: SQLite would remove by their paths what belongs to the file
 // that took the place of ours.
 func (s *sqliteStore) abandoned() bool {
 	if s.files == nil {
 		return false
 	}
 	name, _ := s.files.gone()
-	return name == filepath.Base(s.path)
+	return name == filepath.Base(s.path) || s.files.dir.lost("") != nil
 }
 
-// Lost says that the store's files, or its wrapping key, were removed while they were in use (StatusStorageFailure): keys work
-// as long as this process runs, and none can be made.
+// Lost says that the store's files, its wrapping key or their directory were taken away while they were in use
+// (StatusStorageFailure): keys work as long as this process runs, and none can be made.
 func (k *KIM) Lost() error {
-	if err := k.store.Lost(); err != nil {
-		return err
+	if err := cmp.Or(k.state.lost("the state directory"), k.store.Lost()); err != nil {
+		if psa.HintOf(err) != lostHint {
+			return err
+		}
+		return psa.Errorf(psa.StatusOf(err), "%w", err).WithHint(fmt.Sprintf("nothing can be changed any more. "+
+			"Save what is left while this daemon runs: parsecfs state backup --state-dir %s FILE; then unmount, move away what is left of "+
+			"%s, and put the keys back: parsecfs state restore --state-dir %s FILE", k.o.Dir, k.o.Dir, k.o.Dir))
 	}
 	if err := k.lostKey.Load(); err != nil {
 		return *err
@@ -115,7 +199,7 @@ func (k *KIM) watchFiles() {
 		err := k.Lost()
 		switch {
 		case err != nil && !was:
-			k.o.Log.Error("a part of the state was removed", "err", err, "hint", psa.HintOf(err))
+			k.o.Log.Error("a part of the state was taken away", "err", err, "hint", psa.HintOf(err))
 		case err == nil && was:
 			k.o.Log.Info("the state is complete again")
 		}
@@ -149,9 +233,9 @@ func (k *KIM) wrappingKeyGone() (row WrappedKey, gone bool) {
 	if err != nil || strings.HasPrefix(row.Kind, WrapProvider) {
 		return row, false
 	}
-	if _, err := os.Lstat(filepath.Join(k.o.Dir, wrappingFile)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(k.state.at(), wrappingFile)); !errors.Is(err, fs.ErrNotExist) {
 		return row, false
 	}
-	others, err := candidates(k.o.Dir)
+	others, err := candidates(k.state.at())
 	return row, len(others) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
 }

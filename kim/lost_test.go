@@ -2,10 +2,16 @@ package kim_test
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -102,17 +108,198 @@ func TestStoreTakenAway(t *testing.T) {
 	}
 }
 
-// A state directory that is moved, as a whole, takes its store along.
+// A state directory whose path leads to something else by now is a loss: who opens that path opens another store. Its keys work, a
+// backup has them and nothing of the other one, and the hint's own commands heal it.
 func TestStateMoved(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		take func(t *testing.T, dir string)
+		says string
+		heal func(t *testing.T, dir, command string)
+	}{
+		"moved": {
+			take: func(t *testing.T, dir string) { must(t, os.Rename(dir, dir+"2")) },
+			says: "was moved to ",
+			heal: shell,
+		},
+		"moved, and another store in its place": {
+			take: func(t *testing.T, dir string) {
+				must(t, os.Rename(dir, dir+"2"))
+				another(t, dir)
+			},
+			says: "was moved to ",
+			heal: func(t *testing.T, dir, command string) {
+				must(t, os.Rename(dir, dir+"3"))
+				shell(t, dir, command)
+			},
+		},
+		"a link to another store in its place": {
+			take: func(t *testing.T, dir string) {
+				must(t, os.Rename(dir, dir+"2"))
+				another(t, dir+"3")
+				must(t, os.Symlink(dir+"3", dir))
+			},
+			says: "was moved to ",
+			heal: func(t *testing.T, dir, command string) {
+				must(t, os.Remove(dir))
+				shell(t, dir, command)
+			},
+		},
+		"a dangling link in its place": {
+			take: func(t *testing.T, dir string) {
+				must(t, os.Rename(dir, dir+"2"), os.Symlink("nowhere", dir))
+			},
+			says: "was moved to ",
+			heal: func(t *testing.T, dir, command string) {
+				must(t, os.Remove(dir))
+				shell(t, dir, command)
+			},
+		},
+		"another store mounted over it": {
+			take: func(t *testing.T, dir string) {
+				if os.Geteuid() != 0 {
+					t.Skip("only root can mount")
+				}
+				another(t, dir+"3")
+				must(t, unix.Mount(dir+"3", dir, "", unix.MS_BIND, ""))
+				t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			},
+			says: "is hidden by another one",
+			heal: shell,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "state")
+			k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+			key := generate(t, k, k.Default(), "key", p256)
+			c.take(t, dir)
+			err := k.Lost()
+			if psa.StatusOf(err) != psa.StatusStorageFailure || !strings.HasPrefix(err.Error(), "the state directory "+dir+" "+c.says) {
+				t.Fatal(err)
+			}
+			_, drafted := k.Default().CreateDraft(ctx, kim.Shared, "draft", 1000, 1000, 0o755)
+			for what, err := range map[string]error{
+				"a draft": drafted, "a name": k.Rename(ctx, key.Number, kim.Shared, "other"), "a rewrap": k.Rewrap(ctx, kim.Rewrapping{Kind: kim.WrapFile}),
+			} {
+				if psa.StatusOf(err) != psa.StatusStorageFailure {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if err := signs(k, key); err != nil {
+				t.Errorf("its key: %v", err)
+			}
+			var backup bytes.Buffer
+			if err := k.Backup(ctx, &backup); err != nil {
+				t.Fatal(err)
+			}
+			hasKey(t, &backup, key)
+			_, command, _ := strings.Cut(psa.HintOf(err), "until ")
+			for _, verb := range []string{"mv ", "umount "} {
+				if _, rest, ok := strings.Cut(command, verb); ok {
+					command = verb + rest
+				}
+			}
+			c.heal(t, dir, command)
+			if err := k.Lost(); err != nil {
+				t.Fatal(err)
+			}
+			newDraft(t, k.Default(), "draft")
+			must(t, k.Close())
+			k = open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+			if err := signs(k, key); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The end of a daemon whose state directory was moved leaves alone what has its path now.
+func TestMovedAtTheEnd(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
-	if err := os.Rename(dir, dir+"2"); err != nil {
-		t.Fatal(err)
+	key := generate(t, k, k.Default(), "key", p256)
+	must(t, os.Rename(dir, dir+"2"), os.Mkdir(dir, 0o700))
+	for _, tail := range []string{"", "-wal", "-shm", "-reserve"} {
+		must(t, os.WriteFile(filepath.Join(dir, "kim.sqlite3"+tail), []byte("another one's"), 0o600))
 	}
+	must(t, k.Close())
+	for _, tail := range []string{"", "-wal", "-shm", "-reserve"} {
+		if b, err := os.ReadFile(filepath.Join(dir, "kim.sqlite3"+tail)); string(b) != "another one's" {
+			t.Errorf("%q of the other store: %q, %v", tail, b, err)
+		}
+	}
+	k = open(t, kim.Options{Dir: dir + "2", Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	if err := signs(k, key); err != nil {
+		t.Error(err)
+	}
+}
+
+// A link to where the state directory was moved leads to it still.
+func TestMovedBehindALink(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	must(t, os.Rename(dir, dir+"2"), os.Symlink(dir+"2", dir))
 	newDraft(t, k.Default(), "draft")
 	if err := k.Lost(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A backup of a state directory that was removed, its wrapping key with it, has all that is needed.
+func TestStateRemoved(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	key := generate(t, k, k.Default(), "key", p256)
+	must(t, os.RemoveAll(dir))
+	if err := k.Lost(); psa.StatusOf(err) != psa.StatusStorageFailure || !strings.HasPrefix(err.Error(), "the state directory "+dir+" was removed") ||
+		!strings.Contains(psa.HintOf(err), "parsecfs state backup --state-dir "+dir+" FILE") {
+		t.Error(err, psa.HintOf(err))
+	}
+	var backup bytes.Buffer
+	if err := k.Backup(ctx, &backup); err != nil {
+		t.Fatal(err)
+	}
+	must(t, k.Close())
+	hasKey(t, &backup, key)
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the state directory is back: %v", err)
+	}
+}
+
+// another makes a store that is not the one under test.
+func another(t *testing.T, dir string) {
+	t.Helper()
+	k, err := kim.Open(ctx, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	must(t, err)
+	generate(t, k, k.Default(), "theirs", p256)
+	must(t, k.Close())
+}
+
+func shell(t *testing.T, _, command string) {
+	t.Helper()
+	if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %s", command, out)
+	}
+}
+
+// hasKey holds that a backup has this key alone, and that the key works.
+func hasKey(t *testing.T, backup io.Reader, key kim.Key) {
+	t.Helper()
+	saved := filepath.Join(t.TempDir(), "saved")
+	if err := kim.Restore(ctx, saved, backup); err != nil {
+		t.Fatal(err)
+	}
+	k := open(t, kim.Options{Dir: saved, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	all, err := k.Default().List(ctx, kim.Shared, "", 10)
+	if err != nil || len(all) != 1 || all[0].ID != key.ID {
+		t.Fatalf("the backup has %+v, %v", all, err)
+	}
+	if err := signs(k, key); err != nil {
+		t.Errorf("the key in the backup: %v", err)
 	}
 }
 

@@ -82,7 +82,7 @@ func (p *Provider) tryOpen(ctx context.Context) {
 		return
 	}
 	impl, err := recovering(ctx, p, func(ctx context.Context) (providers.Provider, error) {
-		return p.config.Open(ctx, p.k.o.Dir, p.identity)
+		return p.config.Open(ctx, p.k.state.at(), p.identity)
 	})
 	if err != nil {
 		p.down = psa.Errorf(psa.StatusProviderAbsent, "the provider cannot be opened: %w", err)

@@ -21,25 +21,41 @@ const (
 // reserve is room on the disk that only what makes room may use: on a full one keys could not be destroyed otherwise, since
 // that is written down too.
 type reserve struct {
-	path  string
+	file  *os.File // nil: there is none
 	spent bool
 	tried time.Time
+}
+
+// open takes the room in a file of its own, where that is possible.
+func (r *reserve) open(path string) {
+	r.spent = true
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return
+	}
+	r.file = f
+	r.fill()
+}
+
+func (r *reserve) close() {
+	if r.file != nil {
+		r.file.Close()
+	}
 }
 
 // fill takes the room, where the disk has it; where it has not, or where the file system does not know how, there is no
 // reserve.
 func (r *reserve) fill() {
 	r.spent, r.tried = true, time.Now()
-	f, err := os.OpenFile(r.path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-	if err != nil {
+	if r.file == nil {
 		return
 	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return
-	}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, reserveBytes); err != nil {
-		_ = f.Truncate(0) // a part of it is nobody's
+	if err := unix.Fallocate(int(r.file.Fd()), 0, 0, reserveBytes); err != nil {
+		_ = r.file.Truncate(0) // a part of it is nobody's
 		return
 	}
 	r.spent = false
@@ -51,7 +67,7 @@ func (r *reserve) spend() bool {
 		return false
 	}
 	r.spent, r.tried = true, time.Now()
-	return os.Truncate(r.path, 0) == nil
+	return r.file.Truncate(0) == nil
 }
 
 // refill takes the room again, some time after it was given up.

@@ -72,6 +72,9 @@ func (k *KIM) Rewrap(ctx context.Context, o Rewrapping) error {
 	if !byProvider && len(o.PIN) > 0 {
 		return psa.Errorf(psa.StatusInvalidArgument, "only wrapping by a provider can have a PIN")
 	}
+	if err := k.state.lost("the state directory"); err != nil {
+		return err // the files of wrapping keys are named by their path
+	}
 	if !k.rewrapping.TryLock() {
 		return psa.Errorf(psa.StatusBadState, "the data key is already being rewrapped").WithHint("try again")
 	}
@@ -428,8 +431,8 @@ func (k *KIM) unwrapAs(ctx context.Context, p *Provider, accept bool) error {
 	}
 	p.log.Info("the provider unwrapped the data key")
 	k.unlocked()
-	if !k.rewrapping.TryLock() {
-		return nil // whoever rewraps it puts the files in order
+	if k.state.lost("the state directory") != nil || !k.rewrapping.TryLock() {
+		return nil // whoever rewraps it, or the next start, puts the files in order
 	}
 	defer k.rewrapping.Unlock()
 	// The row may be another one by now.

@@ -40,6 +40,10 @@ type sqliteStore struct {
 	readDB *sql.DB
 	reads  sync.Map // query -> *sql.Stmt
 
+	// copier copies the file. It is open from the start: later the path may lead to another file.
+	copyDB *sql.DB
+	copier *sql.Conn
+
 	watchers watchers
 	cache    rowCache
 	files    *presence
@@ -94,11 +98,18 @@ func (s *sqliteStore) start(ctx context.Context) error {
 	if err := s.openReaders(ctx); err != nil {
 		return s.failed("cannot open the KIM", err)
 	}
+	s.copyDB = sql.OpenDB(connector{s.path, ""})
+	s.copyDB.SetMaxOpenConns(1)
+	if s.copier, err = s.copyDB.Conn(ctx); err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
+	if _, err := readSchema(ctx, s.copier); err != nil { // which opens the WAL
+		return s.failed("cannot open the KIM", err)
+	}
 	if s.files, err = newPresence(s.path, "-wal"); err != nil {
 		return err
 	}
-	s.reserve.path = s.path + reserveTail
-	s.reserve.fill()
+	s.reserve.open(s.path + reserveTail)
 	return nil
 }
 
@@ -287,8 +298,9 @@ func (s *sqliteStore) Close() error {
 func (s *sqliteStore) shut() error {
 	var errs []error
 	if s.files != nil {
-		defer s.files.dir.Close()
+		defer s.files.dir.close()
 	}
+	defer s.reserve.close()
 	if s.abandoned() {
 		return s.lock.Unlock()
 	}
@@ -298,6 +310,12 @@ func (s *sqliteStore) shut() error {
 			return true
 		})
 		errs = append(errs, s.readDB.Close())
+	}
+	if s.copier != nil {
+		errs = append(errs, s.copier.Close())
+	}
+	if s.copyDB != nil {
+		errs = append(errs, s.copyDB.Close())
 	}
 	for _, st := range s.statements {
 		errs = append(errs, st.Close())
@@ -569,18 +587,11 @@ func (s *sqliteStore) Snapshot(ctx context.Context, path string) error {
 	return nil
 }
 
-// vacuumInto copies by the writer's connection where the name leads to the store no more.
+// vacuumInto copies the file that is open, wherever its name leads by now.
 func (s *sqliteStore) vacuumInto(ctx context.Context, path string) error {
-	if s.Lost() != nil {
-		return s.inTurn(ctx, func() error {
-			_, err := s.writer.ExecContext(ctx, "VACUUM INTO ?", path)
-			return err
-		})
-	}
-	db := sql.OpenDB(connector{s.path, ""})
-	defer db.Close()
-	_, err := db.ExecContext(ctx, "VACUUM INTO ?", path)
-	return err
+	_, err := s.copier.ExecContext(ctx, "VACUUM INTO ?", path)
+	_, shrunk := s.copier.ExecContext(background, "PRAGMA shrink_memory")
+	return errors.Join(err, shrunk)
 }
 
 // check reads the whole file and compares its indexes with its rows.

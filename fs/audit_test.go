@@ -105,6 +105,38 @@ func TestTrailRotates(t *testing.T) {
 	}
 }
 
+// The trail of a state directory that was moved goes on there, and leaves the trail alone that has its path now.
+func TestTrailMoved(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	tr, err := openTrail(dir, Audit{MaxBytes: 4096, Keep: 100}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := filepath.Join(dir, auditName)
+	for _, err := range []error{os.Rename(dir, dir+"2"), os.Mkdir(dir, 0o700), os.WriteFile(theirs, []byte("another one's"), 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 200 {
+		tr.Record(nodes.AuditEvent{Class: nodes.AuditDeed, Time: time.Now(), Operation: fmt.Sprint(i), Status: "PSA_SUCCESS"}, tellNothing)
+	}
+	if err := tr.close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, dropped := trailLines(t, dir+"2", 100); len(got) != 200 || dropped != 0 {
+		t.Errorf("%d events of 200, %d dropped", len(got), dropped)
+	}
+	files, err := os.ReadDir(dir)
+	if b, _ := os.ReadFile(theirs); err != nil || len(files) != 1 || string(b) != "another one's" {
+		t.Errorf("the other trail has %d files, and says %q, %v", len(files), b, err)
+	}
+}
+
 func waiting(tr *trail) int {
 	tr.deeds.mu.Lock()
 	defer tr.deeds.mu.Unlock()

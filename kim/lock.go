@@ -80,7 +80,8 @@ func writeAt(f *os.File, b []byte) error {
 
 // Unlock releases the lock.
 func (l *Lock) Unlock() error {
-	return errors.Join(l.f.Truncate(0), l.f.Close())
+	// A child that has not come to its exec yet shares the lock, and would hold it on.
+	return errors.Join(l.f.Truncate(0), unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
 }
 
 // removeAside removes files that were written aside and never put into place.

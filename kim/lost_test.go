@@ -236,6 +236,26 @@ func TestMovedAtTheEnd(t *testing.T) {
 	}
 }
 
+// A KIM outside the state directory (sqlite_db_path) is missed in the same way.
+func TestKIMElsewhereMoved(t *testing.T) {
+	t.Parallel()
+	elsewhere := filepath.Join(t.TempDir(), "kim")
+	must(t, os.Mkdir(elsewhere, 0o700))
+	k := open(t, kim.Options{Dir: t.TempDir(), Path: filepath.Join(elsewhere, "k"), Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	key := generate(t, k, k.Default(), "key", p256)
+	must(t, os.Rename(elsewhere, elsewhere+"2"))
+	err := k.Rename(ctx, key.Number, kim.Shared, "other")
+	if psa.StatusOf(err) != psa.StatusStorageFailure || !strings.Contains(err.Error(), "the KIM's directory "+elsewhere+" was moved to "+elsewhere+"2") {
+		t.Error(err)
+	}
+	if lost := k.Lost(); lost == nil || lost.Error() != err.Error() {
+		t.Error(lost)
+	}
+	var backup bytes.Buffer
+	must(t, k.Backup(ctx, &backup), os.Rename(elsewhere+"2", elsewhere), k.Rename(ctx, key.Number, kim.Shared, "other"))
+	hasKey(t, &backup, key)
+}
+
 // A link to where the state directory was moved leads to it still.
 func TestMovedBehindALink(t *testing.T) {
 	t.Parallel()

@@ -28,7 +28,7 @@ func IsSecret(any) bool { return true }
 // Config is what a new instance gets.
 type Config struct {
 	Name     string
-	StateDir string // the instance may keep files below it, in a folder of its own name
+	StateDir string // the instance may keep files below it, in a folder of its own name; perhaps a path in /proc/self/fd
 	Settings map[string]any
 	// Known is the Identity of the device that has the provider's keys, "" before the first contact. Secrets are sent only
 	// to that device.

@@ -69,7 +69,11 @@ func (r refusals) has(serial string, pin []byte) (counted, ok bool, err error) {
 	}
 	one, err := parseRefusal(string(b))
 	if err != nil {
-		return false, false, psa.Errorf(psa.StatusNotPermitted, "%s: %w", r.file, err).
+		name, linked := filepath.EvalSymlinks(r.file) // the state directory may be given by its descriptor
+		if linked != nil {
+			name = r.file
+		}
+		return false, false, psa.Errorf(psa.StatusNotPermitted, "%s: %w", name, err).
 			WithHint("remove the file; then the PIN is tried once more")
 	}
 	if one.serial != serial {

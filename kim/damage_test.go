@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -352,6 +353,193 @@ func TestRowsTakenAway(t *testing.T) {
 	err := k.Default().All(ctx, func(kim.Key) error { listed++; return nil })
 	if err != nil || listed != len(b.keys) {
 		t.Errorf("%d keys are listed, %v", listed, err)
+	}
+}
+
+// TestRowsTakenAwayTogether takes away what belongs together, in every combination: each time somebody is told, or all is as it
+// was. What nobody is told of is listed with its reason.
+func TestRowsTakenAwayTogether(t *testing.T) {
+	t.Parallel()
+	b := newBurgled(t)
+	provider, private, other := b.keys[0].Provider, b.keys[1].Number, b.keys[2].Number
+	k := b.open()
+	top, gate := uint32(0o750), kim.UserInode(provider, 70_000)
+	must(t, k.SetInode(ctx, kim.Inode{Ino: 1, Mode: &top}), k.SetInode(ctx, kim.Inode{Ino: gate, Mode: new(uint32(0o750))}))
+	before, told := b.answers(k)
+	if told != "" {
+		t.Fatal(told)
+	}
+	must(t, k.Close())
+	var err error
+	b.file, err = os.ReadFile(b.path)
+	must(t, err)
+	user := int64(kim.UserInode(provider, 2001))
+	things := map[string][]string{
+		"a key": {fmt.Sprint("keys WHERE number = ", other), fmt.Sprint("numbers WHERE number = ", other),
+			fmt.Sprintf("inodes WHERE ino BETWEEN %d AND %d", other*256, other*256+255), fmt.Sprint("xattrs WHERE ino = ", other*256),
+			fmt.Sprint("certificates WHERE key = ", other)},
+		"a user's key": {fmt.Sprint("keys WHERE number = ", private), fmt.Sprint("numbers WHERE number = ", private),
+			fmt.Sprintf("inodes WHERE ino BETWEEN %d AND %d", private*256, private*256+255), fmt.Sprint("owners WHERE uid = ", b.keys[1].UID)},
+		"a user's directory": {fmt.Sprint("inodes WHERE ino = ", user), fmt.Sprint("users WHERE number = ", user/256),
+			"users WHERE number BETWEEN -(1 << 55) AND -(1 << 54)", "users WHERE number < -(1 << 55)"},
+		"a link":     {"aliases", "numbers WHERE number IN (SELECT number FROM aliases)"},
+		"a provider": {"providers", fmt.Sprint("numbers WHERE number = ", provider), "users", fmt.Sprintf("inodes WHERE ino / 256 = %d OR ino >= 1 << 61", provider), "keys"},
+		"the top":    {"anchor", "inodes WHERE ino < 256"},
+		"the secret": {"data_key", "anchor", "recovery_key"},
+	}
+	reasons := []struct {
+		thing, without string
+		reason         string
+	}{
+		{"a key", "keys", "the key is gone, with all that could be done with it; a file that was put back in part cannot be told from one where it was destroyed"},
+		{"a user's key", "keys", "the same"},
+		{"a key", "xattrs", "a label has no part in any right"},
+		{"a link", "aliases", "a link has no part in any right, and nobody but root can make another one"},
+		{"a provider", "providers keys", "without its keys it is a new one, and was made once more"},
+	}
+	tried, unknown := 0, 0
+	for thing, rows := range things {
+		for set := 1; set < 1<<len(rows); set++ {
+			if n := bits.OnesCount(uint(set)); n > 2 && n < len(rows) && os.Getenv("PARSECFS_TEST_LONG") == "" {
+				continue
+			}
+			b.reset()
+			tables, statements := []string{}, []string{}
+			for i := len(rows) - 1; i >= 0; i-- { // a link's number is looked for by its row
+				if set>>i&1 == 1 {
+					table, _, _ := strings.Cut(rows[i], " ")
+					tables, statements = append(tables, table), append(statements, "DELETE FROM "+rows[i])
+				}
+			}
+			b.exec(statements...)
+			tried++
+			k, err := b.tryOpen()
+			if err != nil {
+				if s := psa.StatusOf(err); s != psa.StatusDataCorrupt {
+					t.Errorf("%s without %v: %v", thing, tables, err)
+				}
+				continue
+			}
+			after, told := b.answers(k)
+			must(t, k.Close())
+			if told != "" || after == before {
+				continue
+			}
+			unknown++
+			if !slices.ContainsFunc(reasons, func(r struct{ thing, without, reason string }) bool {
+				return r.thing == thing && !slices.ContainsFunc(strings.Fields(r.without), func(table string) bool { return !slices.Contains(tables, table) })
+			}) {
+				t.Errorf("%s without %v: nobody is told.\nbefore:\n%s\nafter:\n%s", thing, tables, before, after)
+			}
+		}
+	}
+	t.Logf("%d combinations, of which nobody is told in %d", tried, unknown)
+}
+
+// answers is what the store says of all that newBurgled made, and what says that something is damaged, "" for nothing.
+func (b *burgled) answers(k *kim.KIM) (all, told string) {
+	b.t.Helper()
+	var out strings.Builder
+	note := func(what string, v any, err error) {
+		if s := psa.StatusOf(err); err != nil && s != psa.StatusDoesNotExist {
+			told += fmt.Sprintf("%s: %v\n", what, err)
+		}
+		fmt.Fprintf(&out, "%s: %v, %v\n", what, v, psa.StatusOf(err))
+	}
+	for _, w := range k.Warnings() {
+		if !strings.Contains(w, "is on the same disk as the KIM") {
+			told += w + "\n"
+		}
+	}
+	p, provider := k.Default(), b.keys[0].Provider
+	if err := k.Err(); p == nil || err != nil {
+		return "", told + fmt.Sprint(err)
+	}
+	for _, space := range []kim.Space{kim.Shared, kim.OwnSpace(2001)} {
+		list, err := p.List(ctx, space, "", 10)
+		for _, key := range list {
+			note(key.Path(), key.ID, key.Damage)
+		}
+		note(space.String(), len(list), err)
+	}
+	for _, key := range b.keys {
+		now, err := k.Key(ctx, key.Number)
+		note(key.Name, now.Public, err)
+		chain, err := k.Certificate(ctx, key.Number)
+		note("its certificate", chain, err)
+		for _, file := range []uint64{0, 16} {
+			note("its file", shown(k, uint64(key.Number)*256+file), inodeError(k, uint64(key.Number)*256+file))
+		}
+	}
+	inos := []uint64{1, uint64(provider)*256 + 8, kim.UserInode(provider, 2001), kim.UserInode(provider, 2002), kim.UserInode(provider, 70_000),
+		kim.UserInode(provider, 1<<24)}
+	for _, ino := range inos {
+		note(fmt.Sprint("inode ", ino), shown(k, ino), inodeError(k, ino))
+	}
+	label, err := k.Xattr(ctx, uint64(b.keys[2].Number)*256, "user.label")
+	note("the label", label, err)
+	link, err := k.Alias(ctx, "web")
+	note("the link", link.Target, err)
+	return out.String(), told
+}
+
+func shown(k *kim.KIM, ino uint64) string {
+	i, found, _ := k.Inode(ctx, ino)
+	mode, uid := "default", "default"
+	if i.Mode != nil {
+		mode = fmt.Sprintf("%o", *i.Mode)
+	}
+	if i.UID != nil {
+		uid = fmt.Sprint(*i.UID)
+	}
+	return fmt.Sprint(found, " ", mode, " ", uid, " ", string(i.ACL))
+}
+
+func inodeError(k *kim.KIM, ino uint64) error {
+	_, _, err := k.Inode(ctx, ino)
+	return err
+}
+
+// A row of a user's directory that was taken away stays missed: nothing that changes its neighbours makes another one in its place.
+func TestUsersRowTakenAway(t *testing.T) {
+	t.Parallel()
+	b := newBurgled(t)
+	provider := b.keys[0].Provider
+	user := kim.UserInode(provider, 2001)
+	b.exec(fmt.Sprint("DELETE FROM users WHERE number = ", user/256), fmt.Sprint("DELETE FROM inodes WHERE ino = ", user))
+	k := b.open()
+	defer k.Close()
+	for what, err := range map[string]error{
+		"the directory":           inodeError(k, user),
+		"its neighbour":           inodeError(k, user+1),
+		"a change of it":          k.SetInode(ctx, kim.Inode{Ino: user, Mode: new(uint32(0o700))}),
+		"a change of a neighbour": k.SetInode(ctx, kim.Inode{Ino: user + 1, Mode: new(uint32(0o711))}),
+	} {
+		wantStatus(t, err, psa.StatusDataCorrupt)
+		if err != nil && !strings.Contains(err.Error(), "it was removed by another program") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// Those of others are as they were.
+	for _, uid := range []uint32{1000, 2304, 70_000, 1 << 24} {
+		if err := inodeError(k, kim.UserInode(provider, uid)); err != nil {
+			t.Errorf("the directory of %d: %v", uid, err)
+		}
+		must(t, k.SetInode(ctx, kim.Inode{Ino: kim.UserInode(provider, uid), Mode: new(uint32(0o711))}))
+	}
+}
+
+// A user's directory that is set to what it is by default anyway is one like the others.
+func TestUsersRowOfNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	ino := kim.UserInode(k.Default().Number(), 2001)
+	must(t, k.SetInode(ctx, kim.Inode{Ino: ino}), k.Close())
+	k = open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	must(t, inodeError(k, ino), k.SetInode(ctx, kim.Inode{Ino: ino, Mode: new(uint32(0o711))}), inodeError(k, ino))
+	if got := shown(k, ino); got != "true 711 default " {
+		t.Error(got)
 	}
 }
 

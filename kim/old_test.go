@@ -177,7 +177,7 @@ func makeStore(t *testing.T, dir string) {
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"lock", "kim.sqlite3.lock"} {
+	for _, name := range []string{"lock", "kim.sqlite3.lock", "kim.sqlite3-reserve"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -258,9 +258,35 @@ func TestOldStores(t *testing.T) {
 			if err := k.Close(); err != nil {
 				t.Fatal(err)
 			}
+			if filepath.Base(from) >= "7" {
+				missesUsers(t, dir)
+			}
 			hasMACs(t, dir)
 		})
 	}
+}
+
+// missesUsers holds that a user's directory is missed that was taken away after the store was opened once.
+func missesUsers(t *testing.T, from string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite3", filepath.Join(dir, "kim.sqlite3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("DELETE FROM users; DELETE FROM inodes WHERE ino >= 1 << 61"); err != nil {
+		t.Fatal(err)
+	}
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	_, _, err = k.Inode(ctx, kim.UserInode(k.Default().Number(), owner))
+	wantStatus(t, err, psa.StatusDataCorrupt)
 }
 
 // hasMACs holds that each row has one, and that it counts.

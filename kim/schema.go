@@ -182,4 +182,9 @@ CREATE TABLE users (
 	files  BLOB,
 	mac    BLOB
 ) STRICT;
+`, `
+-- A row of users that was taken away is missed: which of 256 of them are there is said by a row above them, with a negative
+-- number, and so on up to the provider's row (space.go). anchor.users is 1 once all that were there are known.
+ALTER TABLE providers ADD COLUMN users BLOB;
+ALTER TABLE anchor ADD COLUMN users INTEGER NOT NULL DEFAULT 0;
 `}

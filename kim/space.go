@@ -1,6 +1,7 @@
 package kim
 
 import (
+	"math/bits"
 	"strconv"
 	"strings"
 
@@ -89,8 +90,33 @@ func userProvider(ino uint64) (provider int64, ok bool) {
 	return int64(ino &^ userIno >> userShift), ino >= userIno && ino < 2*userIno
 }
 
+// Rows of the table users make a tree below each provider, so that one which was taken away is missed. A row at level 0 says
+// which inodes of 256 directories have a row; a row above it says which of 256 rows below it are there; and the provider's row
+// has the top. Above level 0 the numbers are negative: no inode is of theirs.
+const usersTop = 3
+
+// usersAt is the number of a row at a level.
+func usersAt(level int, index int64) int64 {
+	if level == 0 {
+		return usersNumber | index
+	}
+	return -(usersNumber<<level | index)
+}
+
+// above is the row that says whether this one is there, and where it says so.
+func above(number int64) (parent int64, child uint64) {
+	level, index := 0, number-usersNumber
+	if number < 0 {
+		level = bits.Len64(uint64(-number)) - bits.Len64(usersNumber)
+		index = -number - usersNumber<<level
+	}
+	return usersAt(level+1, index>>8), uint64(index & 255)
+}
+
 // usersRow says whether rows of the table users have this number.
-func usersRow(number int64) bool { return number >= usersNumber && number < 2*usersNumber }
+func usersRow(number int64) bool {
+	return number >= usersNumber && number < 2*usersNumber || number < 0 && number > usersAt(usersTop, 0)
+}
 
 // noSuch is the error of a key that is not there.
 func noSuch(s Space, name string) error {

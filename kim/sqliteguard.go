@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"errors"
+	"fmt"
 	"iter"
 	"math"
 	"slices"
@@ -45,10 +46,10 @@ func (b fileSet) all() iter.Seq[uint64] {
 }
 
 // files is a set in a column; NULL is none.
-func (f *fields) files() (b fileSet) {
-	v := f.blob("files")
+func (f *fields) files(name string) (b fileSet) {
+	v := f.blob(name)
 	if v != nil && len(v) != len(b) {
-		f.fault("files")
+		f.fault(name)
 	}
 	copy(b[:], v)
 	return b
@@ -60,38 +61,45 @@ func (f *fields) skip(n int) { f.values = f.values[n:] }
 type table struct {
 	name, kind string
 	columns    string // as its rows are read, the mac among them
+	files      string // the column with its set
 	where      string // the condition for a number
 	// unproven columns are those that a MAC does not cover: itself, what may change while the data key is away, and a
 	// provider's capabilities, which are long, and the device's to say.
 	unproven []int
-	n        int // of the columns
+	// newer is a column that MACs from before there was one do not cover, and the value that rows of that time have in it.
+	newer int
+	old   any
+	n     int // of the columns
 }
 
 var (
-	keysTable      = &table{"keys", "key", keyColumns, "number = ?", []int{keyColumn("hidden"), keyColumn("mac")}, len(keyColumnNames)}
-	providersTable = &table{"providers", "provider", strings.Replace(providerColumns, "capabilities", "''", 1), "number = ?", []int{2, 4, 6, 9}, 10}
-	aliasesTable   = &table{"aliases", "alias", aliasColumns, "number = ?", []int{2, 7}, 9}
-	anchorTable    = &table{"anchor", "anchor", anchorColumns, "one = 1 + ?", []int{4}, 5}
-	usersTable     = &table{"users", "users", usersColumns, "number = ?", []int{2}, 3}
+	keysTable = &table{name: "keys", kind: "key", columns: keyColumns, files: "files", where: "number = ?",
+		unproven: []int{keyColumn("hidden"), keyColumn("mac")}, newer: keyColumn("space"), old: int64(Shared), n: len(keyColumnNames)}
+	providersTable = &table{name: "providers", kind: "provider", columns: strings.Replace(providerColumns, "capabilities", "''", 1),
+		files: "files", where: "number = ?", unproven: []int{2, 4, 6, 9}, newer: 10, n: 11}
+	aliasesTable = &table{name: "aliases", kind: "alias", columns: aliasColumns, files: "files", where: "number = ?", unproven: []int{2, 7}, newer: -1, n: 9}
+	anchorTable  = &table{name: "anchor", kind: "anchor", columns: anchorColumns, files: "files", where: "one = 1 + ?", unproven: []int{4}, newer: 5,
+		old: int64(0), n: 6}
+	usersTable = &table{name: "users", kind: "users", columns: usersColumns, files: "files", where: "number = ?", unproven: []int{2}, newer: -1, n: 3}
+	// topTable has the rows of providers as those above the ones of users.
+	topTable = &table{name: "providers", kind: "provider", columns: providersTable.columns, files: "users",
+		where: fmt.Sprintf("number = %d - ?", usersAt(usersTop, 0)), unproven: providersTable.unproven, newer: providersTable.newer, n: providersTable.n}
 )
 
 const usersColumns = "number, files, mac"
 
-const anchorColumns = "files, providers, generation, counter, mac"
+const anchorColumns = "files, providers, generation, counter, mac, users"
 
 // provenOf gives the values that a row's MAC covers.
 func provenOf(t *table, values []any) []any {
 	proven := make([]any, 0, len(values))
 	for i, v := range values {
-		// Rows from before there were spaces were proven without one, and their names are shared.
-		if !slices.Contains(t.unproven, i) && (t != keysTable || i != spaceColumn || v != int64(Shared)) {
+		if !slices.Contains(t.unproven, i) && (i != t.newer || v != t.old) {
 			proven = append(proven, v)
 		}
 	}
 	return proven
 }
-
-var spaceColumn = keyColumn("space")
 
 // anchor is the one row of its table.
 type anchor struct {
@@ -99,16 +107,20 @@ type anchor struct {
 	providers  int64
 	generation int64
 	counter    []byte
+	users      bool // all rows of users are known to the rows above them
 }
 
 // scanAnchor reads a row of anchorColumns; a damaged one is StatusDataCorrupt.
 func (r *RowKey) scanAnchor(scan func(...any) error) (anchor, error) {
-	f, dest := newFields(5)
+	f, dest := newFields(anchorTable.n)
 	if err := scan(dest...); err != nil {
 		return anchor{}, err
 	}
 	proven := r.proves(f.values[4], "anchor", provenOf(anchorTable, f.values)...)
-	a := anchor{f.files(), f.integer("providers", 0, math.MaxInt64), f.integer("generation", 0, math.MaxInt64), f.blob("counter")}
+	a := anchor{files: f.files("files"), providers: f.integer("providers", 0, math.MaxInt64), generation: f.integer("generation", 0, math.MaxInt64),
+		counter: f.blob("counter")}
+	f.skip(1)
+	a.users = f.bool("users")
 	if !proven {
 		f.fault(wrongMAC)
 	}
@@ -177,15 +189,65 @@ func (t *tx) owning(number int64) (*provenRow, error) {
 		return t.rows[number], nil
 	}
 	in, files, err := t.find(number)
+	row := &provenRow{table: in, files: files}
 	if psa.StatusOf(err) == psa.StatusDoesNotExist && usersRow(number) {
-		_, err = t.exec("INSERT INTO users(number) VALUES (?)", number)
+		row.changed = true
+		err = t.addUsers(number)
 	}
 	if err != nil {
 		return nil, err
 	}
-	row := &provenRow{table: in, files: files}
 	t.rows[number] = row
 	return row, nil
+}
+
+// addUsers makes a row of the table users, which the row above must not know yet.
+func (t *tx) addUsers(number int64) error {
+	parent, child := above(number)
+	row, err := t.owning(parent)
+	if err != nil {
+		return err
+	}
+	if row.files.has(child) {
+		return usersGone()
+	}
+	row.set(child, true)
+	_, err = t.exec("INSERT INTO users(number) VALUES (?)", number)
+	return err
+}
+
+func usersGone() error {
+	return (&fields{bad: "it was removed by another program"}).damage("the users' directories")
+}
+
+// listUsers tells the rows above of all rows of users, in a store from before there were any.
+func (t *tx) listUsers() error {
+	for after := int64(usersNumber - 1); ; {
+		page, err := t.numbers("SELECT number FROM users WHERE number > ? ORDER BY number LIMIT ?", after, rekeyPage)
+		if err != nil {
+			return err
+		}
+		for _, number := range page {
+			parent, child := above(number)
+			row, err := t.owning(parent)
+			if s := psa.StatusOf(err); s == psa.StatusDataCorrupt || s == psa.StatusDoesNotExist {
+				continue // the provider's row is damaged, or gone
+			}
+			if err != nil {
+				return err
+			}
+			row.set(child, true)
+		}
+		if len(page) == 0 {
+			break
+		}
+		after = page[len(page)-1]
+	}
+	if err := t.touch(0); err != nil {
+		return err
+	}
+	_, err := t.exec("UPDATE anchor SET users = 1")
+	return err
 }
 
 // find reads the row that has a number, whatever it is.
@@ -213,6 +275,13 @@ func findRow(r *RowKey, number int64, read func(*table) func(...any) error) (*ta
 		}
 		return usersTable, files, err
 	}
+	if number < 0 {
+		p, err := r.scanProvider(read(topTable))
+		if errors.Is(err, sql.ErrNoRows) {
+			err = psa.Errorf(psa.StatusDoesNotExist, "there is no provider of the users' directories with the number %d", number)
+		}
+		return topTable, p.users, cmp.Or(err, p.Damage)
+	}
 	e, err := r.scanKey(read(keysTable))
 	if !errors.Is(err, sql.ErrNoRows) {
 		return keysTable, e.Key.files, cmp.Or(err, e.Key.Damage)
@@ -235,8 +304,8 @@ func (r *RowKey) scanUsers(scan func(...any) error) (fileSet, error) {
 		return fileSet{}, err
 	}
 	proven := r.proves(f.values[2], "users", provenOf(usersTable, f.values)...)
-	f.integer("number", usersNumber, 2*usersNumber-1)
-	files := f.files()
+	f.integer("number", math.MinInt64, math.MaxInt64)
+	files := f.files("files")
 	if !proven {
 		f.fault(wrongMAC)
 	}
@@ -266,12 +335,22 @@ func (s *sqliteStore) filesOf(ctx context.Context, number int64) (fileSet, error
 		return fileSet{}, nil
 	}
 	if psa.StatusOf(err) == psa.StatusDoesNotExist {
-		err = nil // most users' directories have no row
+		err = s.noUsers(ctx, number) // most users' directories have no row
 	}
 	if err == nil {
 		s.cache.putFiles(number, files, changes)
 	}
 	return files, err
+}
+
+// noUsers holds that a row of users that is not there never was.
+func (s *sqliteStore) noUsers(ctx context.Context, number int64) error {
+	parent, child := above(number)
+	files, err := s.filesOf(ctx, parent)
+	if err == nil && files.has(child) {
+		return usersGone()
+	}
+	return err
 }
 
 // proveRows proves what a transaction changed.
@@ -299,7 +378,7 @@ func (t *tx) proveRow(number int64) error {
 	if row.dirty || row.values == nil {
 		query, args := "SELECT "+in.columns+" FROM "+in.name+" WHERE "+in.where, []any{number}
 		if row.dirty {
-			query, args = "UPDATE "+in.name+" SET files = ? WHERE "+in.where+" RETURNING "+in.columns, []any{row.files[:], number}
+			query, args = "UPDATE "+in.name+" SET "+in.files+" = ? WHERE "+in.where+" RETURNING "+in.columns, []any{row.files[:], number}
 		}
 		f, dest := newFields(in.n)
 		if err := t.row(query, args, dest...); err != nil {
@@ -358,6 +437,11 @@ func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
 		}
 		for _, number := range news {
 			if err := t.proveProvider(number); err != nil {
+				return err
+			}
+		}
+		if !a.users {
+			if err := t.listUsers(); err != nil {
 				return err
 			}
 		}
@@ -462,7 +546,7 @@ func (t *tx) beginGuard() error {
 	if n > 0 {
 		return (&fields{bad: "it is older than the store's other rows"}).damage("the data key")
 	}
-	_, err := t.exec("INSERT INTO anchor(one, providers) SELECT 1, coalesce(max(number), 0) FROM providers")
+	_, err := t.exec("INSERT INTO anchor(one, providers, users) SELECT 1, coalesce(max(number), 0), 1 FROM providers")
 	return err
 }
 
@@ -473,7 +557,7 @@ const rekeyPage = 256
 // is damaged stays so: its MAC is of a key that is gone.
 func (t *tx) rekey(before *RowKey, reseal func(Key, [16]byte, []byte) ([]byte, error)) (damaged int64, err error) {
 	for _, in := range []*table{keysTable, providersTable, aliasesTable, usersTable} {
-		for after := int64(0); ; {
+		for after := int64(math.MinInt64); ; {
 			page, err := t.numbers("SELECT number FROM "+in.name+" WHERE number > ? ORDER BY number LIMIT ?", after, rekeyPage)
 			if err != nil {
 				return 0, err
@@ -519,6 +603,11 @@ func (t *tx) rekeyRow(in *table, number int64, before *RowKey, reseal func(Key, 
 		return 0, err
 	}
 	row := &provenRow{table: in, files: files, changed: true}
+	if number < 0 { // its set is of rows
+		t.guard = guard
+		t.rows[number] = row
+		return 0, t.proveRow(number)
+	}
 	if before == nil {
 		// The store is of a time without MACs: what is there is what belongs there.
 		inos, err := t.numbers("SELECT ino FROM inodes WHERE ino BETWEEN ? AND ?", number*256, number*256+255)
@@ -668,7 +757,7 @@ func (s *sqliteStore) SetGeneration(ctx context.Context, generation uint64, coun
 
 // beginAnchor makes the anchor of a new store.
 func (t *tx) beginAnchor() error {
-	if _, err := t.exec("INSERT INTO anchor(one) VALUES (1)"); err != nil {
+	if _, err := t.exec("INSERT INTO anchor(one, users) VALUES (1, 1)"); err != nil {
 		return err
 	}
 	t.new(anchorTable, 0)

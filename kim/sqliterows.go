@@ -161,11 +161,11 @@ func page(n int) int { return max(0, min(n, MaxPage)) }
 
 // Providers.
 
-const providerColumns = "number, uuid, name, type, is_default, identity, capabilities, created, files, mac"
+const providerColumns = "number, uuid, name, type, is_default, identity, capabilities, created, files, mac, users"
 
 // scanProvider reads a row of providerColumns. One that is damaged is no error of scanProvider: it is in Damage.
 func (r *RowKey) scanProvider(scan func(...any) error) (ProviderRow, error) {
-	f, dest := newFields(10)
+	f, dest := newFields(providersTable.n)
 	if err := scan(dest...); err != nil {
 		return ProviderRow{}, err
 	}
@@ -180,7 +180,9 @@ func (r *RowKey) scanProvider(scan func(...any) error) (ProviderRow, error) {
 		Capabilities: f.text("capabilities"),
 		Created:      f.time("created"),
 	}
-	p.files = f.files()
+	p.files = f.files("files")
+	f.skip(1)
+	p.users = f.files("users")
 	if !proven {
 		f.fault(wrongMAC)
 	}
@@ -361,7 +363,7 @@ func (r *RowKey) readKey(values []any) Entry {
 	k.Copied = f.bool("copied")
 	f.skip(8) // what it goes back to, its device and its provider's uuid are proven, and read elsewhere
 	k.certificate = f.blob("certificate")
-	k.files = f.files()
+	k.files = f.files("files")
 	k.Space = Space(f.integer("space", int64(Shared), int64(OwnSpace(math.MaxUint32-1))))
 	if !proven {
 		f.fault(wrongMAC)
@@ -725,8 +727,13 @@ func (t *tx) removeUsers(provider int64) error {
 		return err
 	}
 	t.all = true
-	_, err := t.exec("DELETE FROM users WHERE number BETWEEN ? AND ?", first/256, last/256)
-	return err
+	for level, first, last := 0, first/256-usersNumber, last/256-usersNumber; level < usersTop; level, first, last = level+1, first>>8, last>>8 {
+		a, b := usersAt(level, first), usersAt(level, last)
+		if _, err := t.exec("DELETE FROM users WHERE number BETWEEN ? AND ?", min(a, b), max(a, b)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *sqliteStore) BeginCreate(ctx context.Context, number int64, h providers.Handle, template string, a psa.Attributes, origin string) (Key, error) {
@@ -1418,7 +1425,7 @@ func (r *RowKey) scanAlias(scan func(...any) error) (Alias, error) {
 	proven := r.proves(f.values[7], "alias", provenOf(aliasesTable, f.values)...)
 	a := Alias{Number: f.integer("number", 1, math.MaxInt64), Name: f.text("name"), Target: f.text("target"),
 		UID: f.uint32("uid"), GID: f.uint32("gid"), Changed: f.time("changed")}
-	a.files = f.files()
+	a.files = f.files("files")
 	if !proven {
 		f.fault(wrongMAC)
 	}

@@ -107,6 +107,7 @@ type ProviderRow struct {
 	Damage       error // as Key's: then only Number and Name hold
 
 	files fileSet
+	users fileSet // see usersTop
 }
 
 // NewDraft is what InsertDraft stores.

@@ -105,7 +105,8 @@ type control struct {
 // socket is a listener, and where people find it.
 type socket struct {
 	dir      *os.File // O_PATH
-	made     bool     // dir, by this daemon, in the place of one that was removed
+	ours     bool     // dir is the state directory that this daemon holds
+	made     bool     // dir was made by this daemon in the place of one that was removed
 	listener *net.UnixListener
 	file     os.FileInfo
 }
@@ -143,6 +144,7 @@ func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*co
 	if err != nil {
 		return nil, err
 	}
+	s.ours = true
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &control{kim: k, stateDir: stateDir, log: log, at: s, ctx: ctx, cancel: cancel, conns: map[uint32]int{}}
 	if err := c.setAdmins(admins); err != nil {
@@ -192,26 +194,27 @@ func (c *control) again() error {
 	if err != nil {
 		return err
 	}
-	s.made = made || c.at.made && os.SameFile(stat(c.at.dir), stat(dir))
+	same := os.SameFile(stat(c.at.dir), stat(dir))
+	s.ours, s.made = same && c.at.ours, made || same && c.at.made
 	c.at.listener.Close()
 	c.at.dir.Close()
 	c.at = s
+	c.wg.Go(func() { c.accept(s.listener) })
 	if err := c.setModes(); err != nil {
 		return err
 	}
-	c.wg.Go(func() { c.accept(s.listener) })
 	c.log.Warn("the control socket was removed; made it again", "dir", c.stateDir)
 	return nil
 }
 
-// home is the state directory for a new socket, made if it was removed. An empty one in its place is as good; another one is
-// somebody else's.
+// home is the state directory for a new socket, made if it was removed. An empty one in its place is as good; one with files in it
+// is another daemon's, or will be.
 func (c *control) home() (dir *os.File, made bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(c.at.dir.Fd()), &st); err != nil {
 		return nil, false, err
 	}
-	if st.Nlink > 0 {
+	if st.Nlink > 0 && c.at.ours {
 		fd, err := unix.FcntlInt(c.at.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		return os.NewFile(uintptr(fd), c.stateDir), false, err
 	}

@@ -214,3 +214,76 @@ func TestControlPlaces(t *testing.T) {
 		t.Error("the places that are kept for root are another's")
 	}
 }
+
+// TestSocketMadeAgain: who removes the socket, with the state directory or without, can still reach the daemon, and nobody else's
+// directory gets a socket of ours.
+func TestSocketMadeAgain(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, err := listen(dir, nil, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := func(what string) {
+		t.Helper()
+		if err := c.again(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		client, err := dial(dir)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		defer client.close()
+		if err := client.ping(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		for name, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, controlName): 0o600} {
+			if info, err := os.Stat(name); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %s has the mode %v, %v", what, name, info.Mode(), err)
+			}
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, controlName)); err != nil {
+		t.Fatal(err)
+	}
+	reached("the socket was removed")
+	for range 2 {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		reached("the directory was removed")
+	}
+	c.close()
+	c.remove()
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory stays: %v", err)
+	}
+
+	// Another daemon has made its own state in the meantime.
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = listen(dir, nil, nil, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	reached("the directory was removed")
+	for _, err := range []error{os.Remove(filepath.Join(dir, controlName)), os.WriteFile(filepath.Join(dir, "lock"), nil, 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.again(); err == nil {
+		t.Error("the socket lies in the directory of another daemon")
+	}
+	c.close()
+	c.remove()
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
+		t.Errorf("the other directory has %d files, %v", len(files), err)
+	}
+}

@@ -34,6 +34,21 @@ func TestStoreTakenAway(t *testing.T) {
 		"moved": func(dir string) error {
 			return os.Rename(filepath.Join(dir, "kim.sqlite3"), filepath.Join(dir, "moved"))
 		},
+		"replaced by its copy": func(dir string) error {
+			file := filepath.Join(dir, "kim.sqlite3")
+			return exec.Command("sh", "-c", "cp -p "+file+" "+file+".new && mv "+file+".new "+file).Run()
+		},
+		"a link to it in its place": func(dir string) error {
+			file := filepath.Join(dir, "kim.sqlite3")
+			return errors.Join(os.Rename(file, file+"2"), os.Symlink(file+"2", file))
+		},
+		"hidden": func(dir string) error {
+			file := filepath.Join(dir, "kim.sqlite3")
+			if err := os.WriteFile(file+"2", []byte("another one"), 0o600); err != nil {
+				return err
+			}
+			return unix.Mount(file+"2", file, "", unix.MS_BIND, "")
+		},
 		"replaced": func(dir string) error {
 			file := filepath.Join(dir, "kim.sqlite3")
 			if err := os.WriteFile(file+"-wal.new", []byte("another one's"), 0o600); err != nil {
@@ -57,9 +72,13 @@ func TestStoreTakenAway(t *testing.T) {
 			if status := p.Status(ctx); status != "ready" {
 				t.Fatal(status)
 			}
+			if name == "hidden" && os.Geteuid() != 0 {
+				t.Skip("only root can mount")
+			}
 			if err := take(dir); err != nil {
 				t.Fatal(err)
 			}
+			defer unix.Unmount(filepath.Join(dir, "kim.sqlite3"), unix.MNT_DETACH) // where something was mounted
 			status := p.Status(ctx)
 			if !strings.HasPrefix(status, "degraded: the KIM is lost: "+dir+"/kim.sqlite3") || !strings.Contains(status, "\nhint: ") {
 				t.Errorf("its status is %q", status)

@@ -75,14 +75,24 @@ func (d *heldDir) lost(what string) error {
 		return psa.Errorf(psa.StatusStorageFailure, "%s %s was moved while it was open", what, d.path).WithHint("move it back")
 	case now == real(d.path):
 		return psa.Errorf(psa.StatusStorageFailure, "%s %s is hidden by another one that was mounted there", what, d.path).
-			WithHint("nothing can be changed until that is gone: umount " + d.path)
+			WithHint("nothing can be changed until that is gone: umount " + shellWord(d.path))
 	}
-	hint := "nothing can be changed until it is back: "
-	if !missing {
-		hint += "move away what has its path now, then run "
+	back := "mv -T " + shellWord(now) + " " + shellWord(d.path)
+	if _, err := os.Lstat(d.path); err == nil {
+		back = "move away what has its path now, then run " + back
+	} else if _, err := os.Stat(filepath.Dir(d.path)); err != nil {
+		back = "move " + filepath.Dir(d.path) + " back too"
 	}
 	return psa.Errorf(psa.StatusStorageFailure, "%s %s was moved to %s while it was open", what, d.path, now).
-		WithHint(hint + "mv -T " + now + " " + d.path)
+		WithHint("nothing can be changed until it is back: " + back)
+}
+
+// shellWord is a path as a shell reads it.
+func shellWord(path string) string {
+	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:@%=,") == "" {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
 // real is a path without links, as far as it can be told.
@@ -176,7 +186,7 @@ func (k *KIM) Lost() error {
 		}
 		return psa.Errorf(psa.StatusOf(err), "%w", err).WithHint(fmt.Sprintf("nothing can be changed any more. "+
 			"Save what is left while this daemon runs: parsecfs state backup --state-dir %s FILE; then unmount, move away what is left of "+
-			"%s, and put the keys back: parsecfs state restore --state-dir %s FILE", k.o.Dir, k.o.Dir, k.o.Dir))
+			"%s, and put the keys back: parsecfs state restore --state-dir %s FILE", shellWord(k.o.Dir), shellWord(k.o.Dir), shellWord(k.o.Dir)))
 	}
 	if err := k.lostKey.Load(); err != nil {
 		return *err

@@ -189,7 +189,7 @@ func TestStateMoved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := filepath.Join(t.TempDir(), "state")
+			dir := filepath.Join(t.TempDir(), "a user's state")
 			k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
 			key := generate(t, k, k.Default(), "key", p256)
 			c.take(t, dir)

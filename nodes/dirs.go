@@ -447,7 +447,7 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	if err := n.enter(ctx); err != nil {
 		return n.t.fail(ctx, at, "rmdir", err)
 	}
-	err = n.t.machine.Perform(ctx, callerOf(ctx), at.path, func(ctx context.Context) error {
+	err = n.t.machine.PerformOut(ctx, callerOf(ctx), at.path, func(ctx context.Context) error {
 		if err := n.t.kim.Destroy(ctx, k.Number, uid); err != nil {
 			return err
 		}

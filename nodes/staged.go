@@ -178,14 +178,14 @@ func (h *stagedHandle) write(ctx context.Context, data []byte, off int64) error 
 	if err != nil || a == nil {
 		return err
 	}
-	return h.finish(ctx, a)
-}
-
-// finish waits for an application, as an interruptible system call should.
-func (h *stagedHandle) finish(ctx context.Context, a *application) error {
 	if err := h.n.t.machine.Wait(ctx, callerOf(ctx), a.finished); err != nil {
 		return err
 	}
+	return h.finish(a)
+}
+
+// finish is the end of an application for who waited for it.
+func (h *stagedHandle) finish(a *application) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.settle(a)
@@ -339,7 +339,9 @@ func (h *stagedHandle) Flush(ctx context.Context) syscall.Errno {
 	}
 	a, err := h.complete(ctx)
 	if err == nil && a != nil {
-		err = h.finish(ctx, a)
+		if err = h.n.t.machine.WaitOut(ctx, callerOf(ctx), a.finished); err == nil {
+			err = h.finish(a)
+		}
 	}
 	return h.n.t.fail(ctx, h.n.place(), "close", err)
 }

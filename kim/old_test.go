@@ -169,7 +169,7 @@ func makeStore(t *testing.T, dir string) {
 	rand.Read(h[:])
 	_, err = s.BeginCreate(ctx, half.Number, h, ec.Template, ec.Attributes, kim.Generated)
 	errs = append(errs, err, s.FinishCreate(ctx, half.Number, ec.Public, nil))
-	_, err = s.BeginDestroy(ctx, half.Number)
+	_, err = s.BeginDestroy(ctx, half.Number, nil)
 	errs = append(errs, err)
 	theirs, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number(), Name: "theirs"})
 	rand.Read(h[:])

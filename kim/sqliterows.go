@@ -632,14 +632,32 @@ func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template st
 	})
 }
 
-func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64) error {
+func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64, asked *Standing) error {
 	return s.remove(ctx, "cannot remove a draft", func(t *tx) error {
 		k, err := t.keyIn(number, Draft)
 		if err != nil {
 			return err
 		}
+		if err := t.stands(k, asked); err != nil {
+			return err
+		}
 		return t.removeDraft(k)
 	})
+}
+
+// stands says whether a key still stands as somebody was told.
+func (t *tx) stands(k Key, asked *Standing) error {
+	if asked == nil {
+		return nil
+	}
+	owner, _, err := t.directoryOwner(k)
+	if err != nil {
+		return err
+	}
+	if now := (Standing{k.Space, k.Name, owner}); now != *asked {
+		return ErrMoved
+	}
+	return nil
 }
 
 func (t *tx) removeDraft(k Key) error {
@@ -852,11 +870,14 @@ func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
 	})
 }
 
-func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, error) {
+func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64, asked *Standing) (Key, error) {
 	var e Entry
 	err := s.remove(ctx, "cannot begin to destroy a key", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Ready)
 		if err != nil {
+			return err
+		}
+		if err := t.stands(k, asked); err != nil {
 			return err
 		}
 		if k.KeepForever {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -26,10 +27,10 @@ type slowDevice struct {
 }
 
 // mountSlow mounts over a slow device that is not held yet.
-func mountSlow(t *testing.T) (*mounted, *slowDevice) {
+func mountSlow(t *testing.T, change func(*nodes.Options)) (*mounted, *slowDevice) {
 	d := &slowDevice{open: make(chan struct{}), waiting: make(chan struct{}, 100)}
 	close(d.open)
-	m := mountWith(t, nil, func(p providers.Provider) providers.Provider {
+	m := mountWith(t, change, func(p providers.Provider) providers.Provider {
 		d.Provider = p
 		return d
 	})
@@ -61,6 +62,11 @@ func (d *slowDevice) wait() {
 	default:
 	}
 	<-open
+}
+
+func (d *slowDevice) Identity(ctx context.Context) (string, error) {
+	d.wait()
+	return d.Provider.Identity(ctx)
 }
 
 func (d *slowDevice) Create(ctx context.Context, h providers.Handle, a psa.Attributes, m *psa.Material) (providers.Blob, error) {
@@ -127,7 +133,7 @@ func TestCallsThatCannotBeRepeated(t *testing.T) {
 	for _, c := range []struct{ name, file, statement string }{{"close", "generate", closesGenerate}, {"rmdir", "", removesKey}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m, device := mountSlow(t)
+			m, device := mountSlow(t, nil)
 			if c.file == "" {
 				m.key("k", "ecdsa-p256-sha256")
 			} else if err := os.Mkdir(m.path("k"), 0777); err != nil {
@@ -165,7 +171,7 @@ func TestKilledWhileWaitingOut(t *testing.T) {
 	for _, c := range []struct{ name, file, statement string }{{"close", "generate", closesGenerate}, {"rmdir", "", removesKey}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m, device := mountSlow(t)
+			m, device := mountSlow(t, nil)
 			if c.file == "" {
 				m.key("k", "ecdsa-p256-sha256")
 			} else if err := os.Mkdir(m.path("k"), 0777); err != nil {

@@ -392,10 +392,10 @@ func directories(p *kim.Provider, space kim.Space) [gate.Steps]uint64 {
 }
 
 // Numbers are the directories' with this one at the end.
-func (n *keysDir) Numbers() [gate.Steps]uint64 {
+func (n *keysDir) Numbers() ([gate.Steps]uint64, error) {
 	numbers := directories(n.at.provider, n.space)
 	numbers[2], numbers[gate.Steps-1] = 0, n.ino
-	return numbers
+	return numbers, nil
 }
 
 func (n *keysDir) step(i int) *base {

@@ -1123,25 +1123,58 @@ func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow b
 	})
 }
 
-func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []byte) error {
-	return s.write(ctx, "cannot store a certificate", func(t *tx) error {
+func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []byte) (before []byte, err error) {
+	err = s.write(ctx, "cannot store a certificate", func(t *tx) error {
 		k, err := t.keyIn(number, Ready)
 		if err != nil {
 			return err
 		}
-		if len(chain) == 0 {
-			if _, err := t.exec("DELETE FROM certificates WHERE key = ?", number); err != nil {
+		if len(k.certificate) > 0 {
+			// one that is damaged is replaced all the same
+			if err := t.row("SELECT chain FROM certificates WHERE key = ?", []any{number}, &before); err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
-			return t.update(k, set{"certificate", nil})
+			if !bytes.Equal(chainSum(before), k.certificate) {
+				before = nil
+			}
 		}
-		_, err = t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain", number, chain)
-		if err != nil {
+		return t.setCertificate(k, chain)
+	})
+	return before, err
+}
+
+func (s *sqliteStore) RestoreCertificate(ctx context.Context, number int64, chain, before []byte) error {
+	return s.write(ctx, "cannot restore a certificate", func(t *tx) error {
+		k, err := t.keyIn(number, Ready)
+		if err != nil || !bytes.Equal(chainSum(chain), k.certificate) {
 			return err
 		}
-		sum := sha256.Sum256(chain)
-		return t.update(k, set{"certificate", sum[:]})
+		return t.setCertificate(k, before)
 	})
+}
+
+// chainSum is what a key's row holds of its chain.
+func chainSum(chain []byte) []byte {
+	if len(chain) == 0 {
+		return nil
+	}
+	sum := sha256.Sum256(chain)
+	return sum[:]
+}
+
+func (t *tx) setCertificate(k Key, chain []byte) error {
+	if len(chain) == 0 {
+		if _, err := t.exec("DELETE FROM certificates WHERE key = ?", k.Number); err != nil {
+			return err
+		}
+		return t.update(k, set{"certificate", nil})
+	}
+	_, err := t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain",
+		k.Number, chain)
+	if err != nil {
+		return err
+	}
+	return t.update(k, set{"certificate", chainSum(chain)})
 }
 
 func (s *sqliteStore) Certificate(ctx context.Context, number int64) (chain []byte, err error) {

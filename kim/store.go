@@ -309,8 +309,10 @@ type Store interface {
 	// ShareCounts gives a copy that is Creating a share of what its source, which is Ready, has left of both bounds, so that
 	// the two together have no more than the one had.
 	ShareCounts(ctx context.Context, number, source int64) error
-	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it.
-	SetCertificate(ctx context.Context, number int64, chain []byte) error
+	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it. before is what it takes the place of.
+	SetCertificate(ctx context.Context, number int64, chain []byte) (before []byte, err error)
+	// RestoreCertificate puts what was before a chain in its place again, unless the chain is there no more.
+	RestoreCertificate(ctx context.Context, number int64, chain, before []byte) error
 	// Certificate is what SetCertificate kept, nil for nothing.
 	Certificate(ctx context.Context, number int64) ([]byte, error)
 	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included, and takes from

@@ -17,8 +17,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// stageMost bounds what a staged file holds: an RSA-8192 key in PEM has 6.4 KiB.
-const stageMost = 64 << 10
+const (
+	// stageMost bounds what a staged file holds: an RSA-8192 key in PEM has 6.4 KiB.
+	stageMost = 64 << 10
+	// scannedMost bounds how many bytes of one text are read over all its WRITEs, each of which reads it from its beginning.
+	scannedMost = 128 << 20
+)
 
 // stage reads what was written into a staged file so far.
 type stage struct {
@@ -38,6 +42,34 @@ type stage struct {
 	atClose func(b []byte) bool
 	// again: what comes after belongs to the same text, and the whole is read anew.
 	again bool
+	// restore puts what was before something in its place again, where that took effect and more of the same text turns out
+	// wrong: a file is closed after each command of a shell's group. nil: what took effect stays.
+	restore func(ctx context.Context, now, before []byte) error
+}
+
+// undo is what a text has taken the place of, in perhaps several effects.
+type undo struct {
+	mu          sync.Mutex
+	now, before []byte
+	some        bool
+}
+
+func (u *undo) replaced(before, now []byte) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.some || !bytes.Equal(u.now, before) { // or somebody else has changed it between two effects
+		u.before = before
+	}
+	u.now, u.some = now, true
+}
+
+// take gives what is to be restored, once.
+func (u *undo) take() (now, before []byte, some bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now, before, some = u.now, u.before, u.some
+	u.now, u.before, u.some = nil, nil, false
+	return now, before, some
 }
 
 // stagedFile is text that takes input.
@@ -81,7 +113,8 @@ func (n *stagedFile) open(ctx context.Context, mode transaction.Mode, access *ga
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b}, fuse.FOPEN_DIRECT_IO, 0
+	return &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b,
+		counted: stageMost, undo: &undo{}}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 // both is two ends of an open file.
@@ -122,9 +155,15 @@ type stagedHandle struct {
 	writer uint32 // whose the stage is, once something was written
 	poison error
 	done   bool // applied; only what may be ignored can follow
+	closed bool // applied when the file was closed
 	left   int  // bytes that no effect has covered yet
 	last   *application
 	atEnd  func(context.Context) error // what FLUSH sets off
+
+	undo    *undo         // of this text: an effect of the one before may still be under way
+	by      caller.Caller // of the last effect
+	counted int           // bytes that the account knows of
+	scanned int
 }
 
 // application is an effect under way, and the WRITE that began it.
@@ -140,7 +179,8 @@ func (h *stagedHandle) empty() {
 	defer h.mu.Unlock()
 	psa.Wipe(h.buf)
 	h.buf, h.kind, h.total, h.writes, h.left = nil, stage{}, 0, 0, 0
-	h.cursor, h.poison, h.done, h.atEnd = transaction.Cursor{}, nil, false, nil
+	h.cursor, h.poison, h.done, h.closed, h.atEnd, h.scanned = transaction.Cursor{}, nil, false, false, nil, 0
+	h.undo = &undo{}
 }
 
 var _ = (fs.FileReader)((*stagedHandle)(nil))
@@ -221,12 +261,25 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	if err != nil {
 		return nil, gone(err)
 	}
-	v.opener = h.opener
+	v.opener, v.undo = h.opener, h.undo
 	s := h.n.row.stage(v)
-	h.total += len(data)
-	if most := cmp.Or(s.most, stageMost); h.total > most {
+	most := cmp.Or(s.most, stageMost)
+	if h.total+len(data) > most {
 		return nil, h.spoil(psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", h.n.row.name, most))
 	}
+	// an array has room for up to twice its bytes, what is found in it is as long again, and so is what may be restored
+	need := 3 * (len(h.buf) + len(data))
+	if s.restore != nil {
+		need += 2 * most
+	}
+	if err := h.count(need); err != nil {
+		return nil, err
+	}
+	if h.scanned += len(h.buf) + len(data); h.scanned > scannedMost {
+		return nil, h.spoil(psa.Errorf(psa.StatusInvalidArgument, "the %s was written in too many pieces", h.n.row.name).
+			WithHint("write it at once, as cat does"))
+	}
+	h.total += len(data)
 	h.buf = transaction.Extend(h.buf, data)
 	h.left += len(data)
 	h.writes++
@@ -265,6 +318,20 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	return a, err
 }
 
+// count has the account know of n bytes, in steps.
+func (h *stagedHandle) count(n int) error {
+	n = (n + stageMost - 1) / stageMost * stageMost
+	if n <= h.counted {
+		return nil
+	}
+	more, err := h.n.t.machine.More(h.opener, n-h.counted)
+	if err != nil {
+		return err
+	}
+	h.counted, h.release = n, both(h.release, more)
+	return nil
+}
+
 // begin sets an effect off.
 func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(context.Context) error) (*application, error) {
 	err := h.n.t.auditing.ready(callerOf(ctx).UID, AuditDeed)
@@ -280,7 +347,7 @@ func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(con
 		return nil, err
 	}
 	a.finished = make(chan struct{})
-	h.last = a
+	h.last, h.by = a, callerOf(ctx)
 	go h.run(a, callerOf(ctx), apply, end)
 	return a, nil
 }
@@ -291,17 +358,36 @@ func (h *stagedHandle) rest() (err error) {
 	if judge == nil {
 		judge = psa.ScanBlank
 	}
-	if h.left, err = judge(h.buf); err != nil {
-		return h.spoil(err)
+	if h.left, err = judge(h.buf); err == nil {
+		return nil
 	}
-	return nil
+	if h.closed {
+		err = psa.Errorf(psa.StatusInvalidArgument, "the %s took effect without this when the command before closed it", h.n.row.name).
+			WithHint("write all of it with one command, such as cat A B >FILE; rmdir destroys the key that was made")
+	}
+	return h.spoil(err)
 }
 
 func (h *stagedHandle) spoil(err error) error {
 	h.poison = err
 	psa.Wipe(h.buf)
 	h.buf, h.left = nil, 0
+	h.takeBack()
 	return err
+}
+
+// takeBack restores what the beginning of a text took the place of, as nothing of one that is wrong may stay.
+func (h *stagedHandle) takeBack() {
+	now, before, some := h.undo.take()
+	if !some {
+		return
+	}
+	begun := time.Now()
+	err := h.kind.restore(context.Background(), now, before)
+	h.n.t.audit(h.by, AuditDeed, h.n.place(), h.n.row.name+" taken back", begun, err)
+	if err != nil {
+		h.n.t.log.Error("what the beginning of a text changed could not be taken back", "path", h.n.place().path(), "error", err)
+	}
 }
 
 // run applies in a goroutine of its own: an interrupted WRITE must not end the creation of a key.
@@ -366,7 +452,11 @@ func (h *stagedHandle) complete(ctx context.Context) (*application, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.atEnd == nil || h.left != 0 || h.poison != nil {
-		return nil, h.whole()
+		err := h.whole()
+		if err != nil {
+			h.takeBack()
+		}
+		return nil, err
 	}
 	who := callerOf(ctx)
 	if who.UID != h.writer {
@@ -378,7 +468,7 @@ func (h *stagedHandle) complete(ctx context.Context) (*application, error) {
 	apply := h.atEnd
 	h.atEnd = nil
 	if !h.kind.again { // a shell's group closes the file after each of its commands: what follows may belong to the same text
-		h.done = true
+		h.done, h.closed = true, true
 		psa.Wipe(h.buf)
 		h.buf = nil
 	}
@@ -398,8 +488,13 @@ func (h *stagedHandle) whole() error {
 
 var _ = (fs.FileReleaser)((*stagedHandle)(nil))
 
-// Release wipes the stage.
+// Release wipes the stage. Where its end has never been seen, nothing of it stays.
 func (h *stagedHandle) Release(context.Context) syscall.Errno {
+	h.mu.Lock()
+	if h.atEnd != nil || h.whole() != nil {
+		h.takeBack()
+	}
+	h.mu.Unlock()
 	h.empty()
 	h.mu.Lock()
 	if h.last != nil {

@@ -363,8 +363,18 @@ func testLife(t *testing.T, s *suite) {
 		t.Fatalf("%+v", got)
 	}
 	s.status(s.BindNonce(ctx, k.Number), psa.StatusBadState)
-	s.ok(s.SetCertificate(ctx, k.Number, []byte("a chain")))
-	s.ok(s.SetCertificate(ctx, k.Number, []byte("another chain")))
+	one, two := []byte("a chain"), []byte("another chain")
+	for _, c := range []struct{ chain, before []byte }{{one, nil}, {two, one}, {nil, two}, {two, nil}} {
+		if before, err := s.SetCertificate(ctx, k.Number, c.chain); err != nil || !bytes.Equal(before, c.before) {
+			t.Fatalf("%q took the place of %q, %v", c.chain, before, err)
+		}
+	}
+	for _, c := range []struct{ chain, before, now []byte }{{one, nil, two}, {nil, one, two}, {two, one, one}, {one, nil, nil}, {nil, two, two}} {
+		s.ok(s.RestoreCertificate(ctx, k.Number, c.chain, c.before))
+		if now, err := s.Certificate(ctx, k.Number); err != nil || !bytes.Equal(now, c.now) {
+			t.Fatalf("%q in the place of %q: the certificate is %q, %v", c.before, c.chain, now, err)
+		}
+	}
 	chain, err := s.Certificate(ctx, k.Number)
 	s.ok(err)
 	if string(chain) != "another chain" {

@@ -102,6 +102,11 @@ func (m *Machine) Affect(uid uint32) (leave func(), err error) {
 	return m.account.hold(uid, effects, 1)
 }
 
+// More counts more bytes of a user's open file; release ends it.
+func (m *Machine) More(uid uint32, bytes int) (release func(), err error) {
+	return m.account.hold(uid, held, int64(bytes))
+}
+
 // Hold counts an open file of a user that has so many bytes of its own; release ends it.
 func (m *Machine) Hold(uid uint32, bytes int) (release func(), err error) {
 	file, err := m.account.count(uid)

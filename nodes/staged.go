@@ -49,16 +49,28 @@ type stage struct {
 
 // undo is what a text has taken the place of, in perhaps several effects.
 type undo struct {
+	count func(bytes int) (release func()) // for whoever wrote it
+
 	mu          sync.Mutex
 	now, before []byte
 	some        bool
+	over        bool // nothing will be restored any more
+	release     func()
+}
+
+func (h *stagedHandle) newUndo() *undo {
+	return &undo{count: func(n int) func() { return h.n.t.machine.Add(h.opener, n) }, release: func() {}}
 }
 
 func (u *undo) replaced(before, now []byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.over {
+		return
+	}
 	if !u.some || !bytes.Equal(u.now, before) { // or somebody else has changed it between two effects
-		u.before = before
+		u.release()
+		u.before, u.release = before, u.count(len(before))
 	}
 	u.now, u.some = now, true
 }
@@ -68,8 +80,17 @@ func (u *undo) take() (now, before []byte, some bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now, before, some = u.now, u.before, u.some
-	u.now, u.before, u.some = nil, nil, false
+	u.release()
+	u.now, u.before, u.some, u.release = nil, nil, false, func() {}
 	return now, before, some
+}
+
+// end has everything stay as it is.
+func (u *undo) end() {
+	_, _, _ = u.take()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over = true
 }
 
 // stagedFile is text that takes input.
@@ -113,8 +134,10 @@ func (n *stagedFile) open(ctx context.Context, mode transaction.Mode, access *ga
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b,
-		counted: stageMost, undo: &undo{}}, fuse.FOPEN_DIRECT_IO, 0
+	h := &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b,
+		counted: stageMost}
+	h.undo = h.newUndo()
+	return h, fuse.FOPEN_DIRECT_IO, 0
 }
 
 // both is two ends of an open file.
@@ -180,7 +203,8 @@ func (h *stagedHandle) empty() {
 	psa.Wipe(h.buf)
 	h.buf, h.kind, h.total, h.writes, h.left = nil, stage{}, 0, 0, 0
 	h.cursor, h.poison, h.done, h.closed, h.atEnd, h.scanned = transaction.Cursor{}, nil, false, false, nil, 0
-	h.undo = &undo{}
+	h.undo.end()
+	h.undo = h.newUndo()
 }
 
 var _ = (fs.FileReader)((*stagedHandle)(nil))
@@ -205,6 +229,7 @@ func (h *stagedHandle) Write(ctx context.Context, data []byte, off int64) (uint3
 
 func (h *stagedHandle) write(ctx context.Context, data []byte, off int64) error {
 	if err := h.access.Check(ctx, callerOf(ctx)); err != nil {
+		h.lostAccess()
 		return err
 	}
 	leave, err := h.n.t.machine.Affect(callerOf(ctx).UID)
@@ -267,12 +292,8 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	if h.total+len(data) > most {
 		return nil, h.spoil(psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", h.n.row.name, most))
 	}
-	// an array has room for up to twice its bytes, what is found in it is as long again, and so is what may be restored
-	need := 3 * (len(h.buf) + len(data))
-	if s.restore != nil {
-		need += 2 * most
-	}
-	if err := h.count(need); err != nil {
+	// an array has room for up to twice its bytes, and what is found in it is as long again
+	if err := h.count(3 * (len(h.buf) + len(data))); err != nil {
 		return nil, err
 	}
 	if h.scanned += len(h.buf) + len(data); h.scanned > scannedMost {
@@ -376,6 +397,13 @@ func (h *stagedHandle) spoil(err error) error {
 	return err
 }
 
+// lostAccess has stay what somebody stored whose right was taken away: they change nothing any more.
+func (h *stagedHandle) lostAccess() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.undo.end()
+}
+
 // takeBack restores what the beginning of a text took the place of, as nothing of one that is wrong may stay.
 func (h *stagedHandle) takeBack() {
 	now, before, some := h.undo.take()
@@ -384,6 +412,9 @@ func (h *stagedHandle) takeBack() {
 	}
 	begun := time.Now()
 	err := h.kind.restore(context.Background(), now, before)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return // the key is gone
+	}
 	h.n.t.audit(h.by, AuditDeed, h.n.place(), h.n.row.name+" taken back", begun, err)
 	if err != nil {
 		h.n.t.log.Error("what the beginning of a text changed could not be taken back", "path", h.n.place().path(), "error", err)
@@ -442,7 +473,11 @@ func (h *stagedHandle) judged(ctx context.Context) error {
 	if _, err := h.n.t.keyOf(ctx, h.n.key); err != nil {
 		return err
 	}
-	return h.access.Check(ctx, callerOf(ctx))
+	err := h.access.Check(ctx, callerOf(ctx))
+	if err != nil {
+		h.undo.end()
+	}
+	return err
 }
 
 // complete sets off what waits for the end of the file, where its writer closes it: a program of somebody else closes what it

@@ -83,6 +83,35 @@ func TestPartsOfAChain(t *testing.T) {
 	}
 }
 
+// TestNothingTakenBackWithoutRight: whose right was taken away changes nothing any more, and takes nothing back.
+func TestNothingTakenBackWithoutRight(t *testing.T) {
+	t.Parallel()
+	m := mount(t, nil)
+	m.key("k", "ecdsa-p256-sha256")
+	file := m.path("k", "certificate")
+	old, leaf := certify(t, m.public("k"), "old"), certify(t, m.public("k"), "new")
+	m.put(file, string(old))
+	if err := os.Chmod(file, 0666); err != nil {
+		t.Fatal(err)
+	}
+	client := python(t, anna, `fd = os.open(path, os.O_WRONLY); os.write(fd, more[0].encode()); os.close(os.dup(fd)); `+
+		`os.write(fd, more[0][:200].encode()); pause(); os.close(fd)`, file, string(leaf))
+	client.paused()
+	if got := m.get(file); !bytes.Equal(got, leaf) {
+		t.Errorf("%d bytes are stored before the end, want %d", len(got), len(leaf))
+	}
+	if err := os.Chmod(file, 0644); err != nil {
+		t.Fatal(err)
+	}
+	client.resume()
+	if errno := client.ends(); errno != syscall.EKEYREVOKED {
+		t.Errorf("close: %v", errno)
+	}
+	if got := m.get(file); !bytes.Equal(got, leaf) {
+		t.Errorf("%d bytes are stored, want %d", len(got), len(leaf))
+	}
+}
+
 // TestRestOfATemplate: a line that comes after the key is made is refused, and says that it changed nothing.
 func TestRestOfATemplate(t *testing.T) {
 	t.Parallel()

@@ -54,9 +54,10 @@ func newBurgled(t *testing.T) *burgled {
 		k.SetInode(ctx, kim.Inode{Ino: kim.UserInode(p.Number(), uid), Mode: &searched}),
 		k.SetUnits(ctx, private.Number, []string{"web.service"}),
 		k.SetAllowDestroy(ctx, private.Number, false),
-		k.SetCertificate(ctx, other.Number, []byte("a chain")),
 		k.SetXattr(ctx, uint64(other.Number)*256, "user.label", []byte("value"), kim.XattrSet))
-	_, err := k.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../providers/software/keys/first"})
+	_, err := k.SetCertificate(ctx, other.Number, []byte("a chain"))
+	must(t, err)
+	_, err = k.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../providers/software/keys/first"})
 	must(t, err, k.Close())
 	for i, key := range b.keys {
 		k := b.open()

@@ -28,7 +28,7 @@ func TestDestroyOnAFullDisk(t *testing.T) {
 		keys = append(keys, generate(t, k, p, string(rune('a'+i)), p256))
 	}
 	draft := newDraft(t, p, "draft")
-	if err := k.SetCertificate(ctx, keys[0].Number, bytes.Repeat([]byte("c"), 256<<10)); err != nil {
+	if _, err := k.SetCertificate(ctx, keys[0].Number, bytes.Repeat([]byte("c"), 256<<10)); err != nil {
 		t.Fatal(err)
 	}
 	junk, err := os.Create(filepath.Join(dir, "junk"))

@@ -462,13 +462,22 @@ func destroyIn(ctx context.Context, impl providers.Provider, row Key) error {
 // StatusProviderAbsent and changes nothing; an unknown outcome hides the key until the provider says. It goes on when
 // ctx ends.
 func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
+	return k.destroyAs(ctx, number, nil, uid)
+}
+
+// DestroyStanding is Destroy, and ErrMoved for a key that does not stand as asked when the device has been waited for.
+func (k *KIM) DestroyStanding(ctx context.Context, number int64, asked Standing, uid uint32) error {
+	return k.destroyAs(ctx, number, &asked, uid)
+}
+
+func (k *KIM) destroyAs(ctx context.Context, number int64, asked *Standing, uid uint32) error {
 	key, err := k.Key(context.WithoutCancel(ctx), number)
 	if err != nil {
 		return err
 	}
 	if key.State == Draft {
 		// In one transaction: if the draft has become a key meanwhile, it is StatusBadState.
-		return k.store.RemoveDraft(ctx, number)
+		return k.store.RemoveDraft(ctx, number, asked)
 	}
 	if key.Origin == Adopted && key.KeepForever {
 		return k.Forget(ctx, number)
@@ -478,10 +487,10 @@ func (k *KIM) Destroy(ctx context.Context, number int64, uid uint32) error {
 		return err
 	}
 	j := &job{kind: destroying}
-	return k.run(ctx, p, number, j, func(end func(settled bool)) error { return k.destroy(p, impl, number, uid, end) })
+	return k.run(ctx, p, number, j, func(end func(settled bool)) error { return k.destroy(p, impl, number, asked, uid, end) })
 }
 
-func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid uint32, end func(settled bool)) (err error) {
+func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, asked *Standing, uid uint32, end func(settled bool)) (err error) {
 	defer func() {
 		if !isStuck(err) {
 			end(err == nil)
@@ -495,7 +504,7 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, uid ui
 	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
 		return err
 	}
-	row, err := k.store.BeginDestroy(context.Background(), number)
+	row, err := k.store.BeginDestroy(context.Background(), number, asked)
 	if err != nil {
 		return err
 	}

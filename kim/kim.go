@@ -357,9 +357,14 @@ func (k *KIM) ResetFailures(ctx context.Context, number int64, root bool) error 
 	return k.store.ResetFailures(ctx, number, root)
 }
 
-// SetCertificate keeps a chain in PEM beside a key; an empty one removes it.
-func (k *KIM) SetCertificate(ctx context.Context, number int64, chain []byte) error {
+// SetCertificate keeps a chain in PEM beside a key; an empty one removes it. before is what it takes the place of.
+func (k *KIM) SetCertificate(ctx context.Context, number int64, chain []byte) (before []byte, err error) {
 	return k.store.SetCertificate(ctx, number, chain)
+}
+
+// RestoreCertificate puts what was before a chain in its place again, unless the chain is there no more.
+func (k *KIM) RestoreCertificate(ctx context.Context, number int64, chain, before []byte) error {
+	return k.store.RestoreCertificate(ctx, number, chain, before)
 }
 
 // Certificate is the chain that is kept beside a key, nil if there is none.

@@ -136,11 +136,12 @@ func makeStore(t *testing.T, dir string) {
 		k.SetAllowDestroy(ctx, forever.Number, false),
 		k.SetUnits(ctx, forever.Number, units),
 		k.SetCallerNonce(ctx, aes.Number, true), // since schema 5
-		k.SetCertificate(ctx, forever.Number, []byte(chain)),
 		k.SetInode(ctx, kim.Inode{Ino: uint64(ec.Number)*256 + 16, Mode: &mode}),
 		k.SetDraft(ctx, draft.Number, "ed25519", psa.Attributes{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255, Algorithm: psa.PureEdDSA, Usage: psa.UsageSignMessage, PCRs: pcrs}),
 	}
 	own := kim.UserInode(p.Number(), owner)
+	_, err = k.SetCertificate(ctx, forever.Number, []byte(chain))
+	errs = append(errs, err)
 	_, err = p.CreateDraft(ctx, kim.OwnSpace(owner), "ec", owner, owner, 0o755)
 	errs = append(errs, err, k.SetInode(ctx, kim.Inode{Ino: own, Mode: new(uint32(0o711))}),
 		k.SetXattr(ctx, own, "user.a", []byte("b"), kim.XattrSet))
@@ -169,7 +170,7 @@ func makeStore(t *testing.T, dir string) {
 	rand.Read(h[:])
 	_, err = s.BeginCreate(ctx, half.Number, h, ec.Template, ec.Attributes, kim.Generated)
 	errs = append(errs, err, s.FinishCreate(ctx, half.Number, ec.Public, nil))
-	_, err = s.BeginDestroy(ctx, half.Number)
+	_, err = s.BeginDestroy(ctx, half.Number, nil)
 	errs = append(errs, err)
 	theirs, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p.Number(), Name: "theirs"})
 	rand.Read(h[:])

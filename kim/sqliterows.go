@@ -634,14 +634,32 @@ func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template st
 	})
 }
 
-func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64) error {
+func (s *sqliteStore) RemoveDraft(ctx context.Context, number int64, asked *Standing) error {
 	return s.remove(ctx, "cannot remove a draft", func(t *tx) error {
 		k, err := t.keyIn(number, Draft)
 		if err != nil {
 			return err
 		}
+		if err := t.stands(k, asked); err != nil {
+			return err
+		}
 		return t.removeDraft(k)
 	})
+}
+
+// stands says whether a key still stands as somebody was told.
+func (t *tx) stands(k Key, asked *Standing) error {
+	if asked == nil {
+		return nil
+	}
+	owner, _, err := t.directoryOwner(k)
+	if err != nil {
+		return err
+	}
+	if now := (Standing{k.Space, k.Name, owner}); now != *asked {
+		return ErrMoved
+	}
+	return nil
 }
 
 func (t *tx) removeDraft(k Key) error {
@@ -859,11 +877,14 @@ func (s *sqliteStore) Forget(ctx context.Context, number int64) error {
 	})
 }
 
-func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64) (Key, error) {
+func (s *sqliteStore) BeginDestroy(ctx context.Context, number int64, asked *Standing) (Key, error) {
 	var e Entry
 	err := s.remove(ctx, "cannot begin to destroy a key", func(t *tx) error {
 		k, err := t.keyIn(number, Draft, Ready)
 		if err != nil {
+			return err
+		}
+		if err := t.stands(k, asked); err != nil {
 			return err
 		}
 		if k.KeepForever {
@@ -1109,25 +1130,58 @@ func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow b
 	})
 }
 
-func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []byte) error {
-	return s.write(ctx, "cannot store a certificate", func(t *tx) error {
+func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []byte) (before []byte, err error) {
+	err = s.write(ctx, "cannot store a certificate", func(t *tx) error {
 		k, err := t.keyIn(number, Ready)
 		if err != nil {
 			return err
 		}
-		if len(chain) == 0 {
-			if _, err := t.exec("DELETE FROM certificates WHERE key = ?", number); err != nil {
+		if len(k.certificate) > 0 {
+			// one that is damaged is replaced all the same
+			if err := t.row("SELECT chain FROM certificates WHERE key = ?", []any{number}, &before); err != nil && !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
-			return t.update(k, set{"certificate", nil})
+			if !bytes.Equal(chainSum(before), k.certificate) {
+				before = nil
+			}
 		}
-		_, err = t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain", number, chain)
-		if err != nil {
+		return t.setCertificate(k, chain)
+	})
+	return before, err
+}
+
+func (s *sqliteStore) RestoreCertificate(ctx context.Context, number int64, chain, before []byte) error {
+	return s.write(ctx, "cannot restore a certificate", func(t *tx) error {
+		k, err := t.keyIn(number, Ready)
+		if err != nil || !bytes.Equal(chainSum(chain), k.certificate) {
 			return err
 		}
-		sum := sha256.Sum256(chain)
-		return t.update(k, set{"certificate", sum[:]})
+		return t.setCertificate(k, before)
 	})
+}
+
+// chainSum is what a key's row holds of its chain.
+func chainSum(chain []byte) []byte {
+	if len(chain) == 0 {
+		return nil
+	}
+	sum := sha256.Sum256(chain)
+	return sum[:]
+}
+
+func (t *tx) setCertificate(k Key, chain []byte) error {
+	if len(chain) == 0 {
+		if _, err := t.exec("DELETE FROM certificates WHERE key = ?", k.Number); err != nil {
+			return err
+		}
+		return t.update(k, set{"certificate", nil})
+	}
+	_, err := t.exec("INSERT INTO certificates(key, chain) VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET chain = excluded.chain",
+		k.Number, chain)
+	if err != nil {
+		return err
+	}
+	return t.update(k, set{"certificate", chainSum(chain)})
 }
 
 func (s *sqliteStore) Certificate(ctx context.Context, number int64) (chain []byte, err error) {

@@ -89,6 +89,16 @@ func CheckOwner(uid, gid uint32) error {
 	return nil
 }
 
+// Standing is where a key stood, and who owned its directory, when somebody was allowed to destroy it.
+type Standing struct {
+	Space Space
+	Name  string
+	Owner uint32
+}
+
+// ErrMoved is for a key that was renamed or given away since somebody was allowed to destroy it.
+var ErrMoved = psa.Errorf(psa.StatusInvalidHandle, "the key was renamed or given to another user meanwhile")
+
 // Entry is a row of the journal: a key in Creating or Destroying.
 type Entry struct {
 	Key    Key
@@ -244,8 +254,9 @@ type Store interface {
 	InsertDraft(ctx context.Context, d NewDraft) (Key, error)
 	// UpdateDraft stores what is set so far of a draft.
 	UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error
-	// RemoveDraft removes a draft, with its inodes and labels, without a journal: no provider knows it.
-	RemoveDraft(ctx context.Context, number int64) error
+	// RemoveDraft removes a draft, with its inodes and labels, without a journal: no provider knows it. One that does not stand
+	// as asked is ErrMoved; nil asks nothing.
+	RemoveDraft(ctx context.Context, number int64, asked *Standing) error
 	// Drafts lists the drafts of all providers whose rows did not change after a time, by number, from the first one behind
 	// after, at most n. A row that cannot be understood is listed with its Damage.
 	Drafts(ctx context.Context, since time.Time, after int64, n int) ([]Key, error)
@@ -265,8 +276,8 @@ type Store interface {
 	Holder(ctx context.Context, device, object string, made providers.Handle) (Key, error)
 	// Forget removes the row of a key in whatever state, hidden or not, whatever its device still has.
 	Forget(ctx context.Context, number int64) error
-	// BeginDestroy turns Draft or Ready into Destroying. KeepForever is StatusNotPermitted.
-	BeginDestroy(ctx context.Context, number int64) (Key, error)
+	// BeginDestroy turns Draft or Ready into Destroying. KeepForever is StatusNotPermitted, asked as in RemoveDraft.
+	BeginDestroy(ctx context.Context, number int64, asked *Standing) (Key, error)
 	// FinishDestroy removes the row that is Destroying, with its inodes and labels.
 	FinishDestroy(ctx context.Context, number int64) error
 	// AbortDestroy turns Destroying into what it was before, and shows it if it was hidden.
@@ -299,8 +310,10 @@ type Store interface {
 	// ShareCounts gives a copy that is Creating a share of what its source, which is Ready, has left of both bounds, so that
 	// the two together have no more than the one had.
 	ShareCounts(ctx context.Context, number, source int64) error
-	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it.
-	SetCertificate(ctx context.Context, number int64, chain []byte) error
+	// SetCertificate keeps a chain beside a key that is Ready; an empty one removes it. before is what it takes the place of.
+	SetCertificate(ctx context.Context, number int64, chain []byte) (before []byte, err error)
+	// RestoreCertificate puts what was before a chain in its place again, unless the chain is there no more.
+	RestoreCertificate(ctx context.Context, number int64, chain, before []byte) error
 	// Certificate is what SetCertificate kept, nil for nothing.
 	Certificate(ctx context.Context, number int64) ([]byte, error)
 	// SetOwner gives what belongs to the user from of a key and its inodes to uid and gid, quota included, and takes from

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -75,6 +76,17 @@ func TestWhatAUserHoldsIsBounded(t *testing.T) {
 		return err
 	}); n > 32 {
 		t.Errorf("%d stages of 64 KiB are held, of 2 MiB", n)
+	}
+	m.key("c", "ed25519")
+	line := "# " + strings.Repeat("c", 997) + "\n"
+	if n := until(syscall.ENOMEM, func() error {
+		f, err := held(m.path("c", "certificate"), os.O_WRONLY)
+		if err == nil {
+			_, err = f.WriteString(strings.Repeat(line, 200))
+		}
+		return err
+	}); n > 10 {
+		t.Errorf("%d stages of 200 KB are held, of 2 MiB", n)
 	}
 	if n := until(syscall.EAGAIN, func() error {
 		f, err := held(m.path(), os.O_RDONLY)

@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -391,10 +392,10 @@ func directories(p *kim.Provider, space kim.Space) [gate.Steps]uint64 {
 }
 
 // Numbers are the directories' with this one at the end.
-func (n *keysDir) Numbers() [gate.Steps]uint64 {
+func (n *keysDir) Numbers() ([gate.Steps]uint64, error) {
 	numbers := directories(n.at.provider, n.space)
 	numbers[2], numbers[gate.Steps-1] = 0, n.ino
-	return numbers
+	return numbers, nil
 }
 
 func (n *keysDir) step(i int) *base {
@@ -429,26 +430,82 @@ func (n *keysDir) enter(ctx context.Context) error {
 	return n.t.auditing.ready(callerOf(ctx).UID, AuditDeed)
 }
 
+// errStale is for a name that the kernel has judged by another key than the one that it leads to. The kernel looks it up
+// again, and asks once more.
+var errStale error = syscall.ESTALE
+
+// taken is the key that a name here leads to, as it stands.
+type taken struct {
+	kim.Key
+	owner  uint32
+	rights gate.Rights // of its directory
+}
+
+func (n *keysDir) take(ctx context.Context, name string) (taken, error) {
+	k, err := n.at.provider.Lookup(calm(ctx), n.space, name)
+	if err != nil {
+		return taken{}, err
+	}
+	in := n.GetChild(name)
+	if in == nil {
+		return taken{}, errStale
+	}
+	if d, ok := in.Operations().(*rowsDir); !ok || d.at.key != k.Number {
+		return taken{}, errStale
+	}
+	p, err := n.t.key(n.at.provider, k.Number).permissions(ctx)
+	return taken{k, p.uid, p.rights()}, err
+}
+
+// taking is for whoever takes a name from a key, which the kernel allowed by what it knew of the key. now gives the key
+// once nobody else can change it, and judges the sticky bit by whose it is then.
+func (n *keysDir) taking(ctx context.Context, name string) (now func() (taken, error), err error) {
+	before, err := n.take(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := n.permissions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	who := callerOf(ctx)
+	owns := func(gate.Rights) error { return nil }
+	if dir.mode&syscall.S_ISVTX != 0 && who.UID != dir.uid {
+		owns = n.t.gate.Owner(who, [gate.Steps]uint64{inoOf(before.Number, 0)}, before.rights)
+	}
+	return func() (taken, error) {
+		k, err := n.take(ctx, name)
+		switch {
+		case err != nil:
+			return taken{}, err
+		case k.Number != before.Number:
+			return taken{}, errStale
+		}
+		return k, owns(k.rights)
+	}, nil
+}
+
 var _ = (fs.NodeRmdirer)((*keysDir)(nil))
 
-// Rmdir destroys the key; it is safe because the kernel judged the sticky directory, and the KIM journals.
+// Rmdir destroys the key; it is safe because the kernel judged the sticky directory, we do so again, what changes while the
+// device is waited for ends it, and the KIM journals.
 func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
-	p := n.at.provider
-	k, err := p.Lookup(calm(ctx), n.space, name)
+	begun := time.Now()
+	k, err := n.destructible(ctx, name)
+	if err == errStale {
+		return syscall.ESTALE
+	}
+	at := place{t: n.t, provider: n.at.provider, key: k.Number}
+	if k.Number == 0 {
+		at = n.child(name)
+	}
 	if err != nil {
-		return n.t.fail(ctx, n.child(name), "rmdir", err)
-	}
-	at := place{t: n.t, provider: p, key: k.Number}
-	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
-		return n.t.fail(ctx, at, "rmdir", gate.Refuse(syscall.EPERM, "allow_destroy is false for this key",
-			"ask its owner to write allow_destroy = true into attributes"))
-	}
-	begun, uid := time.Now(), callerOf(ctx).UID
-	if err := n.enter(ctx); err != nil {
 		return n.t.fail(ctx, at, "rmdir", err)
 	}
-	err = n.t.machine.Perform(ctx, callerOf(ctx), at.path, func(ctx context.Context) error {
-		if err := n.t.kim.Destroy(ctx, k.Number, uid); err != nil {
+	uid := callerOf(ctx).UID
+	err = n.t.machine.PerformOut(ctx, callerOf(ctx), at.path, func(ctx context.Context) error {
+		standing := kim.Standing{Space: k.Space, Name: k.Name, Owner: k.owner}
+		if err := n.t.kim.DestroyStanding(ctx, k.Number, standing, uid); err != nil {
 			return err
 		}
 		n.t.forget(k.Number)
@@ -456,7 +513,30 @@ func (n *keysDir) Rmdir(ctx context.Context, name string) syscall.Errno {
 	})
 	// by its name: its number means nothing once it is gone
 	n.t.audit(callerOf(ctx), AuditDeed, n.child(name), "rmdir", begun, err)
+	if errors.Is(err, kim.ErrMoved) {
+		return syscall.ESTALE
+	}
 	return n.t.remember(ctx, at, "rmdir", err)
+}
+
+// destructible is the key under a name here, for whoever destroys it.
+func (n *keysDir) destructible(ctx context.Context, name string) (k taken, err error) {
+	now, err := n.taking(ctx, name)
+	if err != nil {
+		return taken{}, err
+	}
+	if err := n.enter(ctx); err != nil {
+		return taken{}, err
+	}
+	n.t.changing.Lock()
+	defer n.t.changing.Unlock()
+	if k, err = now(); err != nil {
+		return k, err
+	}
+	if k.KeepForever && k.Origin != kim.Adopted { // an adopted key is forgotten, and stays on its device
+		return k, gate.Refuse(syscall.EPERM, "allow_destroy is false for this key", "ask its owner to write allow_destroy = true into attributes")
+	}
+	return k, nil
 }
 
 // forget ends what the tree holds for a key that is gone.
@@ -497,7 +577,10 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 		return n.t.fail(ctx, next, "rename", err)
 	}
 	key, err := n.move(ctx, name, to, newName, flags&renameExchange != 0)
-	if key == 0 {
+	switch {
+	case err == errStale:
+		return syscall.ESTALE
+	case key == 0:
 		return n.t.fail(ctx, at, "rename", err)
 	}
 	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, provider: p, key: key, file: at.file + " to " + next.file}, "rename", begun, err)
@@ -507,31 +590,37 @@ func (n *keysDir) Rename(ctx context.Context, name string, parent fs.InodeEmbedd
 // move gives a key another name, or the name of another key that gets its own. It is no change beside another one: keys chown
 // could have moved what was found by its old name to its new owner's, from where this would take it back.
 func (n *keysDir) move(ctx context.Context, from string, to *keysDir, name string, exchange bool) (key int64, err error) {
-	n.t.changing.Lock()
-	defer n.t.changing.Unlock()
-	k, err := n.at.provider.Lookup(calm(ctx), n.space, from)
+	taking, err := n.taking(ctx, from)
 	if err != nil {
 		return 0, err
 	}
-	key = k.Number
-	changed := []int64{key}
+	other := func() (taken, error) { return taken{}, nil }
 	if exchange {
-		other, err := n.at.provider.Lookup(calm(ctx), to.space, name)
-		if err != nil {
-			return key, err
+		if other, err = to.taking(ctx, name); err != nil {
+			return 0, err
 		}
-		changed = append(changed, other.Number)
-		err = n.t.kim.Exchange(calm(ctx), key, other.Number)
-		if err != nil {
-			return key, err
-		}
-	} else if err := n.t.kim.Rename(calm(ctx), key, to.space, name); err != nil {
-		return key, err
 	}
-	if n.space != to.space {
+	n.t.changing.Lock()
+	defer n.t.changing.Unlock()
+	k, err := taking()
+	if err != nil {
+		return k.Number, err
+	}
+	o, err := other()
+	if err != nil {
+		return k.Number, err
+	}
+	changed := []int64{k.Number}
+	if exchange {
+		changed = append(changed, o.Number)
+		err = n.t.kim.Exchange(calm(ctx), k.Number, o.Number)
+	} else {
+		err = n.t.kim.Rename(calm(ctx), k.Number, to.space, name)
+	}
+	if err == nil && n.space != to.space {
 		n.t.moved(changed...)
 	}
-	return key, nil
+	return k.Number, err
 }
 
 // file makes the node of a row that is a file; key is 0 outside keys.

@@ -57,3 +57,32 @@ func TestInUse(t *testing.T) {
 		t.Errorf("%d and %d are left", len(u.open), len(u.going))
 	}
 }
+
+// TestForgottenSizes: what the kernel believes of a file that is forgotten, since there are too many, is not what it is told when
+// somebody reads from the file again: it must find that the file grows.
+func TestForgottenSizes(t *testing.T) {
+	t.Parallel()
+	var s sizes
+	held := func(ino uint64) (h *handle, r *reading) {
+		h = &handle{n: &symlinkNode{base: base{ino: ino}}}
+		r, _ = s.note(h, 0)
+		return h, r
+	}
+	h, r := held(1)
+	var told int64
+	for range 5 {
+		_, told, _ = s.next(r)
+	}
+	for i := range uint64(idleMost) {
+		other, _ := held(2 + i)
+		s.drop(other)
+	}
+	s.drop(h)
+	if len(s.inodes) != idleMost {
+		t.Fatalf("%d inodes are kept", len(s.inodes))
+	}
+	_, r = held(1)
+	if _, again, _ := s.next(r); again <= told {
+		t.Errorf("the file is to grow to %d, but has %d bytes", again, told)
+	}
+}

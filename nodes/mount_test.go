@@ -41,6 +41,12 @@ type mounted struct {
 
 func mount(t *testing.T, change func(*nodes.Options)) *mounted {
 	t.Helper()
+	return mountWith(t, change, func(p providers.Provider) providers.Provider { return p })
+}
+
+// mountWith is mount with something around the provider.
+func mountWith(t *testing.T, change func(*nodes.Options), around func(providers.Provider) providers.Provider) *mounted {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting here needs root; the tests of the command mount as an ordinary user")
 	}
@@ -50,7 +56,11 @@ func mount(t *testing.T, change func(*nodes.Options)) *mounted {
 		Log: slog.New(slog.DiscardHandler),
 		Providers: []kim.ProviderConfig{{Name: "software", Type: "Software", Mode: 0755,
 			Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
-				return software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
+				p, err := software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
+				if err != nil {
+					return nil, err
+				}
+				return around(p), nil
 			}}},
 	})
 	if err != nil {

@@ -151,17 +151,20 @@ func calm(ctx context.Context) context.Context { return context.WithoutCancel(ct
 var _ gate.Way = (*fileNode)(nil)
 
 // Numbers has no step that the file's place does not have.
-func (n *fileNode) Numbers() (numbers [gate.Steps]uint64) {
+func (n *fileNode) Numbers() (numbers [gate.Steps]uint64, err error) {
 	if n.p != nil {
 		numbers[0] = inoOf(n.p.Number(), 0)
 	}
 	if n.key != 0 {
-		space, _ := n.t.spaceOf(context.Background(), n.key) // Rights says what is wrong
+		space, err := n.t.spaceOf(context.Background(), n.key)
+		if err != nil {
+			return numbers, gone(err)
+		}
 		numbers = directories(n.p, space)
 		numbers[3] = inoOf(n.key, 0)
 	}
 	numbers[4] = n.ino
-	return numbers
+	return numbers, nil
 }
 
 func (n *fileNode) step(ctx context.Context, i int) (*base, error) {

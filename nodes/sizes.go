@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -22,6 +23,9 @@ type sizes struct {
 	mu     sync.Mutex
 	inodes map[uint64]*reading
 	idle   int // those without handles
+	// forgotten is where the kernel was told to grow any of those that are no longer here: it may believe that size still, and
+	// would believe an answer of stat(2) beside what is not behind it.
+	forgotten int64
 	// changed are the inodes whose attributes are not what the kernel knows: it must keep what it is answered. The time is
 	// when that ends, none before the first answer.
 	changed map[uint64]time.Time
@@ -70,7 +74,7 @@ func (s *sizes) note(h *handle, end int64) (r *reading, tell bool) {
 	r = s.inodes[ino]
 	switch {
 	case r == nil:
-		r = &reading{handles: map[*handle]struct{}{}}
+		r = &reading{handles: map[*handle]struct{}{}, last: s.forgotten}
 		s.inodes[ino] = r
 	case len(r.handles) == 0:
 		s.idle--
@@ -102,6 +106,7 @@ func (s *sizes) drop(h *handle) {
 		return
 	}
 	delete(s.inodes, ino)
+	s.forgotten = max(s.forgotten, r.last)
 }
 
 // extend makes the file longer in the kernel than any position. One byte that is not at the beginning of a page does that
@@ -190,6 +195,10 @@ func (s *sizes) change(ino uint64) {
 	defer s.mu.Unlock()
 	if s.changed == nil {
 		s.changed = map[uint64]time.Time{}
+	}
+	if len(s.changed) >= idleMost {
+		now := time.Now()
+		maps.DeleteFunc(s.changed, func(_ uint64, until time.Time) bool { return !until.IsZero() && now.After(until) })
 	}
 	if len(s.changed) >= idleMost {
 		for old := range s.changed {

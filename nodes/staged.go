@@ -17,8 +17,12 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// stageMost bounds what a staged file holds: an RSA-8192 key in PEM has 6.4 KiB.
-const stageMost = 64 << 10
+const (
+	// stageMost bounds what a staged file holds: an RSA-8192 key in PEM has 6.4 KiB.
+	stageMost = 64 << 10
+	// scannedMost bounds how many bytes of one text are read over all its WRITEs, each of which reads it from its beginning.
+	scannedMost = 128 << 20
+)
 
 // stage reads what was written into a staged file so far.
 type stage struct {
@@ -38,6 +42,55 @@ type stage struct {
 	atClose func(b []byte) bool
 	// again: what comes after belongs to the same text, and the whole is read anew.
 	again bool
+	// restore puts what was before something in its place again, where that took effect and more of the same text turns out
+	// wrong: a file is closed after each command of a shell's group. nil: what took effect stays.
+	restore func(ctx context.Context, now, before []byte) error
+}
+
+// undo is what a text has taken the place of, in perhaps several effects.
+type undo struct {
+	count func(bytes int) (release func()) // for whoever wrote it
+
+	mu          sync.Mutex
+	now, before []byte
+	some        bool
+	over        bool // nothing will be restored any more
+	release     func()
+}
+
+func (h *stagedHandle) newUndo() *undo {
+	return &undo{count: func(n int) func() { return h.n.t.machine.Add(h.opener, n) }, release: func() {}}
+}
+
+func (u *undo) replaced(before, now []byte) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.over {
+		return
+	}
+	if !u.some || !bytes.Equal(u.now, before) { // or somebody else has changed it between two effects
+		u.release()
+		u.before, u.release = before, u.count(len(before))
+	}
+	u.now, u.some = now, true
+}
+
+// take gives what is to be restored, once.
+func (u *undo) take() (now, before []byte, some bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now, before, some = u.now, u.before, u.some
+	u.release()
+	u.now, u.before, u.some, u.release = nil, nil, false, func() {}
+	return now, before, some
+}
+
+// end has everything stay as it is.
+func (u *undo) end() {
+	_, _, _ = u.take()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over = true
 }
 
 // stagedFile is text that takes input.
@@ -81,7 +134,10 @@ func (n *stagedFile) open(ctx context.Context, mode transaction.Mode, access *ga
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b}, fuse.FOPEN_DIRECT_IO, 0
+	h := &stagedHandle{n: n, release: both(release, leave), appends: mode.Append, opener: callerOf(ctx).UID, access: access, text: b,
+		counted: stageMost}
+	h.undo = h.newUndo()
+	return h, fuse.FOPEN_DIRECT_IO, 0
 }
 
 // both is two ends of an open file.
@@ -122,9 +178,15 @@ type stagedHandle struct {
 	writer uint32 // whose the stage is, once something was written
 	poison error
 	done   bool // applied; only what may be ignored can follow
+	closed bool // applied when the file was closed
 	left   int  // bytes that no effect has covered yet
 	last   *application
 	atEnd  func(context.Context) error // what FLUSH sets off
+
+	undo    *undo         // of this text: an effect of the one before may still be under way
+	by      caller.Caller // of the last effect
+	counted int           // bytes that the account knows of
+	scanned int
 }
 
 // application is an effect under way, and the WRITE that began it.
@@ -140,7 +202,9 @@ func (h *stagedHandle) empty() {
 	defer h.mu.Unlock()
 	psa.Wipe(h.buf)
 	h.buf, h.kind, h.total, h.writes, h.left = nil, stage{}, 0, 0, 0
-	h.cursor, h.poison, h.done, h.atEnd = transaction.Cursor{}, nil, false, nil
+	h.cursor, h.poison, h.done, h.closed, h.atEnd, h.scanned = transaction.Cursor{}, nil, false, false, nil, 0
+	h.undo.end()
+	h.undo = h.newUndo()
 }
 
 var _ = (fs.FileReader)((*stagedHandle)(nil))
@@ -165,6 +229,7 @@ func (h *stagedHandle) Write(ctx context.Context, data []byte, off int64) (uint3
 
 func (h *stagedHandle) write(ctx context.Context, data []byte, off int64) error {
 	if err := h.access.Check(ctx, callerOf(ctx)); err != nil {
+		h.lostAccess()
 		return err
 	}
 	leave, err := h.n.t.machine.Affect(callerOf(ctx).UID)
@@ -178,14 +243,14 @@ func (h *stagedHandle) write(ctx context.Context, data []byte, off int64) error 
 	if err != nil || a == nil {
 		return err
 	}
-	return h.finish(ctx, a)
-}
-
-// finish waits for an application, as an interruptible system call should.
-func (h *stagedHandle) finish(ctx context.Context, a *application) error {
 	if err := h.n.t.machine.Wait(ctx, callerOf(ctx), a.finished); err != nil {
 		return err
 	}
+	return h.finish(a)
+}
+
+// finish is the end of an application for who waited for it.
+func (h *stagedHandle) finish(a *application) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.settle(a)
@@ -221,12 +286,21 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	if err != nil {
 		return nil, gone(err)
 	}
-	v.opener = h.opener
+	v.opener, v.undo = h.opener, h.undo
 	s := h.n.row.stage(v)
-	h.total += len(data)
-	if most := cmp.Or(s.most, stageMost); h.total > most {
+	most := cmp.Or(s.most, stageMost)
+	if h.total+len(data) > most {
 		return nil, h.spoil(psa.Errorf(psa.StatusTooLarge, "the %s is longer than %d bytes", h.n.row.name, most))
 	}
+	// an array has room for up to twice its bytes, and what is found in it is as long again
+	if err := h.count(3 * (len(h.buf) + len(data))); err != nil {
+		return nil, err
+	}
+	if h.scanned += len(h.buf) + len(data); h.scanned > scannedMost {
+		return nil, h.spoil(psa.Errorf(psa.StatusInvalidArgument, "the %s was written in too many pieces", h.n.row.name).
+			WithHint("write it at once, as cat does"))
+	}
+	h.total += len(data)
 	h.buf = transaction.Extend(h.buf, data)
 	h.left += len(data)
 	h.writes++
@@ -265,6 +339,20 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 	return a, err
 }
 
+// count has the account know of n bytes, in steps.
+func (h *stagedHandle) count(n int) error {
+	n = (n + stageMost - 1) / stageMost * stageMost
+	if n <= h.counted {
+		return nil
+	}
+	more, err := h.n.t.machine.More(h.opener, n-h.counted)
+	if err != nil {
+		return err
+	}
+	h.counted, h.release = n, both(h.release, more)
+	return nil
+}
+
 // begin sets an effect off.
 func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(context.Context) error) (*application, error) {
 	err := h.n.t.auditing.ready(callerOf(ctx).UID, AuditDeed)
@@ -280,7 +368,7 @@ func (h *stagedHandle) begin(ctx context.Context, a *application, apply func(con
 		return nil, err
 	}
 	a.finished = make(chan struct{})
-	h.last = a
+	h.last, h.by = a, callerOf(ctx)
 	go h.run(a, callerOf(ctx), apply, end)
 	return a, nil
 }
@@ -291,17 +379,46 @@ func (h *stagedHandle) rest() (err error) {
 	if judge == nil {
 		judge = psa.ScanBlank
 	}
-	if h.left, err = judge(h.buf); err != nil {
-		return h.spoil(err)
+	if h.left, err = judge(h.buf); err == nil {
+		return nil
 	}
-	return nil
+	if h.closed {
+		err = psa.Errorf(psa.StatusInvalidArgument, "the %s took effect without this when the command before closed it", h.n.row.name).
+			WithHint("write all of it with one command, such as cat A B >FILE; rmdir destroys the key that was made")
+	}
+	return h.spoil(err)
 }
 
 func (h *stagedHandle) spoil(err error) error {
 	h.poison = err
 	psa.Wipe(h.buf)
 	h.buf, h.left = nil, 0
+	h.takeBack()
 	return err
+}
+
+// lostAccess has stay what somebody stored whose right was taken away: they change nothing any more.
+func (h *stagedHandle) lostAccess() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.undo.end()
+}
+
+// takeBack restores what the beginning of a text took the place of, as nothing of one that is wrong may stay.
+func (h *stagedHandle) takeBack() {
+	now, before, some := h.undo.take()
+	if !some {
+		return
+	}
+	begun := time.Now()
+	err := h.kind.restore(context.Background(), now, before)
+	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+		return // the key is gone
+	}
+	h.n.t.audit(h.by, AuditDeed, h.n.place(), h.n.row.name+" taken back", begun, err)
+	if err != nil {
+		h.n.t.log.Error("what the beginning of a text changed could not be taken back", "path", h.n.place().path(), "error", err)
+	}
 }
 
 // run applies in a goroutine of its own: an interrupted WRITE must not end the creation of a key.
@@ -339,7 +456,9 @@ func (h *stagedHandle) Flush(ctx context.Context) syscall.Errno {
 	}
 	a, err := h.complete(ctx)
 	if err == nil && a != nil {
-		err = h.finish(ctx, a)
+		if err = h.n.t.machine.WaitOut(ctx, callerOf(ctx), a.finished); err == nil {
+			err = h.finish(a)
+		}
 	}
 	return h.n.t.fail(ctx, h.n.place(), "close", err)
 }
@@ -354,7 +473,11 @@ func (h *stagedHandle) judged(ctx context.Context) error {
 	if _, err := h.n.t.keyOf(ctx, h.n.key); err != nil {
 		return err
 	}
-	return h.access.Check(ctx, callerOf(ctx))
+	err := h.access.Check(ctx, callerOf(ctx))
+	if err != nil {
+		h.undo.end()
+	}
+	return err
 }
 
 // complete sets off what waits for the end of the file, where its writer closes it: a program of somebody else closes what it
@@ -364,7 +487,11 @@ func (h *stagedHandle) complete(ctx context.Context) (*application, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.atEnd == nil || h.left != 0 || h.poison != nil {
-		return nil, h.whole()
+		err := h.whole()
+		if err != nil {
+			h.takeBack()
+		}
+		return nil, err
 	}
 	who := callerOf(ctx)
 	if who.UID != h.writer {
@@ -376,7 +503,7 @@ func (h *stagedHandle) complete(ctx context.Context) (*application, error) {
 	apply := h.atEnd
 	h.atEnd = nil
 	if !h.kind.again { // a shell's group closes the file after each of its commands: what follows may belong to the same text
-		h.done = true
+		h.done, h.closed = true, true
 		psa.Wipe(h.buf)
 		h.buf = nil
 	}
@@ -396,8 +523,13 @@ func (h *stagedHandle) whole() error {
 
 var _ = (fs.FileReleaser)((*stagedHandle)(nil))
 
-// Release wipes the stage.
+// Release wipes the stage. Where its end has never been seen, nothing of it stays.
 func (h *stagedHandle) Release(context.Context) syscall.Errno {
+	h.mu.Lock()
+	if h.atEnd != nil || h.whole() != nil {
+		h.takeBack()
+	}
+	h.mu.Unlock()
 	h.empty()
 	h.mu.Lock()
 	if h.last != nil {

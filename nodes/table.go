@@ -82,6 +82,7 @@ type view struct {
 	key      kim.Key
 	uid      uint32
 	opener   uint32 // of a staged file that is written, who opened it
+	undo     *undo  // of a staged file that is written
 }
 
 // rootRows are the files of the mount's root, with number 0.

@@ -45,7 +45,7 @@ var life = []step{
 	}},
 	{"moved", kim.Ready, func(s kim.Store, k *kim.Key) error { return s.Rename(ctx, k.Number, kim.OwnSpace(1000), k.Name) }},
 	{"destroy", kim.Destroying, func(s kim.Store, k *kim.Key) error {
-		_, err := s.BeginDestroy(ctx, k.Number)
+		_, err := s.BeginDestroy(ctx, k.Number, nil)
 		return err
 	}},
 	{"destroyed", "", func(s kim.Store, k *kim.Key) error { return s.FinishDestroy(ctx, k.Number) }},

@@ -172,7 +172,7 @@ func (s *suite) ready(k kim.Key, public, sealed string) kim.Key {
 
 func (s *suite) destroy(number int64) {
 	s.t.Helper()
-	_, err := s.BeginDestroy(ctx, number)
+	_, err := s.BeginDestroy(ctx, number, nil)
 	s.ok(err)
 	s.ok(s.FinishDestroy(ctx, number))
 }
@@ -286,10 +286,10 @@ func testLife(t *testing.T, s *suite) {
 	// A row in the journal takes no other turn.
 	_, err = s.BeginCreate(ctx, k.Number, newHandle(), "x", aes, kim.Imported)
 	s.status(err, psa.StatusBadState)
-	_, err = s.BeginDestroy(ctx, k.Number)
+	_, err = s.BeginDestroy(ctx, k.Number, nil)
 	s.status(err, psa.StatusBadState)
 	s.status(s.UpdateDraft(ctx, k.Number, "x", aes), psa.StatusBadState)
-	s.status(s.RemoveDraft(ctx, k.Number), psa.StatusBadState)
+	s.status(s.RemoveDraft(ctx, k.Number, nil), psa.StatusBadState)
 	s.status(s.FinishDestroy(ctx, k.Number), psa.StatusBadState)
 	s.status(s.AbortDestroy(ctx, k.Number), psa.StatusBadState)
 
@@ -347,7 +347,7 @@ func testLife(t *testing.T, s *suite) {
 	s.status(s.Exchange(ctx, k.Number, elsewhere.Number), psa.StatusInvalidArgument)
 
 	s.ok(s.SetAllowDestroy(ctx, k.Number, false))
-	_, err = s.BeginDestroy(ctx, k.Number)
+	_, err = s.BeginDestroy(ctx, k.Number, nil)
 	s.status(err, psa.StatusNotPermitted)
 	s.ok(s.SetAllowDestroy(ctx, k.Number, true))
 	s.ok(s.SetUnits(ctx, k.Number, []string{"web.service", "worker@.service"}))
@@ -363,14 +363,37 @@ func testLife(t *testing.T, s *suite) {
 		t.Fatalf("%+v", got)
 	}
 	s.status(s.BindNonce(ctx, k.Number), psa.StatusBadState)
-	s.ok(s.SetCertificate(ctx, k.Number, []byte("a chain")))
-	s.ok(s.SetCertificate(ctx, k.Number, []byte("another chain")))
+	one, two := []byte("a chain"), []byte("another chain")
+	for _, c := range []struct{ chain, before []byte }{{one, nil}, {two, one}, {nil, two}, {two, nil}} {
+		if before, err := s.SetCertificate(ctx, k.Number, c.chain); err != nil || !bytes.Equal(before, c.before) {
+			t.Fatalf("%q took the place of %q, %v", c.chain, before, err)
+		}
+	}
+	for _, c := range []struct{ chain, before, now []byte }{{one, nil, two}, {nil, one, two}, {two, one, one}, {one, nil, nil}, {nil, two, two}} {
+		s.ok(s.RestoreCertificate(ctx, k.Number, c.chain, c.before))
+		if now, err := s.Certificate(ctx, k.Number); err != nil || !bytes.Equal(now, c.now) {
+			t.Fatalf("%q in the place of %q: the certificate is %q, %v", c.before, c.chain, now, err)
+		}
+	}
 	chain, err := s.Certificate(ctx, k.Number)
 	s.ok(err)
 	if string(chain) != "another chain" {
 		t.Fatalf("the certificate is %q", chain)
 	}
-	gone, err := s.BeginDestroy(ctx, k.Number)
+	now := s.key(k.Number)
+	asked := kim.Standing{Space: now.Space, Name: now.Name, Owner: now.UID}
+	for _, moved := range []kim.Standing{
+		{Space: kim.OwnSpace(4242), Name: asked.Name, Owner: asked.Owner}, {Space: asked.Space, Name: asked.Name + "2", Owner: asked.Owner},
+		{Space: asked.Space, Name: asked.Name, Owner: asked.Owner + 1},
+	} {
+		if _, err := s.BeginDestroy(ctx, k.Number, &moved); !errors.Is(err, kim.ErrMoved) {
+			t.Fatalf("%+v: %v", moved, err)
+		}
+		if err := s.RemoveDraft(ctx, other.Number, &moved); !errors.Is(err, kim.ErrMoved) {
+			t.Fatalf("a draft, %+v: %v", moved, err)
+		}
+	}
+	gone, err := s.BeginDestroy(ctx, k.Number, &asked)
 	s.ok(err)
 	if gone.State != kim.Destroying || gone.Handle != h {
 		t.Fatalf("%+v", gone)
@@ -392,7 +415,7 @@ func testLife(t *testing.T, s *suite) {
 		t.Fatal("its inode is still there", err)
 	}
 	s.status(s.FinishDestroy(ctx, k.Number), psa.StatusDoesNotExist)
-	s.ok(s.RemoveDraft(ctx, other.Number))
+	s.ok(s.RemoveDraft(ctx, other.Number, nil))
 	if n, err := s.CountOf(ctx, 4242); n != 0 || err != nil {
 		t.Fatal(n, err)
 	}
@@ -601,7 +624,7 @@ func testModel(t *testing.T, s *suite) {
 			if want == psa.StatusSuccess && k.KeepForever {
 				want = psa.StatusNotPermitted
 			}
-			if _, err = s.BeginDestroy(ctx, n); err == nil {
+			if _, err = s.BeginDestroy(ctx, n, nil); err == nil {
 				k.before, k.State = k.State, kim.Destroying
 			}
 		case 10:
@@ -768,7 +791,7 @@ func testAdoption(t *testing.T, s *suite) {
 		}
 	}
 	s.status(s.Adopt(ctx, second.Number, b), psa.StatusBadState)
-	_, err = s.BeginDestroy(ctx, k.Number)
+	_, err = s.BeginDestroy(ctx, k.Number, nil)
 	s.status(err, psa.StatusNotPermitted)
 	s.ok(s.Forget(ctx, k.Number))
 	s.status(s.Forget(ctx, k.Number), psa.StatusDoesNotExist)
@@ -776,7 +799,7 @@ func testAdoption(t *testing.T, s *suite) {
 	k = s.draft(p, "theirs")
 	s.ok(s.Adopt(ctx, k.Number, a))
 	s.ok(s.SetAllowDestroy(ctx, k.Number, true))
-	gone, err := s.BeginDestroy(ctx, k.Number)
+	gone, err := s.BeginDestroy(ctx, k.Number, nil)
 	s.ok(err)
 	if gone.Object != "id=01" {
 		t.Fatalf("%+v", gone)
@@ -876,7 +899,7 @@ func testSpaces(t *testing.T, s *suite) {
 		}
 	}
 	// A key in the journal, hidden, holds its name in its own space alone.
-	_, err = s.BeginDestroy(ctx, ready.Number)
+	_, err = s.BeginDestroy(ctx, ready.Number, nil)
 	s.ok(err)
 	s.ok(s.SetHidden(ctx, ready.Number, true))
 	s.status(s.Rename(ctx, other.Number, kim.OwnSpace(2003), "web"), psa.StatusBadState)
@@ -1031,7 +1054,7 @@ func testNumbers(t *testing.T, s *suite) {
 			s.ready(k, "public", "sealed")
 			s.destroy(k.Number)
 		} else {
-			s.ok(s.RemoveDraft(ctx, k.Number))
+			s.ok(s.RemoveDraft(ctx, k.Number, nil))
 		}
 		a, err := s.CreateAlias(ctx, kim.Alias{Name: "web", Target: "../x"})
 		s.ok(err)
@@ -1315,7 +1338,7 @@ func testWatch(t *testing.T, s *suite) {
 	s.ok(s.Rename(ctx, k.Number, kim.Shared, "web"))           // nor does this
 	s.ok(s.SetXattr(ctx, ino, "user.a", nil, kim.XattrSet))
 	expect(kim.Change{Provider: p, Key: k.Number, Ino: ino, Kind: kim.InodeChanged})
-	s.ok(s.RemoveDraft(ctx, k.Number))
+	s.ok(s.RemoveDraft(ctx, k.Number, nil))
 	expect(kim.Change{Provider: p, Key: k.Number, Kind: kim.KeyChanged})
 	a, err := s.CreateAlias(ctx, kim.Alias{Name: "web", Target: "x"})
 	s.ok(err)
@@ -1431,7 +1454,7 @@ func testSnapshot(t *testing.T, s *suite) {
 				// Two at a time, by one transaction each: a copy may lie between, never inside one.
 				k, err := s.InsertDraft(ctx, kim.NewDraft{Provider: p, Name: fmt.Sprint(w, "-", i)})
 				if err == nil && i%2 == 0 {
-					err = s.RemoveDraft(ctx, k.Number)
+					err = s.RemoveDraft(ctx, k.Number, nil)
 				}
 				if err != nil {
 					t.Error(err)

@@ -511,11 +511,11 @@ func TestDying(t *testing.T) {
 			t.Fatal(err)
 		}
 		by := s.next("read")
-		if got := New().Dying(by); got != dying {
-			t.Errorf("%v: dying %t", signal, got)
+		if got, seen := New().Dying(by); got != dying || !seen {
+			t.Errorf("%v: dying %t, seen %t", signal, got, seen)
 		}
 	}
-	if !New().Dying(Caller{}) {
-		t.Error("a thread that cannot be seen is waited for")
+	if _, seen := New().Dying(Caller{}); seen {
+		t.Error("a thread that cannot be seen is said to be seen")
 	}
 }

@@ -210,8 +210,8 @@ const harmless = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGCONT-1) | 1<<(syscall.S
 // dying says whether a pending signal will end the thread: pending, and neither blocked, caught nor ignored.
 func (s *status) dying() bool { return s.pending&^(s.kept|harmless) != 0 }
 
-// Dying says whether a pending signal will end the caller's thread, or has.
-func (p *Procs) Dying(c Caller) bool {
+// Dying says whether a pending signal will end the caller's thread. seen: that can be told.
+func (p *Procs) Dying(c Caller) (dying, seen bool) {
 	s, err := p.status(c.UID, c.TID, false)
-	return err != nil || s.dying()
+	return err == nil && s.dying(), err == nil
 }

@@ -32,8 +32,9 @@ const Steps = 5
 // Way leads to a file: over the directories in front of it to the file itself, which is its last step.
 type Way interface {
 	// Numbers are the inodes' numbers now, 0 for a step that this way does not have; the last one is the file's. Where a key
-	// is moved to another directory its way changes, which is a loss for the key's directory.
-	Numbers() [Steps]uint64
+	// is moved to another directory its way changes, which is a loss for the key's directory. An error says that the way is
+	// not known: nobody may go it.
+	Numbers() ([Steps]uint64, error)
 	// Rights are those of a step now.
 	Rights(ctx context.Context, step int) (Rights, error)
 	// Path is a step's place in the mount, for messages.
@@ -130,7 +131,10 @@ func (g *Gate) Open(ctx context.Context, who caller.Caller, way Way, want Bits, 
 	a := &Access{g: g, way: way, want: want}
 	// Before the way is known and anything is judged: what is lost meanwhile is lost after this access was made.
 	a.seen.Store(g.count.Load())
-	a.numbers = way.Numbers()
+	var err error
+	if a.numbers, err = way.Numbers(); err != nil {
+		return nil, err
+	}
 	if lost, _ := g.since(0, a.numbers); lost {
 		if err := denied(g.judge(ctx, who, way, want)); err != nil {
 			return nil, err
@@ -229,8 +233,12 @@ func (g *Gate) admit(ctx context.Context, who caller.Caller, way Way) error {
 
 // judge says why the caller may not go the way now; whoever cannot be told may not.
 func (g *Gate) judge(ctx context.Context, who caller.Caller, way Way, want Bits) error {
+	numbers, err := way.Numbers()
+	if err != nil {
+		return err
+	}
 	var identity *caller.Identity
-	for step, ino := range way.Numbers() {
+	for step, ino := range numbers {
 		if ino == 0 {
 			continue
 		}

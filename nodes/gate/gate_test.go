@@ -30,7 +30,8 @@ type way struct {
 	rights  [Steps]Rights
 	units   Units
 	gone    error
-	asked   int // for rights
+	unknown error // the way itself
+	asked   int   // for rights
 }
 
 func newWay() *way {
@@ -41,10 +42,10 @@ func newWay() *way {
 	return w
 }
 
-func (w *way) Numbers() [Steps]uint64 {
+func (w *way) Numbers() ([Steps]uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.numbers
+	return w.numbers, w.unknown
 }
 func (w *way) Path(step int) string { return "step " + strconv.Itoa(step) }
 
@@ -281,7 +282,7 @@ func TestWayThatChanges(t *testing.T) {
 	check(t, a, who, true)
 	for _, step := range []int{1, 2} { // which the old way did not have, and had as another inode
 		w.set(step, RightsOf(0, 0, 0700, nil))
-		g.Lost(w.Numbers()[step])
+		g.Lost(w.numbers[step])
 		check(t, a, who, false)
 		check(t, a, root(), true)
 		_, err := g.Open(t.Context(), who, w, ReadWrite, Units{})
@@ -289,6 +290,25 @@ func TestWayThatChanges(t *testing.T) {
 		w.set(step, RightsOf(0, 0, 0711, nil))
 		check(t, a, who, true)
 	}
+}
+
+// TestUnknownWay: who would go a way that is not known goes none, neither with an open nor with what is open.
+func TestUnknownWay(t *testing.T) {
+	t.Parallel()
+	g, w := New(caller.New(), nil), newWay()
+	who := user(t, 2003)
+	a := open(t, g, who, w)
+	w.mu.Lock()
+	w.unknown = errors.New("the store cannot be read")
+	w.mu.Unlock()
+	if _, err := g.Open(t.Context(), who, w, ReadWrite, Units{}); !errors.Is(err, w.unknown) {
+		t.Errorf("an open: %v", err)
+	}
+	if err := g.Named(t.Context(), who, w, ReadWrite); err == nil {
+		t.Error("a name in bytes: no error")
+	}
+	g.Lost(numbers[Steps-1])
+	check(t, a, who, false)
 }
 
 // TestOpenAfterLoss: an open after a loss is judged by the whole way, however long ago it was; one of another way is not.

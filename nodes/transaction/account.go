@@ -102,6 +102,17 @@ func (m *Machine) Affect(uid uint32) (leave func(), err error) {
 	return m.account.hold(uid, effects, 1)
 }
 
+// More counts more bytes of a user's open file; release ends it.
+func (m *Machine) More(uid uint32, bytes int) (release func(), err error) {
+	return m.account.hold(uid, held, int64(bytes))
+}
+
+// Add counts more bytes that a user's open file has already, whatever the bounds say; release ends it.
+func (m *Machine) Add(uid uint32, bytes int) (release func()) {
+	m.account.put(uid, held, int64(bytes))
+	return sync.OnceFunc(func() { m.account.put(uid, held, -int64(bytes)) })
+}
+
 // Hold counts an open file of a user that has so many bytes of its own; release ends it.
 func (m *Machine) Hold(uid uint32, bytes int) (release func(), err error) {
 	file, err := m.account.count(uid)

@@ -343,8 +343,11 @@ type fakeWay struct {
 	mode uint32
 }
 
-func (w *fakeWay) Numbers() [gate.Steps]uint64 { return [gate.Steps]uint64{gate.Steps - 1: w.ino} }
-func (w *fakeWay) Path(int) string             { return "providers/fake" }
+func (w *fakeWay) Numbers() ([gate.Steps]uint64, error) {
+	return [gate.Steps]uint64{gate.Steps - 1: w.ino}, nil
+}
+
+func (w *fakeWay) Path(int) string { return "providers/fake" }
 
 func (w *fakeWay) Rights(context.Context, int) (gate.Rights, error) {
 	w.mu.Lock()

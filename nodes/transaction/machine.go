@@ -119,6 +119,16 @@ func (m *Machine) Guard(path func() string, f func() error) (err error) {
 
 // Perform runs f to its end and waits for it as Wait does.
 func (m *Machine) Perform(ctx context.Context, who caller.Caller, path func() string, f func(context.Context) error) error {
+	return m.perform(ctx, who, path, f, m.Wait)
+}
+
+// PerformOut runs f to its end and waits for it as WaitOut does.
+func (m *Machine) PerformOut(ctx context.Context, who caller.Caller, path func() string, f func(context.Context) error) error {
+	return m.perform(ctx, who, path, f, m.WaitOut)
+}
+
+func (m *Machine) perform(ctx context.Context, who caller.Caller, path func() string, f func(context.Context) error,
+	wait func(context.Context, caller.Caller, <-chan struct{}) error) error {
 	leave, err := m.account.hold(who.UID, calls, 1)
 	if err != nil {
 		return err
@@ -134,27 +144,34 @@ func (m *Machine) Perform(ctx context.Context, who caller.Caller, path func() st
 		defer close(done)
 		err = m.Guard(path, func() error { return f(context.Background()) })
 	}()
-	if interrupted := m.Wait(ctx, who, done); interrupted != nil {
+	if interrupted := wait(ctx, who, done); interrupted != nil {
 		return interrupted
 	}
 	return err
 }
 
-// patience is how long an interrupted call keeps waiting: FUSE cannot restart a system call, and clients that do not
-// expect EINTR (Go's own preemption signal is enough) would fail.
-const patience = time.Second
+const (
+	// patience is how long an interrupted call keeps waiting: FUSE cannot restart a system call, and clients that do not
+	// expect EINTR (Go's own preemption signal is enough) would fail.
+	patience = time.Second
+	// unseen is the patience of WaitOut for a client of which nobody can tell whether it is being killed.
+	unseen = 30 * time.Second
+	// look is how often WaitOut looks whether an interrupted client is being killed.
+	look = patience / 4
+)
 
-// Wait waits for done as an interruptible system call should: after an interruption for at most a second more, and not
-// at all where the signal is going to kill the client, which could not be killed before our answer.
+var errInterrupted = gate.Refuse(syscall.EINTR, "interrupted", "")
+
+// Wait waits for done as a call that can be repeated: after an interruption for at most a second more, and not at all where
+// the signal is going to kill the client, which could not be killed before our answer.
 func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struct{}) error {
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
 	}
-	interrupted := gate.Refuse(syscall.EINTR, "interrupted", "")
-	if m.o.Procs.Dying(who) {
-		return interrupted
+	if dying, seen := m.o.Procs.Dying(who); dying || !seen {
+		return errInterrupted
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -162,6 +179,28 @@ func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struc
 	case <-done:
 		return nil
 	case <-timer.C:
-		return interrupted
+		return errInterrupted
+	}
+}
+
+// WaitOut waits for done as a call that cannot be repeated, such as close(2), whose descriptor is gone: to the end, unless
+// the client is being killed. FUSE tells only of the first interruption, and a kill may come later.
+func (m *Machine) WaitOut(ctx context.Context, who caller.Caller, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	ticker := time.NewTicker(look)
+	defer ticker.Stop()
+	for until := time.Now().Add(unseen); ; {
+		if dying, seen := m.o.Procs.Dying(who); dying || !seen && time.Now().After(until) {
+			return errInterrupted
+		}
+		select {
+		case <-done:
+			return nil
+		case <-ticker.C:
+		}
 	}
 }

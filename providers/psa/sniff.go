@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/hex"
 	"slices"
 	"strings"
 	"unicode"
+
+	secrets "github.com/parsecfs/parsecfs/providers/psa/secret"
 )
 
 // foreign is a form in which keys come and which an import does not take.
@@ -110,7 +111,12 @@ func sniffForeign(b []byte) error {
 
 // Sniff says what was written to an import, of which nothing became a key, and how it can be converted. It never quotes it:
 // it may be a secret.
-func Sniff(b []byte, draft Attributes) error {
+func Sniff(b []byte, draft Attributes) (err error) {
+	secrets.Do(func() { err = sniff(b, draft) })
+	return err
+}
+
+func sniff(b []byte, draft Attributes) error {
 	if err := sniffForeign(b); err != nil {
 		return err
 	}
@@ -203,7 +209,12 @@ const maxTry = 512
 
 // NoBeginning refuses what came with one WRITE to an import and can be the beginning of nothing: a form of others that its
 // first line shows, and a try (IsTry).
-func NoBeginning(b []byte, draft Attributes) error {
+func NoBeginning(b []byte, draft Attributes) (err error) {
+	secrets.Do(func() { err = noBeginning(b, draft) })
+	return err
+}
+
+func noBeginning(b []byte, draft Attributes) error {
 	line, rest, whole := bytes.Cut(bytes.TrimPrefix(b, []byte(bom)), []byte("\n"))
 	if len(bytes.TrimSpace(rest)) > 0 || !isText(line) || draft.isRaw() && !(isReference(line) && whole) {
 		return nil
@@ -219,7 +230,7 @@ func NoBeginning(b []byte, draft Attributes) error {
 	case mayBeReference(line) && !whole || !IsTry(b):
 		return nil
 	}
-	return Sniff(b, draft)
+	return sniff(b, draft)
 }
 
 // IsTry says whether what came with one WRITE is a line of text that neither OpenSSL nor keytool writes before PEM. Other
@@ -242,36 +253,42 @@ func (a Attributes) isRaw() bool {
 	return a.Type != KeyTypeNone && !a.Type.IsAsymmetric() && a.Bits > 0
 }
 
+// isTemplateLine judges only what is no longer than a template and is no key in hex digits: nobody can wipe a string.
 func isTemplateLine(line []byte) bool {
-	words := strings.Fields(string(line))
-	if len(words) == 0 {
+	words := bytes.Fields(line)
+	if len(words) == 0 || len(words[0]) > maxTemplate || isHex(words[0]) {
 		return false
 	}
-	_, err := ParseTemplate(words[0])
+	_, err := ParseTemplate(string(words[0]))
 	return err == nil
 }
 
+// maxTemplate is longer than any template.
+const maxTemplate = 64
+
 func isHex(b []byte) bool {
-	b = withoutSpace(b)
-	_, err := hex.DecodeString(string(b))
-	return len(b) >= 8 && err == nil
+	digits := 0
+	for _, c := range b {
+		switch {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'f', c >= 'A' && c <= 'F':
+			digits++
+		case !unicode.IsSpace(rune(c)):
+			return false
+		}
+	}
+	return digits >= 8 && digits%2 == 0
 }
 
 func isBase64(b []byte) bool {
-	b, ok := appendBase64(nil, withoutSpace(b))
-	if ok {
-		out, err := decodeBase64(b)
-		Wipe(out)
-		ok = err == nil
-	}
-	return ok
-}
-
-func withoutSpace(b []byte) []byte {
-	return bytes.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return -1
+	text := make([]byte, 0, len(b)) // it never grows, so that no other array has a part of it
+	defer func() { Wipe(text) }()
+	for _, word := range bytes.Fields(b) {
+		var ok bool
+		if text, ok = appendBase64(text, word); !ok {
+			return false
 		}
-		return r
-	}, b)
+	}
+	out, err := decodeBase64(text)
+	Wipe(out)
+	return err == nil
 }

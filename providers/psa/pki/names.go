@@ -105,11 +105,16 @@ func uriName(s string) (asn1.RawValue, error) {
 	return generalName(uriTag, []byte(s)), nil
 }
 
+// nameKinds are the words before alternative names that OpenSSL and others print and read, in small letters and without spaces.
+var nameKinds = []string{"dns", "dnsname", "ip", "ipaddress", "uri", "email", "rfc822name", "rid", "registeredid", "dirname", "directoryname",
+	"othername", "x400name", "edipartyname"}
+
 // looksLikeTwo says whether a name goes on with another one: OpenSSL prints names behind each other, and a reader could not
 // tell them apart (CVE-2021-44532).
 func looksLikeTwo(s string) bool {
 	for _, rest := range strings.Split(s, ",")[1:] {
-		if kind, _, ok := strings.Cut(strings.TrimSpace(rest), ":"); ok && slices.Contains([]string{"DNS", "IP", "URI", "email"}, kind) {
+		kind, _, ok := strings.Cut(rest, ":")
+		if ok && slices.Contains(nameKinds, strings.ToLower(strings.Join(strings.Fields(kind), ""))) {
 			return true
 		}
 	}

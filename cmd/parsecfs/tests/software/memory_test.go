@@ -13,6 +13,7 @@ import (
 	"debug/buildinfo"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ type planted struct {
 	secrets [][]byte
 	asked   string   // the file that uses it
 	request [][]byte // what is written there
-	refused bool     // another key follows it, so that nothing comes of it
+	refused bool     // another key follows it, so that nothing comes of it; without a template, it is no key as it is written
 }
 
 // left is how many places may have parts of a key: what was measured on a loaded machine.
@@ -188,6 +189,11 @@ func plant(t *testing.T) (list []*planted) {
 	asymmetric("X25519", "x25519", pemOf(t, der, err), "agree", [][]byte{x.PublicKey().Bytes()}, x.Bytes())
 	raw("refused", "ed448", 57, "", nil)
 	list[len(list)-1].refused = true
+	for name, text := range map[string]string{
+		"refused hex": hex.EncodeToString(randomly(32)), "refused base64": base64.StdEncoding.EncodeToString(randomly(48)),
+	} {
+		list = append(list, &planted{name: name, material: []byte(text + "\n"), secrets: [][]byte{[]byte(text)}, refused: true})
+	}
 	return list
 }
 
@@ -294,6 +300,12 @@ func TestKeysLeaveTheMemory(t *testing.T) {
 		dir := filepath.Join(keys, fmt.Sprint("planted-", i))
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
+		}
+		if p.template == "" {
+			if err := parsecfstest.WriteOnce(filepath.Join(dir, "import"), p.material); err == nil {
+				t.Errorf("%s: it was taken for a key", p.name)
+			}
+			continue
 		}
 		if err := parsecfstest.WriteOnce(filepath.Join(dir, "attributes"), fmt.Appendf(nil, "template = %q\n", p.template)); err != nil {
 			t.Fatalf("%s: %v", p.name, err)

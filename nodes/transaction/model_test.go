@@ -528,6 +528,9 @@ func (m *model) write(h *modelHandle) {
 	if c := h.ch.cursors[h.part.Name]; c.set && !far(c.next) && m.r.IntN(12) > 0 {
 		off = c.next
 	}
+	if h.mode.Append {
+		off = m.r.Int64N(1 << 40) // which no WRITE meets by accident
+	}
 	want := m.writes(h, p, off)
 	h.told = false
 	err := h.h.Write(m.t.Context(), p, off)

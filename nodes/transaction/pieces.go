@@ -16,7 +16,6 @@ const (
 	piece = 60 << 10
 	// earlyMost is how far ahead of the others a piece may be: a write of this length has no piece that is refused.
 	earlyMost = 4 << 20
-	// jumpsMost is more than what the kernel sends side by side.
 	jumpsMost = 64
 )
 
@@ -112,14 +111,16 @@ func (c *Channel) forget(cursor *inputCursor) {
 type jumps struct {
 	end    int64   // of the last WRITE
 	starts []int64 // of those that did not follow the one before
+	lost   int64   // the highest one that is not remembered any more
 }
 
 func (j *jumps) inOrder(off int64, n int) bool {
-	if n >= piece && slices.Contains(j.starts, off+int64(n)) {
+	if off < j.lost || slices.Contains(j.starts, off+int64(n)) {
 		return false
 	}
 	if off != j.end || len(j.starts) == 0 {
 		if len(j.starts) == jumpsMost {
+			j.lost = max(j.lost, j.starts[0])
 			j.starts = slices.Delete(j.starts, 0, 1)
 		}
 		j.starts = append(j.starts, off)

@@ -167,16 +167,26 @@ func TestPiecesOfAppending(t *testing.T) {
 		var whole []byte
 		ordered := true
 		for range 1 + r.IntN(3) {
-			message := bytes.Repeat([]byte{byte(r.Uint32())}, 1+r.IntN(300<<10))
+			message := make([]byte, 1+r.IntN(300<<10))
 			for i := range message {
-				message[i] += byte(i >> 12)
+				message[i] = byte(r.Uint32())
 			}
 			whole = append(whole, message...)
 			size := int64(r.IntN(1 << 22))
 			at := cutAsTheKernelDoes(len(message), r.IntN(4096))
+			if r.IntN(2) == 0 { // from many places
+				for at = []int{0}; at[len(at)-1] < len(message); {
+					at = append(at, min(at[len(at)-1]+1+r.IntN(3000), len(message)))
+				}
+			}
 			order := r.Perm(len(at) - 1)
-			if r.IntN(2) == 0 {
+			switch r.IntN(4) {
+			case 0, 1:
 				slices.Sort(order)
+			case 2: // one is late
+				slices.Sort(order)
+				late := r.IntN(len(order))
+				order = append(slices.Delete(order, late, late+1), late)
 			}
 			ordered = ordered && slices.IsSorted(order)
 			for _, i := range order {
@@ -199,6 +209,20 @@ func TestPiecesOfAppending(t *testing.T) {
 	if taken < 4 {
 		t.Errorf("%d were taken", taken)
 	}
+	// One that is very late is not forgotten.
+	h, err := f.slot(t, who, "streamed").Open(t.Context(), who, Part{}, Mode{Read: true, Write: true, Append: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(3 * jumpsMost) {
+		if err := h.Write(t.Context(), []byte{0}, 1000+i<<22); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.Write(t.Context(), []byte{0}, 999); errnoOf(t, err) != syscall.EINVAL {
+		t.Errorf("a late piece: %v", err)
+	}
+	h.Release()
 	f.Close()
 	f.empty(t)
 }

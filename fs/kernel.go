@@ -15,7 +15,7 @@ import (
 )
 
 // maxTransfer bounds one READ or WRITE, in bytes. A READ that waits for a slow device holds a buffer of the size that
-// its client asked for, and cat asks for as much as it may.
+// its client asked for, and cat asks for as much as it may. Transactions count on no less for a piece of a long write.
 const maxTransfer = 64 << 10
 
 // connection is a FUSE connection that the kernel has mounted.

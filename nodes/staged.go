@@ -279,7 +279,7 @@ func (h *stagedHandle) stage(ctx context.Context, data []byte, off int64) (*appl
 		return nil, gate.Refuse(syscall.EACCES, "another user opened this file", "open the file yourself")
 	}
 	h.writer = who
-	if !h.cursor.Follows(off, h.appends) {
+	if !h.cursor.Follows(off, len(data), h.appends) {
 		return nil, h.spoil(transaction.ErrHole)
 	}
 	v, err := h.n.view(ctx)

@@ -109,13 +109,18 @@ func (p *narrowed) Create(ctx context.Context, h Handle, a psa.Attributes, m *ps
 	if !p.lets(op, a.Type, a.Bits, a.Algorithm) {
 		return Blob{}, p.refusal(op)
 	}
-	if err := a.Deprecated(); err != nil && !p.n.AllowDeprecated {
-		if op == psa.Generate {
-			return Blob{}, err
-		}
+	deprecated := a.Deprecated()
+	if p.n.AllowDeprecated {
+		deprecated = nil
+	}
+	if deprecated != nil && op == psa.Generate {
+		return Blob{}, deprecated
+	}
+	b, err := p.Provider.Create(ctx, h, a, m)
+	if err == nil && deprecated != nil {
 		p.n.Log.Warn("a deprecated key was imported", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String())
 	}
-	return p.Provider.Create(ctx, h, a, m)
+	return b, err
 }
 
 // Copy is p's, StatusNotSupported where it has none.

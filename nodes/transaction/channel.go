@@ -10,13 +10,19 @@ import (
 
 // Cursor keeps writers in line: the first WRITE sets the base and each next one must follow it.
 type Cursor struct {
-	set  bool
-	next int64
+	set   bool
+	next  int64
+	jumps jumps // of O_APPEND
 }
 
-// Follows says whether a WRITE at off continues the stream. appends: O_APPEND ignores offsets, since the kernel takes them
-// from a size that it made up.
-func (c *Cursor) Follows(off int64, appends bool) bool { return appends || !c.set || off == c.next }
+// Follows says whether a WRITE of n bytes at off continues the stream. appends: O_APPEND ignores offsets, since the kernel takes
+// them from a size that it made up; pieces of one write that come out of their order are told all the same.
+func (c *Cursor) Follows(off int64, n int, appends bool) bool {
+	if appends {
+		return c.jumps.inOrder(off, n)
+	}
+	return !c.set || off == c.next
+}
 
 // Advance is behind a WRITE of n bytes at off.
 func (c *Cursor) Advance(off int64, n int) {
@@ -30,6 +36,7 @@ func (c *Cursor) Advance(off int64, n int) {
 type inputCursor struct {
 	in *Input
 	Cursor
+	early []early // by their offsets
 }
 
 // Channel is where requests follow each other, one at a time.
@@ -92,41 +99,89 @@ func (c *Channel) reset() {
 		c.latest.Store(nil)
 		c.m.sizes.remove(c)
 	}
+	for i := range c.cursors {
+		c.forget(&c.cursors[i])
+	}
 	c.req, c.cursors = nil, c.cursors[:0]
 }
 
-// write takes one WRITE for an input, and numbers it; nil is the plain file's stream.
-func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) (number uint64, err error) {
+// placed is a WRITE that was taken.
+type placed struct {
+	number uint64 // of the WRITE
+	end    int64  // of all that was written so far
+}
+
+// write takes one WRITE for an input; nil is the plain file's stream. due: a message can begin at its offset.
+func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends, due bool) (placed, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed != nil {
-		return 0, c.sealed
+		return placed{}, c.sealed
 	}
 	r, err := c.current()
 	if err != nil {
-		return 0, err
+		return placed{}, err
 	}
-	at := c.cursor(in)
-	if _, _, poisoned := r.state(); !poisoned && !at.Follows(off, appends) {
-		r.fault(ErrHole)
-		return 0, ErrHole
+	cursor := c.cursor(in)
+	end, err := c.take(ctx, r, cursor, p, off, appends, due)
+	if err != nil {
+		c.forget(cursor)
+		return placed{}, err
 	}
-	if err := r.write(ctx, in, p); err != nil {
-		return 0, err
-	}
-	at.Advance(off, len(p))
 	c.writes++
-	return c.writes, nil
+	return placed{c.writes, end}, nil
 }
 
-func (c *Channel) cursor(in *Input) *Cursor {
+// take hands a WRITE on, or has it wait for others.
+func (c *Channel) take(
+	ctx context.Context, r *request, cursor *inputCursor, p []byte, off int64, appends, due bool,
+) (end int64, err error) {
+	_, _, poisoned := r.state()
+	waiting := len(cursor.early)
+	if !cursor.set && waiting > 0 && off+int64(len(p))-cursor.early[0].off > earlyMost {
+		if err := c.beginAt(ctx, cursor, r); err != nil {
+			return 0, err
+		}
+	}
+	due = due && !cursor.set && (waiting == 0 || off < cursor.early[0].off)
+	if !poisoned && !appends && !due && (!cursor.set || off != cursor.next) {
+		at, ok := cursor.mayWait(off, len(p))
+		if !ok {
+			r.fault(ErrHole)
+			return 0, ErrHole
+		}
+		if err := c.wait(cursor, at, p, off); err != nil {
+			r.fault(err)
+			return 0, err
+		}
+		return cursor.early[len(cursor.early)-1].end(), nil
+	}
+	if !poisoned && !cursor.Follows(off, len(p), appends) {
+		err := ErrHole
+		if appends {
+			err = errOrder
+		}
+		r.fault(err)
+		return 0, err
+	}
+	if err := r.write(ctx, cursor.in, p); err != nil {
+		return 0, err
+	}
+	cursor.Advance(off, len(p))
+	if appends {
+		return off + int64(len(p)), nil
+	}
+	return cursor.next, c.follow(ctx, cursor, r)
+}
+
+func (c *Channel) cursor(in *Input) *inputCursor {
 	for i := range c.cursors {
 		if c.cursors[i].in == in {
-			return &c.cursors[i].Cursor
+			return &c.cursors[i]
 		}
 	}
 	c.cursors = append(c.cursors, inputCursor{in: in})
-	return &c.cursors[len(c.cursors)-1].Cursor
+	return &c.cursors[len(c.cursors)-1]
 }
 
 // empty empties one input of a directory slot; a request that cannot go on begins anew.
@@ -141,12 +196,15 @@ func (c *Channel) empty(in *Input) error {
 		c.reset()
 		return nil
 	}
-	*c.cursor(in) = Cursor{}
+	cursor := c.cursor(in)
+	c.forget(cursor)
+	cursor.Cursor = Cursor{}
 	r.clear(in)
 	return nil
 }
 
-// truncate begins anew: with an empty request where an open handle asks for it, else with none.
+// truncate begins anew: with an empty request where an open handle asks for it, else with none. After an asynchronous write that
+// failed the kernel truncates by itself, which asks for nothing.
 func (c *Channel) truncate(empty bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -154,9 +212,11 @@ func (c *Channel) truncate(empty bool) error {
 		return c.sealed
 	}
 	if c.req != nil {
-		if phase, _, _ := c.req.state(); phase == computing {
+		phase, _, poisoned := c.req.state()
+		if phase == computing {
 			return errBusy
 		}
+		empty = empty && !poisoned
 	}
 	c.reset()
 	if empty {
@@ -218,9 +278,6 @@ type replies struct {
 	pieces  bool  // a READ was not what follows, and may be of an asynchronous one that begins elsewhere
 }
 
-// piece is less than what the kernel cuts off an asynchronous read.
-const piece = 60 << 10
-
 func (p *replies) read(r *request, part string, dest []byte, off int64) (n int, more bool, err error) {
 	if p.req != r && p.next != 0 && off == p.next {
 		// the rest is gone, and the beginning of another answer must not follow this one's
@@ -273,6 +330,7 @@ func (p *replies) anew() { p.next, p.written = 0, max(p.written, p.last) }
 
 // read answers from c.
 func (c *Channel) read(ctx context.Context, who caller.Caller) (*request, error) {
+	c.settle(ctx)
 	r := c.pending()
 	if r == nil {
 		return nil, errNothing

@@ -114,17 +114,25 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) error {
 	if h.box != nil {
 		h.m.boxes.reopen(h.box)
 	}
-	number, err := h.channel.write(ctx, h.part.input, p, off, h.appends)
+	at, err := h.channel.write(ctx, h.part.input, p, off, h.appends, h.begins(off))
 	if err != nil {
 		return err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	// The pieces of an asynchronous write can come here in another order than that in which they were taken.
-	if number > h.wrote {
-		h.wrote, h.reply.next, h.reply.written = number, 0, off+int64(len(p))
+	if at.number > h.wrote {
+		h.wrote, h.reply.next, h.reply.written = at.number, 0, at.end
 	}
 	return nil
+}
+
+// begins says whether a message can begin at off: one that is farther on than where this handle read last may be a piece that is
+// not the first.
+func (h *Handle) begins(off int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return off < piece || off == h.reply.last
 }
 
 // Read runs the operation, once, and copies its answer; more: it goes on. Whoever asks is judged where rights were taken away since the file

@@ -523,8 +523,13 @@ func (m *model) write(h *modelHandle) {
 	}
 	p[0] = byte(m.r.IntN(20)) // of a leading input, how long it is
 	off := m.r.Int64N(50)
-	if c := h.ch.cursors[h.part.Name]; c.set && m.r.IntN(12) > 0 {
+	// What begins far from 0 may be a piece of more, and is tested by itself.
+	far := func(off int64) bool { return off >= piece && (h.ch.req == nil || h.ch.req.answered) }
+	if c := h.ch.cursors[h.part.Name]; c.set && !far(c.next) && m.r.IntN(12) > 0 {
 		off = c.next
+	}
+	if h.mode.Append {
+		off = m.r.Int64N(1 << 40) // which no WRITE meets by accident
 	}
 	want := m.writes(h, p, off)
 	h.told = false
@@ -929,8 +934,10 @@ func (m *model) truncate(h *modelHandle) {
 		}
 	case h.mode.Write:
 		if want = m.begins(h.ch); want == 0 {
-			m.reset(h.ch)
-			m.request(h.ch).begun = true
+			poisoned := h.ch.req != nil && h.ch.req.poison != 0
+			if m.reset(h.ch); !poisoned {
+				m.request(h.ch).begun = true
+			}
 			h.inside, h.told = false, false
 		}
 	}

@@ -55,7 +55,10 @@ var (
 	errDropped = gate.Refuse(syscall.EBUSY, "another request replaced this one", "use a slot or an open file for one request at a time")
 	errBusy    = gate.Refuse(syscall.EBUSY, "the answer to the last request was not read", "read it, or truncate the file to 0")
 	// ErrHole refuses a WRITE that leaves bytes out.
-	ErrHole    = gate.Refuse(syscall.EINVAL, "this WRITE does not follow the one before", "write a message from its beginning to its end, without holes")
+	ErrHole = gate.Refuse(syscall.EINVAL, "this WRITE does not follow the one before",
+		"write a message from its beginning to its end, without holes")
+	errOrder = gate.Refuse(syscall.EINVAL, "the pieces of this asynchronous write came out of their order",
+		"open the file without O_APPEND, or write at most 64 KiB at once")
 	errNothing = gate.Refuse(syscall.ENODATA, "nothing was written", "write the request first, through the same open file or a slot")
 )
 

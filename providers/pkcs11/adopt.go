@@ -239,6 +239,23 @@ func nameOf(f found, all []found) string {
 	return f.object.reference()
 }
 
+// apart says how to name one of several keys.
+func apart(keys []found) string {
+	const most = 8
+	var names []string
+	for _, f := range keys {
+		names = append(names, f.object.reference())
+	}
+	slices.Sort(names)
+	if len(slices.Compact(slices.Clone(names))) < len(names) {
+		return "some of them have the same ID and label: give each an ID of its own with the token's tool (pkcs11-tool --set-id)"
+	}
+	if len(names) > most {
+		names = append(names[:most], "...")
+	}
+	return "write one of: " + strings.Join(names, ", ")
+}
+
 // labelOf is the label that Create gives an object.
 func labelOf(id []byte) string { return "parsecfs " + hex.EncodeToString(id[:min(len(id), 4)]) }
 
@@ -289,11 +306,8 @@ func (p *provider) Adopt(ctx context.Context, a psa.Attributes, reference string
 		return none(psa.Errorf(psa.StatusDoesNotExist, "the token has no key %s", o.reference()))
 	case 1:
 	default:
-		err := psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference())
-		if len(o.id) > 0 && o.label != "" {
-			return none(err.WithHint("use the token's own tool to give one of them another ID"))
-		}
-		return none(err.WithHint("try to tell them apart with id=HEX;object=LABEL"))
+		return none(psa.Errorf(psa.StatusInvalidArgument, "the token has %d keys %s", len(fitting), o.reference()).
+			WithHint(apart(fitting)))
 	}
 	f := fitting[0]
 	foreign := p.foreign(f, all)

@@ -521,6 +521,48 @@ func TestPKCS11LastError(t *testing.T) {
 	}
 }
 
+// TestPKCS11Twins: who cannot name one of several objects is told their names, or that the token must tell them apart first.
+func TestPKCS11Twins(t *testing.T) {
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: only root and admins adopt")
+	}
+	k := pkcs11test.SoftHSM(t, "twins")[0]
+	for _, object := range []string{"0a01 mail", "0a02 mail", "0b01 twin", "0b01 twin"} {
+		id, label, _ := strings.Cut(object, " ")
+		k.Generate("EC:prime256v1", id, label)
+	}
+	before := k.Objects()
+	s := &stores.Keystore{T: t, M: parsecfstest.Mount(t, parsecfstest.Options{Config: stores.KIM + stores.TokenProvider("p", k)})}
+	tool := "hint: some of them have the same ID and label: give each an ID of its own with the token's tool (pkcs11-tool --set-id)"
+	for i, c := range []struct{ object, words, hint string }{
+		{"object=mail", "the token has 2 keys object=mail", "hint: write one of: id=0a01;object=mail, id=0a02;object=mail"},
+		{"object=twin", "the token has 2 keys object=twin", tool},
+		{"id=0b01", "the token has 2 keys id=0b01", tool},
+		{"id=0b01;object=twin", "the token has 2 keys id=0b01;object=twin", tool},
+	} {
+		name := strconv.Itoa(i)
+		if _, err := s.Adopt(name, c.object); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("%s: %v", c.object, err)
+		}
+		line, err := os.ReadFile(s.Path(name, "last_error"))
+		if columns := strings.Split(lastLine(string(line)), "\t"); err != nil || len(columns) < 8 || !strings.HasPrefix(columns[6], c.words) || columns[7] != c.hint {
+			t.Errorf("%s: last_error is %q, %v", c.object, line, err)
+		}
+	}
+	public, err := s.Adopt("one", "id=0a01;object=mail")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Works("one", public); err != nil {
+		t.Error(err)
+	}
+	if after := k.Objects(); !slices.Equal(before, after) {
+		t.Errorf("the objects were %q and are %q", before, after)
+	}
+}
+
 // TestPKCS11AnotherUser: a mount's token is another user's, whose the module's process is, and who can do nothing with it but
 // that: keys work, after a crash too, and none is lost.
 func TestPKCS11AnotherUser(t *testing.T) {

@@ -1,6 +1,8 @@
 package tpm
 
 import (
+	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -262,6 +264,65 @@ func TestTSS2(t *testing.T) {
 		verify("ours-"+kind+".pub", "locked-"+kind+".sig")
 		opensslOn(t, chip, dir, "dgst", "-sha256", "-sign", "theirs-"+kind+".pem", "-out", "theirs-"+kind+".sig", "message")
 		verify("adopted-"+kind+".pub", "theirs-"+kind+".sig")
+	}
+}
+
+// TestRestrictedTSS2: a file's key that signs only what the TPM made is refused for that, whatever the draft wants.
+func TestRestrictedTSS2(t *testing.T) {
+	t.Parallel()
+	parsecfstest.RequireFUSE(t)
+	chip := tpmtest.Start(t)
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"tpm2_createprimary", "-C", "o", "-G", "ecc", "-c", "parent"},
+		{"tpm2_create", "-C", "parent", "-G", "rsa2048:rsapss-sha256:null", "-u", "pub", "-r", "priv",
+			"-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign|restricted"},
+		{"tpm2_flushcontext", "-t"},
+	} {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "TPM2TOOLS_TCTI="+chip.TCTI(), "TSS2_LOG=all+NONE")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	// draft-bottomley-tpm2-keys, 3.1: a loadable key below the owner's primary key
+	key := struct {
+		Type            asn1.ObjectIdentifier
+		EmptyAuth       bool `asn1:"explicit,tag:0"`
+		Parent          int64
+		Public, Private []byte
+	}{asn1.ObjectIdentifier{2, 23, 133, 10, 1, 3}, true, 0x40000001, nil, nil}
+	for name, to := range map[string]*[]byte{"pub": &key.Public, "priv": &key.Private} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		*to = b
+	}
+	der, err := asn1.Marshal(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := parsecfstest.Mount(t, parsecfstest.Options{Config: stores.TPMConfig(chip)})
+	for _, template := range []string{"rsa-2048-pss-sha256", "rsa-2048-pkcs1v15-sha256"} {
+		draft := filepath.Join(m.Dir, "providers/p/keys", template)
+		if err := os.Mkdir(draft, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := parsecfstest.WriteOnce(filepath.Join(draft, "attributes"), fmt.Appendf(nil, "template = %q\n", template)); err != nil {
+			t.Fatal(err)
+		}
+		err := parsecfstest.WriteOnce(filepath.Join(draft, "import"), pem.EncodeToMemory(&pem.Block{Type: "TSS2 PRIVATE KEY", Bytes: der}))
+		if !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("%s: %v", template, err)
+		}
+		b, err := os.ReadFile(filepath.Join(draft, "last_error"))
+		for _, want := range []string{"\tthe TPM key is restricted: it signs and decrypts only what the TPM itself made", "\thint: make the key without the attribute restricted\t"} {
+			if err != nil || !strings.Contains(string(b), want) {
+				t.Errorf("%s: last_error is %q, %v, want %q", template, b, err, want)
+			}
+		}
 	}
 }
 

@@ -171,8 +171,7 @@ func (t *tx) owning(number int64) (*provenRow, error) {
 	if row := t.rows[number]; row != nil {
 		return row, nil
 	}
-	// Nothing was committed since the cache was filled: this transaction has the turn.
-	if k, _, ok := t.s.cache.get(number); ok {
+	if k, ok := t.cached(number); ok {
 		t.rows[number] = &provenRow{table: keysTable, files: k.files, values: k.values}
 		return t.rows[number], nil
 	}
@@ -338,7 +337,7 @@ func (t *tx) proveProvider(number int64) error {
 }
 
 func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
-	err := s.write(ctx, "cannot check the store", func(t *tx) error {
+	err := s.writeAlone(ctx, "cannot check the store", guard, func(t *tx) error {
 		t.guard = guard
 		w, found, err := t.dataKey()
 		if err != nil {
@@ -363,7 +362,9 @@ func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
 		}
 		return t.count()
 	})
-	s.setGuard(guard)
+	if err != nil {
+		s.setGuard(guard) // what is damaged is so still
+	}
 	return err
 }
 
@@ -415,7 +416,7 @@ func (t *tx) numbers(query string, args ...any) (all []int64, err error) {
 }
 
 func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err error) {
-	err = s.write(ctx, "cannot change the data key", func(t *tx) error {
+	err = s.writeAlone(ctx, "cannot change the data key", r.Guard, func(t *tx) error {
 		before := t.guard
 		t.guard = r.Guard
 		if err := t.replaceDataKey(r.Old, r.Row); err != nil {
@@ -446,9 +447,6 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 		_, err = t.exec("UPDATE anchor SET counter = NULL")
 		return err
 	})
-	if err == nil {
-		s.setGuard(r.Guard)
-	}
 	return damaged, err
 }
 

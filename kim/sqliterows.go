@@ -246,7 +246,7 @@ func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identit
 }
 
 func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error {
-	return s.write(ctx, "cannot rename provider "+from, func(t *tx) error {
+	return s.writeAlone(ctx, "cannot rename provider "+from, nil, func(t *tx) error {
 		var number, other int64
 		var first, isDefault, keys, wraps bool
 		err := t.row("SELECT number, is_default FROM providers WHERE name = ?", []any{from}, &number, &first)
@@ -775,7 +775,7 @@ func attributesSet(template string, a psa.Attributes) []set {
 }
 
 func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, sealed []byte) error {
-	return s.write(ctx, "cannot store a new key", func(t *tx) error {
+	return s.owe(ctx, "cannot store a new key", func(t *tx) error {
 		k, err := t.journalled(number, Creating)
 		if err != nil {
 			return err
@@ -788,7 +788,7 @@ func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, se
 }
 
 func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot undo the making of a key", func(t *tx) error {
+	return s.owe(ctx, "cannot undo the making of a key", func(t *tx) error {
 		k, err := t.journalled(number, Creating)
 		if err != nil {
 			return err
@@ -1293,8 +1293,7 @@ func (t *tx) owner(ino uint64) (Change, error) {
 		}
 		return c, err
 	}
-	// Nothing was committed since the cache was filled: this transaction has the turn.
-	if k, _, ok := t.s.cache.get(number); ok && t.rows[number] == nil {
+	if k, ok := t.cached(number); ok {
 		c.Key, c.Provider = k.Number, k.Provider
 		return c, nil
 	}
@@ -1570,7 +1569,7 @@ func (s *sqliteStore) DataKey(ctx context.Context) (w WrappedKey, found bool, er
 }
 
 func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey, guard *RowKey) error {
-	err := s.write(ctx, "cannot store the data key", func(t *tx) error {
+	return s.writeAlone(ctx, "cannot store the data key", guard, func(t *tx) error {
 		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped, pcrs, before_id, mac) VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before(), guard.macOf(w))
 		if err != nil {
@@ -1586,10 +1585,6 @@ func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey, guard *RowK
 		t.guard = guard
 		return t.beginAnchor()
 	})
-	if err == nil {
-		s.setGuard(guard)
-	}
-	return err
 }
 
 // before is the column before_id.

@@ -371,7 +371,7 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	}
 	c := callerOf(ctx)
 	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
-	k, err := p.CreateDraft(calm(ctx), n.space, name, c.UID, c.GID, bits, files...)
+	k, err := p.CreateDraft(deed(ctx), n.space, name, c.UID, c.GID, bits, files...)
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "mkdir", begun, err)
 	}
@@ -521,11 +521,11 @@ func (n *keysDir) move(ctx context.Context, from string, to *keysDir, name strin
 			return key, err
 		}
 		changed = append(changed, other.Number)
-		err = n.t.kim.Exchange(calm(ctx), key, other.Number)
+		err = n.t.kim.Exchange(deed(ctx), key, other.Number)
 		if err != nil {
 			return key, err
 		}
-	} else if err := n.t.kim.Rename(calm(ctx), key, to.space, name); err != nil {
+	} else if err := n.t.kim.Rename(deed(ctx), key, to.space, name); err != nil {
 		return key, err
 	}
 	if n.space != to.space {

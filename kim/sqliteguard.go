@@ -360,7 +360,7 @@ func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
 				return err
 			}
 		}
-		return t.count()
+		return t.checkOwners()
 	})
 	if err != nil {
 		s.setGuard(guard) // what is damaged is so still
@@ -377,21 +377,6 @@ func (t *tx) anchor() (anchor, error) {
 		err = (&fields{bad: "its anchor is gone"}).damage("the store itself")
 	}
 	return a, err
-}
-
-// count puts the quotas in order, which no MAC covers.
-func (t *tx) count() error {
-	const counts = "SELECT uid, count(*) FROM keys GROUP BY uid"
-	var wrong int
-	err := t.row("SELECT (SELECT count(*) FROM (SELECT uid, keys FROM owners EXCEPT "+counts+")) + (SELECT count(*) FROM ("+counts+" EXCEPT SELECT uid, keys FROM owners))", nil, &wrong)
-	if err != nil || wrong == 0 {
-		return err
-	}
-	if _, err := t.exec("DELETE FROM owners"); err != nil {
-		return err
-	}
-	_, err = t.exec("INSERT INTO owners(uid, keys) " + counts)
-	return err
 }
 
 // numbers is the one column of a query, in memory.
@@ -435,7 +420,10 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 		t.changed(Change{Kind: AllChanged})
 		t.all = true
 		var err error
-		if damaged, err = t.rekey(before, r.Reseal); err != nil || r.Reseal == nil {
+		if damaged, err = t.rekey(before, r.Reseal); err != nil {
+			return err
+		}
+		if err := t.recount(); err != nil || r.Reseal == nil {
 			return err
 		}
 		// The counter's authorization came of the data key that goes.
@@ -670,7 +658,7 @@ func (t *tx) beginAnchor() error {
 		return err
 	}
 	t.new(anchorTable, 0)
-	return nil
+	return t.recount()
 }
 
 // values are what is stored of an inode, as its MAC covers it.

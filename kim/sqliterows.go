@@ -497,20 +497,6 @@ func (s *sqliteStore) Secret(ctx context.Context, number int64) (secret []byte, 
 	return secret, err
 }
 
-func (s *sqliteStore) Count(ctx context.Context) (n int64, err error) {
-	err = s.query(ctx, "cannot count the keys", "SELECT coalesce(sum(keys), 0) FROM owners", func(scan func(...any) error) error {
-		return scan(&n)
-	})
-	return n, err
-}
-
-func (s *sqliteStore) CountOf(ctx context.Context, uid uint32) (n int64, err error) {
-	err = s.query(ctx, "cannot count a user's keys", "SELECT coalesce(sum(keys), 0) FROM owners WHERE uid = ?", func(scan func(...any) error) error {
-		return scan(&n)
-	}, int64(uid))
-	return n, err
-}
-
 // key reads a key inside a transaction; a damaged one is an error.
 func (t *tx) key(number int64) (Entry, error) {
 	if err := t.proveRow(number); err != nil { // of what this transaction changed already
@@ -690,7 +676,16 @@ func keepError(k Key) error {
 
 // remove deletes a key with all that hangs on its number.
 func (t *tx) remove(k Key) error {
-	if err := t.one("key "+k.Name, k.change(), "DELETE FROM keys WHERE number = ?", k.Number); err != nil {
+	var uid uint32
+	err := t.row("DELETE FROM keys WHERE number = ? RETURNING uid", []any{k.Number}, &uid)
+	if errors.Is(err, sql.ErrNoRows) {
+		return noSuch(k.Space, k.Name)
+	}
+	if err != nil {
+		return err
+	}
+	t.changed(k.change())
+	if err := t.owns(uid, -1); err != nil {
 		return err
 	}
 	return t.removeNumber(k.Number)
@@ -803,7 +798,7 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 }
 
 // holder finds the row that has an object; none is sql.ErrNoRows.
-const holder = " FROM keys WHERE device = ? AND object = ? OR handle = ?"
+const holder = " FROM keys WHERE device = ? AND object = ? AND object <> '' OR handle = ? AND provider IN (SELECT number FROM providers)"
 
 func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error {
 	return s.write(ctx, "cannot adopt a key", func(t *tx) error {
@@ -1007,21 +1002,13 @@ func (t *tx) directoryOwner(k Key) (uid, gid uint32, err error) {
 func (t *tx) setCreator(k *Key, uid, gid uint32) error {
 	from := k.UID
 	k.UID, k.GID = uid, gid
-	if from != uid {
-		for _, count := range []struct {
-			query string
-			uid   uint32
-		}{
-			{"UPDATE owners SET keys = keys - 1 WHERE uid = ?", from},
-			{"DELETE FROM owners WHERE uid = ? AND keys <= 0", from},
-			{"INSERT INTO owners(uid, keys) VALUES (?, 1) ON CONFLICT(uid) DO UPDATE SET keys = keys + 1", uid},
-		} {
-			if _, err := t.exec(count.query, int64(count.uid)); err != nil {
-				return err
-			}
-		}
+	if err := t.update(*k, set{"uid", int64(uid)}, set{"gid", int64(gid)}); err != nil || from == uid {
+		return err
 	}
-	return t.update(*k, set{"uid", int64(uid)}, set{"gid", int64(gid)})
+	if err := t.owns(from, -1); err != nil {
+		return err
+	}
+	return t.owns(uid, 1)
 }
 
 func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {

@@ -241,6 +241,7 @@ type batch struct {
 	written []*writing // in it, in their order
 	touched []int64    // by them; all: any row
 	all     bool
+	counts  map[uint32]int64 // theirs, of keys
 }
 
 // write writes w and the others. What was not in the commit with the rest is written by itself: an error of one, or of the
@@ -290,7 +291,7 @@ func (b *batch) add(w *writing) (joined, whole bool) {
 		}
 		b.begun = true
 	}
-	t.before, t.allBefore = b.touched, b.all
+	t.before, t.allBefore, t.countsBefore = b.touched, b.all, b.counts
 	first := len(b.written) == 0
 	if !first {
 		if _, err := t.exec("SAVEPOINT writer"); err != nil {
@@ -320,6 +321,12 @@ func (b *batch) add(w *writing) (joined, whole bool) {
 	w.changes = t.changes
 	b.written = append(b.written, w)
 	b.touched, b.all = append(b.touched, t.touched...), b.all || t.all
+	for uid, more := range t.counts {
+		if b.counts == nil {
+			b.counts = map[uint32]int64{}
+		}
+		b.counts[uid] += more
+	}
 	return true, true
 }
 
@@ -338,10 +345,14 @@ func (b *batch) commit() bool {
 		return true
 	}
 	t := b.s.newTx()
-	err := b.s.cache.commit(b.touched, b.all, func() error {
-		_, err := t.exec("COMMIT")
-		return err
-	})
+	t.counts = b.counts
+	err := t.countOwned()
+	if err == nil {
+		err = b.s.cache.commit(b.touched, b.all, func() error {
+			_, err := t.exec("COMMIT")
+			return err
+		})
+	}
 	if err != nil {
 		b.rollback(t)
 		for _, w := range b.written {

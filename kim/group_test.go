@@ -428,3 +428,34 @@ func TestWritersTakeTurns(t *testing.T) {
 		t.Error("the queue remembers users that do not wait")
 	}
 }
+
+// TestQuotaInOneCommit: those that share a commit count for each other.
+func TestQuotaInOneCommit(t *testing.T) {
+	g := newGrouped(t)
+	var mu sync.Mutex
+	made, refused := 0, 0
+	for i := range 8 {
+		g.waits(func() {
+			_, err := g.InsertDraft(t.Context(), NewDraft{Provider: g.provider, Name: fmt.Sprint("k", i), UID: 1000, GID: 1000, Quota: 5})
+			mu.Lock()
+			defer mu.Unlock()
+			switch psa.StatusOf(err) {
+			case psa.StatusSuccess:
+				made++
+			case psa.StatusQuota:
+				refused++
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	g.release()
+	if made != 5 || refused != 3 {
+		t.Errorf("%d were made, %d refused", made, refused)
+	}
+	for uid, want := range map[uint32]int64{1000: 5, 1001: 0} {
+		if n, err := g.CountOf(t.Context(), uid); n != want || err != nil {
+			t.Errorf("user %d has %d keys, %v", uid, n, err)
+		}
+	}
+}

@@ -439,8 +439,11 @@ type tx struct {
 	touched []int64              // the numbers of rows that the cache must forget; all: any
 	all     bool
 	// What those touched that are to be committed with it: the cache has the rows of before.
-	before    []int64
-	allBefore bool
+	before       []int64
+	allBefore    bool
+	countsBefore map[uint32]int64
+
+	counts map[uint32]int64 // see owns
 }
 
 func (s *sqliteStore) newTx() *tx {
@@ -561,6 +564,9 @@ func (s *sqliteStore) transact(what string, f func(*tx) error) error {
 		}
 	}()
 	if err := t.run(f); err != nil {
+		return s.failed(what, err)
+	}
+	if err := t.countOwned(); err != nil {
 		return s.failed(what, err)
 	}
 	err := s.cache.commit(t.touched, t.all, func() error {

@@ -41,36 +41,56 @@ func (t *tx) setOwned(who, n int64) error {
 	return err
 }
 
-// owns counts a key that a user got (1), or has no longer (-1), where its row is written already.
-func (t *tx) owns(uid uint32, more int64) error {
-	own, ok, err := t.owned(int64(uid))
-	if err != nil {
-		return err
+// owns notes that a user got a key (1), or has one less (-1). It is counted before the commit, once for all that share it.
+func (t *tx) owns(uid uint32, more int64) {
+	if t.counts == nil {
+		t.counts = map[uint32]int64{}
 	}
-	all, allOK, err := t.owned(allKeys)
-	if err != nil {
-		return err
-	}
-	if t.guard != nil && !(ok && allOK && own+more >= 0) {
-		return t.recount()
-	}
-	if err := t.setOwned(int64(uid), max(0, own+more)); err != nil {
-		return err
-	}
-	if err := t.setOwned(allKeys, max(0, all+more)); err != nil {
-		return err
-	}
-	if own != 0 && own+more != 0 {
+	t.counts[uid] += more
+}
+
+// countOwned stores what owns noted.
+func (t *tx) countOwned() error {
+	if len(t.counts) == 0 {
 		return nil
 	}
-	users, ok, err := t.owned(allUsers)
+	all, ok, err := t.owned(allKeys)
 	if err != nil {
 		return err
 	}
-	if t.guard != nil && !ok {
+	users, alsoOK, err := t.owned(allUsers)
+	if err != nil {
+		return err
+	}
+	if t.guard != nil && !(ok && alsoOK) {
 		return t.recount()
 	}
-	return t.setOwned(allUsers, max(0, users+more))
+	was := users
+	for uid, more := range t.counts {
+		own, ok, err := t.owned(int64(uid))
+		if err != nil {
+			return err
+		}
+		now := own + more
+		if t.guard != nil && (!ok || now < 0) {
+			return t.recount()
+		}
+		now = max(0, now)
+		if err := t.setOwned(int64(uid), now); err != nil {
+			return err
+		}
+		all += more
+		switch {
+		case own == 0 && now > 0:
+			users++
+		case own > 0 && now == 0:
+			users--
+		}
+	}
+	if err := t.setOwned(allKeys, max(0, all)); err != nil || users == was {
+		return err
+	}
+	return t.setOwned(allUsers, max(0, users))
 }
 
 // recount counts all keys.
@@ -147,29 +167,42 @@ func (s *sqliteStore) count(ctx context.Context, what string, who int64) (n int6
 // who has many uids, as each user has who may name 65 536 of them, does not have as many quotas.
 const quotasWorth = 8
 
+// errUncounted says that the counts are not as they were stored.
+var errUncounted = errors.New("the counts of keys are damaged")
+
 // quota refuses a draft of a user with as many keys as one may have, and, where there are too many over all, of one with an
 // equal share or more. No key goes to make room.
 func (t *tx) quota(d NewDraft) error {
-	var counts [3]int64
-	for i, who := range []int64{int64(d.UID), allKeys, allUsers} {
+	counted := func(who int64) (int64, error) {
 		n, ok, err := t.owned(who)
 		if err == nil && !ok {
-			if err = t.recount(); err == nil {
-				n, _, err = t.owned(who)
-			}
+			err = errUncounted
 		}
-		if err != nil {
-			return err
-		}
-		counts[i] = n
+		return n, err
 	}
-	own, all, users := counts[0], counts[1], counts[2]
-	switch {
-	case own >= int64(d.Quota):
+	own, err := counted(int64(d.UID))
+	if err != nil {
+		return err
+	}
+	all, err := counted(allKeys)
+	if err != nil {
+		return err
+	}
+	// Those that share the commit count too.
+	own += t.countsBefore[d.UID]
+	for _, more := range t.countsBefore {
+		all += more
+	}
+	if own >= int64(d.Quota) {
 		return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts; allowed: up to %d", d.UID, own, d.Quota).
 			WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
-	case all < quotasWorth*int64(d.Quota) || own*users < all:
+	}
+	if all < quotasWorth*int64(d.Quota) {
 		return nil
+	}
+	users, err := counted(allUsers)
+	if err != nil || own*users < all {
+		return err
 	}
 	return psa.Errorf(psa.StatusQuota,
 		"all users together have too many keys and drafts, %d, and user %d has %d of them, which is not less than an equal share", all, d.UID, own).

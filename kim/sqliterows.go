@@ -563,7 +563,20 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 	if err := CheckOwner(d.UID, d.GID); err != nil {
 		return Key{}, err
 	}
-	err = s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
+	err = s.insertDraft(ctx, d, &k)
+	if errors.Is(err, errUncounted) {
+		if err = s.writeAlone(ctx, "cannot count the keys", nil, (*tx).recount); err == nil {
+			err = s.insertDraft(ctx, d, &k)
+		}
+	}
+	if err != nil {
+		return Key{}, err
+	}
+	return k, nil
+}
+
+func (s *sqliteStore) insertDraft(ctx context.Context, d NewDraft, made *Key) error {
+	return s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
 		var provider []byte
 		err := t.row("SELECT uuid FROM providers WHERE number = ?", []any{d.Provider}, &provider)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -580,7 +593,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
-		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now,
+		k := Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now,
 			Changed: now}
 		if k.Number, err = t.number(); err != nil {
 			return err
@@ -600,12 +613,9 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			return err
 		}
 		t.changed(k.change())
+		*made = k
 		return nil
 	})
-	if err != nil {
-		return Key{}, err
-	}
-	return k, nil
 }
 
 func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
@@ -685,9 +695,7 @@ func (t *tx) remove(k Key) error {
 		return err
 	}
 	t.changed(k.change())
-	if err := t.owns(uid, -1); err != nil {
-		return err
-	}
+	t.owns(uid, -1)
 	return t.removeNumber(k.Number)
 }
 
@@ -1002,13 +1010,11 @@ func (t *tx) directoryOwner(k Key) (uid, gid uint32, err error) {
 func (t *tx) setCreator(k *Key, uid, gid uint32) error {
 	from := k.UID
 	k.UID, k.GID = uid, gid
-	if err := t.update(*k, set{"uid", int64(uid)}, set{"gid", int64(gid)}); err != nil || from == uid {
-		return err
+	if from != uid {
+		t.owns(from, -1)
+		t.owns(uid, 1)
 	}
-	if err := t.owns(from, -1); err != nil {
-		return err
-	}
-	return t.owns(uid, 1)
+	return t.update(*k, set{"uid", int64(uid)}, set{"gid", int64(gid)})
 }
 
 func (s *sqliteStore) SetOwner(ctx context.Context, number int64, from, uid, gid uint32) error {

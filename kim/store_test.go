@@ -2,6 +2,7 @@ package kim_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -23,6 +24,9 @@ func TestStoreSQLite(t *testing.T) {
 		}
 		return planned{s, t, &p, &sync.Once{}}, nil
 	})
+	if strings.Contains(flag.Lookup("test.run").Value.String(), "/") {
+		return // a part of the suite comes to a part of the statements
+	}
 	s, err := kim.OpenSQLite(context.Background(), filepath.Join(t.TempDir(), "kim.sqlite3"))
 	if err != nil {
 		t.Fatal(err)

@@ -673,6 +673,11 @@ func (p *Provider) List(ctx context.Context, space Space, after string, n int) (
 	return keys, err
 }
 
+// Names is List of the names alone. One may be none (ValidName).
+func (p *Provider) Names(ctx context.Context, space Space, after string, n int) ([]Name, error) {
+	return p.k.store.Names(ctx, p.number, space, after, n)
+}
+
 // Named is Lookup that finds hidden ones too.
 func (p *Provider) Named(ctx context.Context, space Space, name string) (Key, error) {
 	return p.k.store.KeyByName(ctx, p.number, space, name)

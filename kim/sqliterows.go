@@ -414,6 +414,20 @@ func (s *sqliteStore) Keys(ctx context.Context, provider int64, space Space, aft
 	return keys, err
 }
 
+func (s *sqliteStore) Names(ctx context.Context, provider int64, space Space, after string, n int) ([]Name, error) {
+	var names []Name
+	// The index alone has all names; hidden ones are in the journal, which is short.
+	err := s.query(ctx, "cannot list the keys' names", `SELECT number, name FROM keys WHERE provider = ?1 AND space = ?2 AND name > ?3
+		AND number NOT IN (SELECT number FROM keys WHERE provider = ?1 AND state IN ('creating', 'destroying') AND hidden <> 0)
+		ORDER BY name LIMIT ?4`, func(scan func(...any) error) error {
+		var name Name
+		err := scan(&name.Number, &name.Name)
+		names = append(names, name)
+		return err
+	}, provider, int64(space), after, page(n))
+	return names, err
+}
+
 func (s *sqliteStore) Spaces(ctx context.Context, provider int64, after Space, n int) ([]Space, error) {
 	var spaces []Space
 	// Each step is one look into keys_name, however many keys a space has.

@@ -341,10 +341,10 @@ func (t *Tree) keys(p *kim.Provider, space kim.Space) *keysDir {
 		return t.key(p, k.Number), 0
 	}
 	n.list = func() fs.DirStream {
-		page := func(ctx context.Context, after string, most int) ([]kim.Key, error) {
-			return p.List(ctx, space, after, most)
+		page := func(ctx context.Context, after string, most int) ([]kim.Name, error) {
+			return p.Names(ctx, space, after, most)
 		}
-		return listing(page, func(k kim.Key) fuse.DirEntry {
+		return listing(page, func(k kim.Name) fuse.DirEntry {
 			return fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)}
 		})
 	}

@@ -3,8 +3,10 @@ package kim_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,30 +15,26 @@ import (
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
-// On a full disk keys can be destroyed, all of them, with what lies beside them; and then there is room for others.
-func TestDestroyOnAFullDisk(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
+// smallDisk is a directory on a disk of 4 MiB.
+func smallDisk(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m,mode=700"); err != nil {
 		t.Skipf("this user cannot mount: %v", err)
 	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
-	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
-	p := k.Default()
-	var keys []kim.Key
-	for i := range 8 {
-		keys = append(keys, generate(t, k, p, string(rune('a'+i)), p256))
-	}
-	draft := newDraft(t, p, "draft")
-	if _, err := k.SetCertificate(ctx, keys[0].Number, bytes.Repeat([]byte("c"), 256<<10)); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// filling is a file that fill makes as large as the disk lets it.
+func filling(t *testing.T, dir string) (junk *os.File, fill func()) {
+	t.Helper()
 	junk, err := os.Create(filepath.Join(dir, "junk"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer junk.Close()
-	fill := func() {
+	t.Cleanup(func() { junk.Close() })
+	return junk, func() {
 		t.Helper()
 		for _, piece := range [][]byte{make([]byte, 64<<10), make([]byte, 1)} {
 			for {
@@ -48,6 +46,23 @@ func TestDestroyOnAFullDisk(t *testing.T) {
 			}
 		}
 	}
+}
+
+// On a full disk keys can be destroyed, all of them, with what lies beside them; and then there is room for others.
+func TestDestroyOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t)
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	p := k.Default()
+	var keys []kim.Key
+	for i := range 8 {
+		keys = append(keys, generate(t, k, p, string(rune('a'+i)), p256))
+	}
+	draft := newDraft(t, p, "draft")
+	if _, err := k.SetCertificate(ctx, keys[0].Number, bytes.Repeat([]byte("c"), 256<<10)); err != nil {
+		t.Fatal(err)
+	}
+	junk, fill := filling(t, dir)
 	refused := func() {
 		t.Helper()
 		for i := 0; ; i++ {
@@ -99,4 +114,48 @@ func TestDestroyOnAFullDisk(t *testing.T) {
 		t.Errorf("a key that was destroyed: %v", err)
 	}
 	newDraft(t, k.Default(), "more")
+}
+
+// TestManyWritersOnAFullDisk: those that make room are not refused because others with them need room, and who is told that a
+// draft was made has it.
+func TestManyWritersOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t)
+	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
+	p := k.Default()
+	var keys []kim.Key
+	for i := range 8 {
+		keys = append(keys, generate(t, k, p, fmt.Sprint("key", i), p256))
+	}
+	junk, fill := filling(t, dir)
+	var all sync.WaitGroup
+	for i, key := range keys {
+		fill()
+		all.Go(func() {
+			if err := k.Destroy(ctx, key.Number, 0); err != nil {
+				t.Errorf("destroying %s: %v", key.Name, err)
+			}
+		})
+		for n := range 4 {
+			all.Go(func() {
+				name := fmt.Sprint("draft", i, "-", n)
+				_, err := p.CreateDraft(ctx, kim.Shared, name, 1000, 1000, 0o755)
+				if err != nil && psa.StatusOf(err) != psa.StatusInsufficientStorage {
+					t.Errorf("a draft: %v", err)
+				}
+				if _, lookup := p.Lookup(ctx, kim.Shared, name); (lookup == nil) != (err == nil) {
+					t.Errorf("a draft that was made with %v is there with %v", err, lookup)
+				}
+			})
+		}
+	}
+	all.Wait()
+	if err := junk.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		if _, err := k.Key(ctx, key.Number); psa.StatusOf(err) != psa.StatusDoesNotExist {
+			t.Errorf("a key that was destroyed: %v", err)
+		}
+	}
 }

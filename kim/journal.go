@@ -269,12 +269,13 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}
 	var h providers.Handle
 	rand.Read(h[:])
-	row, err := k.store.BeginCreate(context.Background(), number, h, j.template, j.attrs, j.origin)
+	own := ForUser(context.Background(), uid)
+	row, err := k.store.BeginCreate(own, number, h, j.template, j.attrs, j.origin)
 	if err != nil {
 		return err
 	}
 	if err := k.bindCopy(row, j.source); err != nil {
-		k.settled(p, row, k.store.AbortCreate(context.Background(), number))
+		k.settled(p, row, k.store.AbortCreate(own, number))
 		return err
 	}
 	k.o.Step(steps.creating)
@@ -290,7 +291,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 	}, func(late providers.Blob, err error) {
 		psa.Wipe(late.Secret)
 		if err != nil && !unknown(err) {
-			k.settled(p, row, k.store.AbortCreate(context.Background(), number))
+			k.settled(p, row, k.store.AbortCreate(own, number))
 		}
 		end(false)
 	})
@@ -298,7 +299,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 		if unknown(err) {
 			k.hide(p, row)
 		} else {
-			k.settled(p, row, k.store.AbortCreate(context.Background(), number))
+			k.settled(p, row, k.store.AbortCreate(own, number))
 		}
 		return err
 	}
@@ -311,7 +312,7 @@ func (k *KIM) make(p *Provider, impl providers.Provider, number int64, uid uint3
 		sealed, err = k.sealer.Seal(row, p.uuid, blob.Secret)
 	}
 	if err == nil {
-		err = k.store.FinishCreate(context.Background(), number, blob.Public, sealed)
+		err = k.store.FinishCreate(own, number, blob.Public, sealed)
 	}
 	if err != nil {
 		// The row must not become ready, so the object must go; recovery destroys it where this cannot be told now.
@@ -406,7 +407,7 @@ func (k *KIM) adopt(p *Provider, impl providers.Provider, number int64, uid uint
 			return err
 		}
 	}
-	if err := k.store.Adopt(context.Background(), number, a); err != nil {
+	if err := k.store.Adopt(ForUser(context.Background(), uid), number, a); err != nil {
 		return err
 	}
 	k.o.Step(stepAdopted)
@@ -477,7 +478,7 @@ func (k *KIM) destroyAs(ctx context.Context, number int64, asked *Standing, uid 
 	}
 	if key.State == Draft {
 		// In one transaction: if the draft has become a key meanwhile, it is StatusBadState.
-		return k.store.RemoveDraft(ctx, number, asked)
+		return k.store.RemoveDraft(ForUser(ctx, uid), number, asked)
 	}
 	if key.Origin == Adopted && key.KeepForever {
 		return k.Forget(ctx, number)
@@ -504,7 +505,8 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, asked 
 	if err := p.look(k.ctx, k.o.OperationTimeout); err != nil {
 		return err
 	}
-	row, err := k.store.BeginDestroy(context.Background(), number, asked)
+	own := ForUser(context.Background(), uid)
+	row, err := k.store.BeginDestroy(own, number, asked)
 	if err != nil {
 		return err
 	}
@@ -520,11 +522,11 @@ func (k *KIM) destroy(p *Provider, impl providers.Provider, number int64, asked 
 		k.hide(p, row)
 		return err
 	default:
-		k.settled(p, row, k.store.AbortDestroy(context.Background(), number))
+		k.settled(p, row, k.store.AbortDestroy(own, number))
 		return err
 	}
 	k.o.Step(stepDestroyed)
-	if err := k.store.FinishDestroy(context.Background(), number); err != nil {
+	if err := k.store.FinishDestroy(own, number); err != nil {
 		k.hide(p, row)
 		return err
 	}

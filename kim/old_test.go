@@ -298,7 +298,7 @@ func hasMACs(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	for _, table := range []string{"keys", "inodes", "providers", "aliases", "xattrs", "data_key", "anchor", "users"} {
+	for _, table := range []string{"keys", "inodes", "providers", "aliases", "xattrs", "data_key", "anchor", "users", "owners"} {
 		var without int
 		if err := db.QueryRow("SELECT count(*) FROM " + table + " WHERE mac IS NULL OR length(mac) <> 32").Scan(&without); err != nil || without > 0 {
 			t.Errorf("%d rows of %s have no MAC, %v", without, table, err)

@@ -391,29 +391,71 @@ func (p *Provider) settle(ctx context.Context) error {
 	return errors.Join(err, sealed)
 }
 
-// lookForDamage reads each key's row once, so that the status reports damage before anybody uses the key.
+const (
+	// lookedAtOnce is how many keys' rows are read before a provider is ready.
+	lookedAtOnce = 512
+	// lookRest is how much longer than it reads a page of the others the search for damage rests.
+	lookRest = 9
+)
+
+// lookForDamage reads each key's row once, so that the status reports damage before anybody uses the key: the first ones now,
+// and the others by and by, since there may be very many.
 func (p *Provider) lookForDamage(ctx context.Context) error {
 	p.mu.Lock()
 	looked := p.looked
+	p.looked = looked || p.k.Err() == nil
 	p.mu.Unlock()
 	if looked || p.k.Err() != nil {
 		return nil
 	}
-	damaged := 0
-	err := p.All(ctx, func(k Key) error {
+	first, done := make(chan struct{}), make(chan error, 1)
+	p.k.wg.Go(func() {
+		err := p.lookAtRows(func() { close(first) })
+		if err != nil && p.k.ctx.Err() == nil {
+			p.log.Warn("the keys' rows cannot be read", "err", err)
+		}
+		done <- err
+		if err != nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.looked = false
+		}
+	})
+	select {
+	case <-first:
+	case <-done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// lookAtRows reads the rows of all keys. After the first ones it calls started, and is in no hurry any more.
+func (p *Provider) lookAtRows(started func()) error {
+	damaged, n, page := 0, 0, time.Now()
+	return p.All(p.k.ctx, func(k Key) error {
 		if k.Damage != nil {
 			damaged++
 			p.log.Error("a key's row is damaged", "key", k.Number, "name", k.Path(), "err", k.Damage)
+			p.mu.Lock()
+			p.damaged = damaged
+			p.mu.Unlock()
 		}
+		n++
+		switch {
+		case n < lookedAtOnce || n%lookedAtOnce != 0:
+			return nil
+		case n == lookedAtOnce:
+			started()
+		}
+		select {
+		case <-time.After(lookRest * time.Since(page)):
+		case <-p.k.ctx.Done():
+			return p.k.ctx.Err()
+		}
+		page = time.Now()
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.damaged, p.looked = damaged, true
-	return nil
 }
 
 // learn reads the capabilities of a device that was away.
@@ -611,7 +653,7 @@ func (p *Provider) All(ctx context.Context, each func(Key) error) error {
 }
 
 // allPage is how many keys All reads at once.
-const allPage = 1000
+const allPage = 512
 
 // Spaces gives the spaces behind one in which the provider has keys, at most n.
 func (p *Provider) Spaces(ctx context.Context, after Space, n int) ([]Space, error) {
@@ -629,6 +671,11 @@ func (p *Provider) List(ctx context.Context, space Space, after string, n int) (
 		}
 	}
 	return keys, err
+}
+
+// Names is List of the names alone. One may be none (ValidName).
+func (p *Provider) Names(ctx context.Context, space Space, after string, n int) ([]Name, error) {
+	return p.k.store.Names(ctx, p.number, space, after, n)
 }
 
 // Named is Lookup that finds hidden ones too.

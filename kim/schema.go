@@ -187,4 +187,12 @@ CREATE TABLE users (
 -- number, and so on up to the provider's row (space.go). anchor.users is 1 once all that were there are known.
 ALTER TABLE providers ADD COLUMN users BLOB;
 ALTER TABLE anchor ADD COLUMN users INTEGER NOT NULL DEFAULT 0;
+-- Counts of keys have MACs too, so that a start need not count them. That of all users together is under -1, the number of
+-- users under -2; the next guard counts anew.
+DROP TRIGGER owners_insert;
+DROP TRIGGER owners_delete;
+ALTER TABLE owners ADD COLUMN mac BLOB;
+
+-- The drafts, among which old ones are looked for: there may be many keys and few drafts.
+CREATE INDEX keys_drafts ON keys(number) WHERE state = 'draft';
 `}

@@ -10,9 +10,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/mattn/go-sqlite3"
 
@@ -31,8 +33,9 @@ type sqliteStore struct {
 	open   sync.RWMutex // held for reading by every call; Close takes it for good
 	closed bool
 
-	// writer and its statements belong to whoever holds turn.
-	turn       chan struct{}
+	// writer and its statements belong to the group's leader.
+	group      group
+	batchTime  time.Duration // tests have more
 	writerDB   *sql.DB
 	writer     *sql.Conn
 	statements map[string]*sql.Stmt
@@ -47,7 +50,7 @@ type sqliteStore struct {
 	watchers watchers
 	cache    rowCache
 	files    *presence
-	reserve  reserve                // of who has the turn
+	reserve  reserve                // the leader's
 	guard    atomic.Pointer[RowKey] // proves the rows; nil while the data key is away
 }
 
@@ -71,7 +74,7 @@ func OpenSQLite(ctx context.Context, path string) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sqliteStore{path: path, lock: l, turn: make(chan struct{}, 1), statements: map[string]*sql.Stmt{}}
+	s := &sqliteStore{path: path, lock: l, batchTime: batchTime, statements: map[string]*sql.Stmt{}}
 	if err := s.start(ctx); err != nil {
 		s.shut()
 		return nil, err
@@ -453,6 +456,34 @@ type tx struct {
 	rows    map[int64]*provenRow // those that it changes, by their numbers
 	touched []int64              // the numbers of rows that the cache must forget; all: any
 	all     bool
+	// What those touched that are to be committed with it: the cache has the rows of before.
+	before       []int64
+	allBefore    bool
+	countsBefore map[uint32]int64
+
+	counts map[uint32]int64 // see owns
+}
+
+func (s *sqliteStore) newTx() *tx {
+	return &tx{s: s, guard: s.guard.Load(), rows: map[int64]*provenRow{}}
+}
+
+// run runs f, and proves what it changed.
+func (t *tx) run(f func(*tx) error) error {
+	if err := f(t); err != nil {
+		return err
+	}
+	return t.proveRows()
+}
+
+// cached is a key's row as it is in the transaction: nothing was committed since the cache was filled, since this is the only
+// one that writes.
+func (t *tx) cached(number int64) (Key, bool) {
+	if t.rows[number] != nil || t.allBefore || slices.Contains(t.before, number) {
+		return Key{}, false
+	}
+	k, _, ok := t.s.cache.get(number)
+	return k, ok
 }
 
 func (t *tx) statement(query string) (*sql.Stmt, error) {
@@ -494,48 +525,52 @@ func (t *tx) number() (int64, error) {
 	return r.LastInsertId()
 }
 
-// write runs f in a transaction. The changes are handed to the watchers before the next transaction can begin, which
-// keeps them in the order of the commits.
+// write runs f in a transaction, perhaps together with others. f may run several times.
 func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error) error {
-	return s.inTurn(ctx, func() error {
-		err := s.transact(what, f)
-		if err == nil {
-			s.reserve.refill()
-		}
-		return err
-	})
+	return s.enterAndSubmit(ctx, &writing{what: what, f: f})
 }
 
-// remove is write for what makes room: a full disk does not stop it while the reserve lasts. f may run several times.
+// owe is write for what the journal cannot be right without: it is never refused because others wait.
+func (s *sqliteStore) owe(ctx context.Context, what string, f func(*tx) error) error {
+	return s.enterAndSubmit(ctx, &writing{what: what, f: f, owed: true})
+}
+
+// remove is write for what makes room: a full disk does not stop it while the reserve lasts, and it is never refused.
 func (s *sqliteStore) remove(ctx context.Context, what string, f func(*tx) error) error {
-	return s.inTurn(ctx, func() error {
-		try := func() error { return s.transact(what, f) }
-		return s.makeRoom(try(), try)
-	})
+	return s.enterAndSubmit(ctx, &writing{what: what, f: f, owed: true, removes: true})
 }
 
-// inTurn runs one that writes, alone.
-func (s *sqliteStore) inTurn(ctx context.Context, run func() error) error {
+func (s *sqliteStore) enterAndSubmit(ctx context.Context, w *writing) error {
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	select {
-	case s.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-s.turn }()
-	return run()
+	return s.submit(ctx, w)
 }
 
-// transact is one transaction of whoever has the turn.
+// writeAlone is write for what takes long, or changes what proves the rows. Where it succeeds, guard is what proves them before
+// anybody else writes; nil: as before.
+func (s *sqliteStore) writeAlone(ctx context.Context, what string, guard *RowKey, f func(*tx) error) error {
+	return s.enterAndSubmit(ctx, &writing{alone: func() error {
+		err := s.transact(what, f)
+		if err != nil {
+			return err
+		}
+		if guard != nil {
+			s.setGuard(guard)
+		}
+		s.reserve.refill()
+		return nil
+	}})
+}
+
+// transact is one transaction of the leader.
 func (s *sqliteStore) transact(what string, f func(*tx) error) error {
 	if err := s.Lost(); err != nil {
 		return err
 	}
-	t := &tx{s: s, guard: s.guard.Load(), rows: map[int64]*provenRow{}}
+	t := s.newTx()
 	if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
 		return s.failed(what, err)
 	}
@@ -546,10 +581,10 @@ func (s *sqliteStore) transact(what string, f func(*tx) error) error {
 			_, _ = t.exec("ROLLBACK")
 		}
 	}()
-	if err := f(t); err != nil {
+	if err := t.run(f); err != nil {
 		return s.failed(what, err)
 	}
-	if err := t.proveRows(); err != nil {
+	if err := t.countOwned(); err != nil {
 		return s.failed(what, err)
 	}
 	err := s.cache.commit(t.touched, t.all, func() error {

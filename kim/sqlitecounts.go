@@ -65,26 +65,3 @@ func (s *sqliteStore) ShareCounts(ctx context.Context, number, copied int64) err
 		return t.store(k, set{"nonces", MaxNonces - nonces}, set{"failures", MaxFailures - guesses}, set{"copied", true})
 	})
 }
-
-// quotasWorth is how many users' quotas of keys there are over all. Beyond it whoever has an equal share or more makes no more:
-// who has many uids, as each user has who may name 65 536 of them, does not have as many quotas.
-const quotasWorth = 8
-
-// quota refuses a draft of a user with as many keys as one may have, and, where there are too many over all, of one with an
-// equal share or more. No key goes to make room.
-func (t *tx) quota(d NewDraft) error {
-	var own, all, users int64
-	err := t.row("SELECT coalesce(max(CASE WHEN uid = ? THEN keys END), 0), coalesce(sum(keys), 0), count(*) FROM owners",
-		[]any{int64(d.UID)}, &own, &all, &users)
-	switch {
-	case err != nil:
-		return err
-	case own >= int64(d.Quota):
-		return psa.Errorf(psa.StatusQuota, "user %d has %d keys and drafts; allowed: up to %d", d.UID, own, d.Quota).
-			WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
-	case all < quotasWorth*int64(d.Quota) || own*users < all:
-		return nil
-	}
-	return psa.Errorf(psa.StatusQuota, "all users together have too many keys and drafts, %d, and user %d has %d of them, which is not less than an equal share", all, d.UID, own).
-		WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
-}

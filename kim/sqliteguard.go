@@ -183,8 +183,7 @@ func (t *tx) owning(number int64) (*provenRow, error) {
 	if row := t.rows[number]; row != nil {
 		return row, nil
 	}
-	// Nothing was committed since the cache was filled: this transaction has the turn.
-	if k, _, ok := t.s.cache.get(number); ok {
+	if k, ok := t.cached(number); ok {
 		t.rows[number] = &provenRow{table: keysTable, files: k.files, values: k.values}
 		return t.rows[number], nil
 	}
@@ -417,7 +416,7 @@ func (t *tx) proveProvider(number int64) error {
 }
 
 func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
-	err := s.write(ctx, "cannot check the store", func(t *tx) error {
+	err := s.writeAlone(ctx, "cannot check the store", guard, func(t *tx) error {
 		t.guard = guard
 		w, found, err := t.dataKey()
 		if err != nil {
@@ -445,9 +444,11 @@ func (s *sqliteStore) Guard(ctx context.Context, guard *RowKey) error {
 				return err
 			}
 		}
-		return t.count()
+		return t.checkOwners()
 	})
-	s.setGuard(guard)
+	if err != nil {
+		s.setGuard(guard) // what is damaged is so still
+	}
 	return err
 }
 
@@ -460,21 +461,6 @@ func (t *tx) anchor() (anchor, error) {
 		err = (&fields{bad: "its anchor is gone"}).damage("the store itself")
 	}
 	return a, err
-}
-
-// count puts the quotas in order, which no MAC covers.
-func (t *tx) count() error {
-	const counts = "SELECT uid, count(*) FROM keys GROUP BY uid"
-	var wrong int
-	err := t.row("SELECT (SELECT count(*) FROM (SELECT uid, keys FROM owners EXCEPT "+counts+")) + (SELECT count(*) FROM ("+counts+" EXCEPT SELECT uid, keys FROM owners))", nil, &wrong)
-	if err != nil || wrong == 0 {
-		return err
-	}
-	if _, err := t.exec("DELETE FROM owners"); err != nil {
-		return err
-	}
-	_, err = t.exec("INSERT INTO owners(uid, keys) " + counts)
-	return err
 }
 
 // numbers is the one column of a query, in memory.
@@ -499,7 +485,7 @@ func (t *tx) numbers(query string, args ...any) (all []int64, err error) {
 }
 
 func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err error) {
-	err = s.write(ctx, "cannot change the data key", func(t *tx) error {
+	err = s.writeAlone(ctx, "cannot change the data key", r.Guard, func(t *tx) error {
 		before := t.guard
 		t.guard = r.Guard
 		if err := t.replaceDataKey(r.Old, r.Row); err != nil {
@@ -518,7 +504,10 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 		t.changed(Change{Kind: AllChanged})
 		t.all = true
 		var err error
-		if damaged, err = t.rekey(before, r.Reseal); err != nil || r.Reseal == nil {
+		if damaged, err = t.rekey(before, r.Reseal); err != nil {
+			return err
+		}
+		if err := t.recount(); err != nil || r.Reseal == nil {
 			return err
 		}
 		// The counter's authorization came of the data key that goes.
@@ -530,9 +519,6 @@ func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err
 		_, err = t.exec("UPDATE anchor SET counter = NULL")
 		return err
 	})
-	if err == nil {
-		s.setGuard(r.Guard)
-	}
 	return damaged, err
 }
 
@@ -761,7 +747,7 @@ func (t *tx) beginAnchor() error {
 		return err
 	}
 	t.new(anchorTable, 0)
-	return nil
+	return t.recount()
 }
 
 // values are what is stored of an inode, as its MAC covers it.

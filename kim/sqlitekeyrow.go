@@ -173,5 +173,6 @@ func (t *tx) insertKey(k Key, provider []byte) error {
 	}
 	_, err := t.exec("INSERT INTO keys("+strings.Join(names, ", ")+") VALUES (?"+strings.Repeat(", ?", len(names)-1)+")", args...)
 	t.rows[k.Number] = &provenRow{table: keysTable, files: k.files, values: values}
+	t.owns(k.UID, 1)
 	return err
 }

@@ -248,7 +248,7 @@ func (s *sqliteStore) SetProviderSeen(ctx context.Context, number int64, identit
 }
 
 func (s *sqliteStore) RenameProvider(ctx context.Context, from, to string) error {
-	return s.write(ctx, "cannot rename provider "+from, func(t *tx) error {
+	return s.writeAlone(ctx, "cannot rename provider "+from, nil, func(t *tx) error {
 		var number, other int64
 		var first, isDefault, keys, wraps bool
 		err := t.row("SELECT number, is_default FROM providers WHERE name = ?", []any{from}, &number, &first)
@@ -416,6 +416,20 @@ func (s *sqliteStore) Keys(ctx context.Context, provider int64, space Space, aft
 	return keys, err
 }
 
+func (s *sqliteStore) Names(ctx context.Context, provider int64, space Space, after string, n int) ([]Name, error) {
+	var names []Name
+	// The index alone has all names; hidden ones are in the journal, which is short.
+	err := s.query(ctx, "cannot list the keys' names", `SELECT number, name FROM keys WHERE provider = ?1 AND space = ?2 AND name > ?3
+		AND number NOT IN (SELECT number FROM keys WHERE provider = ?1 AND state IN ('creating', 'destroying') AND hidden <> 0)
+		ORDER BY name LIMIT ?4`, func(scan func(...any) error) error {
+		var name Name
+		err := scan(&name.Number, &name.Name)
+		names = append(names, name)
+		return err
+	}, provider, int64(space), after, page(n))
+	return names, err
+}
+
 func (s *sqliteStore) Spaces(ctx context.Context, provider int64, after Space, n int) ([]Space, error) {
 	var spaces []Space
 	// Each step is one look into keys_name, however many keys a space has.
@@ -499,20 +513,6 @@ func (s *sqliteStore) Secret(ctx context.Context, number int64) (secret []byte, 
 	return secret, err
 }
 
-func (s *sqliteStore) Count(ctx context.Context) (n int64, err error) {
-	err = s.query(ctx, "cannot count the keys", "SELECT coalesce(sum(keys), 0) FROM owners", func(scan func(...any) error) error {
-		return scan(&n)
-	})
-	return n, err
-}
-
-func (s *sqliteStore) CountOf(ctx context.Context, uid uint32) (n int64, err error) {
-	err = s.query(ctx, "cannot count a user's keys", "SELECT coalesce(sum(keys), 0) FROM owners WHERE uid = ?", func(scan func(...any) error) error {
-		return scan(&n)
-	}, int64(uid))
-	return n, err
-}
-
 // key reads a key inside a transaction; a damaged one is an error.
 func (t *tx) key(number int64) (Entry, error) {
 	if err := t.proveRow(number); err != nil { // of what this transaction changed already
@@ -579,7 +579,20 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 	if err := CheckOwner(d.UID, d.GID); err != nil {
 		return Key{}, err
 	}
-	err = s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
+	err = s.insertDraft(ctx, d, &k)
+	if errors.Is(err, errUncounted) {
+		if err = s.writeAlone(ctx, "cannot count the keys", nil, (*tx).recount); err == nil {
+			err = s.insertDraft(ctx, d, &k)
+		}
+	}
+	if err != nil {
+		return Key{}, err
+	}
+	return k, nil
+}
+
+func (s *sqliteStore) insertDraft(ctx context.Context, d NewDraft, made *Key) error {
+	return s.write(ctx, "cannot make key "+d.Name, func(t *tx) error {
 		var provider []byte
 		err := t.row("SELECT uuid FROM providers WHERE number = ?", []any{d.Provider}, &provider)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -596,7 +609,7 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			}
 		}
 		now := time.Unix(0, time.Now().UnixNano())
-		k = Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now,
+		k := Key{ID: newUUID(), Provider: d.Provider, Space: d.Space, Name: d.Name, State: Draft, UID: d.UID, GID: d.GID, Created: now,
 			Changed: now}
 		if k.Number, err = t.number(); err != nil {
 			return err
@@ -616,12 +629,9 @@ func (s *sqliteStore) InsertDraft(ctx context.Context, d NewDraft) (k Key, err e
 			return err
 		}
 		t.changed(k.change())
+		*made = k
 		return nil
 	})
-	if err != nil {
-		return Key{}, err
-	}
-	return k, nil
 }
 
 func (s *sqliteStore) UpdateDraft(ctx context.Context, number int64, template string, a psa.Attributes) error {
@@ -710,9 +720,16 @@ func keepError(k Key) error {
 
 // remove deletes a key with all that hangs on its number.
 func (t *tx) remove(k Key) error {
-	if err := t.one("key "+k.Name, k.change(), "DELETE FROM keys WHERE number = ?", k.Number); err != nil {
+	var uid uint32
+	err := t.row("DELETE FROM keys WHERE number = ? RETURNING uid", []any{k.Number}, &uid)
+	if errors.Is(err, sql.ErrNoRows) {
+		return noSuch(k.Space, k.Name)
+	}
+	if err != nil {
 		return err
 	}
+	t.changed(k.change())
+	t.owns(uid, -1)
 	return t.removeNumber(k.Number)
 }
 
@@ -800,7 +817,7 @@ func attributesSet(template string, a psa.Attributes) []set {
 }
 
 func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, sealed []byte) error {
-	return s.write(ctx, "cannot store a new key", func(t *tx) error {
+	return s.owe(ctx, "cannot store a new key", func(t *tx) error {
 		k, err := t.journalled(number, Creating)
 		if err != nil {
 			return err
@@ -813,7 +830,7 @@ func (s *sqliteStore) FinishCreate(ctx context.Context, number int64, public, se
 }
 
 func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
-	return s.write(ctx, "cannot undo the making of a key", func(t *tx) error {
+	return s.owe(ctx, "cannot undo the making of a key", func(t *tx) error {
 		k, err := t.journalled(number, Creating)
 		if err != nil {
 			return err
@@ -828,7 +845,7 @@ func (s *sqliteStore) AbortCreate(ctx context.Context, number int64) error {
 }
 
 // holder finds the row that has an object; none is sql.ErrNoRows.
-const holder = " FROM keys WHERE device = ? AND object = ? OR handle = ?"
+const holder = " FROM keys WHERE device = ? AND object = ? AND object <> '' OR handle = ? AND provider IN (SELECT number FROM providers)"
 
 func (s *sqliteStore) Adopt(ctx context.Context, number int64, a Adoption) error {
 	return s.write(ctx, "cannot adopt a key", func(t *tx) error {
@@ -1036,18 +1053,8 @@ func (t *tx) setCreator(k *Key, uid, gid uint32) error {
 	from := k.UID
 	k.UID, k.GID = uid, gid
 	if from != uid {
-		for _, count := range []struct {
-			query string
-			uid   uint32
-		}{
-			{"UPDATE owners SET keys = keys - 1 WHERE uid = ?", from},
-			{"DELETE FROM owners WHERE uid = ? AND keys <= 0", from},
-			{"INSERT INTO owners(uid, keys) VALUES (?, 1) ON CONFLICT(uid) DO UPDATE SET keys = keys + 1", uid},
-		} {
-			if _, err := t.exec(count.query, int64(count.uid)); err != nil {
-				return err
-			}
-		}
+		t.owns(from, -1)
+		t.owns(uid, 1)
 	}
 	return t.update(*k, set{"uid", int64(uid)}, set{"gid", int64(gid)})
 }
@@ -1354,8 +1361,7 @@ func (t *tx) owner(ino uint64) (Change, error) {
 		}
 		return c, err
 	}
-	// Nothing was committed since the cache was filled: this transaction has the turn.
-	if k, _, ok := t.s.cache.get(number); ok && t.rows[number] == nil {
+	if k, ok := t.cached(number); ok {
 		c.Key, c.Provider = k.Number, k.Provider
 		return c, nil
 	}
@@ -1631,7 +1637,7 @@ func (s *sqliteStore) DataKey(ctx context.Context) (w WrappedKey, found bool, er
 }
 
 func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey, guard *RowKey) error {
-	err := s.write(ctx, "cannot store the data key", func(t *tx) error {
+	return s.writeAlone(ctx, "cannot store the data key", guard, func(t *tx) error {
 		r, err := t.exec("INSERT INTO data_key(one, kind, wrapping_id, wrapped, pcrs, before_id, mac) VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			w.Kind, w.WrappingID[:], w.Wrapped, int64(w.PCRs), w.before(), guard.macOf(w))
 		if err != nil {
@@ -1647,10 +1653,6 @@ func (s *sqliteStore) InitDataKey(ctx context.Context, w WrappedKey, guard *RowK
 		t.guard = guard
 		return t.beginAnchor()
 	})
-	if err == nil {
-		s.setGuard(guard)
-	}
-	return err
 }
 
 // before is the column before_id.

@@ -55,6 +55,12 @@ type Key struct {
 	values      []any   // the row itself, for who changes it
 }
 
+// Name is a key's name, and its number.
+type Name struct {
+	Name   string
+	Number int64
+}
+
 func (k Key) ino(file uint64) uint64 { return uint64(k.Number)*256 + file }
 
 // Where a key came from, as Key.Origin says.
@@ -237,6 +243,8 @@ type Store interface {
 	// Keys lists a provider's keys in a space that are not hidden, in the order of their names' bytes, from the first name
 	// behind after, at most n (and never more than MaxPage). A row that cannot be understood is listed with its Damage.
 	Keys(ctx context.Context, provider int64, space Space, after string, n int) ([]Key, error)
+	// Names lists what Keys does, and reads no more of it: there may be very many.
+	Names(ctx context.Context, provider int64, space Space, after string, n int) ([]Name, error)
 	// Spaces lists the spaces behind after in which a provider has keys, hidden ones too, in their order, at most n.
 	Spaces(ctx context.Context, provider int64, after Space, n int) ([]Space, error)
 	// KeyByName finds a key, hidden ones too.

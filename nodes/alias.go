@@ -56,7 +56,7 @@ func (n *aliasesDir) Symlink(ctx context.Context, target, name string, out *fuse
 		return nil, n.t.fail(ctx, at, "symlink", gate.Refuse(syscall.ENAMETOOLONG, "the target is too long", ""))
 	}
 	c := callerOf(ctx)
-	a, err := n.t.kim.CreateAlias(calm(ctx), kim.Alias{Name: name, Target: target, UID: c.UID, GID: c.GID})
+	a, err := n.t.kim.CreateAlias(deed(ctx), kim.Alias{Name: name, Target: target, UID: c.UID, GID: c.GID})
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "symlink", time.Now(), err)
 	}
@@ -68,7 +68,7 @@ var _ = (fs.NodeUnlinker)((*aliasesDir)(nil))
 
 // Unlink is safe because it takes a name away and no key.
 func (n *aliasesDir) Unlink(ctx context.Context, name string) syscall.Errno {
-	return n.t.audited(ctx, n.child(name), "unlink", time.Now(), n.t.kim.RemoveAlias(calm(ctx), name))
+	return n.t.audited(ctx, n.child(name), "unlink", time.Now(), n.t.kim.RemoveAlias(deed(ctx), name))
 }
 
 var _ = (fs.NodeRenamer)((*aliasesDir)(nil))
@@ -90,7 +90,7 @@ func (n *aliasesDir) Rename(ctx context.Context, name string, parent fs.InodeEmb
 			return n.t.fail(ctx, at, "rename", gate.Refuse(syscall.EEXIST, "the new name is taken", ""))
 		}
 	}
-	err := n.t.kim.RenameAlias(calm(ctx), name, newName)
+	err := n.t.kim.RenameAlias(deed(ctx), name, newName)
 	n.t.audit(callerOf(ctx), AuditDeed, place{t: n.t, file: at.file + " to " + next.file}, "rename", time.Now(), err)
 	return n.t.remember(ctx, at, "rename", err)
 }

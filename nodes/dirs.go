@@ -342,10 +342,10 @@ func (t *Tree) keys(p *kim.Provider, space kim.Space) *keysDir {
 		return t.key(p, k.Number), 0
 	}
 	n.list = func() fs.DirStream {
-		page := func(ctx context.Context, after string, most int) ([]kim.Key, error) {
-			return p.List(ctx, space, after, most)
+		page := func(ctx context.Context, after string, most int) ([]kim.Name, error) {
+			return p.Names(ctx, space, after, most)
 		}
-		return listing(page, func(k kim.Key) fuse.DirEntry {
+		return listing(page, func(k kim.Name) fuse.DirEntry {
 			return fuse.DirEntry{Name: k.Name, Mode: syscall.S_IFDIR, Ino: inoOf(k.Number, 0)}
 		})
 	}
@@ -372,7 +372,7 @@ func (n *keysDir) Mkdir(ctx context.Context, name string, mode uint32, out *fuse
 	}
 	c := callerOf(ctx)
 	bits, files := newborn(own.inherits, mode&07777, mode>>umaskShift)
-	k, err := p.CreateDraft(calm(ctx), n.space, name, c.UID, c.GID, bits, files...)
+	k, err := p.CreateDraft(deed(ctx), n.space, name, c.UID, c.GID, bits, files...)
 	if err != nil {
 		return nil, n.t.audited(ctx, at, "mkdir", begun, err)
 	}
@@ -613,9 +613,9 @@ func (n *keysDir) move(ctx context.Context, from string, to *keysDir, name strin
 	changed := []int64{k.Number}
 	if exchange {
 		changed = append(changed, o.Number)
-		err = n.t.kim.Exchange(calm(ctx), k.Number, o.Number)
+		err = n.t.kim.Exchange(deed(ctx), k.Number, o.Number)
 	} else {
-		err = n.t.kim.Rename(calm(ctx), k.Number, to.space, name)
+		err = n.t.kim.Rename(deed(ctx), k.Number, to.space, name)
 	}
 	if err == nil && n.space != to.space {
 		n.t.moved(changed...)

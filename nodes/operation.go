@@ -147,6 +147,9 @@ func gone(err error) error {
 // is enough to interrupt a system call).
 func calm(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
 
+// deed is calm for what its caller changes in the KIM, where users take turns.
+func deed(ctx context.Context) context.Context { return kim.ForUser(calm(ctx), callerOf(ctx).UID) }
+
 // A file is the last step of the way to it, behind its provider's directory and its key's.
 var _ gate.Way = (*fileNode)(nil)
 

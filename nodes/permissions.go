@@ -189,7 +189,7 @@ func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) 
 	}
 	now := time.Now()
 	i.Ctime = &now
-	if err := b.t.kim.SetInode(calm(ctx), i); err != nil {
+	if err := b.t.kim.SetInode(deed(ctx), i); err != nil {
 		return err
 	}
 	after, err := b.permissions(ctx)
@@ -309,7 +309,7 @@ func (b *base) Setxattr(ctx context.Context, name string, value []byte, flags ui
 	if err := b.label(ctx, name); err != nil {
 		return b.t.fail(ctx, b.self.place(), "setxattr", err)
 	}
-	err := b.t.kim.SetXattr(calm(ctx), b.ino, name, value, int(flags&3))
+	err := b.t.kim.SetXattr(deed(ctx), b.ino, name, value, int(flags&3))
 	if psa.StatusOf(err) == psa.StatusDoesNotExist {
 		err = gate.Refuse(syscall.ENODATA, "there is no such label", "")
 	}
@@ -377,7 +377,7 @@ func (b *base) Removexattr(ctx context.Context, name string) syscall.Errno {
 	if err := b.label(ctx, name); err != nil {
 		return b.t.fail(ctx, b.self.place(), "removexattr", err)
 	}
-	err := b.t.kim.RemoveXattr(calm(ctx), b.ino, name)
+	err := b.t.kim.RemoveXattr(deed(ctx), b.ino, name)
 	if psa.StatusOf(err) == psa.StatusDoesNotExist {
 		return syscall.ENODATA
 	}

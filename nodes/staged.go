@@ -11,6 +11,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes/caller"
 	"github.com/parsecfs/parsecfs/nodes/gate"
 	"github.com/parsecfs/parsecfs/nodes/transaction"
@@ -426,7 +427,7 @@ func (h *stagedHandle) run(a *application, by caller.Caller, apply func(context.
 	defer end()
 	defer close(a.finished)
 	begun := time.Now()
-	a.err = h.n.t.machine.Guard(h.n.place().path, func() error { return apply(context.Background()) })
+	a.err = h.n.t.machine.Guard(h.n.place().path, func() error { return apply(kim.ForUser(context.Background(), by.UID)) })
 	class := AuditDeed
 	if by.UID != h.opener {
 		class = AuditAttempt

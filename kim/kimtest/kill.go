@@ -18,8 +18,11 @@ import (
 
 const (
 	childEnv = "KIMTEST_CHILD"
-	writers  = 4
-	rounds   = 12
+	longEnv  = "PARSECFS_TEST_LONG"
+	// Eight writers at once, which share their commits.
+	writers    = 8
+	rounds     = 12
+	longRounds = 300
 )
 
 // step is one transaction on a key that child goes through, and the state after it; "" is no row.
@@ -120,8 +123,12 @@ func child(dir string, open Opener) {
 func testKill(t *testing.T, s *suite, top string) {
 	begun, done := map[string]int{}, map[string]int{}
 	highest := int64(0)
-	for round := range rounds {
-		kill := 1 + rand.IntN(200)
+	n := rounds
+	if os.Getenv(longEnv) == "1" {
+		n = longRounds
+	}
+	for round := range n {
+		kill := 1 + rand.IntN(400)
 		cmd := exec.Command(os.Args[0], "-test.run=^"+top+"$")
 		cmd.Env = append(os.Environ(), childEnv+"="+s.dir)
 		cmd.Stderr = os.Stderr

@@ -188,6 +188,12 @@ func (s *suite) allOf(provider int64, space kim.Space) []kim.Key {
 	for {
 		page, err := s.Keys(ctx, provider, space, after, 7)
 		s.ok(err)
+		names, err := s.Names(ctx, provider, space, after, 7)
+		s.ok(err)
+		same := func(n kim.Name, k kim.Key) bool { return n.Name == k.Name && n.Number == k.Number }
+		if !slices.EqualFunc(names, page, same) {
+			s.t.Fatalf("the names are %v, the keys %+v", names, page)
+		}
 		if len(page) == 0 {
 			return all
 		}

@@ -13,6 +13,8 @@
 //	                        measure keys in a TPM against go-tpm alone on another TPM, and print the table
 //	bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN
 //	                        measure a key in a token against its module alone, and print the table
+//	bench growth PARSECFS DIR NUMBER...
+//	                        measure mounts with these numbers of keys, made below the empty DIR, and print the table and JSON
 package main
 
 import (
@@ -51,10 +53,12 @@ func main() {
 		err = runTPM(os.Args[2], os.Args[3], os.Args[4])
 	case len(os.Args) == 7 && os.Args[1] == "pkcs11":
 		err = runPKCS11(os.Args[2], os.Args[3], os.Args[4], os.Args[5], os.Args[6])
+	case len(os.Args) > 2 && os.Args[1] == "growth":
+		err = runGrowth(os.Args[2:])
 	case len(os.Args) == 2 && os.Args[1] == "echo":
 		err = echo()
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN | bench growth PARSECFS DIR NUMBER...")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

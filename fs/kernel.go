@@ -90,7 +90,8 @@ func fusermount() (string, error) {
 			}
 		}
 	}
-	return "", &Error{KindFUSE, errors.New("fusermount3 is missing, which ordinary users need to mount"), "install fuse3 (apt install fuse3), or mount as root"}
+	return "", &Error{KindFUSE, errors.New("fusermount3 is missing, which ordinary users need to mount"),
+		"install fuse3 (apt install fuse3), or mount as root"}
 }
 
 // mountFusermount speaks fusermount3's protocol: fusermount3 mounts, and sends the open /dev/fuse through the socket that

@@ -145,7 +145,8 @@ func clearMountpoint(dir string, detached func()) error {
 		return missing(dir, err)
 	}
 	if len(entries) > 0 {
-		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not empty, and a mount would hide what is in it", dir), "choose an empty directory"}
+		return &Error{KindMountpoint, fmt.Errorf("the mountpoint %s is not empty, and a mount would hide what is in it", dir),
+			"choose an empty directory"}
 	}
 	return nil
 }

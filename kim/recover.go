@@ -88,7 +88,8 @@ func (p *Provider) recover(ctx context.Context) (left int, err error) {
 			return nil
 		}
 		left++
-		p.log.Error("a key cannot be recovered yet; parsecfs tries again", "key", key.Number, "uuid", UUID(key.ID), "was", string(key.State), "err", err)
+		p.log.Error("a key cannot be recovered yet; parsecfs tries again", "key", key.Number, "uuid", UUID(key.ID), "was", string(key.State),
+			"err", err)
 		if unknown(err) {
 			return err // the device went away, so the others would fail too
 		}

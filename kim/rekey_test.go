@@ -77,7 +77,8 @@ func TestManyNewDataKey(t *testing.T) {
 	op := gcm
 	op.Operation = psa.Encrypt
 	for _, key := range []kim.Key{first, last} {
-		if o, err := do(k, key.Number, op, []byte(kept)); err != nil || len(o["ciphertext"]) == 0 || bytes.Contains(o["ciphertext"], []byte(kept)) {
+		if o, err := do(k, key.Number, op, []byte(kept)); err != nil || len(o["ciphertext"]) == 0 ||
+			bytes.Contains(o["ciphertext"], []byte(kept)) {
 			t.Errorf("%s: %v", key.Name, err)
 		}
 	}

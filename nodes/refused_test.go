@@ -47,7 +47,8 @@ func TestExpandedKeyIsRefused(t *testing.T) {
 				m.put(m.path(draft, "attributes"), "template = \"ml-dsa-44\"\n")
 			}
 			wantErrno(t, put(m.path(draft, "import"), string(text)), syscall.EOPNOTSUPP)
-			if x := m.last(); !strings.HasPrefix(x.words, "the private key is expanded and has no seed") || x.hint != "hint: export it again, with its seed" {
+			if x := m.last(); !strings.HasPrefix(x.words, "the private key is expanded and has no seed") ||
+				x.hint != "hint: export it again, with its seed" {
 				t.Errorf("%s: last_error says %q and %q", draft, x.words, x.hint)
 			}
 		}
@@ -89,12 +90,17 @@ func TestTooLongForRSA(t *testing.T) {
 		errno       syscall.Errno
 		words, hint string
 	}{
-		{"oaep", "encrypt", 191, syscall.EINVAL, "the plaintext has 191 bytes; at most 190 fit", "at most 190 bytes fit: encrypt a symmetric key with this key"},
-		{"oaep", "encrypt", 257, syscall.EFBIG, "the input has more than 256 bytes", "at most 190 bytes fit: encrypt a symmetric key with this key"},
-		{"oaep", "encrypt", 3 << 20, syscall.EFBIG, "the input has more than 256 bytes", "at most 190 bytes fit: encrypt a symmetric key with this key"},
+		{"oaep", "encrypt", 191, syscall.EINVAL, "the plaintext has 191 bytes; at most 190 fit",
+			"at most 190 bytes fit: encrypt a symmetric key with this key"},
+		{"oaep", "encrypt", 257, syscall.EFBIG, "the input has more than 256 bytes",
+			"at most 190 bytes fit: encrypt a symmetric key with this key"},
+		{"oaep", "encrypt", 3 << 20, syscall.EFBIG, "the input has more than 256 bytes",
+			"at most 190 bytes fit: encrypt a symmetric key with this key"},
 		{"oaep", "decrypt", 257, syscall.EFBIG, "the input has more than 256 bytes", "a ciphertext of this key has 256 bytes"},
-		{"crypt", "encrypt", 246, syscall.EINVAL, "the plaintext has 246 bytes; at most 245 fit", "at most 245 bytes fit: encrypt a symmetric key with this key"},
-		{"crypt", "encrypt", 257, syscall.EFBIG, "the input has more than 256 bytes", "at most 245 bytes fit: encrypt a symmetric key with this key"},
+		{"crypt", "encrypt", 246, syscall.EINVAL, "the plaintext has 246 bytes; at most 245 fit",
+			"at most 245 bytes fit: encrypt a symmetric key with this key"},
+		{"crypt", "encrypt", 257, syscall.EFBIG, "the input has more than 256 bytes",
+			"at most 245 bytes fit: encrypt a symmetric key with this key"},
 	} {
 		_, err := signed(m.path(c.key, c.file), strings.Repeat("m", c.length))
 		wantErrno(t, err, c.errno)

@@ -36,7 +36,8 @@ sys.stdin.readline()`, verify)
 			t.Errorf("others see %d bytes", size)
 		}
 	}
-	if out, err := exec.Command("prlimit", "--fsize=16777216", "tar", "-cf", filepath.Join(t.TempDir(), "tar"), "-C", m.path(), ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("prlimit", "--fsize=16777216", "tar", "-cf", filepath.Join(t.TempDir(), "tar"), "-C", m.path(),
+		".").CombinedOutput(); err != nil {
 		t.Errorf("tar: %v: %s", err, out)
 	}
 	other.end()
@@ -199,7 +200,8 @@ type another struct {
 
 func user(t *testing.T, program string, args ...string) *another {
 	t.Helper()
-	cmd := exec.Command("setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", "import os, sys\n" + program}, args...)...)
+	cmd := exec.Command("setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c",
+		"import os, sys\n" + program}, args...)...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -26,8 +26,10 @@ func TestTextsAreFiles(t *testing.T) {
 	}
 	defer out.Close()
 	for _, path := range []string{filepath.Join(m.dir, "README"), filepath.Join(m.dir, "version"), filepath.Join(m.dir, "last_error"),
-		filepath.Join(provider, "info"), filepath.Join(provider, "status"), filepath.Join(provider, "capabilities"), filepath.Join(provider, "capabilities.json"),
-		m.path("k", "attributes"), m.path("k", "last_error"), m.path("k", "public.pem"), m.path("k", "public.der"), m.path("k", "public.ssh"), m.path("k", "public.jwk"), m.path("k", "capabilities")} {
+		filepath.Join(provider, "info"), filepath.Join(provider, "status"), filepath.Join(provider, "capabilities"),
+		filepath.Join(provider, "capabilities.json"),
+		m.path("k", "attributes"), m.path("k", "last_error"), m.path("k", "public.pem"), m.path("k", "public.der"), m.path("k", "public.ssh"),
+		m.path("k", "public.jwk"), m.path("k", "capabilities")} {
 		want := m.get(path)
 		size := sizeOf(t, path)
 		if size == 0 || size != int64(len(want)) {
@@ -63,7 +65,8 @@ func TestTextsAreFiles(t *testing.T) {
 		}
 		f.Close()
 	}
-	for _, walk := range []string{"git hash-object --no-filters $(find . -maxdepth 1 -type f -size +0 ! -name random)", "ag -c zzzz keys/k README || true", "rsync -a keys/k $0"} {
+	for _, walk := range []string{"git hash-object --no-filters $(find . -maxdepth 1 -type f -size +0 ! -name random)",
+		"ag -c zzzz keys/k README || true", "rsync -a keys/k $0"} {
 		cmd := exec.Command("bash", "-ec", walk, t.TempDir())
 		cmd.Dir = provider
 		if said, err := cmd.CombinedOutput(); err != nil {

@@ -116,7 +116,8 @@ func TestURing(t *testing.T) {
 	u := newURing(t)
 	provider := filepath.Join(m.dir, "providers/software")
 	for _, path := range []string{filepath.Join(m.dir, "README"), filepath.Join(m.dir, "version"), filepath.Join(m.dir, "last_error"),
-		filepath.Join(provider, "info"), filepath.Join(provider, "status"), filepath.Join(provider, "capabilities"), filepath.Join(provider, "capabilities.json"),
+		filepath.Join(provider, "info"), filepath.Join(provider, "status"), filepath.Join(provider, "capabilities"),
+		filepath.Join(provider, "capabilities.json"),
 		m.path("k", "attributes"), m.path("k", "public.pem"), m.path("k", "capabilities")} {
 		want := m.get(path)
 		for _, own := range []bool{false, true} {

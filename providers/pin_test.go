@@ -8,7 +8,8 @@ import (
 )
 
 func FuzzPINSource(f *testing.F) {
-	for _, s := range []string{"/run/pin", "file:/run/pin", "file:///run/pin", "credential:pin", "credential:../pin", "|command", "", "file:", "pin"} {
+	for _, s := range []string{"/run/pin", "file:/run/pin", "file:///run/pin", "credential:pin", "credential:../pin", "|command", "", "file:",
+		"pin"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -30,10 +30,14 @@ func TestQuickstartLooksBeforeItInstalls(t *testing.T) {
 		installs     bool
 	}{
 		{name: "missing", says: []string{"quickstart: Go is missing", "hint: unpack Go 1."}},
-		{name: "too old to fetch one", golang: `[ "$2" = GOTOOLCHAIN ] && echo || echo go1.19.8`, says: []string{"quickstart: Go 1.19.8 is too old", "hint: unpack Go 1."}},
-		{name: "told not to fetch one", golang: `[ "$2" = GOTOOLCHAIN ] && echo local || echo go1.24.4`, says: []string{"quickstart: Go 1.24.4 is too old"}},
-		{name: "broken", golang: `echo 'exec format error' >&2; exit 126`, says: []string{"/go does not work: exec format error"}, not: "too old"},
-		{name: "cannot fetch one", installs: true, not: "too old", says: []string{"quickstart: Go 1.24.4 could not fetch Go 1.", "x509: certificate signed by unknown authority"},
+		{name: "too old to fetch one", golang: `[ "$2" = GOTOOLCHAIN ] && echo || echo go1.19.8`,
+			says: []string{"quickstart: Go 1.19.8 is too old", "hint: unpack Go 1."}},
+		{name: "told not to fetch one", golang: `[ "$2" = GOTOOLCHAIN ] && echo local || echo go1.24.4`,
+			says: []string{"quickstart: Go 1.24.4 is too old"}},
+		{name: "broken", golang: `echo 'exec format error' >&2; exit 126`, says: []string{"/go does not work: exec format error"},
+			not: "too old"},
+		{name: "cannot fetch one", installs: true, not: "too old",
+			says: []string{"quickstart: Go 1.24.4 could not fetch Go 1.", "x509: certificate signed by unknown authority"},
 			golang: `[ "$2" = GOTOOLCHAIN ] && echo auto && exit; [ "$GOTOOLCHAIN" = local ] && echo go1.24.4 && exit
 				echo 'go: download go1.26.4: tls: failed to verify certificate: x509: certificate signed by unknown authority' >&2; exit 1`},
 	} {
@@ -41,7 +45,8 @@ func TestQuickstartLooksBeforeItInstalls(t *testing.T) {
 			t.Parallel()
 			bin, installed := t.TempDir(), filepath.Join(t.TempDir(), "installed")
 			// everything but a compiler, OpenSSL and Go
-			for _, name := range []string{"awk", "basename", "bash", "cat", "dirname", "head", "id", "ls", "mktemp", "printf", "realpath", "rm", "sort", "chmod", "sh"} {
+			for _, name := range []string{"awk", "basename", "bash", "cat", "dirname", "head", "id", "ls", "mktemp", "printf", "realpath", "rm",
+				"sort", "chmod", "sh"} {
 				path, err := exec.LookPath(name)
 				if err != nil {
 					t.Fatal(err)

@@ -48,7 +48,8 @@ The copy contains the wrapping key, and therefore every secret in the key store:
 func writeNew(name string, write func(io.Writer) error) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return &fs.Error{Kind: fs.KindOther, Err: fmt.Errorf("%s exists already", name), Hint: "a backup never replaces a file: choose another name"}
+		return &fs.Error{Kind: fs.KindOther, Err: fmt.Errorf("%s exists already", name),
+			Hint: "a backup never replaces a file: choose another name"}
 	}
 	if err != nil {
 		return err

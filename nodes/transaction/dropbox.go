@@ -52,9 +52,10 @@ var (
 	errExpired   = gate.Refuse(syscall.EBUSY, "nobody read the answer in time", "open the file again")
 	errReplaced  = gate.Refuse(syscall.EBUSY, "this process has made another request", "open the file again")
 	errUnwhole   = gate.Refuse(syscall.EBUSY, "the request is still being written", "close it before you read")
-	errAmbiguous = gate.Refuse(syscall.EBUSY, "this process has more than one request waiting", "open the file once for writing and reading, or use a slot")
-	errKilled    = gate.Refuse(syscall.EINVAL, "the writer was killed before the end of its message", "write the message again")
-	errGone      = psa.Errorf(psa.StatusRevoked, "the key, or this file of it, is gone")
+	errAmbiguous = gate.Refuse(syscall.EBUSY, "this process has more than one request waiting",
+		"open the file once for writing and reading, or use a slot")
+	errKilled = gate.Refuse(syscall.EINVAL, "the writer was killed before the end of its message", "write the message again")
+	errGone   = psa.Errorf(psa.StatusRevoked, "the key, or this file of it, is gone")
 )
 
 // register puts the request of an open for writing into the box.

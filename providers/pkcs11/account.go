@@ -103,7 +103,8 @@ func (l launch) orders() orders {
 // passedOn are the variables that a module gets from this program's environment: where and in which language it runs, and
 // the variables that known modules and their libraries read. A module gets nothing else of it.
 var passedOn = []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "XDG_RUNTIME_DIR",
-	"DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF", "OPENSC_DEBUG", "PCSCLITE_*",
+	"DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "SOFTHSM2_CONF", "TPM2_PKCS11_*", "TSS2_*", "P11_KIT_*", "NSS_*", "OPENSC_CONF",
+	"OPENSC_DEBUG", "PCSCLITE_*",
 	"YUBIHSM_PKCS11_*"}
 
 // workerEnvironment is a module's environment: part of our own, more, and the variables of its user. It keeps a crashing

@@ -31,7 +31,8 @@ func folderOf(t *testing.T, uid int) string {
 func compile(t *testing.T, source string) (library string) {
 	t.Helper()
 	library = filepath.Join(folderOf(t, os.Geteuid()), strings.TrimSuffix(source, ".c")+".so")
-	out, err := exec.Command("gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, filepath.Join("testdata", source)).CombinedOutput()
+	out, err := exec.Command("gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library,
+		filepath.Join("testdata", source)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
@@ -103,7 +104,8 @@ func enemy(t *testing.T, library, dir, user string) {
 		case "descriptor":
 			// The lock, the pairs' ends, what it says; what Go's runtime has open; and the report.
 			if value != "/dev/null" && !strings.HasPrefix(value, "socket:") && !strings.HasPrefix(value, "pipe:") && value != report &&
-				!strings.HasSuffix(value, "worker.lock") && !strings.HasPrefix(value, "/sys/fs/cgroup/") && !strings.HasPrefix(value, "anon_inode:[event") && !strings.HasPrefix(value, "/proc/") {
+				!strings.HasSuffix(value, "worker.lock") && !strings.HasPrefix(value, "/sys/fs/cgroup/") &&
+				!strings.HasPrefix(value, "anon_inode:[event") && !strings.HasPrefix(value, "/proc/") {
 				t.Errorf("it has %s open", value)
 			}
 		default:
@@ -151,10 +153,12 @@ func TestUserWithoutRights(t *testing.T) {
 	if err := os.WriteFile(conf, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := open(t, map[string]any{"library_path": compile(t, "enemy.c"), "user": fmt.Sprintf("%d:%[1]d", stranger), "environment": map[string]any{"SOFTHSM2_CONF": conf}})
+	p := open(t, map[string]any{"library_path": compile(t, "enemy.c"), "user": fmt.Sprintf("%d:%[1]d", stranger),
+		"environment": map[string]any{"SOFTHSM2_CONF": conf}})
 	defer p.Close()
 	_, err := p.Identity(t.Context())
-	if psa.StatusOf(err) != psa.StatusProviderAbsent || !strings.Contains(err.Error(), conf) || !strings.Contains(err.Error(), "2011") || psa.HintOf(err) == "" {
+	if psa.StatusOf(err) != psa.StatusProviderAbsent || !strings.Contains(err.Error(), conf) || !strings.Contains(err.Error(), "2011") ||
+		psa.HintOf(err) == "" {
 		t.Errorf("%v (hint %q)", err, psa.HintOf(err))
 	}
 }
@@ -178,7 +182,8 @@ func TestUserOfAnother(t *testing.T) {
 		return
 	}
 	requireRoot(t)
-	cmd := exec.Cmd{Path: "/proc/self/exe", Args: []string{os.Args[0], "-test.run=^TestUserOfAnother$", "-test.v"}, Dir: "/", Env: []string{again + "=2011:2011"},
+	cmd := exec.Cmd{Path: "/proc/self/exe", Args: []string{os.Args[0], "-test.run=^TestUserOfAnother$", "-test.v"}, Dir: "/",
+		Env:         []string{again + "=2011:2011"},
 		SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}}
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestUserOfAnother") {
 		t.Errorf("%v\n%s", err, out)
@@ -194,7 +199,8 @@ func TestUserSetting(t *testing.T) {
 		}
 	}
 	for _, kept := range []any{"CAP_IPC_LOCK", []any{"CAP_SYS_PTRACE"}, []any{"CAP_SYS_ADMIN"}, []any{5}} {
-		if _, err := tryOpen(t, map[string]any{"library_path": "/nowhere", "keep_capabilities": kept}); psa.StatusOf(err) != psa.StatusInvalidArgument {
+		if _, err := tryOpen(t, map[string]any{"library_path": "/nowhere",
+			"keep_capabilities": kept}); psa.StatusOf(err) != psa.StatusInvalidArgument {
 			t.Errorf("keep_capabilities %v: %v", kept, err)
 		}
 	}

@@ -14,9 +14,10 @@ var statuses = map[p11.Error]struct {
 	status psa.Status
 	hint   string
 }{
-	p11.CKR_HOST_MEMORY:                    {psa.StatusInsufficientMemory, ""},
-	p11.CKR_DEVICE_MEMORY:                  {psa.StatusInsufficientStorage, "the token is full"},
-	p11.CKR_SESSION_COUNT:                  {psa.StatusInsufficientMemory, "other programs use the token's sessions; lower the setting sessions, which limits ours"},
+	p11.CKR_HOST_MEMORY:   {psa.StatusInsufficientMemory, ""},
+	p11.CKR_DEVICE_MEMORY: {psa.StatusInsufficientStorage, "the token is full"},
+	p11.CKR_SESSION_COUNT: {psa.StatusInsufficientMemory,
+		"other programs use the token's sessions; lower the setting sessions, which limits ours"},
 	p11.CKR_DEVICE_ERROR:                   {psa.StatusHardwareFailure, ""},
 	p11.CKR_DEVICE_REMOVED:                 {psa.StatusProviderAbsent, hintAbsent},
 	p11.CKR_TOKEN_NOT_PRESENT:              {psa.StatusProviderAbsent, hintAbsent},

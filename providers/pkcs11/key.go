@@ -132,7 +132,8 @@ func (k *key) begin(op psa.Op) (psa.Run, error) {
 			return psa.RSAEncryptRun(op, pub)
 		}
 	}
-	u := &use{p: k.p, object: k.object, attributes: k.attributes, public: k.verifier, alg: op.Algorithm, adopted: k.adopted, unchecked: k.unchecked}
+	u := &use{p: k.p, object: k.object, attributes: k.attributes, public: k.verifier, alg: op.Algorithm, adopted: k.adopted,
+		unchecked: k.unchecked}
 	run, err := u.begin(op)
 	if err != nil {
 		return nil, err
@@ -352,7 +353,8 @@ func (u *use) Decrypt(_ io.Reader, ciphertext []byte, _ crypto.DecrypterOpts) ([
 		hash := hashes[u.alg.Hash()]
 		m = mechanism{number: p11.CKM_RSA_PKCS_OAEP, kind: paramOAEP, hash: hash.mechanism, mgf: hash.mgf, data: u.label}
 	}
-	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding, "this ciphertext was not made for this key")
+	return u.askAbout(u.ctx, "decrypt", &request{method: methodDecrypt, mechanism: m, data: ciphertext}, psa.StatusInvalidPadding,
+		"this ciphertext was not made for this key")
 }
 
 // cipherMechanisms are the mechanisms of the ciphers. We do CBC's padding ourselves.

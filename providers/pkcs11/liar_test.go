@@ -53,7 +53,8 @@ func providerOf(t *testing.T, log *slog.Logger, settings map[string]any) *provid
 // TestLiars: a worker that lies, by its wire or its words, costs its own provider its answers, and nobody anything else.
 func TestLiars(t *testing.T) {
 	library := filepath.Join(t.TempDir(), "liar.so")
-	if out, err := exec.Command("gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, "testdata/liar.c").CombinedOutput(); err != nil {
+	if out, err := exec.Command("gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library,
+		"testdata/liar.c").CombinedOutput(); err != nil {
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
 	k := pkcs11test.SoftHSM(t, "honest")[0]
@@ -75,7 +76,8 @@ func TestLiars(t *testing.T) {
 	for _, lie := range []string{"empty", "other", "twice", "too long", "long", "outcome", "noise", "deaf", "talk"} {
 		t.Run(lie, func(t *testing.T) {
 			var log logged
-			p := providerOf(t, slog.New(slog.NewTextHandler(&log, nil)), map[string]any{"library_path": library, "environment": map[string]any{"LIAR": lie}})
+			p := providerOf(t, slog.New(slog.NewTextHandler(&log, nil)),
+				map[string]any{"library_path": library, "environment": map[string]any{"LIAR": lie}})
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -129,8 +131,10 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(encode(f, func(c *codec) { c.response(someResponse()) })[frameHead:])
 	value := func(n uint64, b ...byte) attribute { return attribute{number: n, value: b} }
 	for _, o := range [][]attribute{
-		{value(p11.CKA_MODULUS, 1), value(p11.CKA_PUBLIC_EXPONENT, 1, 0, 1), value(p11.CKA_PRIVATE_EXPONENT, 1), value(p11.CKA_PRIME_1, 1), value(p11.CKA_PRIME_2, 1)},
-		{value(p11.CKA_MODULUS, 0), value(p11.CKA_PUBLIC_EXPONENT, 3), value(p11.CKA_PRIVATE_EXPONENT, 0), value(p11.CKA_PRIME_1, 0), value(p11.CKA_PRIME_2, 0)},
+		{value(p11.CKA_MODULUS, 1), value(p11.CKA_PUBLIC_EXPONENT, 1, 0, 1), value(p11.CKA_PRIVATE_EXPONENT, 1), value(p11.CKA_PRIME_1, 1),
+			value(p11.CKA_PRIME_2, 1)},
+		{value(p11.CKA_MODULUS, 0), value(p11.CKA_PUBLIC_EXPONENT, 3), value(p11.CKA_PRIVATE_EXPONENT, 0), value(p11.CKA_PRIME_1, 0),
+			value(p11.CKA_PRIME_2, 0)},
 		{value(p11.CKA_EC_POINT, 4, 1, 4), value(p11.CKA_VALUE, 0), value(p11.CKA_EC_PARAMS, 6, 0)},
 		{value(p11.CKA_EC_POINT, 4, 0x84, 255, 255, 255, 255), value(p11.CKA_VALUE, make([]byte, 32)...)},
 		{value(p11.CKA_KEY_TYPE, 1), value(p11.CKA_VALUE_LEN, 255), value(p11.CKA_ID), value(p11.CKA_LABEL, 0xff)},
@@ -139,7 +143,8 @@ func FuzzAnswer(f *testing.F) {
 	}
 	kinds := []psa.Attributes{{Type: psa.KeyTypeRSAKeyPair, Bits: 2048}, {Type: psa.ECCKeyPair(psa.SECPR1), Bits: 256},
 		{Type: psa.ECCKeyPair(psa.TwistedEdwards), Bits: 255}, {Type: psa.KeyTypeAES, Bits: 256}}
-	requests := []*request{{method: methodRead, types: make([]uint64, 5)}, {method: methodList}, {method: methodSign}, {method: methodMechanisms}}
+	requests := []*request{{method: methodRead, types: make([]uint64, 5)}, {method: methodList}, {method: methodSign},
+		{method: methodMechanisms}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var a, again response
 		if parse(b, func(c *codec) { c.response(&a) }) != nil {

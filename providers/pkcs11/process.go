@@ -148,7 +148,8 @@ func (l launch) start(log *slog.Logger) (*process, error) {
 	}
 	p.cmd = &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{workerName, l.library, l.reserved, strconv.Itoa(len(p.sockets)), strconv.Itoa(l.width)},
-		Dir: "/", Env: []string{ordersName + "=" + string(orders), "GOTRACEBACK=none"}, ExtraFiles: append([]*os.File{lock}, theirs...), Stderr: p.stderr,
+		Dir: "/", Env: []string{ordersName + "=" + string(orders), "GOTRACEBACK=none"}, ExtraFiles: append([]*os.File{lock}, theirs...),
+		Stderr:    p.stderr,
 		WaitDelay: closeTime, // what the module started may have the same stderr
 	}
 	if err := p.cmd.Start(); err != nil {

@@ -386,7 +386,8 @@ func (t *tester) does(a psa.Attributes, k *testKey) bool {
 	t.note(err)
 	t.works[a] = err == nil
 	if err != nil && t.fatal == nil {
-		t.p.log.Debug("the token lists a mechanism that does not work, or gives wrong results", "type", a.Type.String(), "bits", a.Bits, "algorithm", a.Algorithm.String(), "err", err)
+		t.p.log.Debug("the token lists a mechanism that does not work, or gives wrong results", "type", a.Type.String(), "bits", a.Bits,
+			"algorithm", a.Algorithm.String(), "err", err)
 	}
 	return err == nil
 }

@@ -45,12 +45,13 @@ var settings = []providers.Setting{
 	{Name: "library_path", Help: "the PKCS #11 module, an absolute path", Check: path, Files: func(v any) []string { return []string{v.(string)} }},
 	{Name: "serial_number", Help: "the token's serial number", Check: text},
 	{Name: "token_label", Help: "the token's label", Check: text},
-	{Name: "slot_number", Help: "the slot that the token is in at the start; serial_number or token_label is better", Check: func(v any) error {
-		if n, ok := v.(int64); !ok || n < 0 {
-			return errors.New("must be a number, 0 or more")
-		}
-		return nil
-	}},
+	{Name: "slot_number", Help: "the slot that the token is in at the start; serial_number or token_label is better",
+		Check: func(v any) error {
+			if n, ok := v.(int64); !ok || n < 0 {
+				return errors.New("must be a number, 0 or more")
+			}
+			return nil
+		}},
 	{Name: "uri", Help: "the token as a PKCS #11 URI (RFC 7512): token, serial, manufacturer, model, slot-id, module-path, pin-source", Check: func(v any) error {
 		s, ok := v.(string)
 		if !ok {

@@ -122,7 +122,8 @@ func claims(t *testing.T, k *known, a psa.Attributes) (list []claim) {
 		inner("another curve in it", false, ec)
 	}
 	if rsaPrivate, ok := k.key.(*rsa.PrivateKey); ok {
-		for _, part := range [][]byte{rsaPrivate.D.Bytes(), rsaPrivate.Primes[0].Bytes(), rsaPrivate.Precomputed.Dp.Bytes(), rsaPrivate.Precomputed.Qinv.Bytes()} {
+		for _, part := range [][]byte{rsaPrivate.D.Bytes(), rsaPrivate.Primes[0].Bytes(), rsaPrivate.Precomputed.Dp.Bytes(),
+			rsaPrivate.Precomputed.Qinv.Bytes()} {
 			p.Key = bytes.Replace(x509.MarshalPKCS1PrivateKey(rsaPrivate), part, flipped(part, len(part)/2), 1)
 			add("a flipped bit in an RSA key", false, p)
 		}

@@ -177,7 +177,8 @@ func TestSignerRefuses(t *testing.T) {
 		text   string
 	}{
 		{Op{Operation: Encrypt, Algorithm: GCM}, ec, 0, StatusNotSupported, "encrypt does not work with a signing key"},
-		{Op{Operation: Sign, Algorithm: RSAPSS(SHA256)}, ec, 0, StatusNotSupported, "sign with PSA_ALG_RSA_PSS(PSA_ALG_SHA_256) does not work with a *ecdsa.PublicKey"},
+		{Op{Operation: Sign, Algorithm: RSAPSS(SHA256)}, ec, 0, StatusNotSupported,
+			"sign with PSA_ALG_RSA_PSS(PSA_ALG_SHA_256) does not work with a *ecdsa.PublicKey"},
 		{Op{Operation: Sign, Algorithm: ECDSA(AnyHash)}, ec, 0, StatusNotSupported, "the hash is not available"},
 		{Op{Operation: Sign, Algorithm: ECDSA(MD5)}, ec, 0, StatusNotSupported, "the hash is not available"},
 		{Op{Operation: Sign, Algorithm: ECDSAAny}, ec, 0, StatusInvalidArgument, "signs only hashes"},
@@ -278,7 +279,8 @@ func TestAEAD(t *testing.T) {
 	}{
 		{Op{Operation: Sign, Algorithm: GCM}, 12, 0, StatusNotSupported, "sign does not work with a key for PSA_ALG_GCM"},
 		{Op{Operation: Encrypt, Algorithm: GCM}, 13, 0, StatusNotSupported, "a nonce of 13 bytes"},
-		{Op{Operation: Encrypt, Algorithm: GCM, Inputs: map[string][]byte{"nonce": {1}}}, 12, 0, StatusInvalidArgument, "the nonce has 1 bytes; PSA_ALG_GCM needs 12"},
+		{Op{Operation: Encrypt, Algorithm: GCM, Inputs: map[string][]byte{"nonce": {1}}}, 12, 0, StatusInvalidArgument,
+			"the nonce has 1 bytes; PSA_ALG_GCM needs 12"},
 		{Op{Operation: Decrypt, Algorithm: GCM}, 12, 0, StatusInsufficientData, "the nonce of 12 bytes is missing"},
 		{Op{Operation: Encrypt, Algorithm: GCM, Limit: 5}, 12, 6, StatusTooLarge, "the input has more than 5 bytes"},
 		{Op{Operation: Encrypt, Algorithm: GCM}, 12, DefaultLimit + 1, StatusTooLarge, "the input has more than 1048576 bytes"},

@@ -419,7 +419,8 @@ func (a Attributes) Copied(draft Attributes) (Attributes, error) {
 	case a.Usage&UsageCopy == 0:
 		return a, Errorf(StatusNotPermitted, "copy needs %s, but the key's policy has %s", UsageCopy, a.Usage)
 	case draft.Type != KeyTypeNone && draft.Type != a.Type || draft.Bits != 0 && draft.Bits != a.Bits:
-		return a, Errorf(StatusInvalidArgument, "the draft is for a %s of %d bits, but the key is a %s of %d bits", draft.Type, draft.Bits, a.Type, a.Bits)
+		return a, Errorf(StatusInvalidArgument, "the draft is for a %s of %d bits, but the key is a %s of %d bits", draft.Type, draft.Bits,
+			a.Type, a.Bits)
 	case draft.Algorithm == AlgNone:
 	case a.permitsAlgorithm(draft.Algorithm):
 		c.Algorithm = draft.Algorithm

@@ -30,7 +30,8 @@ func TestValidate(t *testing.T) {
 		{Attributes{Type: KeyTypeAES, Bits: 256, Algorithm: ECDSA(SHA256)}, StatusInvalidArgument, "PSA_ALG_ECDSA(PSA_ALG_SHA_256) does not work with a PSA_KEY_TYPE_AES key"},
 		{Attributes{Type: ECCKeyPair(SECPR1), Bits: 256, Algorithm: PureEdDSA}, StatusInvalidArgument, "does not work with"},
 		{Attributes{Type: ECCKeyPair(TwistedEdwards), Bits: 448, Algorithm: Ed25519ph}, StatusInvalidArgument, "does not work with"},
-		{Attributes{KeyTypeAES, 256, GCM, sign, 0}, StatusInvalidArgument, "usage PSA_KEY_USAGE_SIGN_MESSAGE has no effect for a PSA_KEY_TYPE_AES key with PSA_ALG_GCM; allowed: "},
+		{Attributes{KeyTypeAES, 256, GCM, sign, 0}, StatusInvalidArgument,
+			"usage PSA_KEY_USAGE_SIGN_MESSAGE has no effect for a PSA_KEY_TYPE_AES key with PSA_ALG_GCM; allowed: "},
 		{Attributes{ECCPublicKey(SECPR1), 256, ECDSA(SHA256), sign, 0}, StatusInvalidArgument, "has no effect for a PSA_KEY_TYPE_ECC_PUBLIC_KEY"},
 		{Attributes{KeyTypeAES, 256, AlgNone, UsageEncrypt, 0}, StatusInvalidArgument, "has no effect for"},
 	} {
@@ -91,8 +92,10 @@ func TestPermits(t *testing.T) {
 		{anyHash, Sign, RSAPSS(AnyHash), StatusInvalidArgument, "stands for several algorithms"},
 		// what cannot be
 		{template(t, "ed25519"), Sign, PureEdDSA, 0, ""},
-		{Attributes{ECCKeyPair(TwistedEdwards), 255, PureEdDSA, UsageSignHash, 0}, SignHash, PureEdDSA, StatusInvalidArgument, "is not an algorithm for sign_hash"},
-		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, Sign, RSAPKCS1v15SignRaw, StatusInvalidArgument, "is not an algorithm for sign"},
+		{Attributes{ECCKeyPair(TwistedEdwards), 255, PureEdDSA, UsageSignHash, 0}, SignHash, PureEdDSA, StatusInvalidArgument,
+			"is not an algorithm for sign_hash"},
+		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, Sign, RSAPKCS1v15SignRaw, StatusInvalidArgument,
+			"is not an algorithm for sign"},
 		{Attributes{KeyTypeRSAKeyPair, 2048, RSAPKCS1v15SignRaw, UsageSignHash, 0}, SignHash, RSAPKCS1v15SignRaw, 0, ""},
 		{Attributes{KeyTypeAES, 256, ECDSA(SHA256), UsageSignMessage, 0}, Sign, ECDSA(SHA256), StatusInvalidArgument, "does not work with a PSA_KEY_TYPE_AES key"},
 		{Attributes{KeyTypeAES, 256, 0x05ab0def, UsageEncrypt, 0}, Encrypt, 0x05ab0def, StatusNotSupported, "unknown algorithm"},

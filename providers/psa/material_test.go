@@ -180,7 +180,8 @@ func TestScanDraft(t *testing.T) {
 		{"ed25519.encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"rsa2048.pkcs1-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
 		{"openssh-encrypted", Attributes{}, StatusNotSupported, "the private key is encrypted"},
-		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument, "this is a PEM block, but the draft is for a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
+		{"p256.pkcs8", template(t, "aes-256-gcm"), StatusInvalidArgument,
+			"this is a PEM block, but the draft is for a PSA_KEY_TYPE_AES key, which takes 32 raw bytes"},
 	} {
 		end, m, _, err := ScanMaterial(keyFile(t, c.file), c.draft)
 		checkError(t, err, c.status, c.text)
@@ -333,7 +334,8 @@ func TestScanRest(t *testing.T) {
 		"": 0, " \r\n\t": 0, "\n" + block: 0, "\n" + block + block: 0, "\nthe text of keytool\n": 0, "\nBag Attributes\n" + block + "text": 0,
 		"\n-": 1, "\n-----BEGIN CERT": 15, "\n" + block + "--": 2, "\n-x": 0,
 		"x": -1, block: -1, "\n" + string(keyFile(t, "p256.pkcs8")): -1, "\n" + block + string(keyFile(t, "ed25519.spki")): -1,
-		"\n----- BEGIN X-----": -1, "\n-----END CERTIFICATE-----\n": -1, "\n  " + block: -1, "\n" + block[:30] + "!!!!" + block[30:]: -1, "\n\x00": -1,
+		"\n----- BEGIN X-----": -1, "\n-----END CERTIFICATE-----\n": -1, "\n  " + block: -1, "\n" + block[:30] + "!!!!" + block[30:]: -1,
+		"\n\x00": -1,
 	} {
 		left, err := ScanRest([]byte(rest))
 		if want < 0 && StatusOf(err) != StatusInvalidArgument || want >= 0 && (err != nil || left != want) {

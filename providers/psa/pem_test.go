@@ -65,7 +65,8 @@ func TestReadPEM(t *testing.T) {
 			}
 			labels = append(labels, b.Label+map[bool]string{true: "!"}[b.Encrypted])
 		}
-		if err != nil && (StatusOf(err) != StatusInvalidArgument || want == "" || !strings.Contains(err.Error(), want)) || err == nil && strings.Join(labels, " ") != want {
+		if err != nil && (StatusOf(err) != StatusInvalidArgument || want == "" || !strings.Contains(err.Error(), want)) || err == nil &&
+			strings.Join(labels, " ") != want {
 			t.Errorf("%q: %v, %v; want %s", in, labels, err, want)
 		}
 	}

@@ -38,7 +38,8 @@ func (a Attributes) Describes(key any) error {
 		return Errorf(StatusInvalidArgument, "%w", err)
 	}
 	if found.Type.KeyPair() != a.Type.KeyPair() || found.Bits != a.Bits {
-		return Errorf(StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", found.Type, found.Bits, a.Type, a.Bits).
+		return Errorf(StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", found.Type, found.Bits, a.Type,
+			a.Bits).
 			WithHint("use a template that has the key's type and size, or none")
 	}
 	// crypto/rsa would find out at the first use only

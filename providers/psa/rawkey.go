@@ -132,8 +132,8 @@ type rawSEC1 struct {
 	Public  asn1.BitString        `asn1:"optional,explicit,tag:1"`
 }
 
-// Marshal writes PKCS #8, with Public and Expanded where they are set, or SubjectPublicKeyInfo of a public key, in DER. Bytes of another length are
-// StatusInvalidArgument.
+// Marshal writes PKCS #8, with Public and Expanded where they are set, or SubjectPublicKeyInfo of a public key, in DER. Bytes of
+// another length are StatusInvalidArgument.
 func (k RawKey) Marshal() ([]byte, error) {
 	kind := rawKindOf(k.Type, k.Bits)
 	if kind == nil {

@@ -55,10 +55,10 @@ var plainTemplates = []struct {
 // anyName stands for AnyHash in a template.
 const anyName = "any"
 
-// ParseTemplate reads one template, the first word of a line of capabilities: "ecdsa-p256-sha256". Its usage is all that the algorithm can do,
-// sign and verify messages and hashes, encrypt and decrypt, or derive, and never EXPORT. "aes-BITS-xts" names the
-// cipher as everybody does, so that its key has twice the bits. Errors are StatusInvalidArgument where s is no
-// template, and else those of Attributes.Validate.
+// ParseTemplate reads one template, the first word of a line of capabilities: "ecdsa-p256-sha256". Its usage is all that the algorithm
+// can do, sign and verify messages and hashes, encrypt and decrypt, or derive, and never EXPORT. "aes-BITS-xts" names the cipher as
+// everybody does, so that its key has twice the bits. Errors are StatusInvalidArgument where s is no template, and else those of
+// Attributes.Validate.
 func ParseTemplate(s string) (Attributes, error) {
 	a, err := parseTemplate(s)
 	if err != nil {
@@ -77,7 +77,8 @@ func parseTemplate(s string) (Attributes, error) {
 		a, err := parseTemplate(full)
 		n, ok := templateBits(tag)
 		if err == nil && (!ok || !a.Algorithm.IsMAC() && !a.Algorithm.IsAEAD() || n >= a.SignatureLength()+a.Algorithm.TagLength()) {
-			err = templateError(s, "the tag cannot have "+quote(tag)+" bytes", []string{"aes-BITS-gcm-tagBYTES", "aes-BITS-ccm-tagBYTES", "hmac-HASH-tagBYTES", "aes-BITS-cmac-tagBYTES"})
+			err = templateError(s, "the tag cannot have "+quote(tag)+" bytes",
+				[]string{"aes-BITS-gcm-tagBYTES", "aes-BITS-ccm-tagBYTES", "hmac-HASH-tagBYTES", "aes-BITS-cmac-tagBYTES"})
 		}
 		a.Algorithm = AEADWithShortenedTag(a.Algorithm, n)
 		return a, err

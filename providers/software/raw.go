@@ -299,7 +299,8 @@ func rawBytes(a psa.Attributes, der []byte) ([]byte, error) {
 		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is not a %s of %d bits: %w", a.Type, a.Bits, err)
 	}
 	if k.Type != a.Type || k.Bits != a.Bits {
-		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", k.Type, k.Bits, a.Type, a.Bits)
+		return nil, psa.Errorf(psa.StatusInvalidArgument, "the key is a %s of %d bits, but the attributes say %s of %d bits", k.Type, k.Bits,
+			a.Type, a.Bits)
 	}
 	return k.Bytes, nil
 }

@@ -250,7 +250,8 @@ func (c *chip) maySpareTry(s tpm2.Session) error {
 		return err
 	}
 	if tried+1 >= most {
-		return psa.Errorf(psa.StatusNotPermitted, "the TPM has counted %d of at most %d wrong authorizations, and one more could lock it", tried, most).
+		return psa.Errorf(psa.StatusNotPermitted, "the TPM has counted %d of at most %d wrong authorizations, and one more could lock it",
+			tried, most).
 			WithHint("reset the count: tpm2_dictionarylockout --clear-lockout")
 	}
 	return nil

@@ -193,7 +193,8 @@ func sensitive(a psa.Attributes, m *psa.Material, auth []byte) (s tpm2.TPMTSensi
 	s.AuthValue = tpm2.TPM2BAuth{Buffer: auth}
 	if !a.Type.IsAsymmetric() {
 		if m.Format != psa.FormatRaw || len(m.Data)*8 != a.Bits {
-			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the material is %s of %d bytes; a %s key of %d bits has %d", m.Format, len(m.Data), a.Type, a.Bits, a.Bits/8)
+			return s, unique, psa.Errorf(psa.StatusInvalidArgument, "the material is %s of %d bytes; a %s key of %d bits has %d", m.Format,
+				len(m.Data), a.Type, a.Bits, a.Bits/8)
 		}
 		seed := make([]byte, 32)
 		if _, err := rand.Read(seed); err != nil {

@@ -39,7 +39,8 @@ func TestParseTCTI(t *testing.T) {
 	}
 	for s, why := range map[string]string{
 		"": "unknown TCTI", "tabrmd": "device:/dev/tpmrm0", "tabrmd:bus_type=session": "device:/dev/tpmrm0", "device:tpm0": "not absolute",
-		"mssim:path=/a": "wrong parameter", "swtpm:path=a": "wrong parameter", "swtpm:port=0": "port", "swtpm:port=70000": "port", "swtpm:host": "name=value",
+		"mssim:path=/a": "wrong parameter", "swtpm:path=a": "wrong parameter", "swtpm:port=0": "port", "swtpm:port=70000": "port",
+		"swtpm:host":  "name=value",
 		"swtpm:host=": "name=value", "libtpms": "unknown TCTI",
 	} {
 		if _, err := parseTCTI(s); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), "allowed: ") {

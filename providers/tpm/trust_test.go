@@ -93,7 +93,8 @@ func TestKnownTPM(t *testing.T) {
 // TestSRKName: what cannot be a name is refused, where it is read.
 func TestSRKName(t *testing.T) {
 	t.Parallel()
-	for _, v := range []any{int64(5), "", "000b", "000c" + strings.Repeat("00", 32), "000b" + strings.Repeat("0", 63), "000b" + strings.Repeat("zz", 32)} {
+	for _, v := range []any{int64(5), "", "000b", "000c" + strings.Repeat("00", 32), "000b" + strings.Repeat("0", 63),
+		"000b" + strings.Repeat("zz", 32)} {
 		if _, err := parseSRKName(v); err == nil {
 			t.Errorf("%v is taken", v)
 		}

@@ -68,7 +68,8 @@ func TestWrap(t *testing.T) {
 	always := func(s psa.Status) func(psa.PCRs) psa.Status { return func(psa.PCRs) psa.Status { return s } }
 	try(always(psa.StatusSuccess))
 	chip.Kill()
-	if _, err := w.Unwrap(t.Context(), blobs[0], nil); psa.StatusOf(err) != psa.StatusProviderAbsent && psa.StatusOf(err) != psa.StatusCommunicationFailure {
+	if _, err := w.Unwrap(t.Context(), blobs[0], nil); psa.StatusOf(err) != psa.StatusProviderAbsent &&
+		psa.StatusOf(err) != psa.StatusCommunicationFailure {
 		t.Errorf("without a TPM: %v", err)
 	}
 	chip.Restart()
@@ -142,7 +143,8 @@ func FuzzParseWrapped(f *testing.F) {
 			policy = make([]byte, 32)
 		}
 		for version, salt := range map[int][]byte{wrappedVersion: nil, wrappedPINVersion: make([]byte, pinSalt)} {
-			b, err := asn1.Marshal(wrapped{version, make([]byte, 34), tpm2.Marshal(sealedTemplate(policy, salt != nil)), []byte("private"), pcrs, salt})
+			b, err := asn1.Marshal(wrapped{version, make([]byte, 34), tpm2.Marshal(sealedTemplate(policy, salt != nil)), []byte("private"),
+				pcrs, salt})
 			if err != nil {
 				f.Fatal(err)
 			}

@@ -44,7 +44,8 @@ func RequestRun(spki []byte, alg psa.Algorithm, sign func(ctx context.Context, m
 		if err != nil {
 			return nil, err
 		}
-		der, err := asn1.Marshal(signedRequest{asn1.RawValue{FullBytes: info}, id, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
+		der, err := asn1.Marshal(signedRequest{asn1.RawValue{FullBytes: info}, id,
+			asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
 		if err != nil {
 			return nil, psa.Errorf(psa.StatusInvalidArgument, "the certificate request: %w", err)
 		}
@@ -168,7 +169,8 @@ func signatureAlgorithm(alg psa.Algorithm) (id pkix.AlgorithmIdentifier, err err
 }
 
 // keyUsages are the names that RFC 5280, 4.2.1.3, and OpenSSL have for its bits, in their order.
-var keyUsages = []string{"digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment", "keyAgreement", "keyCertSign", "cRLSign",
+var keyUsages = []string{"digitalSignature", "nonRepudiation", "keyEncipherment", "dataEncipherment", "keyAgreement", "keyCertSign",
+	"cRLSign",
 	"encipherOnly", "decipherOnly"}
 
 // purposes are the names of RFC 5280, 4.2.1.12, and OpenSSL; others are written as object identifiers.

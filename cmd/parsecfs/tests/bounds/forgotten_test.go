@@ -107,7 +107,8 @@ provider_type = "Software"
 	}
 	for _, name := range gone {
 		if !slices.ContainsFunc(strings.Split(string(trail), "\n"), func(line string) bool {
-			return strings.Contains(line, `"uid":0,`) && strings.Contains(line, `"file":"keys/`+name+`"`) && strings.Contains(line, `"operation":"expire","status":"PSA_SUCCESS"`)
+			return strings.Contains(line, `"uid":0,`) && strings.Contains(line, `"file":"keys/`+name+`"`) &&
+				strings.Contains(line, `"operation":"expire","status":"PSA_SUCCESS"`)
 		}) {
 			t.Errorf("the audit trail does not tell that %s expired:\n%s", name, trail)
 		}

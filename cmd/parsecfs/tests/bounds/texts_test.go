@@ -51,7 +51,8 @@ func TestTenThousandOpensOfEveryText(t *testing.T) {
 	for _, name := range []string{"info", "status", "capabilities", "capabilities.json"} {
 		paths = append(paths, filepath.Join(provider, name))
 	}
-	for _, name := range []string{"attributes", "capabilities", "certificate", "last_error", "public.pem", "public.der", "public.ssh", "public.jwk"} {
+	for _, name := range []string{"attributes", "capabilities", "certificate", "last_error", "public.pem", "public.der", "public.ssh",
+		"public.jwk"} {
 		paths = append(paths, filepath.Join(key, name))
 	}
 	done := make(chan error, 1)

@@ -77,9 +77,11 @@ func TestSwappedMountpoint(t *testing.T) {
 	}
 	for i := range rounds {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		out, err := exec.CommandContext(ctx, parsecfstest.Path(t), "mount", "--state-dir", filepath.Join(base, "state"), filepath.Join(home, "mnt")).CombinedOutput()
+		out, err := exec.CommandContext(ctx, parsecfstest.Path(t), "mount", "--state-dir", filepath.Join(base, "state"),
+			filepath.Join(home, "mnt")).CombinedOutput()
 		cancel()
-		if err == nil || ctx.Err() == context.DeadlineExceeded || parsecfstest.IsMounted(t, victim) || parsecfstest.IsMounted(t, filepath.Join(home, "mnt")) {
+		if err == nil || ctx.Err() == context.DeadlineExceeded || parsecfstest.IsMounted(t, victim) ||
+			parsecfstest.IsMounted(t, filepath.Join(home, "mnt")) {
 			t.Fatalf("round %d: it was mounted: %v\n%s", i, err, out)
 		}
 	}

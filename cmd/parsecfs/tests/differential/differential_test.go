@@ -248,7 +248,8 @@ func fromSSHKeygen(t *testing.T) (made []input) {
 	dir := t.TempDir()
 	common := []string{"-t rsa -b 1024", "-t ecdsa -b 256", "-t ed25519", "-t ecdsa -b 384 -m PEM", "-t ed25519 -N secret -a 1"}
 	if long() {
-		common = append(common, "-t rsa -b 2048", "-t ecdsa -b 384", "-t ecdsa -b 521", "-t rsa -b 2048 -m PEM", "-t rsa -b 2048 -m PKCS8", "-t ecdsa -b 256 -m PKCS8",
+		common = append(common, "-t rsa -b 2048", "-t ecdsa -b 384", "-t ecdsa -b 521", "-t rsa -b 2048 -m PEM", "-t rsa -b 2048 -m PKCS8",
+			"-t ecdsa -b 256 -m PKCS8",
 			"-t ecdsa -b 256 -m PEM")
 	}
 	for i, args := range common {
@@ -412,7 +413,8 @@ var mutations = []mutation{
 	})},
 	{"a character lost", ofText(func(r *mathrand.Rand, s, _ string) string { i := r.IntN(len(s)); return s[:i] + s[i+1:] })},
 	{"a dash lost", ofText(func(r *mathrand.Rand, s, _ string) string {
-		return strings.Replace(s, []string{"-----BEGIN", "-----END", "-----\n"}[r.IntN(3)], []string{"----BEGIN", "----END", "----\n"}[r.IntN(3)], 1)
+		return strings.Replace(s, []string{"-----BEGIN", "-----END", "-----\n"}[r.IntN(3)],
+			[]string{"----BEGIN", "----END", "----\n"}[r.IntN(3)], 1)
 	})},
 	{"cut off", func(r *mathrand.Rand, b, _ []byte) []byte { return b[:r.IntN(len(b))] }},
 	{"begun late", func(r *mathrand.Rand, b, _ []byte) []byte { return b[r.IntN(len(b)):] }},
@@ -421,7 +423,8 @@ var mutations = []mutation{
 	{"another file behind it, without a newline", ofText(func(_ *mathrand.Rand, s, other string) string { return strings.TrimSpace(s) + other })},
 	{"a damaged file behind it", ofText(func(_ *mathrand.Rand, s, other string) string { return s + strings.Replace(other, "\n", "\n!", 1) })},
 	{"another label", ofText(func(r *mathrand.Rand, s, _ string) string {
-		label := []string{"PRIVATE KEY", "PUBLIC KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "CERTIFICATE", "ENCRYPTED PRIVATE KEY", "X"}[r.IntN(7)]
+		label := []string{"PRIVATE KEY", "PUBLIC KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "CERTIFICATE", "ENCRYPTED PRIVATE KEY",
+			"X"}[r.IntN(7)]
 		return regexp.MustCompile(`-----(BEGIN|END) [A-Z ]+-----`).ReplaceAllString(s, "-----${1} "+label+"-----")
 	})},
 	{"a bit flipped", inDER(func(r *mathrand.Rand, der []byte) []byte { der[r.IntN(len(der))] ^= 1 << r.IntN(8); return der })},
@@ -747,7 +750,8 @@ func TestRequests(t *testing.T) {
 		}
 		slices.Sort(names)
 		names = slices.Compact(names)
-		subject := []string{"CN=a,O=b", "CN=" + strings.Repeat("x", 60+r.IntN(10)), "C=" + strings.Repeat("D", 1+r.IntN(3)), "CN=K\u00f6nig"}[r.IntN(4)]
+		subject := []string{"CN=a,O=b", "CN=" + strings.Repeat("x", 60+r.IntN(10)), "C=" + strings.Repeat("D", 1+r.IntN(3)),
+			"CN=K\u00f6nig"}[r.IntN(4)]
 		asked := subject + "\n" + strings.Join(names, "\n") + "\n"
 		run := pki.RequestRun(spki, psa.ECDSA(psa.SHA256), sign)
 		if _, err := run.Write([]byte(asked)); err != nil {
@@ -784,7 +788,8 @@ func TestRequests(t *testing.T) {
 
 // someName is an alternative name, often one that is none.
 func someName(r *mathrand.Rand) string {
-	hosts := []string{"a.example", "*.a.example", "xn--bcher-kva.example", "a", "1a.b", "a_b.example", "a..b", "-a.b", "a-.b", "http://x", "a b", "bücher.example",
+	hosts := []string{"a.example", "*.a.example", "xn--bcher-kva.example", "a", "1a.b", "a_b.example", "a..b", "-a.b", "a-.b", "http://x",
+		"a b", "bücher.example",
 		"a.example,DNS:b.example", strings.Repeat("a", 60+r.IntN(8)) + ".b", strings.Repeat("abc.", 61+r.IntN(4)) + "d", "127.0.0.1", "*", "a.*.b", "a."}
 	host := hosts[r.IntN(len(hosts))]
 	switch r.IntN(5) {
@@ -793,7 +798,8 @@ func someName(r *mathrand.Rand) string {
 	case 1:
 		return "email:" + []string{"a@", "a.b@", "a b@", "a", "<a@"}[r.IntN(5)] + host
 	case 2:
-		return "URI:" + []string{"https://", "spiffe://", "urn:x:", "ldap://"}[r.IntN(4)] + host + []string{"", "/a?b", "/a b", "/%zz", ":443/"}[r.IntN(5)]
+		return "URI:" + []string{"https://", "spiffe://", "urn:x:", "ldap://"}[r.IntN(4)] + host + []string{"", "/a?b", "/a b", "/%zz",
+			":443/"}[r.IntN(5)]
 	}
 	return "DNS:" + host
 }
@@ -827,7 +833,8 @@ func readBack(t *testing.T, asked string, names []string, csr []byte) {
 
 // opensslRequest asks OpenSSL for the same request.
 func opensslRequest(key, dir, subject string, names []string) error {
-	text := "[req]\nprompt = no\nutf8 = yes\ndistinguished_name = dn\nreq_extensions = ext\n[dn]\n" + strings.ReplaceAll(subject, ",", "\n") + "\n[ext]\nsubjectAltName = @alt\n[alt]\n"
+	text := "[req]\nprompt = no\nutf8 = yes\ndistinguished_name = dn\nreq_extensions = ext\n[dn]\n" + strings.ReplaceAll(subject, ",",
+		"\n") + "\n[ext]\nsubjectAltName = @alt\n[alt]\n"
 	counts := map[string]int{}
 	for _, name := range names {
 		kind, value, _ := strings.Cut(name, ":")

@@ -57,7 +57,8 @@ func TestWalks(t *testing.T) {
 		}
 	}
 	// Root sees all keys, and asks nobody's either.
-	if out, err := b.shell(0, `tar -C "$MNT" -cf tar . && cp -a "$MNT" all && rsync -a "$P/" synced && cat "$MNT/last_error"`); err != nil || out != "" {
+	if out, err := b.shell(0, `tar -C "$MNT" -cf tar . && cp -a "$MNT" all && rsync -a "$P/" synced && cat "$MNT/last_error"`); err != nil ||
+		out != "" {
 		t.Errorf("root: %v: %s", err, out)
 	}
 	if said := b.must(owner, `cat $MNT/last_error`); said != "" {

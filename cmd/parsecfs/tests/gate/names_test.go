@@ -387,7 +387,8 @@ func TestRenamedWhileItIsHandedOver(t *testing.T) {
 		a.must("put(%q, 'ed25519\\n')", p+"/mine/web/generate")
 		var wg sync.WaitGroup
 		wg.Go(func() { a.do("spins(%q, %q, 3.0)", p+"/mine/web", p+"/mine/web2") })
-		_, errs, code := parsecfstest.Run(t, "keys", "chown", "--owner", fmt.Sprint(first), fmt.Sprint(second), "--config", m.ConfigFile, "--state-dir", m.StateDir)
+		_, errs, code := parsecfstest.Run(t, "keys", "chown", "--owner", fmt.Sprint(first), fmt.Sprint(second), "--config", m.ConfigFile,
+			"--state-dir", m.StateDir)
 		wg.Wait()
 		if code != 0 {
 			t.Errorf("chown: %d: %s", code, errs)

@@ -68,7 +68,8 @@ func TestThreadsOfOneProcess(t *testing.T) {
 		for _, name := range []string{"root", "the owner", "root as the owner", "root as nobody with CAP_DAC_OVERRIDE"} {
 			w[name] = yes
 		}
-		for _, name := range []string{"by name", "by group", "by its own group", "root as by name", "root as by group", "root as by its own group",
+		for _, name := range []string{"by name", "by group", "by its own group", "root as by name", "root as by group",
+			"root as by its own group",
 			"nobody", "root as nobody", "root without capabilities"} {
 			w[name] = word
 		}

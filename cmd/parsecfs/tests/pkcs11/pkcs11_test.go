@@ -547,7 +547,8 @@ func TestPKCS11Twins(t *testing.T) {
 			t.Errorf("%s: %v", c.object, err)
 		}
 		line, err := os.ReadFile(s.Path(name, "last_error"))
-		if columns := strings.Split(lastLine(string(line)), "\t"); err != nil || len(columns) < 8 || !strings.HasPrefix(columns[6], c.words) || columns[7] != c.hint {
+		if columns := strings.Split(lastLine(string(line)), "\t"); err != nil || len(columns) < 8 || !strings.HasPrefix(columns[6], c.words) ||
+			columns[7] != c.hint {
 			t.Errorf("%s: last_error is %q, %v", c.object, line, err)
 		}
 	}

@@ -30,8 +30,10 @@ func TestTPMRelay(t *testing.T) {
 	parsecfstest.RequireFUSE(t)
 	chip := tpmtest.Start(t)
 	relay := tpmtest.NewRelay(t, chip)
-	config := stores.KIM + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Tpm\"\nkey_info_manager = \"kim\"\ntcti = %q\n", relay.TCTI())
-	s := &stores.Keystore{T: t, Store: stores.Store{Name: "tpm"}, Keys: map[string][]byte{}, M: parsecfstest.Mount(t, parsecfstest.Options{Config: config})}
+	config := stores.KIM + fmt.Sprintf("[[provider]]\nname = \"p\"\nprovider_type = \"Tpm\"\nkey_info_manager = \"kim\"\ntcti = %q\n",
+		relay.TCTI())
+	s := &stores.Keystore{T: t, Store: stores.Store{Name: "tpm"}, Keys: map[string][]byte{},
+		M: parsecfstest.Mount(t, parsecfstest.Options{Config: config})}
 	public, err := s.Create("key")
 	if err != nil {
 		t.Fatal(err)

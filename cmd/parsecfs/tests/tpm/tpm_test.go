@@ -318,7 +318,8 @@ func TestRestrictedTSS2(t *testing.T) {
 			t.Errorf("%s: %v", template, err)
 		}
 		b, err := os.ReadFile(filepath.Join(draft, "last_error"))
-		for _, want := range []string{"\tthe TPM key is restricted: it signs and decrypts only what the TPM itself made", "\thint: make the key without the attribute restricted\t"} {
+		for _, want := range []string{"\tthe TPM key is restricted: it signs and decrypts only what the TPM itself made",
+			"\thint: make the key without the attribute restricted\t"} {
 			if err != nil || !strings.Contains(string(b), want) {
 				t.Errorf("%s: last_error is %q, %v, want %q", template, b, err, want)
 			}

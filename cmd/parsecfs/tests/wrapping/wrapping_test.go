@@ -233,7 +233,8 @@ func TestWrappedByTPM(t *testing.T) {
 	}
 	s.hasFile(true)
 	for _, inside := range []string{s.M.StateDir, filepath.Join(s.M.StateDir, "..", "state")} {
-		if stderr, code := s.rewrap("--recovery-key", filepath.Join(inside, "recovery"), "tpm:chip"); code != 1 || !strings.Contains(stderr, "would be in the state directory") {
+		if stderr, code := s.rewrap("--recovery-key", filepath.Join(inside, "recovery"), "tpm:chip"); code != 1 ||
+			!strings.Contains(stderr, "would be in the state directory") {
 			t.Errorf("in the state directory: exit %d: %s", code, stderr)
 		}
 	}

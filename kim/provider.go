@@ -102,6 +102,17 @@ func (p *Provider) lane(impl providers.Provider, op psa.Operation, a psa.Attribu
 	return &p.queue
 }
 
+// Quick says whether an operation on a key of these attributes, or without a key, waits for nobody and takes about a millisecond
+// at most (providers.Weigher): whoever asks for it need not give it a goroutine of its own.
+func (p *Provider) Quick(op psa.Operation, a psa.Attributes) bool {
+	impl, err := p.instance()
+	if err != nil {
+		return false
+	}
+	w, ok := impl.(providers.Weigher)
+	return ok && p.queue.unbounded() && w.Quick(op, a)
+}
+
 func (p *Provider) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -502,7 +513,7 @@ func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error
 	if err != nil {
 		return nil, err
 	}
-	return &keylessRun{run, p, uid}, nil
+	return &keylessRun{Run: run, p: p, uid: uid, quick: p.Quick(op.Operation, psa.Attributes{})}, nil
 }
 
 // keylessRun is a Run without a key whose Finish goes through the provider's queue.
@@ -510,6 +521,13 @@ type keylessRun struct {
 	psa.Run
 	p   *Provider
 	uid uint32
+	// as those of queuedRun
+	quick, alone bool
+}
+
+func (r *keylessRun) Quick() bool {
+	r.alone = r.quick
+	return r.quick
 }
 
 func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
@@ -517,6 +535,9 @@ func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
 }
 
 func (r *keylessRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+	if r.alone {
+		return pass(ctx, r.p, r.Run.Finish)
+	}
 	return r.ended(stay(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate, tell))
 }
 

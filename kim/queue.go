@@ -44,6 +44,13 @@ func (q *queue) setWidth(n int) {
 	q.width = n
 }
 
+// unbounded says whether nobody ever waits for a turn.
+func (q *queue) unbounded() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.width == 0
+}
+
 // enter waits for a turn. Unless it fails, the caller must call leave.
 func (q *queue) enter(ctx context.Context, uid uint32) error {
 	q.mu.Lock()
@@ -321,6 +328,13 @@ func stayIn[T any](
 	p.log.Warn("a provider finished a call after its caller had given up", "err", err)
 	late(value, err)
 	return none, stuck(p)
+}
+
+// pass is stay of a quick call, which passes the queue: nobody gives it up.
+func pass[T any](ctx context.Context, p *Provider, f func(context.Context) (T, error)) (T, error) {
+	value, err := recovering(ctx, p, f)
+	p.suspect(err)
+	return value, err
 }
 
 func stuck(p *Provider) error {

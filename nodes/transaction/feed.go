@@ -199,19 +199,32 @@ func (f *feed) fits() error {
 	return nil
 }
 
-// stayer is a Run whose Finish is one call of a provider, in the goroutine of whoever calls it.
+// stayer is a Run whose Finish is one call of a provider, in the goroutine of whoever calls it. Quick ones wait for nobody.
 type stayer interface {
 	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
+	Quick() bool
+}
+
+// begin begins an operation that has not begun.
+func (f *feed) begin(ctx context.Context) error {
+	if f.run != nil || f.rejected != nil {
+		return nil
+	}
+	return f.complete(ctx)
+}
+
+// quick says whether what is left to do waits for nobody.
+func (f *feed) quick() bool {
+	s, ok := f.run.(stayer)
+	return f.rejected != nil || ok && s.Quick()
 }
 
 // finish completes the request and runs it. In a directory slot it is here that the operation begins. Where it is one
 // call of the provider, tell gets the error of one that does not answer in time, which is returned when it does.
 func (f *feed) finish(ctx context.Context, tell func(error)) (map[string][]byte, error) {
 	defer f.abort()
-	if f.run == nil && f.rejected == nil {
-		if err := f.complete(ctx); err != nil {
-			return nil, err
-		}
+	if err := f.begin(ctx); err != nil {
+		return nil, err
 	}
 	if f.rejected != nil {
 		return nil, f.rejected

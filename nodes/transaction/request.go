@@ -11,6 +11,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/nodes/caller"
 	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -43,12 +44,15 @@ type request struct {
 	outputs  map[string][]byte
 	joined   []byte // the outputs as the plain file gives them
 	err      error
-	handed   bool // the whole answer, or its error, was given out
-	dropped  bool // nobody will ask any more
-	finished chan struct{}
-	op       Operation    // once an answer was asked for
-	written  atomic.Int64 // bytes of it so far
-	ended    atomic.Bool  // what it came to is known; what comes later is wiped
+	handed   bool          // the whole answer, or its error, was given out
+	dropped  bool          // nobody will ask any more
+	finished chan struct{} // closed once there is an answer; nil: nobody waits for it
+	op       Operation     // once an answer was asked for
+	written  atomic.Int64  // bytes of it so far
+	ended    atomic.Bool   // what it came to is known; what comes later is wiped
+	known    atomic.Bool   // there is an answer
+
+	room feed // what feed points to
 }
 
 var (
@@ -105,7 +109,8 @@ func (r *request) prepare(ctx context.Context) error {
 		return err
 	}
 	r.digest = op.Digest()
-	r.feed = &feed{spec: r.spec, parted: r.parted, op: op, limit: r.m.o.BodyLimit}
+	r.room = feed{spec: r.spec, parted: r.parted, op: op, limit: r.m.o.BodyLimit}
+	r.feed = &r.room
 	return nil
 }
 
@@ -163,12 +168,17 @@ func (r *request) state() (p phase, handed, poisoned bool) {
 
 // answer runs the operation if it has not run, and waits for it as an interruptible system call should.
 func (r *request) answer(ctx context.Context, who caller.Caller) error {
-	op, err := r.start(ctx, who)
+	op, begin, err := r.start(ctx, who)
 	if err != nil {
 		return err
 	}
-	if err := r.m.Wait(ctx, who, r.finished); err != nil {
-		return err
+	if begin != nil {
+		r.run(begin, who)
+	}
+	if !r.known.Load() {
+		if err := r.m.Wait(ctx, who, r.over()); err != nil {
+			return err
+		}
 	}
 	if err := op.Present(ctx); err != nil {
 		return err
@@ -181,63 +191,108 @@ func (r *request) answer(ctx context.Context, who caller.Caller) error {
 	return r.err
 }
 
-// start sets the operation off, once.
-func (r *request) start(ctx context.Context, who caller.Caller) (Operation, error) {
+// over is closed once there is an answer.
+func (r *request) over() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.finished == nil {
+		r.finished = make(chan struct{})
+		if r.phase == answered {
+			close(r.finished)
+		}
+	}
+	return r.finished
+}
+
+// start sets the operation off, once: whoever gets what it was fed must run it.
+func (r *request) start(ctx context.Context, who caller.Caller) (Operation, *feed, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.dropped:
-		return nil, errDropped
+		return nil, nil, errDropped
 	case r.poison != nil:
-		return nil, r.poison
+		return nil, nil, r.poison
 	case r.phase != collecting:
-		return r.op, nil
+		return r.op, nil, nil
 	case !r.begun:
-		return nil, errNothing
+		return nil, nil, errNothing
 	}
 	if err := r.prepare(ctx); err != nil {
-		return nil, r.poisonWith(err)
+		return nil, nil, r.poisonWith(err)
 	}
 	r.op = r.feed.op
 	if err := r.op.Ready(who); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	end, err := r.m.Begin()
-	if err != nil {
-		return nil, err
+	if err := r.m.enter(); err != nil {
+		return nil, nil, err
 	}
 	if err := r.feed.op.Authorize(ctx, who, r.feed.named); err != nil {
-		end()
+		r.m.running.Done()
 		r.wipeInput()
 		r.err, r.phase, r.handed = err, answered, true
-		close(r.finished)
-		return nil, err
+		r.tell()
+		return nil, nil, err
 	}
-	f := r.feed
 	r.phase, r.by = computing, who
-	r.m.workers.run(func() { r.compute(f, end) })
-	return r.op, nil
+	return r.op, r.feed, nil
 }
 
-// compute runs the operation in a goroutine of its own: a signal that interrupts READ must not end it, or a client
-// with a timer would start it anew for ever. Where the provider does not answer in time the goroutine stays with it.
-func (r *request) compute(f *feed, end func()) {
-	begun := time.Now()
+// tell lets whoever waits have the answer. The caller holds r.mu.
+func (r *request) tell() {
+	r.known.Store(true)
+	if r.finished != nil {
+		close(r.finished)
+	}
+}
+
+// run runs the operation: at once where it is quick, which costs less than to hand it over, else in a goroutine of its own. The
+// caller holds no lock.
+func (r *request) run(f *feed, who caller.Caller) {
+	begun, quick := time.Now(), false
+	err := r.m.Guard(f.op.Path, func() error {
+		if !f.op.Quick(who) || f.holds() > quickMost {
+			return nil
+		}
+		if err := f.begin(context.Background()); err != nil {
+			return err
+		}
+		quick = f.quick()
+		return nil
+	})
+	switch {
+	case err != nil:
+		f.abort()
+		r.end(f, begun, nil, err)
+	case quick:
+		r.compute(f, begun)
+	default:
+		r.m.workers.run(func() { r.compute(f, begun) })
+	}
+}
+
+// quickMost is how many bytes a quick operation may hold.
+const quickMost = providers.QuickInput
+
+// compute runs the operation to its end. In a goroutine of its own it is not ended by a signal that interrupts READ, or a client
+// with a timer would start it anew for ever; and where the provider does not answer in time, the goroutine stays with it.
+func (r *request) compute(f *feed, begun time.Time) {
 	var outputs map[string][]byte
 	err := r.m.Guard(f.op.Path, func() (err error) {
-		outputs, err = f.finish(context.Background(), func(err error) { r.end(f, end, begun, nil, err) })
+		outputs, err = f.finish(context.Background(), func(err error) { r.end(f, begun, nil, err) })
 		return err
 	})
-	r.end(f, end, begun, outputs, err)
+	r.end(f, begun, outputs, err)
 }
 
 // end gives the answer to whoever waits for it, once.
-func (r *request) end(f *feed, end func(), begun time.Time, outputs map[string][]byte, err error) {
+func (r *request) end(f *feed, begun time.Time, outputs map[string][]byte, err error) {
 	if r.ended.Swap(true) {
 		wipeAll(outputs)
 		return
 	}
-	defer end()
+	defer r.m.running.Done()
 	f.op.Ended(r.by, r.digest, begun, err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -247,7 +302,7 @@ func (r *request) end(f *feed, end func(), begun time.Time, outputs map[string][
 	if r.dropped {
 		r.wipeAnswer()
 	}
-	close(r.finished)
+	r.tell()
 }
 
 // copyOut copies the answer from an offset into dest and marks it handed out at its end. The answer is the plain
@@ -291,9 +346,7 @@ func (r *request) plain() []byte {
 
 // length is how long its answer is for a part, or the plain file; false before there is one.
 func (r *request) length(part string) (n int64, known bool) {
-	select {
-	case <-r.finished:
-	default:
+	if !r.known.Load() {
 		return 0, false
 	}
 	r.mu.Lock()

@@ -66,6 +66,9 @@ type Operation interface {
 	// Begin begins it: length is how much of the main input there is, all of it where the input is needed whole. streams:
 	// the run keeps nothing of what it is given.
 	Begin(ctx context.Context, in Inputs, length int) (run psa.Run, streams bool, err error)
+	// Quick says whether it may run in the goroutine of whoever asks for the answer: it waits for nobody, and takes about a
+	// millisecond at most for up to providers.QuickInput bytes.
+	Quick(who caller.Caller) bool
 	// Present says whether the key is still there.
 	Present(ctx context.Context) error
 	// Ended is told, once, what it came to; request is the digest of its bytes, nil where there is none.

@@ -1,0 +1,160 @@
+package nodes_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/software"
+)
+
+// unmounted is a tree over the software provider that requests are handed to without a kernel.
+type unmounted struct {
+	testing.TB
+	raw    fuse.RawFileSystem
+	caller fuse.Caller
+}
+
+// noKernel takes the notifications that nobody waits for.
+type noKernel struct{}
+
+func (noKernel) DeleteNotify(uint64, uint64, string) fuse.Status             { return fuse.OK }
+func (noKernel) EntryNotify(uint64, string) fuse.Status                      { return fuse.OK }
+func (noKernel) InodeNotify(uint64, int64, int64) fuse.Status                { return fuse.OK }
+func (noKernel) InodeRetrieveCache(uint64, int64, []byte) (int, fuse.Status) { return 0, fuse.ENODATA }
+func (noKernel) InodeNotifyStoreCache(uint64, int64, []byte) fuse.Status     { return fuse.OK }
+
+func newUnmounted(t testing.TB) *unmounted {
+	t.Helper()
+	ctx := context.Background()
+	k, err := kim.Open(ctx, kim.Options{
+		Dir: filepath.Join(t.TempDir(), "state"),
+		Log: slog.New(slog.DiscardHandler),
+		Providers: []kim.ProviderConfig{{Name: "software", Type: "Software", Mode: 0755,
+			Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
+				return software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
+			}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := nodes.New(nodes.Options{KIM: k, Version: "test", Dropbox: true, OthersAllowed: true})
+	second := time.Second
+	u := &unmounted{TB: t, caller: fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}}
+	u.raw = tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
+		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}}))
+	t.Cleanup(func() {
+		tree.Close()
+		if err := k.Close(); err != nil {
+			t.Errorf("close the KIM: %v", err)
+		}
+	})
+	return u
+}
+
+func (u *unmounted) must(status fuse.Status) {
+	u.Helper()
+	if !status.Ok() {
+		u.Fatal(status)
+	}
+}
+
+func (u *unmounted) header(node uint64) fuse.InHeader {
+	return fuse.InHeader{NodeId: node, Caller: u.caller}
+}
+
+// walk looks names up from the root on.
+func (u *unmounted) walk(names ...string) uint64 {
+	u.Helper()
+	node := uint64(fuse.FUSE_ROOT_ID)
+	for _, name := range names {
+		var out fuse.EntryOut
+		in := u.header(node)
+		u.must(u.raw.Lookup(nil, &in, name, &out))
+		node = out.NodeId
+	}
+	return node
+}
+
+// key makes a key, and gives its directory.
+func (u *unmounted) key(name, template string) uint64 {
+	u.Helper()
+	keys := u.walk("providers", "software", "keys")
+	var out fuse.EntryOut
+	u.must(u.raw.Mkdir(nil, &fuse.MkdirIn{InHeader: u.header(keys), Mode: 0755}, name, &out))
+	generate := u.walk("providers", "software", "keys", name, "generate")
+	fh := u.open(generate, os.O_WRONLY)
+	u.write(generate, fh, []byte(template+"\n"), 0)
+	u.release(generate, fh)
+	return out.NodeId
+}
+
+func (u *unmounted) open(node uint64, flags int) uint64 {
+	u.Helper()
+	var out fuse.OpenOut
+	u.must(u.raw.Open(nil, &fuse.OpenIn{InHeader: u.header(node), Flags: uint32(flags)}, &out))
+	return out.Fh
+}
+
+func (u *unmounted) write(node, fh uint64, b []byte, off uint64) {
+	u.Helper()
+	_, status := u.raw.Write(nil, &fuse.WriteIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b))}, b)
+	u.must(status)
+}
+
+func (u *unmounted) read(node, fh uint64, b []byte, off uint64) []byte {
+	u.Helper()
+	in := fuse.ReadIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b)), ReadFlags: fuse.READ_LOCKOWNER}
+	result, status := u.raw.Read(nil, &in, b)
+	u.must(status)
+	got, status := result.Bytes(b)
+	u.must(status)
+	result.Done()
+	return got
+}
+
+func (u *unmounted) release(node, fh uint64) {
+	u.raw.Release(nil, &fuse.ReleaseIn{InHeader: u.header(node), Fh: fh})
+}
+
+// BenchmarkSignature is the whole way of a request but for the kernel: what it allocates counts, not how long it takes.
+func BenchmarkSignature(b *testing.B) {
+	for _, template := range []string{"ecdsa-p256-sha256", "ed25519", "aes-256-gcm", "hmac-sha256"} {
+		name := map[string]string{"aes-256-gcm": "encrypt", "hmac-sha256": "mac"}[template]
+		if name == "" {
+			name = "sign"
+		}
+		u := newUnmounted(b)
+		u.key("k", template)
+		sign := u.walk("providers", "software", "keys", "k", name)
+		message, answer := []byte("a message that is signed"), make([]byte, 4096)
+		b.Run(template+"/fresh", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				fh := u.open(sign, os.O_RDWR)
+				u.write(sign, fh, message, 0)
+				u.read(sign, fh, answer, 0)
+				u.release(sign, fh)
+			}
+		})
+		b.Run(template+"/kept", func(b *testing.B) {
+			b.ReportAllocs()
+			fh, off := u.open(sign, os.O_RDWR), uint64(0)
+			for b.Loop() {
+				u.write(sign, fh, message, off)
+				off += uint64(len(message))
+				off += uint64(len(u.read(sign, fh, answer, off)))
+			}
+			u.release(sign, fh)
+		})
+	}
+}

@@ -57,8 +57,8 @@ func (e *openKey) permitted(op psa.Operation, alg psa.Algorithm) error {
 	if err := e.row.Attributes.Permits(op, alg); err != nil {
 		return err
 	}
-	known = append(slices.Clip(known), permit{op, alg})
-	e.permits.Store(&known)
+	more := append(slices.Clip(known), permit{op, alg})
+	e.permits.Store(&more)
 	return nil
 }
 

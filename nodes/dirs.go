@@ -150,7 +150,7 @@ func (n *rowsDir) entries(ctx context.Context) (fs.DirStream, syscall.Errno) {
 
 // view is what the rows of a place are judged and rendered from, for whoever asks.
 func (p place) view(ctx context.Context) (*view, error) {
-	v := &view{ctx: calm(ctx), t: p.t, provider: p.provider, uid: callerOf(ctx).UID}
+	v := &view{ctx: context.WithoutCancel(ctx), t: p.t, provider: p.provider, uid: callerOf(ctx).UID}
 	if p.key == 0 {
 		return v, nil
 	}
@@ -224,7 +224,7 @@ func (b *base) listed(ctx context.Context, list lister) (fs.DirStream, syscall.E
 		release()
 		return nil, errno
 	}
-	return &listed{DirStream: s, list: list, ctx: calm(ctx), release: release}, 0
+	return &listed{DirStream: s, list: list, ctx: context.WithoutCancel(ctx), release: release}, 0
 }
 
 // listed is an open directory that is counted for who reads it.
@@ -638,7 +638,7 @@ func (n *fileNode) shown(v *view) bool {
 		return n.row.shown(v)
 	}
 	s, lines := n.last.Load(), v.provider.Capabilities()
-	if s == nil || s.state != v.key.State || s.attributes != v.key.Attributes || !same(s.lines, lines) {
+	if !s.follows(&v.key, lines) {
 		s = &showing{v.key.State, v.key.Attributes, lines, n.row.shown(v)}
 		n.last.Store(s)
 	}
@@ -651,6 +651,11 @@ type showing struct {
 	attributes psa.Attributes
 	lines      []psa.Capability
 	shown      bool
+}
+
+// follows says whether it follows from these; none does not.
+func (s *showing) follows(k *kim.Key, lines []psa.Capability) bool {
+	return s != nil && s.state == k.State && s.attributes == k.Attributes && same(s.lines, lines)
 }
 
 // same says whether a provider's lines are the same ones still: it gets new ones as a whole.

@@ -22,6 +22,13 @@ type unmounted struct {
 	testing.TB
 	raw    fuse.RawFileSystem
 	caller fuse.Caller
+	in     struct { // as a server keeps them for all requests
+		open    fuse.OpenIn
+		opened  fuse.OpenOut
+		write   fuse.WriteIn
+		read    fuse.ReadIn
+		release fuse.ReleaseIn
+	}
 }
 
 // noKernel takes the notifications that nobody waits for.
@@ -100,21 +107,22 @@ func (u *unmounted) key(name, template string) uint64 {
 
 func (u *unmounted) open(node uint64, flags int) uint64 {
 	u.Helper()
-	var out fuse.OpenOut
-	u.must(u.raw.Open(nil, &fuse.OpenIn{InHeader: u.header(node), Flags: uint32(flags)}, &out))
-	return out.Fh
+	u.in.open = fuse.OpenIn{InHeader: u.header(node), Flags: uint32(flags)}
+	u.must(u.raw.Open(nil, &u.in.open, &u.in.opened))
+	return u.in.opened.Fh
 }
 
 func (u *unmounted) write(node, fh uint64, b []byte, off uint64) {
 	u.Helper()
-	_, status := u.raw.Write(nil, &fuse.WriteIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b))}, b)
+	u.in.write = fuse.WriteIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b))}
+	_, status := u.raw.Write(nil, &u.in.write, b)
 	u.must(status)
 }
 
 func (u *unmounted) read(node, fh uint64, b []byte, off uint64) []byte {
 	u.Helper()
-	in := fuse.ReadIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b)), ReadFlags: fuse.READ_LOCKOWNER}
-	result, status := u.raw.Read(nil, &in, b)
+	u.in.read = fuse.ReadIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b)), ReadFlags: fuse.READ_LOCKOWNER}
+	result, status := u.raw.Read(nil, &u.in.read, b)
 	u.must(status)
 	got, status := result.Bytes(b)
 	u.must(status)
@@ -123,7 +131,8 @@ func (u *unmounted) read(node, fh uint64, b []byte, off uint64) []byte {
 }
 
 func (u *unmounted) release(node, fh uint64) {
-	u.raw.Release(nil, &fuse.ReleaseIn{InHeader: u.header(node), Fh: fh})
+	u.in.release = fuse.ReleaseIn{InHeader: u.header(node), Fh: fh}
+	u.raw.Release(nil, &u.in.release)
 }
 
 // BenchmarkSignature is the whole way of a request but for the kernel: what it allocates counts, not how long it takes.

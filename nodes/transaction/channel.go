@@ -49,21 +49,39 @@ type Channel struct {
 	cursors []inputCursor
 	writes  uint64 // that were taken
 	sealed  error  // why no more WRITEs are taken
+
+	sized sized // under sizes.mu
+
+	// Most channels have one request and one cursor, whose memory is here; what was used is not used again.
+	room  *request
+	stand [1]inputCursor
 }
 
 // File is what a channel is opened for.
 type File struct {
 	Ino  uint64
 	Spec *Spec
-	Make func(uid uint32) Make
+	Make Make
 }
 
 func (m *Machine) channel(f File, uid uint32, parted bool) *Channel {
-	return &Channel{m: m, spec: f.Spec, make: f.Make(uid), uid: uid, parted: parted, ino: f.Ino}
+	c := &Channel{}
+	c.open(m, f, uid, parted)
+	return c
+}
+
+func (c *Channel) open(m *Machine, f File, uid uint32, parted bool) {
+	c.m, c.spec, c.make, c.uid, c.parted, c.ino = m, f.Spec, f.Make, uid, parted, f.Ino
+	c.cursors = c.stand[:0]
 }
 
 func (c *Channel) begin() *request {
-	c.req = &request{m: c.m, spec: c.spec, make: c.make, uid: c.uid, parted: c.parted, begun: c.spec.bare(), finished: make(chan struct{})}
+	r := c.room
+	if c.room = nil; r == nil {
+		r = &request{}
+	}
+	r.m, r.spec, r.make, r.uid, r.parted, r.begun = c.m, c.spec, c.make, c.uid, c.parted, c.spec.bare()
+	c.req = r
 	c.latest.Store(c.req)
 	c.m.sizes.add(c)
 	return c.req
@@ -96,7 +114,7 @@ func (c *Channel) reset() {
 }
 
 // write takes one WRITE for an input, and numbers it; nil is the plain file's stream.
-func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends bool) (number uint64, err error) {
+func (c *Channel) write(in *Input, p []byte, off int64, appends bool) (number uint64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed != nil {
@@ -111,7 +129,7 @@ func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, app
 		r.fault(ErrHole)
 		return 0, ErrHole
 	}
-	if err := r.write(ctx, in, p); err != nil {
+	if err := r.write(in, p); err != nil {
 		return 0, err
 	}
 	at.Advance(off, len(p))

@@ -167,16 +167,14 @@ func (f *fake) track(c *Channel) {
 
 // file is a file of a shape.
 func (f *fake) file(shape string, ino uint64) File {
-	return File{Ino: ino, Spec: shapes[shape], Make: func(uint32) Make {
-		return func(context.Context) (Operation, error) {
-			if f.now().gone {
-				return nil, errGone
-			}
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.made++
-			return &fakeOperation{f: f, spec: shapes[shape], quick: f.made%2 == 0}, nil
+	return File{Ino: ino, Spec: shapes[shape], Make: func(context.Context, uint32) (Operation, error) {
+		if f.now().gone {
+			return nil, errGone
 		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.made++
+		return &fakeOperation{f: f, spec: shapes[shape], quick: f.made%2 == 0}, nil
 	}}
 }
 

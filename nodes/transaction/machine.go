@@ -117,12 +117,16 @@ func (m *Machine) enter() error {
 func (m *Machine) Guard(path func() string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			// only its type: the value may quote a request
-			m.o.Log.Error("panic in an operation: this is a bug in parsecfs", "path", path(), "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
-			err = psa.Errorf(psa.StatusGenericError, "the operation failed inside parsecfs")
+			err = m.panicked(path(), p)
 		}
 	}()
 	return f()
+}
+
+// panicked is the error of a request that ended with a panic. Only the panic's type is logged: its value may quote a request.
+func (m *Machine) panicked(path string, p any) error {
+	m.o.Log.Error("panic in an operation: this is a bug in parsecfs", "path", path, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+	return psa.Errorf(psa.StatusGenericError, "the operation failed inside parsecfs")
 }
 
 // Perform runs f to its end and waits for it as Wait does.

@@ -45,10 +45,8 @@ func (r *quickRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result
 // quickFile is a file whose operations are quick.
 func (f *fake) quickFile(shape string, begin, finish func()) File {
 	file := f.file(shape, 1)
-	file.Make = func(uint32) Make {
-		return func(context.Context) (Operation, error) {
-			return &quickOperation{fakeOperation{f: f, spec: shapes[shape]}, begin, finish}, nil
-		}
+	file.Make = func(context.Context, uint32) (Operation, error) {
+		return &quickOperation{fakeOperation{f: f, spec: shapes[shape]}, begin, finish}, nil
 	}
 	return file
 }

@@ -63,8 +63,8 @@ var (
 	errNothing = gate.Refuse(syscall.ENODATA, "nothing was written", "write the request first, through the same open file or a slot")
 )
 
-// write collects bytes for an input; nil is the plain file's stream.
-func (r *request) write(ctx context.Context, in *Input, p []byte) error {
+// write collects bytes for an input; nil is the plain file's stream. A signal must not spoil the request: nothing here is interrupted.
+func (r *request) write(in *Input, p []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.dropped {
@@ -76,7 +76,7 @@ func (r *request) write(ctx context.Context, in *Input, p []byte) error {
 	if r.phase != collecting {
 		return errBusy
 	}
-	if err := r.prepare(ctx); err != nil {
+	if err := r.prepare(context.Background()); err != nil {
 		return r.poisonWith(err)
 	}
 	r.begun = true
@@ -87,7 +87,7 @@ func (r *request) write(ctx context.Context, in *Input, p []byte) error {
 		r.digest.Write(p)
 	}
 	before := r.feed.holds()
-	if err := r.feed.write(ctx, in, p); err != nil {
+	if err := r.feed.write(in, p); err != nil {
 		return r.poisonWith(err)
 	}
 	grown := r.feed.holds() - before
@@ -104,7 +104,7 @@ func (r *request) prepare(ctx context.Context) error {
 	if r.feed != nil {
 		return nil
 	}
-	op, err := r.make(ctx)
+	op, err := r.make(ctx, r.uid)
 	if err != nil {
 		return err
 	}
@@ -250,26 +250,41 @@ func (r *request) tell() {
 // run runs the operation: at once where it is quick, which costs less than to hand it over, else in a goroutine of its own. The
 // caller holds no lock.
 func (r *request) run(f *feed, who caller.Caller) {
-	begun, quick := time.Now(), false
-	err := r.m.Guard(f.op.Path, func() error {
-		if !f.op.Quick(who) || f.holds() > quickMost {
-			return nil
-		}
-		if err := f.begin(context.Background()); err != nil {
-			return err
-		}
-		quick = f.quick()
-		return nil
-	})
-	switch {
+	begun := time.Now()
+	switch quick, err := r.quick(f, who); {
 	case err != nil:
 		f.abort()
 		r.end(f, begun, nil, err)
 	case quick:
-		r.compute(f, begun)
+		outputs, err := r.finish(f, nil)
+		r.end(f, begun, outputs, err)
 	default:
 		r.m.workers.run(func() { r.compute(f, begun) })
 	}
+}
+
+// quick begins what may be quick, and says whether the rest of it is.
+func (r *request) quick(f *feed, who caller.Caller) (quick bool, err error) {
+	defer r.guard(f, &err)
+	if !f.op.Quick(who) || f.holds() > quickMost {
+		return false, nil
+	}
+	if err := f.begin(); err != nil {
+		return false, err
+	}
+	return f.quick(), nil
+}
+
+// guard turns a panic into the request's error, where it is deferred.
+func (r *request) guard(f *feed, err *error) {
+	if p := recover(); p != nil {
+		*err = r.m.panicked(f.op.Path(), p)
+	}
+}
+
+func (r *request) finish(f *feed, tell func(error)) (outputs map[string][]byte, err error) {
+	defer r.guard(f, &err)
+	return f.finish(context.Background(), tell)
 }
 
 // quickMost is how many bytes a quick operation may hold.
@@ -278,11 +293,7 @@ const quickMost = providers.QuickInput
 // compute runs the operation to its end. In a goroutine of its own it is not ended by a signal that interrupts READ, or a client
 // with a timer would start it anew for ever; and where the provider does not answer in time, the goroutine stays with it.
 func (r *request) compute(f *feed, begun time.Time) {
-	var outputs map[string][]byte
-	err := r.m.Guard(f.op.Path, func() (err error) {
-		outputs, err = f.finish(context.Background(), func(err error) { r.end(f, begun, nil, err) })
-		return err
-	})
+	outputs, err := r.finish(f, func(err error) { r.end(f, begun, nil, err) })
 	r.end(f, begun, outputs, err)
 }
 

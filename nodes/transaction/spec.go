@@ -3,6 +3,7 @@ package transaction
 import (
 	"context"
 	"hash"
+	"slices"
 	"time"
 
 	"github.com/parsecfs/parsecfs/nodes/caller"
@@ -77,8 +78,8 @@ type Operation interface {
 	Path() string
 }
 
-// Make makes the operation of a request at its first byte.
-type Make func(ctx context.Context) (Operation, error)
+// Make makes the operation of a user's request at its first byte.
+type Make func(ctx context.Context, uid uint32) (Operation, error)
 
 func (s *Spec) bare() bool { return len(s.Inputs) == 0 }
 
@@ -96,6 +97,11 @@ func (s *Spec) main() *Input {
 
 // leads says whether something is cut off in front of the main input.
 func (s *Spec) leads() bool { return len(s.Inputs) > 1 && s.Inputs[0].Cut != nil }
+
+// cuts says whether anything is cut off the plain file's stream.
+func (s *Spec) cuts() bool {
+	return slices.ContainsFunc(s.Inputs, func(in Input) bool { return in.Cut != nil })
+}
 
 // Part is a file of a directory slot; the zero Part is the plain file.
 type Part struct {

@@ -365,6 +365,7 @@ type handle struct {
 	// reads: somebody may read what it writes
 	reads   bool
 	appends bool
+	held    atomic.Bool // sizes hold it; changed under their lock
 }
 
 func newHandle(n node, t *Tree, h *transaction.Handle, mode transaction.Mode) *handle {

@@ -46,14 +46,14 @@ func (t *Tree) top() *rowsDir {
 
 // dir is a directory that belongs to the daemon.
 func (t *Tree) dir(links int) stat {
-	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits}
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits, lasting: true}
 }
 
 // provider is providers/<name>/.
 func (t *Tree) provider(p *kim.Provider) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p}, t.tables.provider, func(*view) stat {
 		c := p.Config()
-		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5,
+		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5, lasting: true,
 			fixed: "the configuration sets owner, group and mode of a provider's directory"}
 	})
 }
@@ -319,7 +319,7 @@ func (t *Tree) keys(p *kim.Provider, space kim.Space) *keysDir {
 	n.self = n
 	n.says = func() stat {
 		c := p.Config()
-		s := stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
+		s := stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits, lasting: true}
 		if own {
 			// Which group is the user's nobody here knows, and another user's may have the uid's number.
 			s.mode, s.uid, s.gid, s.unlabelled = 0700, uid, t.gid, true
@@ -757,6 +757,7 @@ type linkTo struct {
 	target   string
 	uid, gid uint32
 	changed  time.Time
+	lasting  bool
 }
 
 // symlinkNode is a symbolic link of the tree. What it says never changes.
@@ -774,14 +775,14 @@ func (t *Tree) symlink(ino uint64, at place, to linkTo) *symlinkNode {
 
 // link is a symbolic link of the daemon's own.
 func (t *Tree) link(row uint64, file, target string) *symlinkNode {
-	return t.symlink(inoOf(0, row), place{t: t, file: file}, linkTo{target: target, uid: t.uid, gid: t.gid, changed: t.started})
+	return t.symlink(inoOf(0, row), place{t: t, file: file}, linkTo{target: target, uid: t.uid, gid: t.gid, changed: t.started, lasting: true})
 }
 
 func (n *symlinkNode) place() place { return n.at }
 
 func (n *symlinkNode) stat(context.Context) (stat, error) {
 	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: n.to.uid, gid: n.to.gid, size: uint64(len(n.to.target)), changed: n.to.changed,
-		settable: fileBits}, nil
+		settable: fileBits, lasting: n.to.lasting}, nil
 }
 
 var _ = (fs.NodeReadlinker)((*symlinkNode)(nil))

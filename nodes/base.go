@@ -58,6 +58,7 @@ func (t *Tree) keeps(s stat) time.Duration {
 	case s.fleeting:
 		return fleeting
 	case s.lasting:
+		t.kept.Store(true)
 		return t.options.Lasting
 	}
 	return 0

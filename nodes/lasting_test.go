@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes"
 )
 
@@ -106,6 +107,25 @@ func TestLastingIsTrue(t *testing.T) {
 		may("chown back", path, syscall.EACCES)
 		run("chmod", "0755", path)
 		may("chmod 0755", path, nil)
+	}
+	// rights that were not what they seemed before the data key came
+	for _, path := range []string{keys, providers, m.dir} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ino := info.Sys().(*syscall.Stat_t).Ino
+		for _, mode := range []uint32{0700, 0755} {
+			if err := m.k.SetInode(t.Context(), kim.Inode{Ino: ino, Mode: &mode}); err != nil {
+				t.Fatal(err)
+			}
+			m.tree.Unlocked()
+			want := error(nil)
+			if mode == 0700 {
+				want = syscall.EACCES
+			}
+			may("unlocking", path, want)
+		}
 	}
 	p := m.k.Provider("software")
 	if !p.SetDirectory(0, 0, 0700) {

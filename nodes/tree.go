@@ -77,6 +77,7 @@ type Tree struct {
 	machine    *transaction.Machine
 	changing   sync.Mutex // one change of permissions at a time
 	admins     atomic.Pointer[[]uint32]
+	kept       atomic.Bool // the kernel may keep attributes of lasting directories
 }
 
 // New makes the tree over an open KIM. Nothing is read from it before it is looked up.
@@ -97,7 +98,7 @@ func New(o Options) *Tree {
 	}
 	t.gate = gate.New(t.procs, o.Units)
 	// What let somebody in before the data key came was not proven.
-	o.KIM.OnUnlock(t.gate.LostAll)
+	o.KIM.OnUnlock(t.unlocked)
 	t.machine = transaction.New(transaction.Options{Procs: t.procs, BodyLimit: o.BodyLimit, PerUser: o.TransactionsPerUser,
 		BytesPerUser: o.BufferPerUser, Log: o.Log})
 	t.SetAdmins(o.Admins)

@@ -72,6 +72,13 @@ type nonces struct {
 	last int64 // how many the last reservation asked for
 }
 
+// some says whether any are reserved.
+func (n *nonces) some() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.left > 0
+}
+
 // reserved takes one that is reserved already, and says whether there was one.
 func (n *nonces) reserved() bool {
 	n.mu.Lock()

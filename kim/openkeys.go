@@ -246,9 +246,11 @@ type Run interface {
 	// FinishHere is Finish in the caller's own goroutine: it returns only when the provider does. If OperationTimeout ends
 	// first, it calls tell with the error that it will return.
 	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
-	// Quick says whether FinishHere, called next, waits for nobody and takes about a millisecond at most; tell is then not
-	// called.
+	// Quick says whether Pass would finish it now.
 	Quick() bool
+	// Pass is Finish of what waits for nobody and takes about a millisecond at most; false: this is no such run, or it is none any
+	// more, and nothing has happened.
+	Pass(ctx context.Context) (result psa.Result, passed bool, err error)
 }
 
 // Begin begins an operation with a key for uid. If the key's policy does not permit it, it is StatusNotPermitted or the like;
@@ -351,8 +353,7 @@ type queuedRun struct {
 	op     psa.Operation
 	uid    uint32
 	run    psa.Run // nil after its end
-	// quick: its provider says so; alone: it passes the queue, since nobody can give it up
-	quick, alone bool
+	quick  bool    // its provider says so
 	counts
 }
 
@@ -394,29 +395,25 @@ func (r *queuedRun) lane() *queue { return r.key.provider.lane(r.key.impl, r.op,
 
 // Quick is false where something must be stored first: a reservation of nonces, or whether a tag was guessed.
 func (r *queuedRun) Quick() bool {
-	if r.run == nil || !r.quick || r.guess || r.nonce && !r.key.nonces.reserved() {
-		return false
+	return r.run != nil && r.quick && !r.guess && (!r.nonce || r.key.nonces.some())
+}
+
+// Pass passes the queue, since nobody can give it up.
+func (r *queuedRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
+	if !r.Quick() || r.nonce && !r.key.nonces.reserved() {
+		return psa.Result{}, false, nil
 	}
-	r.nonce, r.alone = false, true
-	return true
+	if err := r.ready(); err != nil {
+		return psa.Result{}, true, err
+	}
+	result, err = r.key.provider.pass(ctx, r.run)
+	return result, true, r.ended(err)
 }
 
 func (r *queuedRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
-	if r.alone {
-		return r.pass(ctx)
-	}
 	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
 		return stayIn(ctx, r.key.provider, r.lane(), r.uid, r.k.o.OperationTimeout, f, late, tell)
 	})
-}
-
-// pass is a quick Finish, which passes the queue.
-func (r *queuedRun) pass(ctx context.Context) (psa.Result, error) {
-	if err := r.ready(); err != nil {
-		return psa.Result{}, err
-	}
-	result, err := r.key.provider.pass(ctx, r.run)
-	return result, r.ended(err)
 }
 
 type finisher = func(context.Context) (psa.Result, error)

@@ -523,13 +523,18 @@ type keylessRun struct {
 	psa.Run
 	p   *Provider
 	uid uint32
-	// as those of queuedRun
-	quick, alone bool
+
+	quick bool // its provider says so
 }
 
-func (r *keylessRun) Quick() bool {
-	r.alone = r.quick
-	return r.quick
+func (r *keylessRun) Quick() bool { return r.quick }
+
+func (r *keylessRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
+	if !r.quick {
+		return psa.Result{}, false, nil
+	}
+	result, err = r.p.pass(ctx, r.Run)
+	return result, true, err
 }
 
 func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
@@ -537,9 +542,6 @@ func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {
 }
 
 func (r *keylessRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
-	if r.alone {
-		return r.p.pass(ctx, r.Run)
-	}
 	return r.ended(stay(ctx, r.p, r.uid, r.p.k.o.OperationTimeout, r.Run.Finish, wipeLate, tell))
 }
 

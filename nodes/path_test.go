@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 type unmounted struct {
 	testing.TB
 	raw    fuse.RawFileSystem
+	tree   *nodes.Tree
 	caller fuse.Caller
 	in     struct { // as a server keeps them for all requests
 		open    fuse.OpenIn
@@ -56,7 +58,7 @@ func newUnmounted(t testing.TB) *unmounted {
 	}
 	tree := nodes.New(nodes.Options{KIM: k, Version: "test", Dropbox: true, OthersAllowed: true})
 	second := time.Second
-	u := &unmounted{TB: t, caller: fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}}
+	u := &unmounted{TB: t, tree: tree, caller: fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}}
 	u.raw = tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
 		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}}))
 	t.Cleanup(func() {
@@ -181,4 +183,79 @@ func BenchmarkSignatures(b *testing.B) {
 			u.release(sign, fh)
 		}
 	})
+}
+
+func (u *unmounted) waits(node, fh uint64) bool {
+	in := fuse.ReadIn{InHeader: u.header(node), Fh: fh, Size: 4096, ReadFlags: fuse.READ_LOCKOWNER}
+	return u.tree.ReadWaits(u.raw, &in)
+}
+
+// TestReadWaits: a READ is known to wait or not before it is sent, and to ask changes nothing.
+func TestReadWaits(t *testing.T) {
+	t.Parallel()
+	u := newUnmounted(t)
+	for _, x := range []struct {
+		template, file, text string
+		first, waits         bool // the first one, and those that follow
+	}{
+		{"ecdsa-p256-sha256", "sign", "message", false, false},
+		{"ecdsa-p256-sha256", "sign_hash", strings.Repeat("h", 32), false, false},
+		{"ed25519", "sign", strings.Repeat("m", 100<<10), true, true}, // which is not streamed
+		{"rsa-2048-pkcs1v15-sha256", "sign", "message", false, false},
+		{"rsa-3072-pkcs1v15-sha256", "sign", "message", true, true},
+		{"aes-256-gcm", "encrypt", "message", true, false}, // a nonce is reserved first
+		{"hmac-sha256", "mac", strings.Repeat("m", 100<<10), false, false},
+		{"ecdsa-p256-sha256", "csr", "CN=x", true, true},
+	} {
+		name := x.template + "-" + x.file
+		u.key(name, x.template)
+		node := u.walk("providers", "software", "keys", name, x.file)
+		fh := u.open(node, os.O_RDWR)
+		if u.waits(node, fh) {
+			t.Errorf("%s: a READ of nothing waits", name)
+		}
+		answer := make([]byte, 200<<10)
+		for i := range 2 {
+			fh := u.open(node, os.O_RDWR)
+			u.write(node, fh, []byte(x.text), 0)
+			want := x.waits
+			if i == 0 {
+				want = x.first
+			}
+			for range 3 {
+				if u.waits(node, fh) != want {
+					t.Errorf("%s: READ number %d waits: %t", name, i, !want)
+				}
+			}
+			if len(u.read(node, fh, answer, 0)) == 0 {
+				t.Errorf("%s: no answer", name)
+			}
+			if u.waits(node, fh) {
+				t.Errorf("%s: a READ of an answer waits", name)
+			}
+			u.release(node, fh)
+		}
+		u.release(node, fh)
+	}
+	random := u.walk("providers", "software", "random")
+	fh := u.open(random, os.O_RDONLY)
+	if !u.waits(random, fh) {
+		t.Error("random does not wait")
+	}
+	u.release(random, fh)
+	if !u.waits(random, 1000) {
+		t.Error("a file that is not open does not wait")
+	}
+	// Whoever may have lost a right is looked at.
+	key := u.walk("providers", "software", "keys", "ecdsa-p256-sha256-sign")
+	sign := u.walk("providers", "software", "keys", "ecdsa-p256-sha256-sign", "sign")
+	fh = u.open(sign, os.O_RDWR)
+	u.write(sign, fh, []byte("message"), 0)
+	in := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: u.header(key), Valid: fuse.FATTR_MODE, Mode: 0700}}
+	var out fuse.AttrOut
+	u.must(u.raw.SetAttr(nil, &in, &out))
+	if !u.waits(sign, fh) {
+		t.Error("a READ by somebody who may have lost a right does not wait")
+	}
+	u.release(sign, fh)
 }

@@ -54,7 +54,7 @@ func (f *feed) write(in *Input, p []byte) error {
 		return nil
 	}
 	if f.run != nil {
-		return f.pass(p)
+		return f.hand(p)
 	}
 	most := f.limit + maxTag
 	if main.Whole != 0 {
@@ -142,13 +142,13 @@ func (f *feed) start(p []byte) error {
 	buf := f.buf
 	f.buf = nil
 	defer psa.Wipe(buf)
-	if err := f.pass(buf); err != nil {
+	if err := f.hand(buf); err != nil {
 		return err
 	}
-	return f.pass(p)
+	return f.hand(p)
 }
 
-func (f *feed) pass(p []byte) error {
+func (f *feed) hand(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
@@ -205,10 +205,12 @@ func (f *feed) fits() error {
 	return nil
 }
 
-// stayer is a Run whose Finish is one call of a provider, in the goroutine of whoever calls it. Quick ones wait for nobody.
+// stayer is a Run whose Finish is one call of a provider, in the goroutine of whoever calls it. Quick ones can pass at once, and wait
+// for nobody.
 type stayer interface {
 	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
 	Quick() bool
+	Pass(ctx context.Context) (result psa.Result, passed bool, err error)
 }
 
 // begin begins an operation that has not begun.
@@ -219,10 +221,37 @@ func (f *feed) begin() error {
 	return f.complete()
 }
 
-// quick says whether what is left to do waits for nobody.
+// quick says whether pass would finish what has begun, without a wait.
 func (f *feed) quick() bool {
 	s, ok := f.run.(stayer)
 	return f.rejected != nil || ok && s.Quick()
+}
+
+// pass is finish of what is quick; false: it is not, and is to be finished.
+func (f *feed) pass(ctx context.Context) (outputs map[string][]byte, passed bool, err error) {
+	if err := f.begin(); err != nil {
+		f.abort()
+		return nil, true, err
+	}
+	if f.rejected != nil {
+		f.abort()
+		return nil, true, f.rejected
+	}
+	s, ok := f.run.(stayer)
+	if !ok {
+		return nil, false, nil
+	}
+	result, passed, err := s.Pass(ctx)
+	if !passed {
+		return nil, false, nil
+	}
+	f.run = nil
+	defer f.abort()
+	if err != nil {
+		return nil, true, err
+	}
+	outputs, err = f.encode(result.Outputs)
+	return outputs, true, err
 }
 
 // finish completes the request and runs it. In a directory slot it is here that the operation begins. Where it is one

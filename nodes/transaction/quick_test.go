@@ -34,12 +34,12 @@ type quickRun struct {
 	o *quickOperation
 }
 
-func (r *quickRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
+func (r *quickRun) Pass(ctx context.Context) (psa.Result, bool, error) {
 	if r.o.finish != nil {
 		defer r.over()
 		r.o.finish()
 	}
-	return r.fakeRun.FinishHere(ctx, tell)
+	return r.fakeRun.Pass(ctx)
 }
 
 // quickFile is a file whose operations are quick.

@@ -251,28 +251,45 @@ func (r *request) tell() {
 // caller holds no lock.
 func (r *request) run(f *feed, who caller.Caller) {
 	begun := time.Now()
-	switch quick, err := r.quick(f, who); {
+	switch outputs, passed, err := r.pass(f, who); {
 	case err != nil:
 		f.abort()
 		r.end(f, begun, nil, err)
-	case quick:
-		outputs, err := r.finish(f, nil)
-		r.end(f, begun, outputs, err)
+	case passed:
+		r.end(f, begun, outputs, nil)
 	default:
 		r.m.workers.run(func() { r.compute(f, begun) })
 	}
 }
 
-// quick begins what may be quick, and says whether the rest of it is.
-func (r *request) quick(f *feed, who caller.Caller) (quick bool, err error) {
+// pass runs what is quick; false: it is not.
+func (r *request) pass(f *feed, who caller.Caller) (outputs map[string][]byte, passed bool, err error) {
 	defer r.guard(f, &err)
 	if !f.op.Quick(who) || f.holds() > quickMost {
-		return false, nil
+		return nil, false, nil
 	}
-	if err := f.begin(); err != nil {
-		return false, err
+	return f.pass(context.Background())
+}
+
+// passes says whether a READ would be answered without a wait for anybody; false also where that cannot be told at once.
+func (r *request) passes(who caller.Caller) bool {
+	if r.known.Load() {
+		return true
 	}
-	return f.quick(), nil
+	if !r.mu.TryLock() {
+		return false
+	}
+	defer r.mu.Unlock()
+	switch f := r.feed; {
+	case r.phase != collecting:
+		return r.phase == answered
+	case r.dropped, r.poison != nil, !r.begun:
+		return true
+	case f == nil, f.parted: // what a slot names is looked up
+		return false
+	default:
+		return f.op.Quick(who) && f.holds() <= quickMost && (f.run == nil && f.rejected == nil || f.quick())
+	}
 }
 
 // guard turns a panic into the request's error, where it is deferred.

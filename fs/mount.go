@@ -188,7 +188,7 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		Version:             o.Version,
 		BodyLimit:           o.Config.Core.BodyLenLimit,
 		Dropbox:             o.Config.Mount.Dropbox,
-		AttrTimeout:         o.Config.Mount.AttrTimeout,
+		Lasting:             lasting(o.Config.Mount.AttrTimeout),
 		TransactionsPerUser: o.Config.Core.TransactionsPerUser,
 		BufferPerUser:       o.Config.Core.BufferPerUser,
 		OthersAllowed:       c.othersAllowed,
@@ -249,6 +249,17 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		return nil, &Error{Kind: KindFUSE, Err: err}
 	}
 	return s, nil
+}
+
+// lastingTime is how long the kernel may keep what nobody but it, and we, who tell it, changes.
+const lastingTime = time.Hour
+
+// lasting is lastingTime, unless the kernel is to keep nothing.
+func lasting(attrTimeout time.Duration) time.Duration {
+	if attrTimeout == 0 {
+		return 0
+	}
+	return lastingTime
 }
 
 // panicHandler answers EIO for a request whose handler panicked, so that no client can end the daemon.

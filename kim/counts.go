@@ -72,6 +72,24 @@ type nonces struct {
 	last int64 // how many the last reservation asked for
 }
 
+// some says whether any are reserved.
+func (n *nonces) some() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.left > 0
+}
+
+// reserved takes one that is reserved already, and says whether there was one.
+func (n *nonces) reserved() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.left == 0 {
+		return false
+	}
+	n.left--
+	return true
+}
+
 func (n *nonces) take(reserve func(int64) (int64, error)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

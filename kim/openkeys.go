@@ -1,7 +1,6 @@
 package kim
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"slices"
@@ -16,9 +15,10 @@ import (
 type openKeys struct {
 	bound int
 
-	mu   sync.Mutex
-	all  map[int64]*openKey
-	idle *list.List // of *openKey, the most recently used first
+	mu    sync.Mutex
+	all   map[int64]*openKey
+	idle  openKey // the ring of those that nobody uses: behind it stands the most recently used one
+	idles int
 }
 
 // openKey is an open key. There is at most one for each number, so that a destroyed key is gone for all of its users.
@@ -27,18 +27,67 @@ type openKey struct {
 	provider *Provider
 	impl     providers.Provider
 	once     sync.Once
+	opened   atomic.Bool // once is over
 	row      Key
 	key      providers.Key
 	err      error
 	gone     atomic.Bool // destroyed
 	nonces   nonces
+	permits  atomic.Pointer[[]permit] // what the policy was found to permit: it never changes
 
-	users int // under openKeys.mu, like what follows
-	idle  *list.Element
+	users      int      // under openKeys.mu, like what follows
+	next, last *openKey // in the ring of idle ones; nil outside it
+}
+
+// permit is an operation with an algorithm that a policy permits.
+type permit struct {
+	op  psa.Operation
+	alg psa.Algorithm
+}
+
+// permitted asks the policy, once for each pair: there are as many as operations times hashes.
+func (e *openKey) permitted(op psa.Operation, alg psa.Algorithm) error {
+	var known []permit
+	if p := e.permits.Load(); p != nil {
+		known = *p
+	}
+	if slices.Contains(known, permit{op, alg}) {
+		return nil
+	}
+	if err := e.row.Attributes.Permits(op, alg); err != nil {
+		return err
+	}
+	more := append(slices.Clip(known), permit{op, alg})
+	e.permits.Store(&more)
+	return nil
 }
 
 func newOpenKeys(bound int) *openKeys {
-	return &openKeys{bound: bound, all: map[int64]*openKey{}, idle: list.New()}
+	o := &openKeys{bound: bound, all: map[int64]*openKey{}}
+	o.empty()
+	return o
+}
+
+// empty forgets who is idle. The caller holds o.mu, as that of push and pull.
+func (o *openKeys) empty() {
+	o.idle.next, o.idle.last, o.idles = &o.idle, &o.idle, 0
+}
+
+// push makes e the most recent of the idle ones.
+func (o *openKeys) push(e *openKey) {
+	e.last, e.next = &o.idle, o.idle.next
+	e.last.next, e.next.last = e, e
+	o.idles++
+}
+
+// pull takes e out of the idle ones, if it is one.
+func (o *openKeys) pull(e *openKey) {
+	if e.next == nil {
+		return
+	}
+	e.last.next, e.next.last = e.next, e.last
+	e.last, e.next = nil, nil
+	o.idles--
 }
 
 // use opens a key, or finds it open. Unless it fails, the caller must call release.
@@ -51,16 +100,11 @@ func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error
 		o.all[number] = e
 	}
 	e.users++
-	if e.idle != nil {
-		o.idle.Remove(e.idle)
-		e.idle = nil
-	}
+	o.pull(e)
 	o.mu.Unlock()
-	e.once.Do(func() {
-		// A panic in between must leave an error, not a key without a provider.
-		e.err = psa.Errorf(psa.StatusGenericError, "cannot open the key %d", number)
-		e.err = open(e)
-	})
+	if !e.opened.Load() {
+		e.open(open)
+	}
 	if e.err != nil {
 		o.forget(e)
 		o.release(e)
@@ -69,19 +113,29 @@ func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error
 	return e, nil
 }
 
+// open opens it, once, or waits until somebody has.
+func (e *openKey) open(open func(*openKey) error) {
+	e.once.Do(func() {
+		// A panic in between must leave an error, not a key without a provider.
+		e.err = psa.Errorf(psa.StatusGenericError, "cannot open the key %d", e.number)
+		defer e.opened.Store(true)
+		e.err = open(e)
+	})
+}
+
 func (o *openKeys) release(e *openKey) {
 	o.mu.Lock()
 	var closing []*openKey
 	if e.users--; e.users == 0 {
 		if o.all[e.number] == e {
-			e.idle = o.idle.PushFront(e)
+			o.push(e)
 		} else {
 			closing = append(closing, e)
 		}
 	}
-	for o.idle.Len() > o.bound {
-		last := o.idle.Remove(o.idle.Back()).(*openKey)
-		last.idle = nil
+	for o.idles > o.bound {
+		last := o.idle.last
+		o.pull(last)
 		delete(o.all, last.number)
 		closing = append(closing, last)
 	}
@@ -112,10 +166,7 @@ func (o *openKeys) destroyed(number int64) {
 	}
 	e.gone.Store(true)
 	delete(o.all, number)
-	if e.idle != nil {
-		o.idle.Remove(e.idle)
-		e.idle = nil
-	}
+	o.pull(e)
 	e.users++
 	o.mu.Unlock()
 	o.release(e)
@@ -130,7 +181,7 @@ func (o *openKeys) close() (err error) {
 		}
 		delete(o.all, number)
 	}
-	o.idle.Init()
+	o.empty()
 	return err
 }
 
@@ -142,7 +193,8 @@ func (e *openKey) close() error {
 }
 
 // load reads the row of a key and opens it in its provider.
-func (k *KIM) load(ctx context.Context, e *openKey) error {
+func (k *KIM) load(e *openKey) error {
+	ctx := context.Background() // others may wait for the same opening
 	if err := k.Err(); err != nil {
 		return err
 	}
@@ -194,12 +246,17 @@ type Run interface {
 	// FinishHere is Finish in the caller's own goroutine: it returns only when the provider does. If OperationTimeout ends
 	// first, it calls tell with the error that it will return.
 	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
+	// Quick says whether Pass would finish it now.
+	Quick() bool
+	// Pass is Finish of what waits for nobody and takes about a millisecond at most; false: this is no such run, or it is none any
+	// more, and nothing has happened.
+	Pass(ctx context.Context) (result psa.Result, passed bool, err error)
 }
 
 // Begin begins an operation with a key for uid. If the key's policy does not permit it, it is StatusNotPermitted or the like;
 // a draft is StatusBadState. The algorithm is concrete: the caller has resolved any-hash. Each Run must be finished or aborted.
 func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (Run, error) {
-	e, err := k.hold(ctx, number)
+	e, err := k.hold(number)
 	if err != nil {
 		return nil, err
 	}
@@ -212,16 +269,16 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (R
 		k.keys.release(e)
 		return nil, err
 	}
-	return k.queued(op, uid, run, e), nil
+	return k.queued(op, uid, run, e, nil), nil
 }
 
 // Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
 func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, signer int64) (Run, error) {
-	e, err := k.hold(ctx, number)
+	e, err := k.hold(number)
 	if err != nil {
 		return nil, err
 	}
-	by, err := k.hold(ctx, signer)
+	by, err := k.hold(signer)
 	if err != nil {
 		k.keys.release(e)
 		return nil, err
@@ -236,9 +293,8 @@ func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, 
 }
 
 // hold opens a key. Unless it fails, the caller must call release.
-func (k *KIM) hold(ctx context.Context, number int64) (*openKey, error) {
-	// Others may wait for the same opening.
-	return k.keys.use(number, func(e *openKey) error { return k.load(context.WithoutCancel(ctx), e) })
+func (k *KIM) hold(number int64) (*openKey, error) {
+	return k.keys.use(number, k.load)
 }
 
 // permitsNonce refuses a nonce that the caller chose for encryption, unless the key allows that: with a nonce that was used
@@ -257,14 +313,15 @@ func (k *KIM) permitsNonce(ctx context.Context, e *openKey, op psa.Op) error {
 		WithHint("leave nonce empty, and read it back; or ask the key's owner to write caller_nonce = true into attributes")
 }
 
-func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (psa.Run, error) {
-	if err := e.row.Attributes.Permits(op.Operation, op.Algorithm); err != nil {
+func (k *KIM) begin(ctx context.Context, e *openKey, op psa.Op) (run psa.Run, err error) {
+	if err := e.permitted(op.Operation, op.Algorithm); err != nil {
 		return nil, err
 	}
 	if err := e.provider.away(); err != nil {
 		return nil, err
 	}
-	return recovering(ctx, e.provider, func(ctx context.Context) (psa.Run, error) { return e.key.Begin(ctx, op) })
+	defer e.provider.recovered(&err)
+	return e.key.Begin(ctx, op)
 }
 
 func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, error) {
@@ -290,23 +347,25 @@ func (k *KIM) certify(ctx context.Context, e, by *openKey, op psa.Op) (psa.Run, 
 
 // queuedRun is a Run whose Finish goes through the provider's queue.
 type queuedRun struct {
-	k    *KIM
-	keys []*openKey // that it uses, of one provider
-	lane *queue
-	uid  uint32
-	run  psa.Run // nil after its end
+	k      *KIM
+	key    *openKey
+	signer *openKey // of the same provider; nil: it uses no other key
+	op     psa.Operation
+	uid    uint32
+	run    psa.Run // nil after its end
+	quick  bool    // its provider says so
 	counts
 }
 
-func (k *KIM) queued(op psa.Op, uid uint32, run psa.Run, keys ...*openKey) *queuedRun {
-	e := keys[0]
-	return &queuedRun{k: k, keys: keys, lane: e.provider.lane(e.impl, op.Operation, e.row.Attributes), uid: uid, run: run,
-		counts: countsOf(op, e.row.Attributes)}
+func (k *KIM) queued(op psa.Op, uid uint32, run psa.Run, e, signer *openKey) *queuedRun {
+	return &queuedRun{k: k, key: e, signer: signer, op: op.Operation, uid: uid, run: run,
+		quick: e.provider.Quick(op.Operation, e.row.Attributes), counts: countsOf(op, e.row.Attributes)}
 }
 
 func (r *queuedRun) release() {
-	for _, e := range r.keys {
-		r.k.keys.release(e)
+	r.k.keys.release(r.key)
+	if r.signer != nil {
+		r.k.keys.release(r.signer)
 	}
 }
 
@@ -327,32 +386,60 @@ func (r *queuedRun) Abort() {
 
 func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
 	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
-		return callIn(ctx, r.keys[0].provider, r.lane, r.uid, r.k.o.OperationTimeout, f, late)
+		return callIn(ctx, r.key.provider, r.lane(), r.uid, r.k.o.OperationTimeout, f, late)
 	})
+}
+
+// lane is the queue that it waits in.
+func (r *queuedRun) lane() *queue { return r.key.provider.lane(r.key.impl, r.op, r.key.row.Attributes) }
+
+// Quick is false where something must be stored first: a reservation of nonces, or whether a tag was guessed.
+func (r *queuedRun) Quick() bool {
+	return r.run != nil && r.quick && !r.guess && (!r.nonce || r.key.nonces.some())
+}
+
+// Pass passes the queue, since nobody can give it up.
+func (r *queuedRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
+	if !r.Quick() || r.nonce && !r.key.nonces.reserved() {
+		return psa.Result{}, false, nil
+	}
+	if err := r.ready(); err != nil {
+		return psa.Result{}, true, err
+	}
+	result, err = r.key.provider.pass(ctx, r.run)
+	return result, true, r.ended(err)
 }
 
 func (r *queuedRun) FinishHere(ctx context.Context, tell func(error)) (psa.Result, error) {
 	return r.finish(func(f finisher, late func(psa.Result, error)) (psa.Result, error) {
-		return stayIn(ctx, r.keys[0].provider, r.lane, r.uid, r.k.o.OperationTimeout, f, late, tell)
+		return stayIn(ctx, r.key.provider, r.lane(), r.uid, r.k.o.OperationTimeout, f, late, tell)
 	})
 }
 
 type finisher = func(context.Context) (psa.Result, error)
 
+// ready says why it cannot finish, and aborts it then.
+func (r *queuedRun) ready() error {
+	if r.run == nil {
+		return psa.Errorf(psa.StatusBadState, "the operation has ended")
+	}
+	if r.key.gone.Load() || r.signer != nil && r.signer.gone.Load() {
+		r.Abort()
+		return psa.Errorf(psa.StatusRevoked, "the key was destroyed")
+	}
+	if err := r.key.provider.away(); err != nil {
+		r.Abort()
+		return err
+	}
+	return nil
+}
+
 // finish asks the provider by call or stay.
 func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Result, error)) (psa.Result, error) {
-	if r.run == nil {
-		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
-	}
-	if slices.ContainsFunc(r.keys, func(e *openKey) bool { return e.gone.Load() }) {
-		r.Abort()
-		return psa.Result{}, psa.Errorf(psa.StatusRevoked, "the key was destroyed")
-	}
-	if err := r.keys[0].provider.away(); err != nil {
-		r.Abort()
+	if err := r.ready(); err != nil {
 		return psa.Result{}, err
 	}
-	guessed, err := r.k.count(r.keys[0], r.counts)
+	guessed, err := r.k.count(r.key, r.counts)
 	if err != nil {
 		r.Abort()
 		return psa.Result{}, err
@@ -360,7 +447,7 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 	result, err := ask(r.run.Finish, func(late psa.Result, err error) {
 		late.Wipe()
 		if err := guessed(err); err != nil {
-			r.keys[0].provider.log.Error("cannot count a forgery", "key", r.keys[0].number, "err", err)
+			r.key.provider.log.Error("cannot count a forgery", "key", r.key.number, "err", err)
 		}
 		r.release()
 	})
@@ -375,16 +462,21 @@ func (r *queuedRun) finish(ask func(finisher, func(psa.Result, error)) (psa.Resu
 		r.Abort()
 		return psa.Result{}, err
 	}
-	if psa.StatusOf(err) == psa.StatusDoesNotExist {
+	return result, r.ended(err)
+}
+
+// ended is the end of a Finish that has begun.
+func (r *queuedRun) ended(err error) error {
+	if err != nil && psa.StatusOf(err) == psa.StatusDoesNotExist {
 		// A device that was replaced or emptied does not have the key either, and its identity says more than that.
-		if other := r.keys[0].provider.look(r.k.ctx, statusWait); psa.StatusOf(other) == psa.StatusProviderAbsent {
+		if other := r.key.provider.look(r.k.ctx, statusWait); psa.StatusOf(other) == psa.StatusProviderAbsent {
 			err = other
 		}
 	}
 	r.run = nil
 	// A stuck call keeps the keys open until it returns.
-	if !isStuck(err) {
+	if err == nil || !isStuck(err) {
 		r.release()
 	}
-	return result, err
+	return err
 }

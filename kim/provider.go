@@ -31,8 +31,9 @@ type Provider struct {
 	first chan struct{} // closed after the first look
 	once  sync.Once
 
-	mu           sync.Mutex
+	mu           sync.RWMutex
 	impl         providers.Provider // nil while it cannot be opened
+	weigher      providers.Weigher  // impl, if its queue lets others than slow calls pass; nil if not
 	identity     string             // of the device that has the keys; "" before it was ever seen
 	capabilities []psa.Capability
 	fresh        bool  // the capabilities are those of the device as it is now
@@ -90,6 +91,9 @@ func (p *Provider) tryOpen(ctx context.Context) {
 	}
 	p.impl = impl
 	limits := impl.Describe().Limits
+	if limits.Parallel == 0 {
+		p.weigher, _ = impl.(providers.Weigher)
+	}
 	p.queue.setWidth(limits.Parallel)
 	p.slow.setWidth(limits.Slow)
 }
@@ -100,6 +104,15 @@ func (p *Provider) lane(impl providers.Provider, op psa.Operation, a psa.Attribu
 		return &p.slow
 	}
 	return &p.queue
+}
+
+// Quick says whether an operation on a key of these attributes, or without a key, waits for nobody and takes about a millisecond
+// at most (providers.Weigher): whoever asks for it need not give it a goroutine of its own.
+func (p *Provider) Quick(op psa.Operation, a psa.Attributes) bool {
+	p.mu.RLock()
+	w := p.weigher
+	p.mu.RUnlock()
+	return w != nil && w.Quick(op, a)
 }
 
 func (p *Provider) close() error {
@@ -122,8 +135,8 @@ func (p *Provider) UUID() [16]byte { return p.uuid }
 
 // Config is what Open was given, with what SetDirectory changed.
 func (p *Provider) Config() ProviderConfig {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	return p.config
 }
 
@@ -153,15 +166,15 @@ func (p *Provider) Describe() providers.Description {
 
 // Capabilities are those of the device when it was last seen, none before.
 func (p *Provider) Capabilities() []psa.Capability {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	return p.capabilities
 }
 
 // instance is the open provider, or the reason why there is none: always one of them, even if it comes and goes meanwhile.
 func (p *Provider) instance() (providers.Provider, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if p.impl == nil {
 		return nil, p.absent(cmp.Or(p.down, error(errNotSeen)))
 	}
@@ -176,8 +189,8 @@ func (p *Provider) absent(why error) error {
 
 // trouble is why the provider is degraded, nil if it is not.
 func (p *Provider) trouble() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	return p.down
 }
 
@@ -544,7 +557,7 @@ func (p *Provider) Begin(ctx context.Context, uid uint32, op psa.Op) (Run, error
 	if err != nil {
 		return nil, err
 	}
-	return &keylessRun{run, p, uid}, nil
+	return &keylessRun{Run: run, p: p, uid: uid, quick: p.Quick(op.Operation, psa.Attributes{})}, nil
 }
 
 // keylessRun is a Run without a key whose Finish goes through the provider's queue.
@@ -552,6 +565,18 @@ type keylessRun struct {
 	psa.Run
 	p   *Provider
 	uid uint32
+
+	quick bool // its provider says so
+}
+
+func (r *keylessRun) Quick() bool { return r.quick }
+
+func (r *keylessRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
+	if !r.quick {
+		return psa.Result{}, false, nil
+	}
+	result, err = r.p.pass(ctx, r.Run)
+	return result, true, err
 }
 
 func (r *keylessRun) Finish(ctx context.Context) (psa.Result, error) {

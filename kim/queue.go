@@ -323,6 +323,15 @@ func stayIn[T any](
 	return none, stuck(p)
 }
 
+// pass finishes a quick run, which passes the queue: nobody gives it up.
+func (p *Provider) pass(ctx context.Context, run psa.Run) (result psa.Result, err error) {
+	defer p.recovered(&err)
+	if result, err = run.Finish(ctx); err != nil {
+		p.suspect(err)
+	}
+	return result, err
+}
+
 func stuck(p *Provider) error {
 	return psa.Errorf(psa.StatusTimeout, "provider %s did not respond in time: %w", p.Name(), errStuck).
 		WithHint("the operation may still complete; the provider's status counts stuck calls")
@@ -336,13 +345,17 @@ func notBegun(p *Provider, err error) error {
 	return psa.Errorf(psa.StatusTimeout, "provider %s is busy: %w", p.Name(), err).WithHint("try again")
 }
 
-// recovering turns a provider's panic into an error. It does not log the panic's value, which may contain a request.
+// recovering is f whose panic is an error.
 func recovering[T any](ctx context.Context, p *Provider, f func(context.Context) (T, error)) (value T, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			p.log.Error("a provider failed with a panic: this is a bug in parsecfs", "panic", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
-			err = psa.Errorf(psa.StatusGenericError, "provider %s: %w", p.Name(), errPanicked)
-		}
-	}()
+	defer p.recovered(&err)
 	return f(ctx)
+}
+
+// recovered turns a provider's panic into an error, where it is deferred. It does not log the panic's value, which may contain a
+// request.
+func (p *Provider) recovered(err *error) {
+	if v := recover(); v != nil {
+		p.log.Error("a provider failed with a panic: this is a bug in parsecfs", "panic", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+		*err = psa.Errorf(psa.StatusGenericError, "provider %s: %w", p.Name(), errPanicked)
+	}
 }

@@ -1,18 +1,18 @@
 package kim
 
 import (
-	"bytes"
 	"slices"
 	"sync"
 )
 
-// cachedRows is how many rows of keys a store keeps in memory. None holds a secret.
+// cachedRows is how many rows of keys a store keeps in memory. None holds a secret. Whoever gets a row shares its Public and Units
+// with the others, and never writes into them.
 const cachedRows = 1024
 
 // rowCache keeps rows of keys between commits. During a commit it takes no rows, and returns none that the commit changes, so
 // that nobody sees an old row after a new one.
 type rowCache struct {
-	mu         sync.Mutex
+	mu         sync.RWMutex
 	changes    uint64 // of what follows: a row that was read before one is not kept
 	committing bool
 	rows       map[int64]Key
@@ -21,12 +21,9 @@ type rowCache struct {
 
 // get returns a row, or false and the number of changes that put needs.
 func (c *rowCache) get(number int64) (Key, uint64, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	k, ok := c.rows[number]
-	if ok {
-		k.Public, k.Units = bytes.Clone(k.Public), slices.Clone(k.Units)
-	}
 	return k, c.changes, ok
 }
 
@@ -40,14 +37,14 @@ func (c *rowCache) put(k Key, changes uint64) {
 	if c.rows == nil || len(c.rows) >= cachedRows {
 		c.rows = map[int64]Key{}
 	}
-	k.Public, k.Units = bytes.Clone(k.Public), slices.Clone(k.Units)
+	k.Public, k.Units = slices.Clip(k.Public), slices.Clip(k.Units) // so that append copies
 	c.rows[k.Number] = k
 }
 
 // filesOf is get for the files of any row.
 func (c *rowCache) filesOf(number int64) (fileSet, uint64, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	if k, ok := c.rows[number]; ok {
 		return k.files, c.changes, true
 	}

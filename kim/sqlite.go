@@ -391,15 +391,23 @@ func errClosed() error { return psa.Errorf(psa.StatusBadState, "the KIM is close
 
 // enter begins a call; leave ends it.
 func (s *sqliteStore) enter(ctx context.Context) (leave func(), err error) {
-	if err := ctx.Err(); err != nil {
+	if err := s.join(ctx); err != nil {
 		return nil, err
+	}
+	return s.open.RUnlock, nil
+}
+
+// join is enter whose leave is open.RUnlock.
+func (s *sqliteStore) join(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	s.open.RLock()
 	if s.closed {
 		s.open.RUnlock()
-		return nil, errClosed()
+		return errClosed()
 	}
-	return s.open.RUnlock, nil
+	return nil
 }
 
 // Reading.

@@ -481,16 +481,16 @@ func (s *sqliteStore) KeyByName(ctx context.Context, provider int64, space Space
 }
 
 func (s *sqliteStore) KeyByNumber(ctx context.Context, number int64) (Key, error) {
-	leave, err := s.enter(ctx)
-	if err != nil {
+	if err := s.join(ctx); err != nil {
 		return Key{}, err
 	}
 	k, changes, ok := s.cache.get(number)
-	leave()
+	s.open.RUnlock()
 	if ok {
 		return k, nil
 	}
-	if k, err = s.oneKey(ctx, fmt.Sprintf("key number %d", number), "number = ?", number); err == nil {
+	k, err := s.oneKey(ctx, fmt.Sprintf("key number %d", number), "number = ?", number)
+	if err == nil {
 		s.cache.put(k, changes)
 	}
 	return k, err

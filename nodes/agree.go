@@ -41,6 +41,11 @@ func (o *agreement) Authorize(ctx context.Context, who caller.Caller, in transac
 	return nil
 }
 
+// Quick is not what makes a draft's key.
+func (o *agreement) Quick(who caller.Caller) bool {
+	return o.draft.Number == 0 && o.operation.Quick(who)
+}
+
 func (o *agreement) Begin(ctx context.Context, in transaction.Inputs, length int) (psa.Run, bool, error) {
 	op, err := o.resolve(in, length)
 	if err != nil {

@@ -93,6 +93,9 @@ func (a *auditing) ready(uid uint32, class AuditClass) error {
 	return a.to.Ready(uid, class)
 }
 
+// looksUp says whether whoever does something of a class is looked up for the audit trail.
+func (t *Tree) looksUp(class AuditClass) bool { return t.auditing != nil && class != AuditOpen }
+
 // audit records what a caller did at a place; begun is when.
 func (t *Tree) audit(c caller.Caller, class AuditClass, at place, op string, begun time.Time, err error) {
 	if t.auditing != nil {

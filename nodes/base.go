@@ -44,17 +44,22 @@ type stat struct {
 	fleeting, fleetingName bool
 	// never and neverName: attributes, or what the name leads to, depend on who asks, and the kernel keeps none
 	never, neverName bool
+	// lasting: the name is there as long as the mount, and attributes change only by what the kernel asks for, or is told of
+	lasting bool
 	// answers: what is read from it are answers to whoever reads
 	answers bool
 }
 
 // keeps is how long the kernel may keep the attributes, 0 for go-fuse's default.
-func (s stat) keeps() time.Duration {
+func (t *Tree) keeps(s stat) time.Duration {
 	switch {
 	case s.never:
 		return never
 	case s.fleeting:
 		return fleeting
+	case s.lasting:
+		t.kept.Store(true)
+		return t.options.Lasting
 	}
 	return 0
 }
@@ -169,7 +174,7 @@ var _ = (fs.NodeGetattrer)((*base)(nil))
 // the inode, so the handle is never asked.
 func (b *base) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	s, err := b.attr(ctx, &out.Attr)
-	out.SetTimeout(s.keeps())
+	out.SetTimeout(b.t.keeps(s))
 	return errnoOf(err)
 }
 
@@ -281,12 +286,14 @@ func (t *Tree) entry(ctx context.Context, parent *fs.Inode, n node, out *fuse.En
 	if err != nil {
 		return nil, errnoOf(err)
 	}
-	out.SetAttrTimeout(s.keeps())
+	out.SetAttrTimeout(t.keeps(s))
 	switch {
 	case s.neverName:
 		out.SetEntryTimeout(never)
 	case s.fleetingName:
 		out.SetEntryTimeout(fleeting)
+	case s.lasting:
+		out.SetEntryTimeout(t.options.Lasting)
 	}
 	return parent.NewInode(ctx, n, fs.StableAttr{Mode: out.Attr.Mode & syscall.S_IFMT, Ino: n.number(), Gen: n.generation()}), 0
 }

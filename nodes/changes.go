@@ -75,11 +75,44 @@ func (t *Tree) forgetAttributes(p *kim.Provider, key int64, before kim.Space) {
 func (t *Tree) ProviderChanged(p *kim.Provider) {
 	t.gate.Lost(inoOf(p.Number(), 0))
 	t.gate.Lost(inoOf(p.Number(), rowKeys))
-	for _, dir := range []*fs.Inode{t.known("providers", p.Name()), t.known("providers", p.Name(), "keys")} {
-		if dir != nil {
-			_ = dir.NotifyContent(attributesOnly, 0)
+	t.forgetLasting(func() []*fs.Inode {
+		return []*fs.Inode{t.known("providers", p.Name()), t.known("providers", p.Name(), "keys")}
+	})
+}
+
+// unlocked is for rows that were not proven before, and perhaps are not what they were taken for.
+func (t *Tree) unlocked() {
+	t.gate.LostAll()
+	t.forgetLasting(func() []*fs.Inode { return inFront(&t.root.Inode) })
+}
+
+// inFront are the directories that the kernel knows in front of keys, from one on.
+func inFront(in *fs.Inode) []*fs.Inode {
+	list := []*fs.Inode{in}
+	switch in.Operations().(type) {
+	case *rowsDir, *namesDir, *usersDir:
+		for _, child := range in.Children() {
+			list = append(list, inFront(child)...)
 		}
 	}
+	return list
+}
+
+// forgetLasting has the kernel ask again for attributes that it may keep for long, and once more when no answer of before can come any
+// more: one that is on its way to the kernel now would be kept.
+func (t *Tree) forgetLasting(inodes func() []*fs.Inode) {
+	if !t.kept.Load() {
+		return // nobody has asked for any yet
+	}
+	forget := func() {
+		for _, in := range inodes() {
+			if in != nil {
+				_ = in.NotifyContent(attributesOnly, 0) // one that the kernel does not know is no failure
+			}
+		}
+	}
+	forget()
+	time.AfterFunc(settled, forget)
 }
 
 // known is the inode below the root that the kernel knows by these names, nil if it never looked it up.

@@ -47,14 +47,14 @@ func (t *Tree) top() *rowsDir {
 
 // dir is a directory that belongs to the daemon.
 func (t *Tree) dir(links int) stat {
-	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits}
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits, lasting: true}
 }
 
 // provider is providers/<name>/.
 func (t *Tree) provider(p *kim.Provider) *rowsDir {
 	return t.rowsDir(0, place{t: t, provider: p}, t.tables.provider, func(*view) stat {
 		c := p.Config()
-		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5,
+		return stat{kind: syscall.S_IFDIR, mode: c.Mode & 0777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 5, lasting: true,
 			fixed: "the configuration sets owner, group and mode of a provider's directory"}
 	})
 }
@@ -151,7 +151,7 @@ func (n *rowsDir) entries(ctx context.Context) (fs.DirStream, syscall.Errno) {
 
 // view is what the rows of a place are judged and rendered from, for whoever asks.
 func (p place) view(ctx context.Context) (*view, error) {
-	v := &view{ctx: calm(ctx), t: p.t, provider: p.provider, uid: callerOf(ctx).UID}
+	v := &view{ctx: context.WithoutCancel(ctx), t: p.t, provider: p.provider, uid: callerOf(ctx).UID}
 	if p.key == 0 {
 		return v, nil
 	}
@@ -225,7 +225,7 @@ func (b *base) listed(ctx context.Context, list lister) (fs.DirStream, syscall.E
 		release()
 		return nil, errno
 	}
-	return &listed{DirStream: s, list: list, ctx: calm(ctx), release: release}, 0
+	return &listed{DirStream: s, list: list, ctx: context.WithoutCancel(ctx), release: release}, 0
 }
 
 // listed is an open directory that is counted for who reads it.
@@ -320,7 +320,7 @@ func (t *Tree) keys(p *kim.Provider, space kim.Space) *keysDir {
 	n.self = n
 	n.says = func() stat {
 		c := p.Config()
-		s := stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits}
+		s := stat{kind: syscall.S_IFDIR, mode: 01777, uid: c.UID, gid: c.GID, changed: p.Started(), links: 2, settable: dirBits, lasting: true}
 		if own {
 			// Which group is the user's nobody here knows, and another user's may have the uid's number.
 			s.mode, s.uid, s.gid, s.unlabelled = 0700, uid, t.gid, true
@@ -727,7 +727,7 @@ func (n *fileNode) shown(v *view) bool {
 		return n.row.shown(v)
 	}
 	s, lines := n.last.Load(), v.provider.Capabilities()
-	if s == nil || s.state != v.key.State || s.attributes != v.key.Attributes || !same(s.lines, lines) {
+	if !s.follows(&v.key, lines) {
 		s = &showing{v.key.State, v.key.Attributes, lines, n.row.shown(v)}
 		n.last.Store(s)
 	}
@@ -740,6 +740,11 @@ type showing struct {
 	attributes psa.Attributes
 	lines      []psa.Capability
 	shown      bool
+}
+
+// follows says whether it follows from these; none does not.
+func (s *showing) follows(k *kim.Key, lines []psa.Capability) bool {
+	return s != nil && s.state == k.State && s.attributes == k.Attributes && same(s.lines, lines)
 }
 
 // same says whether a provider's lines are the same ones still: it gets new ones as a whole.
@@ -841,6 +846,7 @@ type linkTo struct {
 	target   string
 	uid, gid uint32
 	changed  time.Time
+	lasting  bool
 }
 
 // symlinkNode is a symbolic link of the tree. What it says never changes.
@@ -858,14 +864,14 @@ func (t *Tree) symlink(ino uint64, at place, to linkTo) *symlinkNode {
 
 // link is a symbolic link of the daemon's own.
 func (t *Tree) link(row uint64, file, target string) *symlinkNode {
-	return t.symlink(inoOf(0, row), place{t: t, file: file}, linkTo{target: target, uid: t.uid, gid: t.gid, changed: t.started})
+	return t.symlink(inoOf(0, row), place{t: t, file: file}, linkTo{target: target, uid: t.uid, gid: t.gid, changed: t.started, lasting: true})
 }
 
 func (n *symlinkNode) place() place { return n.at }
 
 func (n *symlinkNode) stat(context.Context) (stat, error) {
 	return stat{kind: syscall.S_IFLNK, mode: 0777, uid: n.to.uid, gid: n.to.gid, size: uint64(len(n.to.target)), changed: n.to.changed,
-		settable: fileBits}, nil
+		settable: fileBits, lasting: n.to.lasting}, nil
 }
 
 var _ = (fs.NodeReadlinker)((*symlinkNode)(nil))

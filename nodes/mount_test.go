@@ -35,8 +35,62 @@ import (
 
 // mounted is a tree over the software provider, mounted for one test.
 type mounted struct {
-	t   *testing.T
-	dir string
+	t    *testing.T
+	dir  string
+	tree *nodes.Tree
+	k    *kim.KIM
+	asks asks
+}
+
+// asks are the names that the kernel looked up, and the inodes whose attributes it asked for, where a test counts them.
+type asks struct {
+	mu     sync.Mutex
+	counts bool
+	names  []string
+	inodes []uint64
+}
+
+// listening counts what the kernel asks for.
+type listening struct {
+	fuse.RawFileSystem
+	asks *asks
+}
+
+func (l *listening) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	status := l.RawFileSystem.Lookup(cancel, in, name, out)
+	l.asks.mu.Lock()
+	defer l.asks.mu.Unlock()
+	if l.asks.counts {
+		l.asks.names = append(l.asks.names, name)
+	}
+	return status
+}
+
+func (l *listening) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	status := l.RawFileSystem.GetAttr(cancel, in, out)
+	l.asks.mu.Lock()
+	defer l.asks.mu.Unlock()
+	if l.asks.counts {
+		l.asks.inodes = append(l.asks.inodes, out.Attr.Ino)
+	}
+	return status
+}
+
+// asked gives what the kernel asks for while f runs.
+func (m *mounted) asked(f func()) (names []string, inodes []uint64) {
+	a := &m.asks
+	set := func(counts bool) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.counts = counts; counts {
+			a.names, a.inodes = nil, nil
+		}
+		names, inodes = a.names, a.inodes
+	}
+	set(true)
+	f()
+	set(false)
+	return names, inodes
 }
 
 func mount(t *testing.T, change func(*nodes.Options)) *mounted {
@@ -79,11 +133,15 @@ func mountWith(t *testing.T, change func(*nodes.Options), around func(providers.
 	if err := os.Chmod(dir, 0755); err != nil {
 		t.Fatal(err)
 	}
-	second := time.Second
-	options := &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true, RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}}
+	m := &mounted{t: t, dir: dir, tree: tree, k: k}
+	timeout := time.Second
+	if o.Lasting != 0 {
+		timeout = 10 * time.Millisecond // of all that does not last
+	}
+	options := &fs.Options{EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}}
 	options.MountOptions = fuse.MountOptions{AllowOther: true, DirectMountStrict: true, EnableAcl: true, DisableReadDirPlus: true,
 		Options: []string{"default_permissions"}, FsName: "parsecfs", Name: "parsecfs", ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO}
-	server, err := fuse.NewServer(tree.Wrap(fs.NewNodeFS(tree.Root(), options)), dir, &options.MountOptions)
+	server, err := fuse.NewServer(&listening{tree.Wrap(fs.NewNodeFS(tree.Root(), options)), &m.asks}, dir, &options.MountOptions)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +163,7 @@ func mountWith(t *testing.T, change func(*nodes.Options), around func(providers.
 			t.Errorf("the mountpoint: %v", err)
 		}
 	})
-	return &mounted{t: t, dir: dir}
+	return m
 }
 
 func (m *mounted) path(parts ...string) string {

@@ -190,11 +190,11 @@ func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) 
 	now := time.Now()
 	i.Ctime = &now
 	if err := b.t.kim.SetInode(deed(ctx), i); err != nil {
-		return err
+		return b.inDoubt(err)
 	}
 	after, err := b.permissions(ctx)
 	if err != nil {
-		return err
+		return b.inDoubt(err)
 	}
 	if after.stat.answers {
 		b.t.sizes.change(b.ino)
@@ -203,6 +203,15 @@ func (b *base) update(ctx context.Context, change func(permissions, *kim.Inode) 
 		b.t.gate.Lost(b.ino)
 	}
 	return nil
+}
+
+// inDoubt is for a change that failed, and may be stored nevertheless: nobody goes on by what was before.
+func (b *base) inDoubt(err error) error {
+	b.t.gate.Lost(b.ino)
+	if b.t.options.Lasting > 0 {
+		_ = b.NotifyContent(attributesOnly, 0)
+	}
+	return err
 }
 
 const userLabel = "user."

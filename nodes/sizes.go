@@ -84,14 +84,19 @@ func (s *sizes) note(h *handle, end int64) (r *reading, tell bool) {
 	}
 	r.in = h.n.EmbeddedInode()
 	r.handles[h] = struct{}{}
+	h.held.Store(true)
 	r.end = max(r.end, end)
 	return r, r.long <= r.end
 }
 
 // drop notes that nothing is left to read through a handle.
 func (s *sizes) drop(h *handle) {
+	if !h.held.Load() {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	h.held.Store(false)
 	ino := h.n.number()
 	r := s.inodes[ino]
 	if r == nil || len(r.handles) == 0 {

@@ -34,8 +34,10 @@ type Options struct {
 	BodyLimit int64
 	// Dropbox allows an operation file to be written and read by separate opens.
 	Dropbox bool
-	// AttrTimeout is how long the kernel may keep attributes, at most a second.
-	AttrTimeout time.Duration
+	// Lasting is how long the kernel may keep the names and attributes of directories in front of keys: names that are there as
+	// long as the mount, and attributes that only the kernel's own requests change, or we, who tell it. Nobody but us may write
+	// into the store then. 0: as long as other ones.
+	Lasting time.Duration
 	// TransactionsPerUser bounds open files and directories, slots and drop box requests of one uid; beyond it is EAGAIN.
 	TransactionsPerUser int
 	// BufferPerUser bounds the bytes that requests, answers and texts of one uid hold; beyond it is ENOMEM.
@@ -75,6 +77,7 @@ type Tree struct {
 	machine    *transaction.Machine
 	changing   sync.Mutex // one change of permissions at a time
 	admins     atomic.Pointer[[]uint32]
+	kept       atomic.Bool // the kernel may keep attributes of lasting directories
 }
 
 // New makes the tree over an open KIM. Nothing is read from it before it is looked up.
@@ -95,7 +98,7 @@ func New(o Options) *Tree {
 	}
 	t.gate = gate.New(t.procs, o.Units)
 	// What let somebody in before the data key came was not proven.
-	o.KIM.OnUnlock(t.gate.LostAll)
+	o.KIM.OnUnlock(t.unlocked)
 	t.machine = transaction.New(transaction.Options{Procs: t.procs, BodyLimit: o.BodyLimit, PerUser: o.TransactionsPerUser,
 		BytesPerUser: o.BufferPerUser, Log: o.Log})
 	t.SetAdmins(o.Admins)

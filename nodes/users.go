@@ -23,7 +23,7 @@ func (t *Tree) users(p *kim.Provider) *usersDir {
 	n := &usersDir{namesDir{base: t.base(inoOf(p.Number(), rowUsers)), at: place{t: t, provider: p, file: "users"}}}
 	n.self = n
 	n.says = func() stat {
-		return stat{kind: syscall.S_IFDIR, mode: 0711, uid: t.uid, gid: t.gid, changed: p.Started(), links: 2, settable: keyBits}
+		return stat{kind: syscall.S_IFDIR, mode: 0711, uid: t.uid, gid: t.gid, changed: p.Started(), links: 2, settable: keyBits, lasting: true}
 	}
 	// Those without keys are not listed: there are as many as uids.
 	n.list = func() fs.DirStream {

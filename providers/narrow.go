@@ -192,6 +192,12 @@ func (p *narrowed) Slow(op psa.Operation, a psa.Attributes) bool {
 	return ok && w.Slow(op, a)
 }
 
+// Quick is p's, never where p does not say.
+func (p *narrowed) Quick(op psa.Operation, a psa.Attributes) bool {
+	w, ok := p.Provider.(Weigher)
+	return ok && w.Quick(op, a)
+}
+
 // Attest is p's, StatusNotSupported where it has none.
 func (p *narrowed) Attest(ctx context.Context, op psa.Op) (psa.Run, error) {
 	attester, ok := p.Provider.(Attester)

@@ -116,7 +116,13 @@ type Weigher interface {
 	// Slow says whether an operation on a key with these attributes (psa.Generate and psa.Import make one) keeps a processor
 	// busy for so long that other users notice.
 	Slow(op psa.Operation, a psa.Attributes) bool
+	// Quick says whether its Run waits for nobody, and takes about a millisecond of a processor at most if its main input has
+	// at most QuickInput bytes: then it costs less than to give it a goroutine of its own. Slow ones are never quick.
+	Quick(op psa.Operation, a psa.Attributes) bool
 }
+
+// QuickInput is how many bytes of input a quick operation (see Weigher) may hold.
+const QuickInput = 64 << 10
 
 // Foreign is a key on the device, also one that another program made.
 type Foreign struct {

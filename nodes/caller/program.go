@@ -49,6 +49,12 @@ func (p *Procs) Program(c Caller) Program {
 	return one
 }
 
+// Knows says whether Program looks at nothing for this caller now.
+func (p *Procs) Knows(c Caller) bool {
+	_, known := p.programs.find(c)
+	return known
+}
+
 func (p *programs) find(c Caller) (Program, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

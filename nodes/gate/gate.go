@@ -190,6 +190,12 @@ func (a *Access) Check(ctx context.Context, who caller.Caller) error {
 	return psa.Errorf(psa.StatusRevoked, "the right to use this file was taken away: %v", err).WithHint(hintOf(err))
 }
 
+// Holds says whether nothing on its way has lost rights since it was made, so that Check asks nobody.
+func (a *Access) Holds() bool {
+	lost, _ := a.g.since(a.seen.Load(), a.numbers)
+	return !lost && !a.lost.Load()
+}
+
 // Enter judges whoever opens something again by an access that was made before: as Check does, and by their systemd unit.
 func (a *Access) Enter(ctx context.Context, who caller.Caller) error {
 	if err := a.Check(ctx, who); err != nil {

@@ -30,7 +30,7 @@ type account struct {
 	most amounts // of one uid
 
 	mu    sync.Mutex
-	users map[uint32]*amounts
+	users map[uint32]amounts // those who have anything
 	all   amounts
 }
 
@@ -38,13 +38,11 @@ type account struct {
 func (a *account) take(uid uint32, what resource, n int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	own, users := int64(0), int64(len(a.users))
-	if u := a.users[uid]; u != nil {
-		own = u[what]
-	} else {
+	u, has := a.users[uid]
+	own, users := u[what]+n, int64(len(a.users))
+	if !has {
 		users++
 	}
-	own += n
 	all := usersWorth * a.most[what]
 	if n > 0 && (own > a.most[what] || a.all[what]+n > all && own > all/users) {
 		return errMost[what]
@@ -55,6 +53,9 @@ func (a *account) take(uid uint32, what resource, n int64) error {
 
 // put counts n more, or fewer, whatever the bounds say.
 func (a *account) put(uid uint32, what resource, n int64) {
+	if n == 0 {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.add(uid, what, n)
@@ -63,18 +64,16 @@ func (a *account) put(uid uint32, what resource, n int64) {
 // add is put for who holds a.mu.
 func (a *account) add(uid uint32, what resource, n int64) {
 	if a.users == nil {
-		a.users = map[uint32]*amounts{}
+		a.users = map[uint32]amounts{}
 	}
 	u := a.users[uid]
-	if u == nil {
-		u = &amounts{}
-		a.users[uid] = u
-	}
 	u[what] += n
 	a.all[what] += n
-	if *u == (amounts{}) {
+	if u == (amounts{}) {
 		delete(a.users, uid)
+		return
 	}
+	a.users[uid] = u
 }
 
 // effectsMost bounds those of one uid: fs bounds the bytes of all requests under way, and beyond that nobody is served.

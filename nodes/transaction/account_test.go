@@ -22,13 +22,13 @@ func TestManyUsers(t *testing.T) {
 		_ = one.take(2, held, 10)
 	}
 	if one.users[1][held] != 100 || one.users[2][held] != 100 {
-		t.Errorf("two users hold %v and %v", *one.users[1], *one.users[2])
+		t.Errorf("two users hold %v and %v", one.users[1], one.users[2])
 	}
 	if err := one.take(3, held, 100); err != nil {
 		t.Errorf("a third user gets nothing: %v", err)
 	}
 	for uid := range uint32(4) {
-		if u := one.users[uid]; u != nil {
+		if u, has := one.users[uid]; has {
 			one.put(uid, held, -u[held])
 		}
 	}

@@ -50,27 +50,46 @@ type Channel struct {
 
 	base   atomic.Int64            // where the last answer began for who read it
 	latest atomic.Pointer[request] // req, for who must not wait for a WRITE
+	aside  atomic.Int32            // pieces that wait for those before them
 
 	mu      sync.Mutex
 	req     *request // nil: nothing was begun
 	cursors []inputCursor
 	writes  uint64 // that were taken
 	sealed  error  // why no more WRITEs are taken
+
+	sized sized // under sizes.mu
+
+	// Most channels have one request and one cursor, whose memory is here; what was used is not used again.
+	room  *request
+	stand [1]inputCursor
 }
 
 // File is what a channel is opened for.
 type File struct {
 	Ino  uint64
 	Spec *Spec
-	Make func(uid uint32) Make
+	Make Make
 }
 
 func (m *Machine) channel(f File, uid uint32, parted bool) *Channel {
-	return &Channel{m: m, spec: f.Spec, make: f.Make(uid), uid: uid, parted: parted, ino: f.Ino}
+	c := &Channel{}
+	c.open(m, f, uid, parted)
+	return c
+}
+
+func (c *Channel) open(m *Machine, f File, uid uint32, parted bool) {
+	c.m, c.spec, c.make, c.uid, c.parted, c.ino = m, f.Spec, f.Make, uid, parted, f.Ino
+	c.cursors = c.stand[:0]
 }
 
 func (c *Channel) begin() *request {
-	c.req = &request{m: c.m, spec: c.spec, make: c.make, uid: c.uid, parted: c.parted, begun: c.spec.bare(), finished: make(chan struct{})}
+	r := c.room
+	if c.room = nil; r == nil {
+		r = &request{}
+	}
+	r.m, r.spec, r.make, r.uid, r.parted, r.begun = c.m, c.spec, c.make, c.uid, c.parted, c.spec.bare()
+	c.req = r
 	c.latest.Store(c.req)
 	c.m.sizes.add(c)
 	return c.req
@@ -112,7 +131,7 @@ type placed struct {
 }
 
 // write takes one WRITE for an input; nil is the plain file's stream. due: a message can begin at its offset.
-func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, appends, due bool) (placed, error) {
+func (c *Channel) write(in *Input, p []byte, off int64, appends, due bool) (placed, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sealed != nil {
@@ -123,7 +142,7 @@ func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, app
 		return placed{}, err
 	}
 	cursor := c.cursor(in)
-	end, err := c.take(ctx, r, cursor, p, off, appends, due)
+	end, err := c.take(r, cursor, p, off, appends, due)
 	if err != nil {
 		c.forget(cursor)
 		return placed{}, err
@@ -134,12 +153,12 @@ func (c *Channel) write(ctx context.Context, in *Input, p []byte, off int64, app
 
 // take hands a WRITE on, or has it wait for others.
 func (c *Channel) take(
-	ctx context.Context, r *request, cursor *inputCursor, p []byte, off int64, appends, due bool,
+	r *request, cursor *inputCursor, p []byte, off int64, appends, due bool,
 ) (end int64, err error) {
 	_, _, poisoned := r.state()
 	waiting := len(cursor.early)
 	if !cursor.set && waiting > 0 && off+int64(len(p))-cursor.early[0].off > earlyMost {
-		if err := c.beginAt(ctx, cursor, r); err != nil {
+		if err := c.beginAt(cursor, r); err != nil {
 			return 0, err
 		}
 	}
@@ -164,14 +183,14 @@ func (c *Channel) take(
 		r.fault(err)
 		return 0, err
 	}
-	if err := r.write(ctx, cursor.in, p); err != nil {
+	if err := r.write(cursor.in, p); err != nil {
 		return 0, err
 	}
 	cursor.Advance(off, len(p))
 	if appends {
 		return off + int64(len(p)), nil
 	}
-	return cursor.next, c.follow(ctx, cursor, r)
+	return cursor.next, c.follow(cursor, r)
 }
 
 func (c *Channel) cursor(in *Input) *inputCursor {
@@ -330,7 +349,7 @@ func (p *replies) anew() { p.next, p.written = 0, max(p.written, p.last) }
 
 // read answers from c.
 func (c *Channel) read(ctx context.Context, who caller.Caller) (*request, error) {
-	c.settle(ctx)
+	c.settle()
 	r := c.pending()
 	if r == nil {
 		return nil, errNothing

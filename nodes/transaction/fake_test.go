@@ -167,22 +167,21 @@ func (f *fake) track(c *Channel) {
 
 // file is a file of a shape.
 func (f *fake) file(shape string, ino uint64) File {
-	return File{Ino: ino, Spec: shapes[shape], Make: func(uint32) Make {
-		return func(context.Context) (Operation, error) {
-			if f.now().gone {
-				return nil, errGone
-			}
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.made++
-			return &fakeOperation{f: f, spec: shapes[shape]}, nil
+	return File{Ino: ino, Spec: shapes[shape], Make: func(context.Context, uint32) (Operation, error) {
+		if f.now().gone {
+			return nil, errGone
 		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.made++
+		return &fakeOperation{f: f, spec: shapes[shape], quick: f.made%2 == 0}, nil
 	}}
 }
 
 type fakeOperation struct {
-	f    *fake
-	spec *Spec
+	f     *fake
+	spec  *Spec
+	quick bool
 }
 
 func (o *fakeOperation) Attributes() psa.Attributes { return psa.Attributes{} }
@@ -204,6 +203,13 @@ func (o *fakeOperation) Authorize(_ context.Context, _ caller.Caller, in Inputs)
 		return psa.Errorf(psa.StatusNotPermitted, "a name that the caller may not use")
 	}
 	return nil
+}
+
+// Quick is every other operation, but none that waits.
+func (o *fakeOperation) Quick(caller.Caller) bool {
+	o.f.mu.Lock()
+	defer o.f.mu.Unlock()
+	return o.quick && !o.f.hold
 }
 
 func (o *fakeOperation) Present(context.Context) error {
@@ -286,6 +292,17 @@ func (r *fakeRun) Finish(context.Context) (psa.Result, error) {
 		}
 	}
 	return psa.Result{Outputs: out}, nil
+}
+
+func (r *fakeRun) FinishHere(ctx context.Context, _ func(error)) (psa.Result, error) {
+	return r.Finish(ctx)
+}
+
+func (r *fakeRun) Quick() bool { return true }
+
+func (r *fakeRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
+	result, err = r.Finish(ctx)
+	return result, true, err
 }
 
 func (r *fakeRun) Abort() { r.over() }

@@ -42,7 +42,7 @@ func TooLarge(name string, most int64) error {
 		WithHint("the operation cannot stream its input, so core_settings.body_len_limit limits it")
 }
 
-func (f *feed) write(ctx context.Context, in *Input, p []byte) error {
+func (f *feed) write(in *Input, p []byte) error {
 	main := f.spec.main()
 	if in != nil && in != main {
 		return f.add(in, p)
@@ -54,7 +54,7 @@ func (f *feed) write(ctx context.Context, in *Input, p []byte) error {
 		return nil
 	}
 	if f.run != nil {
-		return f.pass(p)
+		return f.hand(p)
 	}
 	most := f.limit + maxTag
 	if main.Whole != 0 {
@@ -67,11 +67,14 @@ func (f *feed) write(ctx context.Context, in *Input, p []byte) error {
 	if f.waits() && int64(len(f.buf)+len(p)) > most {
 		return TooLarge(main.Name, most)
 	}
+	if !f.waits() && !f.spec.cuts() {
+		return f.start(p)
+	}
 	f.buf = Extend(f.buf, p)
 	if f.waits() {
 		return nil
 	}
-	return f.start(ctx)
+	return f.start(nil)
 }
 
 // add collects an input that is given by name.
@@ -119,8 +122,8 @@ func Extend(b, p []byte) []byte {
 	return append(grown, p...)
 }
 
-// start begins the operation as soon as the inputs in front of the stream are complete.
-func (f *feed) start(ctx context.Context) error {
+// start begins the operation as soon as the inputs in front of the stream are complete; p comes behind what was kept.
+func (f *feed) start(p []byte) error {
 	if !f.parted && !f.cut(false) {
 		return nil
 	}
@@ -131,7 +134,7 @@ func (f *feed) start(ctx context.Context) error {
 	}
 	inputs := maps.Clone(f.named)
 	maps.DeleteFunc(inputs, func(_ string, b []byte) bool { return len(b) == 0 })
-	run, streams, err := f.op.Begin(context.WithoutCancel(ctx), inputs, len(f.buf))
+	run, streams, err := f.op.Begin(context.Background(), inputs, len(f.buf)+len(p))
 	if err != nil {
 		return err
 	}
@@ -139,10 +142,13 @@ func (f *feed) start(ctx context.Context) error {
 	buf := f.buf
 	f.buf = nil
 	defer psa.Wipe(buf)
-	return f.pass(buf)
+	if err := f.hand(buf); err != nil {
+		return err
+	}
+	return f.hand(p)
 }
 
-func (f *feed) pass(p []byte) error {
+func (f *feed) hand(p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
@@ -199,30 +205,74 @@ func (f *feed) fits() error {
 	return nil
 }
 
-// stayer is a Run whose Finish is one call of a provider, in the goroutine of whoever calls it.
+// stayer is a Run whose Finish is one call of a provider, in the goroutine of whoever calls it. Quick ones can pass at once, and wait
+// for nobody.
 type stayer interface {
 	FinishHere(ctx context.Context, tell func(error)) (psa.Result, error)
+	Quick() bool
+	Pass(ctx context.Context) (result psa.Result, passed bool, err error)
+}
+
+// begin begins an operation that has not begun.
+func (f *feed) begin() error {
+	if f.run != nil || f.rejected != nil {
+		return nil
+	}
+	return f.complete()
+}
+
+// quick says whether pass would finish what has begun, without a wait.
+func (f *feed) quick() bool {
+	s, ok := f.run.(stayer)
+	return f.rejected != nil || ok && s.Quick()
+}
+
+// pass is finish of what is quick; false: it is not, and is to be finished.
+func (f *feed) pass(ctx context.Context) (outputs map[string][]byte, passed bool, err error) {
+	if err := f.begin(); err != nil {
+		f.abort()
+		return nil, true, err
+	}
+	if f.rejected != nil {
+		f.abort()
+		return nil, true, f.rejected
+	}
+	s, ok := f.run.(stayer)
+	if !ok {
+		return nil, false, nil
+	}
+	result, passed, err := s.Pass(ctx)
+	if !passed {
+		return nil, false, nil
+	}
+	f.run = nil
+	defer f.abort()
+	if err != nil {
+		return nil, true, err
+	}
+	outputs, err = f.encode(result.Outputs)
+	return outputs, true, err
 }
 
 // finish completes the request and runs it. In a directory slot it is here that the operation begins. Where it is one
 // call of the provider, tell gets the error of one that does not answer in time, which is returned when it does.
 func (f *feed) finish(ctx context.Context, tell func(error)) (map[string][]byte, error) {
 	defer f.abort()
-	if f.run == nil && f.rejected == nil {
-		if err := f.complete(ctx); err != nil {
-			return nil, err
-		}
+	if err := f.begin(); err != nil {
+		return nil, err
 	}
 	if f.rejected != nil {
 		return nil, f.rejected
 	}
 	run := f.run
 	f.run = nil
-	finish := run.Finish
+	var result psa.Result
+	var err error
 	if s, ok := run.(stayer); ok {
-		finish = func(ctx context.Context) (psa.Result, error) { return s.FinishHere(ctx, tell) }
+		result, err = s.FinishHere(ctx, tell)
+	} else {
+		result, err = run.Finish(ctx)
 	}
-	result, err := finish(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -230,15 +280,15 @@ func (f *feed) finish(ctx context.Context, tell func(error)) (map[string][]byte,
 }
 
 // complete begins an operation whose inputs are all there.
-func (f *feed) complete(ctx context.Context) error {
+func (f *feed) complete() error {
 	if f.parted {
 		if err := f.fits(); err != nil {
 			return err
 		}
-		return f.start(ctx)
+		return f.start(nil)
 	}
 	f.cut(true)
-	return f.start(ctx)
+	return f.start(nil)
 }
 
 // encode brings a result into the file's shape.

@@ -2,7 +2,7 @@
 //
 // Four shapes make it up:
 //
-//   - a Request collects inputs, runs its Operation once, in a goroutine of its own, and keeps the answer;
+//   - a Request collects inputs, runs its Operation once, where it is asked for or in a goroutine of its own, and keeps the answer;
 //   - a Channel is where requests follow each other. It has a cursor for each input that can be written by itself: one
 //     for the plain file's stream, or one for each file of a directory slot;
 //   - a Handle is one open file on a channel: one of its own, a slot's, or one that it claims from the drop box;
@@ -50,7 +50,7 @@ type Machine struct {
 	sizes   sizes
 	workers *workers
 	running sync.WaitGroup
-	leaving sync.Mutex // nothing may begin once Drain waits for what runs
+	leaving sync.RWMutex // nothing may begin once Drain waits for what runs
 	closed  bool
 }
 
@@ -96,25 +96,37 @@ var errLeaving = psa.Errorf(psa.StatusProviderAbsent, "the daemon is stopping")
 
 // Begin counts something that Drain must wait for; end must follow.
 func (m *Machine) Begin() (end func(), err error) {
-	m.leaving.Lock()
-	defer m.leaving.Unlock()
+	if err := m.enter(); err != nil {
+		return nil, err
+	}
+	return m.running.Done, nil
+}
+
+// enter is Begin whose end is running.Done.
+func (m *Machine) enter() error {
+	m.leaving.RLock()
+	defer m.leaving.RUnlock()
 	if m.closed {
-		return nil, errLeaving
+		return errLeaving
 	}
 	m.running.Add(1)
-	return m.running.Done, nil
+	return nil
 }
 
 // Guard turns a panic in f, which would end the daemon for everybody, into EIO for one request.
 func (m *Machine) Guard(path func() string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			// only its type: the value may quote a request
-			m.o.Log.Error("panic in an operation: this is a bug in parsecfs", "path", path(), "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
-			err = psa.Errorf(psa.StatusGenericError, "the operation failed inside parsecfs")
+			err = m.panicked(path(), p)
 		}
 	}()
 	return f()
+}
+
+// panicked is the error of a request that ended with a panic. Only the panic's type is logged: its value may quote a request.
+func (m *Machine) panicked(path string, p any) error {
+	m.o.Log.Error("panic in an operation: this is a bug in parsecfs", "path", path, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+	return psa.Errorf(psa.StatusGenericError, "the operation failed inside parsecfs")
 }
 
 // Perform runs f to its end and waits for it as Wait does.

@@ -888,7 +888,7 @@ func (m *model) release() {
 	m.held = slices.Delete(m.held, i, i+1)
 	m.say("an operation goes on")
 	close(r.run.goOn)
-	<-r.real.finished
+	<-r.real.over()
 	m.ends(r)
 }
 

@@ -2,7 +2,6 @@ package transaction
 
 import (
 	"cmp"
-	"context"
 	"slices"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -52,16 +51,18 @@ func (c *Channel) wait(cursor *inputCursor, at int, p []byte, off int64) error {
 		return nil
 	}
 	cursor.early = slices.Insert(cursor.early, at, early{off, slices.Clone(p)})
+	c.aside.Add(1)
 	return nil
 }
 
 // follow hands on what waited for the WRITEs that are there now.
-func (c *Channel) follow(ctx context.Context, cursor *inputCursor, r *request) error {
+func (c *Channel) follow(cursor *inputCursor, r *request) error {
 	for len(cursor.early) > 0 && cursor.early[0].off == cursor.next {
 		b := cursor.early[0].b
 		cursor.early = slices.Delete(cursor.early, 0, 1)
+		c.aside.Add(-1)
 		c.m.account.put(c.uid, held, -int64(len(b)))
-		err := r.write(ctx, cursor.in, b)
+		err := r.write(cursor.in, b)
 		psa.Wipe(b)
 		if err != nil {
 			return err
@@ -72,15 +73,15 @@ func (c *Channel) follow(ctx context.Context, cursor *inputCursor, r *request) e
 }
 
 // beginAt is for a message of which no more can come from before what is there.
-func (c *Channel) beginAt(ctx context.Context, cursor *inputCursor, r *request) error {
+func (c *Channel) beginAt(cursor *inputCursor, r *request) error {
 	if !cursor.set {
 		cursor.set, cursor.next = true, cursor.early[0].off
 	}
-	return c.follow(ctx, cursor, r)
+	return c.follow(cursor, r)
 }
 
 // settle is for whoever reads: nothing can come any more that a piece waits for.
-func (c *Channel) settle(ctx context.Context) {
+func (c *Channel) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.cursors {
@@ -89,7 +90,7 @@ func (c *Channel) settle(ctx context.Context) {
 			continue
 		}
 		// An error of it is the READ's too.
-		_ = c.beginAt(ctx, cursor, c.req)
+		_ = c.beginAt(cursor, c.req)
 		if len(cursor.early) > 0 {
 			c.req.fault(ErrHole)
 			c.forget(cursor)
@@ -102,6 +103,7 @@ func (c *Channel) forget(cursor *inputCursor) {
 	for _, e := range cursor.early {
 		psa.Wipe(e.b)
 		c.m.account.put(c.uid, held, -int64(len(e.b)))
+		c.aside.Add(-1)
 	}
 	cursor.early = nil
 }

@@ -19,13 +19,6 @@ func wide(t *testing.T) *fake {
 	return f
 }
 
-// lend writes bytes that are the kernel's again afterwards.
-func lend(t *testing.T, h *Handle, b []byte, off int64) error {
-	b = bytes.Clone(b)
-	defer clear(b)
-	return h.Write(t.Context(), b, off)
-}
-
 // cutAsTheKernelDoes gives where the pieces of a write of n bytes begin whose buffer does not begin at a page.
 func cutAsTheKernelDoes(n, shift int) (at []int) {
 	for i := 0; i < n; i += 64 << 10 {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/parsecfs/parsecfs/nodes/caller"
 	"github.com/parsecfs/parsecfs/nodes/gate"
+	"github.com/parsecfs/parsecfs/providers"
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
@@ -43,12 +44,15 @@ type request struct {
 	outputs  map[string][]byte
 	joined   []byte // the outputs as the plain file gives them
 	err      error
-	handed   bool // the whole answer, or its error, was given out
-	dropped  bool // nobody will ask any more
-	finished chan struct{}
-	op       Operation    // once an answer was asked for
-	written  atomic.Int64 // bytes of it so far
-	ended    atomic.Bool  // what it came to is known; what comes later is wiped
+	handed   bool          // the whole answer, or its error, was given out
+	dropped  bool          // nobody will ask any more
+	finished chan struct{} // closed once there is an answer; nil: nobody waits for it
+	op       Operation     // once an answer was asked for
+	written  atomic.Int64  // bytes of it so far
+	ended    atomic.Bool   // what it came to is known; what comes later is wiped
+	known    atomic.Bool   // there is an answer
+
+	room feed // what feed points to
 }
 
 var (
@@ -62,8 +66,8 @@ var (
 	errNothing = gate.Refuse(syscall.ENODATA, "nothing was written", "write the request first, through the same open file or a slot")
 )
 
-// write collects bytes for an input; nil is the plain file's stream.
-func (r *request) write(ctx context.Context, in *Input, p []byte) error {
+// write collects bytes for an input; nil is the plain file's stream. A signal must not spoil the request: nothing here is interrupted.
+func (r *request) write(in *Input, p []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.dropped {
@@ -75,7 +79,7 @@ func (r *request) write(ctx context.Context, in *Input, p []byte) error {
 	if r.phase != collecting {
 		return errBusy
 	}
-	if err := r.prepare(ctx); err != nil {
+	if err := r.prepare(context.Background()); err != nil {
 		return r.poisonWith(err)
 	}
 	r.begun = true
@@ -86,7 +90,7 @@ func (r *request) write(ctx context.Context, in *Input, p []byte) error {
 		r.digest.Write(p)
 	}
 	before := r.feed.holds()
-	if err := r.feed.write(ctx, in, p); err != nil {
+	if err := r.feed.write(in, p); err != nil {
 		return r.poisonWith(err)
 	}
 	grown := r.feed.holds() - before
@@ -103,12 +107,13 @@ func (r *request) prepare(ctx context.Context) error {
 	if r.feed != nil {
 		return nil
 	}
-	op, err := r.make(ctx)
+	op, err := r.make(ctx, r.uid)
 	if err != nil {
 		return err
 	}
 	r.digest = op.Digest()
-	r.feed = &feed{spec: r.spec, parted: r.parted, op: op, limit: r.m.o.BodyLimit}
+	r.room = feed{spec: r.spec, parted: r.parted, op: op, limit: r.m.o.BodyLimit}
+	r.feed = &r.room
 	return nil
 }
 
@@ -166,12 +171,17 @@ func (r *request) state() (p phase, handed, poisoned bool) {
 
 // answer runs the operation if it has not run, and waits for it as an interruptible system call should.
 func (r *request) answer(ctx context.Context, who caller.Caller) error {
-	op, err := r.start(ctx, who)
+	op, begin, err := r.start(ctx, who)
 	if err != nil {
 		return err
 	}
-	if err := r.m.Wait(ctx, who, r.finished); err != nil {
-		return err
+	if begin != nil {
+		r.run(begin, who)
+	}
+	if !r.known.Load() {
+		if err := r.m.Wait(ctx, who, r.over()); err != nil {
+			return err
+		}
 	}
 	if err := op.Present(ctx); err != nil {
 		return err
@@ -184,63 +194,136 @@ func (r *request) answer(ctx context.Context, who caller.Caller) error {
 	return r.err
 }
 
-// start sets the operation off, once.
-func (r *request) start(ctx context.Context, who caller.Caller) (Operation, error) {
+// over is closed once there is an answer.
+func (r *request) over() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.finished == nil {
+		r.finished = make(chan struct{})
+		if r.phase == answered {
+			close(r.finished)
+		}
+	}
+	return r.finished
+}
+
+// start sets the operation off, once: whoever gets what it was fed must run it.
+func (r *request) start(ctx context.Context, who caller.Caller) (Operation, *feed, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.dropped:
-		return nil, errDropped
+		return nil, nil, errDropped
 	case r.poison != nil:
-		return nil, r.poison
+		return nil, nil, r.poison
 	case r.phase != collecting:
-		return r.op, nil
+		return r.op, nil, nil
 	case !r.begun:
-		return nil, errNothing
+		return nil, nil, errNothing
 	}
 	if err := r.prepare(ctx); err != nil {
-		return nil, r.poisonWith(err)
+		return nil, nil, r.poisonWith(err)
 	}
 	r.op = r.feed.op
 	if err := r.op.Ready(who); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	end, err := r.m.Begin()
-	if err != nil {
-		return nil, err
+	if err := r.m.enter(); err != nil {
+		return nil, nil, err
 	}
 	if err := r.feed.op.Authorize(ctx, who, r.feed.named); err != nil {
-		end()
+		r.m.running.Done()
 		r.wipeInput()
 		r.err, r.phase, r.handed = err, answered, true
-		close(r.finished)
-		return nil, err
+		r.tell()
+		return nil, nil, err
 	}
-	f := r.feed
 	r.phase, r.by = computing, who
-	r.m.workers.run(func() { r.compute(f, end) })
-	return r.op, nil
+	return r.op, r.feed, nil
 }
 
-// compute runs the operation in a goroutine of its own: a signal that interrupts READ must not end it, or a client
-// with a timer would start it anew for ever. Where the provider does not answer in time the goroutine stays with it.
-func (r *request) compute(f *feed, end func()) {
+// tell lets whoever waits have the answer. The caller holds r.mu.
+func (r *request) tell() {
+	r.known.Store(true)
+	if r.finished != nil {
+		close(r.finished)
+	}
+}
+
+// run runs the operation: at once where it is quick, which costs less than to hand it over, else in a goroutine of its own. The
+// caller holds no lock.
+func (r *request) run(f *feed, who caller.Caller) {
 	begun := time.Now()
-	var outputs map[string][]byte
-	err := r.m.Guard(f.op.Path, func() (err error) {
-		outputs, err = f.finish(context.Background(), func(err error) { r.end(f, end, begun, nil, err) })
-		return err
-	})
-	r.end(f, end, begun, outputs, err)
+	switch outputs, passed, err := r.pass(f, who); {
+	case err != nil:
+		f.abort()
+		r.end(f, begun, nil, err)
+	case passed:
+		r.end(f, begun, outputs, nil)
+	default:
+		r.m.workers.run(func() { r.compute(f, begun) })
+	}
+}
+
+// pass runs what is quick; false: it is not.
+func (r *request) pass(f *feed, who caller.Caller) (outputs map[string][]byte, passed bool, err error) {
+	defer r.guard(f, &err)
+	if !f.op.Quick(who) || f.holds() > quickMost {
+		return nil, false, nil
+	}
+	return f.pass(context.Background())
+}
+
+// passes says whether a READ would be answered without a wait for anybody; false also where that cannot be told at once.
+func (r *request) passes(who caller.Caller) bool {
+	if r.known.Load() {
+		return true
+	}
+	if !r.mu.TryLock() {
+		return false
+	}
+	defer r.mu.Unlock()
+	switch f := r.feed; {
+	case r.phase != collecting:
+		return r.phase == answered
+	case r.dropped, r.poison != nil, !r.begun:
+		return true
+	case f == nil, f.parted: // what a slot names is looked up
+		return false
+	default:
+		return f.op.Quick(who) && f.holds() <= quickMost && (f.run == nil && f.rejected == nil || f.quick())
+	}
+}
+
+// guard turns a panic into the request's error, where it is deferred.
+func (r *request) guard(f *feed, err *error) {
+	if p := recover(); p != nil {
+		*err = r.m.panicked(f.op.Path(), p)
+	}
+}
+
+func (r *request) finish(f *feed, tell func(error)) (outputs map[string][]byte, err error) {
+	defer r.guard(f, &err)
+	return f.finish(context.Background(), tell)
+}
+
+// quickMost is how many bytes a quick operation may hold.
+const quickMost = providers.QuickInput
+
+// compute runs the operation to its end. In a goroutine of its own it is not ended by a signal that interrupts READ, or a client
+// with a timer would start it anew for ever; and where the provider does not answer in time, the goroutine stays with it.
+func (r *request) compute(f *feed, begun time.Time) {
+	outputs, err := r.finish(f, func(err error) { r.end(f, begun, nil, err) })
+	r.end(f, begun, outputs, err)
 }
 
 // end gives the answer to whoever waits for it, once.
-func (r *request) end(f *feed, end func(), begun time.Time, outputs map[string][]byte, err error) {
+func (r *request) end(f *feed, begun time.Time, outputs map[string][]byte, err error) {
 	if r.ended.Swap(true) {
 		wipeAll(outputs)
 		return
 	}
-	defer end()
+	defer r.m.running.Done()
 	f.op.Ended(r.by, r.digest, begun, err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -250,7 +333,7 @@ func (r *request) end(f *feed, end func(), begun time.Time, outputs map[string][
 	if r.dropped {
 		r.wipeAnswer()
 	}
-	close(r.finished)
+	r.tell()
 }
 
 // copyOut copies the answer from an offset into dest and marks it handed out at its end. The answer is the plain
@@ -294,9 +377,7 @@ func (r *request) plain() []byte {
 
 // length is how long its answer is for a part, or the plain file; false before there is one.
 func (r *request) length(part string) (n int64, known bool) {
-	select {
-	case <-r.finished:
-	default:
+	if !r.known.Load() {
 		return 0, false
 	}
 	r.mu.Lock()

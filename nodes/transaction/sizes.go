@@ -15,7 +15,13 @@ func waitingSize(written int64) int64 { return (written+maxSignature)/page*page 
 // sizes are the channels of plain files and of slots' files that have a request, by inode.
 type sizes struct {
 	mu       sync.Mutex
-	channels map[uint64]map[*Channel]struct{}
+	channels map[uint64]*Channel // the first of each list
+}
+
+// sized is a channel's place in such a list.
+type sized struct {
+	listed     bool
+	next, last *Channel
 }
 
 func (s *sizes) add(c *Channel) {
@@ -24,33 +30,51 @@ func (s *sizes) add(c *Channel) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c.sized.listed {
+		return
+	}
 	if s.channels == nil {
-		s.channels = map[uint64]map[*Channel]struct{}{}
+		s.channels = map[uint64]*Channel{}
 	}
-	if s.channels[c.ino] == nil {
-		s.channels[c.ino] = map[*Channel]struct{}{}
+	first := s.channels[c.ino]
+	if first != nil {
+		first.sized.last = c
 	}
-	s.channels[c.ino][c] = struct{}{}
+	c.sized = sized{listed: true, next: first}
+	s.channels[c.ino] = c
 }
 
 func (s *sizes) remove(c *Channel) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if delete(s.channels[c.ino], c); len(s.channels[c.ino]) == 0 {
+	if !c.sized.listed {
+		return
+	}
+	next, last := c.sized.next, c.sized.last
+	if next != nil {
+		next.sized.last = last
+	}
+	switch {
+	case last != nil:
+		last.sized.next = next
+	case next != nil:
+		s.channels[c.ino] = next
+	default:
 		delete(s.channels, c.ino)
 	}
+	c.sized = sized{}
 }
 
 // of gives those of a user; none says that nobody has any.
 func (s *sizes) of(ino uint64, uid uint32) (list []*Channel, none bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c := range s.channels[ino] {
+	for c := s.channels[ino]; c != nil; c = c.sized.next {
 		if c.uid == uid {
 			list = append(list, c)
 		}
 	}
-	return list, len(s.channels[ino]) == 0
+	return list, s.channels[ino] == nil
 }
 
 // Size is how long a file looks to a user: as long as an answer of theirs that is there, from its beginning or behind the request

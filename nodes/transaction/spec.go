@@ -3,6 +3,7 @@ package transaction
 import (
 	"context"
 	"hash"
+	"slices"
 	"time"
 
 	"github.com/parsecfs/parsecfs/nodes/caller"
@@ -66,6 +67,9 @@ type Operation interface {
 	// Begin begins it: length is how much of the main input there is, all of it where the input is needed whole. streams:
 	// the run keeps nothing of what it is given.
 	Begin(ctx context.Context, in Inputs, length int) (run psa.Run, streams bool, err error)
+	// Quick says whether it may run in the goroutine of whoever asks for the answer: it waits for nobody, and takes about a
+	// millisecond at most for up to providers.QuickInput bytes.
+	Quick(who caller.Caller) bool
 	// Present says whether the key is still there.
 	Present(ctx context.Context) error
 	// Ended is told, once, what it came to; request is the digest of its bytes, nil where there is none.
@@ -74,8 +78,8 @@ type Operation interface {
 	Path() string
 }
 
-// Make makes the operation of a request at its first byte.
-type Make func(ctx context.Context) (Operation, error)
+// Make makes the operation of a user's request at its first byte.
+type Make func(ctx context.Context, uid uint32) (Operation, error)
 
 func (s *Spec) bare() bool { return len(s.Inputs) == 0 }
 
@@ -93,6 +97,11 @@ func (s *Spec) main() *Input {
 
 // leads says whether something is cut off in front of the main input.
 func (s *Spec) leads() bool { return len(s.Inputs) > 1 && s.Inputs[0].Cut != nil }
+
+// cuts says whether anything is cut off the plain file's stream.
+func (s *Spec) cuts() bool {
+	return slices.ContainsFunc(s.Inputs, func(in Input) bool { return in.Cut != nil })
+}
 
 // Part is a file of a directory slot; the zero Part is the plain file.
 type Part struct {

@@ -60,11 +60,16 @@ func part(t *testing.T, s *Slot, who caller.Caller, name string) *Handle {
 
 func write(t *testing.T, h *Handle, off int64, text string) {
 	t.Helper()
-	p := []byte(text)
-	if err := h.Write(t.Context(), p, off); err != nil {
+	if err := lend(t, h, []byte(text), off); err != nil {
 		t.Fatal(err)
 	}
-	clear(p) // it is the kernel's again
+}
+
+// lend writes bytes that are the kernel's again then.
+func lend(t *testing.T, h *Handle, text []byte, off int64) error {
+	p := slices.Clone(text)
+	defer clear(p)
+	return h.Write(t.Context(), p, off)
 }
 
 // TestRestOfAnAnswer: whoever is in the middle of an answer that another open of the slot replaces is told so. The beginning of
@@ -190,8 +195,8 @@ func TestPanic(t *testing.T) {
 	t.Parallel()
 	f, who := newFake(t), self()
 	file := f.file("named", 1)
-	file.Make = func(uint32) Make {
-		return func(context.Context) (Operation, error) { return &panicking{fakeOperation{f: f, spec: file.Spec}}, nil }
+	file.Make = func(context.Context, uint32) (Operation, error) {
+		return &panicking{fakeOperation{f: f, spec: file.Spec}}, nil
 	}
 	h, err := f.Open(who, file, Mode{Read: true, Write: true}, f.access(t, who, 1))
 	if err != nil {
@@ -320,7 +325,7 @@ func use(t *testing.T, s *Slot, who caller.Caller, text []byte, way, size int) s
 		if way > 0 {
 			_ = s.Truncate(t.Context(), who, h.part, 0)
 		}
-		if err := h.Write(t.Context(), text, 0); err != nil {
+		if err := lend(t, h, text, 0); err != nil {
 			_ = s.Truncate(t.Context(), who, h.part, 0)
 			return ""
 		}
@@ -360,13 +365,13 @@ func TestStuckWriteKeepsNobody(t *testing.T) {
 	f, who, other := newFake(t), self(), another(t, 2003)
 	file := f.file("streamed", 1)
 	op := &stuck{fakeOperation{f: f, spec: file.Spec}, make(chan struct{}), make(chan struct{})}
-	file.Make = func(uint32) Make { return func(context.Context) (Operation, error) { return op, nil } }
+	file.Make = func(context.Context, uint32) (Operation, error) { return op, nil }
 	h, err := f.Deposit(who, file, Mode{Write: true}, f.access(t, who, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
-	all.Go(func() { _ = h.Write(t.Context(), []byte("m"), 0) })
+	all.Go(func() { _ = lend(t, h, []byte("m"), 0) })
 	<-op.begun
 	reader, err := f.Claim(who, file, Mode{Read: true}, f.access(t, who, 1))
 	if err != nil {
@@ -599,8 +604,8 @@ func TestPiecesOfARead(t *testing.T) {
 				for _, first := range []int64{size, size - 16, size - 4080} { // as the buffer lies in its page
 					for _, order := range orders {
 						for _, before := range []bool{false, true} {
-							r := &request{spec: shapes["bareone"], outputs: map[string][]byte{"secret": answer}, finished: make(chan struct{})}
-							close(r.finished)
+							r := &request{spec: shapes["bareone"], outputs: map[string][]byte{"secret": answer}}
+							r.known.Store(true)
 							p := replies{written: written}
 							if before { // by read(2), some of it
 								if _, _, err := p.read(r, "", make([]byte, 50), written); err != nil {

@@ -270,6 +270,19 @@ func (s *suite) describe(t *testing.T) {
 	if _, weighs := s.provider(t).(providers.Weigher); d.Limits.Parallel < 0 || d.Limits.Slow < 0 || d.Limits.Slow > 0 && (d.Limits.Parallel > 0 || !weighs) {
 		t.Errorf("limits %+v; it says which calls are slow: %t", d.Limits, weighs)
 	}
+	if w, weighs := p.(providers.Weigher); weighs {
+		lines, err := p.Capabilities(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range lines {
+			for _, op := range c.Operations {
+				if a := c.Attributes(); w.Slow(op, a) && w.Quick(op, a) {
+					t.Errorf("%s of %s is slow and quick", op, c.Template)
+				}
+			}
+		}
+	}
 	if again := s.provider(t).Describe(); again != d {
 		t.Errorf("another instance says %+v, not %+v", again, d)
 	}

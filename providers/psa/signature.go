@@ -3,44 +3,89 @@ package psa
 import (
 	"bytes"
 	"encoding/asn1"
-	"math/big"
-)
+	mathbits "math/bits"
 
-type ecdsaSignature struct{ R, S *big.Int }
+	"golang.org/x/crypto/cryptobyte"
+	cryptoasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
 
 // ECDSARawToDER turns r||s, both of the same length, into DER's ECDSA-Sig-Value (RFC 3279, 2.2.3). An odd or zero
 // length is StatusInvalidSignature.
 func ECDSARawToDER(raw []byte) ([]byte, error) {
-	if len(raw) == 0 || len(raw)%2 != 0 {
+	if len(raw) == 0 || len(raw)%2 != 0 || len(raw) > maxRawSignature {
 		return nil, Errorf(StatusInvalidSignature, "the ECDSA signature r||s has %d bytes; allowed: twice the size of the curve", len(raw))
 	}
-	n := len(raw) / 2
-	der, err := asn1.Marshal(ecdsaSignature{new(big.Int).SetBytes(raw[:n]), new(big.Int).SetBytes(raw[n:])})
-	if err != nil {
-		return nil, Errorf(StatusInvalidSignature, "wrong ECDSA signature r||s: %w", err)
+	r, s := integer(raw[:len(raw)/2]), integer(raw[len(raw)/2:])
+	der := make([]byte, 0, 3*derHeaderMost+2+len(raw))
+	der = appendHeader(der, asn1.TagSequence|constructed, r.size()+s.size())
+	return s.append(r.append(der)), nil
+}
+
+// maxRawSignature is longer than any curve's, and fits a header's two bytes.
+const maxRawSignature = 1 << 12
+
+// constructed is the bit of an identifier octet whose contents are values themselves.
+const constructed = 0x20
+
+// derHeaderMost is how many bytes a header of less than 64 KiB has at most.
+const derHeaderMost = 4
+
+// appendHeader appends the identifier and length of n bytes, of less than 64 KiB.
+func appendHeader(der []byte, tag byte, n int) []byte {
+	switch {
+	case n < 0x80:
+		return append(der, tag, byte(n))
+	case n < 0x100:
+		return append(der, tag, 0x81, byte(n))
 	}
-	return der, nil
+	return append(der, tag, 0x82, byte(n>>8), byte(n))
+}
+
+// integer is a number's big-endian bytes.
+type integer []byte
+
+// bytes are the fewest that an INTEGER has of it: without a sign, pad is a zero byte in front of it.
+func (x integer) bytes() (least []byte, pad int) {
+	for len(x) > 1 && x[0] == 0 {
+		x = x[1:]
+	}
+	return x, int(x[0] >> 7)
+}
+
+// size is how long it is as an INTEGER with its header.
+func (x integer) size() int {
+	b, pad := x.bytes()
+	return len(appendHeader(make([]byte, 0, derHeaderMost), asn1.TagInteger, pad+len(b))) + pad + len(b)
+}
+
+// append appends it as an INTEGER.
+func (x integer) append(der []byte) []byte {
+	b, pad := x.bytes()
+	der = appendHeader(der, asn1.TagInteger, pad+len(b))
+	return append(append(der, make([]byte, pad)...), b...)
 }
 
 // ECDSADERToRaw turns a strict DER ECDSA-Sig-Value into r||s for a curve of that many bits: minimal integers above
 // zero that fit the curve, and nothing behind them; else StatusInvalidSignature.
 func ECDSADERToRaw(der []byte, bits int) ([]byte, error) {
-	var sig ecdsaSignature
-	rest, err := asn1.Unmarshal(der, &sig)
-	if err != nil {
-		return nil, Errorf(StatusInvalidSignature, "wrong ECDSA signature in DER: %w", err)
-	}
-	// encoding/asn1 lets a SEQUENCE have more elements; what it writes itself has not.
-	if again, err := asn1.Marshal(sig); err != nil || len(rest) != 0 || !bytes.Equal(again, der) {
+	input := cryptobyte.String(der)
+	var sequence cryptobyte.String
+	var numbers [2][]byte
+	if !input.ReadASN1(&sequence, cryptoasn1.SEQUENCE) || !input.Empty() || !sequence.ReadASN1Integer(&numbers[0]) ||
+		!sequence.ReadASN1Integer(&numbers[1]) || !sequence.Empty() {
 		return nil, Errorf(StatusInvalidSignature, "the ECDSA signature is not strict DER")
-	}
-	if sig.R.Sign() <= 0 || sig.S.Sign() <= 0 || sig.R.BitLen() > bits || sig.S.BitLen() > bits {
-		return nil, Errorf(StatusInvalidSignature, "the ECDSA signature is too large for a curve of %d bits", bits)
 	}
 	n := (bits + 7) / 8
 	raw := make([]byte, 2*n)
-	sig.R.FillBytes(raw[:n])
-	sig.S.FillBytes(raw[n:])
+	for i, x := range numbers {
+		for len(x) > 0 && x[0] == 0 {
+			x = x[1:]
+		}
+		if len(x) == 0 || len(x)*8-mathbits.LeadingZeros8(x[0]) > bits {
+			return nil, Errorf(StatusInvalidSignature, "the ECDSA signature is too large for a curve of %d bits", bits)
+		}
+		copy(raw[(i+1)*n-len(x):], x)
+	}
 	return raw, nil
 }
 

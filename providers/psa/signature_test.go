@@ -7,8 +7,69 @@ import (
 	"crypto/rand"
 	"encoding/asn1"
 	"math/big"
+	mathrand "math/rand/v2"
+	"slices"
 	"testing"
 )
+
+type ecdsaSignature struct{ R, S *big.Int }
+
+// strictly is ECDSADERToRaw by encoding/asn1: false where the standard library's own encoding of what it read is another one.
+func strictly(der []byte, bits int) ([]byte, bool) {
+	var sig ecdsaSignature
+	if rest, err := asn1.Unmarshal(der, &sig); err != nil || len(rest) > 0 {
+		return nil, false
+	}
+	again, err := asn1.Marshal(sig)
+	if err != nil || !bytes.Equal(again, der) || sig.R.Sign() <= 0 || sig.S.Sign() <= 0 || sig.R.BitLen() > bits || sig.S.BitLen() > bits {
+		return nil, false
+	}
+	n := (bits + 7) / 8
+	raw := make([]byte, 2*n)
+	sig.R.FillBytes(raw[:n])
+	sig.S.FillBytes(raw[n:])
+	return raw, true
+}
+
+// TestDERAsStandardLibrary: signatures, whole and damaged, are read and written as encoding/asn1 does.
+func TestDERAsStandardLibrary(t *testing.T) {
+	t.Parallel()
+	r := mathrand.New(mathrand.NewPCG(1, 2))
+	for i := range 50_000 {
+		bits := []int{224, 256, 384, 512, 521, 2048}[i%6]
+		n := (bits + 7) / 8
+		numbers := make([][]byte, 2)
+		for j := range numbers {
+			numbers[j] = make([]byte, n)
+			for k := r.IntN(n); k < n; k++ { // with zeros in front, and all zero
+				numbers[j][k] = byte(r.Uint32())
+			}
+			numbers[j][0] &= byte(0xff >> (8*n - bits))
+		}
+		raw := slices.Concat(numbers...)
+		made, err := ECDSARawToDER(raw)
+		if err != nil || !bytes.Equal(made, der(t, new(big.Int).SetBytes(numbers[0]), new(big.Int).SetBytes(numbers[1]))) {
+			t.Fatalf("%x: %x, %v", raw, made, err)
+		}
+		for range r.IntN(3) {
+			switch at := r.IntN(min(len(made), 8)); r.IntN(4) {
+			case 0:
+				made[at] = byte(r.Uint32())
+			case 1:
+				made[at] ^= 1 << r.IntN(8)
+			case 2:
+				made = slices.Insert(made, at, byte(r.Uint32()))
+			default:
+				made = slices.Delete(made, at, at+1)
+			}
+		}
+		want, ok := strictly(made, bits)
+		got, err := ECDSADERToRaw(made, bits)
+		if ok != (err == nil) || ok && !bytes.Equal(got, want) {
+			t.Fatalf("%x for %d bits: %x, %v; want %x, %v", made, bits, got, err, want, ok)
+		}
+	}
+}
 
 // der is an ECDSA-Sig-Value with these integers.
 func der(t testing.TB, r, s *big.Int) []byte {

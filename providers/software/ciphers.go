@@ -7,7 +7,7 @@ import (
 	"crypto/hmac"
 	"crypto/subtle"
 	"hash"
-	"sync"
+	"sync/atomic"
 
 	"github.com/jacobsa/crypto/cmac"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -131,24 +131,23 @@ func (k *key) giveBack(alg psa.Algorithm, h hash.Hash) {
 // macRun gives its MAC back once, and then never uses it: another operation may have it.
 type macRun struct {
 	psa.Run
-	k    *key
-	alg  psa.Algorithm
-	h    hash.Hash
-	once sync.Once
+	k     *key
+	alg   psa.Algorithm
+	h     hash.Hash
+	ended atomic.Bool // by whoever came first, who gives the MAC back
 }
 
-func (r *macRun) Finish(ctx context.Context) (result psa.Result, err error) {
-	err = psa.Errorf(psa.StatusBadState, "the operation has ended")
-	r.once.Do(func() {
-		defer r.k.giveBack(r.alg, r.h)
-		result, err = r.Run.Finish(ctx)
-	})
-	return result, err
+func (r *macRun) Finish(ctx context.Context) (psa.Result, error) {
+	if !r.ended.CompareAndSwap(false, true) {
+		return psa.Result{}, psa.Errorf(psa.StatusBadState, "the operation has ended")
+	}
+	defer r.k.giveBack(r.alg, r.h)
+	return r.Run.Finish(ctx)
 }
 
 func (r *macRun) Abort() {
-	r.once.Do(func() {
+	if r.ended.CompareAndSwap(false, true) {
 		defer r.k.giveBack(r.alg, r.h)
 		r.Run.Abort()
-	})
+	}
 }

@@ -204,10 +204,15 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	if !k.attributes.Dispatches(k.lines, op) {
 		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
+	if op.Operation == psa.Sign || op.Operation == psa.SignHash {
+		if signer, first := k.signer(); signer != nil {
+			return k.beginSign(op, signer, first)
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
-		return nil, psa.Errorf(psa.StatusInvalidHandle, "the key is closed")
+		return nil, errClosed()
 	}
 	switch op.Operation {
 	case psa.ExportPublic:
@@ -220,7 +225,7 @@ func (k *key) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
 	}
 	switch op.Operation {
 	case psa.Sign, psa.SignHash:
-		return k.beginSign(op)
+		return k.beginEd25519(op)
 	case psa.Verify, psa.VerifyHash:
 		return psa.VerifierRun(op, k.verifier)
 	case psa.Encrypt, psa.Decrypt:
@@ -246,18 +251,39 @@ func (k *key) beginExport(op psa.Op) (psa.Run, error) {
 	return wiping(psa.ExportRun(func() ([]byte, error) { return bytes.Clone(own), nil }), own, nil)
 }
 
-func (k *key) beginSign(op psa.Op) (psa.Run, error) {
+func errClosed() error { return psa.Errorf(psa.StatusInvalidHandle, "the key is closed") }
+
+// signer is what signs without a copy of the key, so that many who begin at once hold the lock for a moment only; nil where the
+// key is closed or of another kind. first: the operation computes a new form of the key.
+func (k *key) signer() (signer crypto.Signer, first bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, edwards := k.private.(ed25519.PrivateKey); edwards || k.closed {
+		return nil, false
+	}
+	signer, _ = k.private.(crypto.Signer)
+	// The standard library makes its own form of a key once, the others at each signature.
+	return signer, !k.used || isForeign(k.attributes)
+}
+
+func (k *key) beginSign(op psa.Op, signer crypto.Signer, first bool) (psa.Run, error) {
+	r, err := psa.SignerRun(op, signer)
+	if err != nil || !first {
+		return r, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.used = true
+	return erased(r), nil
+}
+
+// beginEd25519 signs with a copy: Close wipes the key's slice. The library keeps what it computes from a key as long as that slice, on
+// the heap.
+func (k *key) beginEd25519(op psa.Op) (psa.Run, error) {
 	private, ok := k.private.(ed25519.PrivateKey)
 	if !ok {
-		r, err := psa.SignerRun(op, k.private.(crypto.Signer))
-		// The standard library makes its own form of a key once, the others at each signature.
-		if err != nil || k.used && !isForeign(k.attributes) {
-			return r, err
-		}
-		k.used = true
-		return erased(r), nil
+		return nil, errUnsupported(op.Operation, k.attributes, op.Algorithm)
 	}
-	// Close wipes the key's slice. The library keeps what it computes from a key as long as that slice, on the heap.
 	own := ed25519.PrivateKey(bytes.Clone(private))
 	r, err := psa.SignerRun(op, own)
 	return wiping(erased(r), own, err)

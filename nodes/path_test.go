@@ -1,0 +1,261 @@
+package nodes_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/kim"
+	"github.com/parsecfs/parsecfs/nodes"
+	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/software"
+)
+
+// unmounted is a tree over the software provider that requests are handed to without a kernel.
+type unmounted struct {
+	testing.TB
+	raw    fuse.RawFileSystem
+	tree   *nodes.Tree
+	caller fuse.Caller
+	in     struct { // as a server keeps them for all requests
+		open    fuse.OpenIn
+		opened  fuse.OpenOut
+		write   fuse.WriteIn
+		read    fuse.ReadIn
+		release fuse.ReleaseIn
+	}
+}
+
+// noKernel takes the notifications that nobody waits for.
+type noKernel struct{}
+
+func (noKernel) DeleteNotify(uint64, uint64, string) fuse.Status             { return fuse.OK }
+func (noKernel) EntryNotify(uint64, string) fuse.Status                      { return fuse.OK }
+func (noKernel) InodeNotify(uint64, int64, int64) fuse.Status                { return fuse.OK }
+func (noKernel) InodeRetrieveCache(uint64, int64, []byte) (int, fuse.Status) { return 0, fuse.ENODATA }
+func (noKernel) InodeNotifyStoreCache(uint64, int64, []byte) fuse.Status     { return fuse.OK }
+
+func newUnmounted(t testing.TB) *unmounted {
+	t.Helper()
+	ctx := context.Background()
+	k, err := kim.Open(ctx, kim.Options{
+		Dir: filepath.Join(t.TempDir(), "state"),
+		Log: slog.New(slog.DiscardHandler),
+		Providers: []kim.ProviderConfig{{Name: "software", Type: "Software", Mode: 0755,
+			Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
+				return software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
+			}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := nodes.New(nodes.Options{KIM: k, Version: "test", Dropbox: true, OthersAllowed: true})
+	second := time.Second
+	u := &unmounted{TB: t, tree: tree, caller: fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}}
+	u.raw = tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
+		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}}))
+	t.Cleanup(func() {
+		tree.Close()
+		if err := k.Close(); err != nil {
+			t.Errorf("close the KIM: %v", err)
+		}
+	})
+	return u
+}
+
+func (u *unmounted) must(status fuse.Status) {
+	if !status.Ok() {
+		u.Helper() // it takes a lock that all share
+		u.Fatal(status)
+	}
+}
+
+func (u *unmounted) header(node uint64) fuse.InHeader {
+	return fuse.InHeader{NodeId: node, Caller: u.caller}
+}
+
+// walk looks names up from the root on.
+func (u *unmounted) walk(names ...string) uint64 {
+	u.Helper()
+	node := uint64(fuse.FUSE_ROOT_ID)
+	for _, name := range names {
+		var out fuse.EntryOut
+		in := u.header(node)
+		u.must(u.raw.Lookup(nil, &in, name, &out))
+		node = out.NodeId
+	}
+	return node
+}
+
+// key makes a key, and gives its directory.
+func (u *unmounted) key(name, template string) uint64 {
+	u.Helper()
+	keys := u.walk("providers", "software", "keys")
+	var out fuse.EntryOut
+	u.must(u.raw.Mkdir(nil, &fuse.MkdirIn{InHeader: u.header(keys), Mode: 0755}, name, &out))
+	generate := u.walk("providers", "software", "keys", name, "generate")
+	fh := u.open(generate, os.O_WRONLY)
+	u.write(generate, fh, []byte(template+"\n"), 0)
+	u.release(generate, fh)
+	return out.NodeId
+}
+
+func (u *unmounted) open(node uint64, flags int) uint64 {
+	u.in.open = fuse.OpenIn{InHeader: u.header(node), Flags: uint32(flags)}
+	u.must(u.raw.Open(nil, &u.in.open, &u.in.opened))
+	return u.in.opened.Fh
+}
+
+func (u *unmounted) write(node, fh uint64, b []byte, off uint64) {
+	u.in.write = fuse.WriteIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b))}
+	_, status := u.raw.Write(nil, &u.in.write, b)
+	u.must(status)
+}
+
+func (u *unmounted) read(node, fh uint64, b []byte, off uint64) []byte {
+	u.in.read = fuse.ReadIn{InHeader: u.header(node), Fh: fh, Offset: off, Size: uint32(len(b)), ReadFlags: fuse.READ_LOCKOWNER}
+	result, status := u.raw.Read(nil, &u.in.read, b)
+	u.must(status)
+	got, status := result.Bytes(b)
+	u.must(status)
+	result.Done()
+	return got
+}
+
+func (u *unmounted) release(node, fh uint64) {
+	u.in.release = fuse.ReleaseIn{InHeader: u.header(node), Fh: fh}
+	u.raw.Release(nil, &u.in.release)
+}
+
+// BenchmarkSignature is the whole way of a request but for the kernel: what it allocates counts, not how long it takes.
+func BenchmarkSignature(b *testing.B) {
+	for _, template := range []string{"ecdsa-p256-sha256", "ed25519", "aes-256-gcm", "hmac-sha256"} {
+		name := map[string]string{"aes-256-gcm": "encrypt", "hmac-sha256": "mac"}[template]
+		if name == "" {
+			name = "sign"
+		}
+		u := newUnmounted(b)
+		u.key("k", template)
+		sign := u.walk("providers", "software", "keys", "k", name)
+		message, answer := []byte("a message that is signed"), make([]byte, 4096)
+		b.Run(template+"/fresh", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				fh := u.open(sign, os.O_RDWR)
+				u.write(sign, fh, message, 0)
+				u.read(sign, fh, answer, 0)
+				u.release(sign, fh)
+			}
+		})
+		b.Run(template+"/kept", func(b *testing.B) {
+			b.ReportAllocs()
+			fh, off := u.open(sign, os.O_RDWR), uint64(0)
+			for b.Loop() {
+				u.write(sign, fh, message, off)
+				off += uint64(len(message))
+				off += uint64(len(u.read(sign, fh, answer, off)))
+			}
+			u.release(sign, fh)
+		})
+	}
+}
+
+// BenchmarkSignatures is BenchmarkSignature of many at once, for profiles of what they wait for.
+func BenchmarkSignatures(b *testing.B) {
+	one := newUnmounted(b)
+	one.key("k", "ecdsa-p256-sha256")
+	sign := one.walk("providers", "software", "keys", "k", "sign")
+	b.SetParallelism(8)
+	b.RunParallel(func(next *testing.PB) {
+		u := &unmounted{TB: b, raw: one.raw, caller: one.caller}
+		answer := make([]byte, 4096)
+		for next.Next() {
+			fh := u.open(sign, os.O_RDWR)
+			u.write(sign, fh, answer[:10], 0)
+			u.read(sign, fh, answer, 0)
+			u.release(sign, fh)
+		}
+	})
+}
+
+func (u *unmounted) waits(node, fh uint64) bool {
+	in := fuse.ReadIn{InHeader: u.header(node), Fh: fh, Size: 4096, ReadFlags: fuse.READ_LOCKOWNER}
+	return u.tree.ReadWaits(u.raw, &in)
+}
+
+// TestReadWaits: a READ is known to wait or not before it is sent, and to ask changes nothing.
+func TestReadWaits(t *testing.T) {
+	t.Parallel()
+	u := newUnmounted(t)
+	for _, x := range []struct {
+		template, file, text string
+		first, waits         bool // the first one, and those that follow
+	}{
+		{"ecdsa-p256-sha256", "sign", "message", false, false},
+		{"ecdsa-p256-sha256", "sign_hash", strings.Repeat("h", 32), false, false},
+		{"ed25519", "sign", strings.Repeat("m", 100<<10), true, true}, // which is not streamed
+		{"rsa-2048-pkcs1v15-sha256", "sign", "message", false, false},
+		{"rsa-3072-pkcs1v15-sha256", "sign", "message", true, true},
+		{"aes-256-gcm", "encrypt", "message", true, false}, // a nonce is reserved first
+		{"hmac-sha256", "mac", strings.Repeat("m", 100<<10), false, false},
+		{"ecdsa-p256-sha256", "csr", "CN=x", true, true},
+	} {
+		name := x.template + "-" + x.file
+		u.key(name, x.template)
+		node := u.walk("providers", "software", "keys", name, x.file)
+		fh := u.open(node, os.O_RDWR)
+		if u.waits(node, fh) {
+			t.Errorf("%s: a READ of nothing waits", name)
+		}
+		answer := make([]byte, 200<<10)
+		for i := range 2 {
+			fh := u.open(node, os.O_RDWR)
+			u.write(node, fh, []byte(x.text), 0)
+			want := x.waits
+			if i == 0 {
+				want = x.first
+			}
+			for range 3 {
+				if u.waits(node, fh) != want {
+					t.Errorf("%s: READ number %d waits: %t", name, i, !want)
+				}
+			}
+			if len(u.read(node, fh, answer, 0)) == 0 {
+				t.Errorf("%s: no answer", name)
+			}
+			if u.waits(node, fh) {
+				t.Errorf("%s: a READ of an answer waits", name)
+			}
+			u.release(node, fh)
+		}
+		u.release(node, fh)
+	}
+	random := u.walk("providers", "software", "random")
+	fh := u.open(random, os.O_RDONLY)
+	if !u.waits(random, fh) {
+		t.Error("random does not wait")
+	}
+	u.release(random, fh)
+	if !u.waits(random, 1000) {
+		t.Error("a file that is not open does not wait")
+	}
+	// Whoever may have lost a right is looked at.
+	key := u.walk("providers", "software", "keys", "ecdsa-p256-sha256-sign")
+	sign := u.walk("providers", "software", "keys", "ecdsa-p256-sha256-sign", "sign")
+	fh = u.open(sign, os.O_RDWR)
+	u.write(sign, fh, []byte("message"), 0)
+	in := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: u.header(key), Valid: fuse.FATTR_MODE, Mode: 0700}}
+	var out fuse.AttrOut
+	u.must(u.raw.SetAttr(nil, &in, &out))
+	if !u.waits(sign, fh) {
+		t.Error("a READ by somebody who may have lost a right does not wait")
+	}
+	u.release(sign, fh)
+}

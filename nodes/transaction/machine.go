@@ -144,6 +144,8 @@ func (m *Machine) Perform(ctx context.Context, who caller.Caller, path func() st
 // expect EINTR (Go's own preemption signal is enough) would fail.
 const patience = time.Second
 
+var errInterrupted = gate.Refuse(syscall.EINTR, "interrupted", "")
+
 // Wait waits for done as an interruptible system call should: after an interruption for at most a second more, and not
 // at all where the signal is going to kill the client, which could not be killed before our answer.
 func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struct{}) error {
@@ -152,9 +154,8 @@ func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struc
 		return nil
 	case <-ctx.Done():
 	}
-	interrupted := gate.Refuse(syscall.EINTR, "interrupted", "")
 	if m.o.Procs.Dying(who) {
-		return interrupted
+		return errInterrupted
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -162,6 +163,6 @@ func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struc
 	case <-done:
 		return nil
 	case <-timer.C:
-		return interrupted
+		return errInterrupted
 	}
 }

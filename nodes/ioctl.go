@@ -25,7 +25,8 @@ func isCall(cmd uint32) bool { return cmd>>30 == 3 && cmd&0xffff == ioctlType<<8
 // parseCall gives the request in an ioctl's bytes. The kernel gave as many as the ioctl's number says, in and out.
 func parseCall(input []byte, output int) ([]byte, error) {
 	if len(input) < ioctlHeader || len(input) != output {
-		return nil, gate.Refuse(syscall.EINVAL, fmt.Sprintf("an ioctl of %d bytes is too short", min(len(input), output)), "its size is that of the struct: 8 bytes and N")
+		return nil, gate.Refuse(syscall.EINVAL, fmt.Sprintf("an ioctl of %d bytes is too short", min(len(input), output)),
+			"its size is that of the struct: 8 bytes and N")
 	}
 	n, room := binary.NativeEndian.Uint32(input), len(input)-ioctlHeader
 	if uint64(n) > uint64(room) {

@@ -148,7 +148,7 @@ func (t *Tree) attempt(at place, op string) AuditClass {
 	switch op {
 	case "mkdir", "rmdir", "rename", "setattr":
 		return AuditDeed
-	case "open", "read", "write", "close":
+	case "open", "read", "write", "ioctl", "close":
 		file, _, _ := strings.Cut(at.file, slotsSuffix+"/")
 		if r := find(t.tables.key, file); at.key != 0 && r != nil {
 			return r.class()

@@ -24,6 +24,9 @@ An open file is one transaction: write the request, read the answer. Programs th
 write and read sign.d/<any name>, then rm it. An operation with several inputs has directories as slots: mkdir
 verify.d/x makes a file for each input and output.
 
+Each operation that has slots also takes one ioctl that carries a request and its answer: _IOWR(0xC7, 1, size), of a struct of two
+lengths (request, answer; 32 bits each) and bytes.
+
 `)
 	section(&b, "/", rootRows)
 	section(&b, "providers/<name>/", providerRows)

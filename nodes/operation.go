@@ -365,17 +365,16 @@ func truncated(fh fs.FileHandle, in *fuse.SetAttrIn, size uint64) error {
 
 // handle is one open file of a transaction: an operation's own, a slot, or a part of one.
 type handle struct {
-	n node
-	t *Tree
-	h *transaction.Handle
-	// reads: somebody may read what it writes
-	reads   bool
+	n       node
+	t       *Tree
+	h       *transaction.Handle
+	both    bool // it is open for reading and writing
 	appends bool
 	held    atomic.Bool // sizes hold it; changed under their lock
 }
 
 func newHandle(n node, t *Tree, h *transaction.Handle, mode transaction.Mode) *handle {
-	x := &handle{n: n, t: t, h: h, reads: mode.Read, appends: mode.Append}
+	x := &handle{n: n, t: t, h: h, both: mode.Read && mode.Write, appends: mode.Append}
 	if mode.Read && !mode.Write && !h.Answered() {
 		t.sizes.hold(x, 0)
 	}

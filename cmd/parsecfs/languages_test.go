@@ -23,12 +23,7 @@ const languagesPage = "docs/languages.md"
 // TestLanguages runs each program of docs/languages.md as it is written, and has OpenSSL verify what it signed.
 func TestLanguages(t *testing.T) {
 	t.Parallel()
-	parsecfstest.RequireFUSE(t)
-	m := parsecfstest.Mount(t, parsecfstest.Options{})
-	ways := map[string]struct {
-		file, script string
-		long         bool // CI does not have its tools, which are large
-	}{
+	runPage(t, languagesPage, map[string]runs{
 		"sh":     {"tour.sh", "sh -eu tour.sh", false},
 		"c":      {"tour.c", "gcc -Wall -Werror -o tour tour.c && ./tour", false},
 		"python": {"tour.py", "python3 tour.py", false},
@@ -41,8 +36,31 @@ func TestLanguages(t *testing.T) {
 		"java":   {"Tour.java", "java Tour.java", true},
 		"rust":   {"tour.rs", "rustc --edition 2021 -o tour tour.rs && ./tour", true},
 		"csharp": {"Tour.cs", "mcs Tour.cs && mono Tour.exe", true},
-	}
-	blocks := blocksOf(t, languagesPage, m.Dir)
+	})
+}
+
+// TestIoctlPage does so with docs/ioctl.md.
+func TestIoctlPage(t *testing.T) {
+	t.Parallel()
+	runPage(t, "docs/ioctl.md", map[string]runs{
+		"c":      {"call.c", "gcc -Wall -Wextra -Werror -o call call.c && ./call", false},
+		"python": {"call.py", "python3 call.py", false},
+		"go":     {"call.go", "go vet call.go && go run call.go", false},
+	})
+}
+
+// runs is how a program of a page is run.
+type runs struct {
+	file, script string
+	long         bool // CI does not have its tools, which are large
+}
+
+// runPage runs the programs of a page, each of which signs the file message into the file signature.
+func runPage(t *testing.T, page string, ways map[string]runs) {
+	t.Helper()
+	parsecfstest.RequireFUSE(t)
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
+	blocks := blocksOf(t, page, m.Dir)
 	key := regexp.MustCompile(regexp.QuoteMeta(m.Dir) + `/providers/default/\w+/web`).FindString(blocks[0].text)
 	if err := os.Mkdir(key, 0o700); err != nil {
 		t.Fatal(err)
@@ -79,7 +97,7 @@ func TestLanguages(t *testing.T) {
 	}
 	for language := range ways {
 		if !seen[language] {
-			t.Errorf("there is no program in %s", language)
+			t.Errorf("%s has no program in %s", page, language)
 		}
 	}
 }

@@ -155,13 +155,10 @@ func (h *Handle) begins(off int64) bool {
 // Read runs the operation, once, and copies its answer; more: it goes on. Whoever asks is judged where rights were taken away since the file
 // was opened, or the slot made.
 func (h *Handle) Read(ctx context.Context, who caller.Caller, dest []byte, off int64) (n int, more bool, err error) {
-	if err := h.access.Check(ctx, who); err != nil {
+	if err := h.enter(ctx, who); err != nil {
 		return 0, true, err
 	}
-	if err := h.m.account.take(who.UID, calls, 1); err != nil {
-		return 0, true, err
-	}
-	defer h.m.account.put(who.UID, calls, -1)
+	defer h.leave(who)
 	r, err := h.ask(ctx, who)
 	if errors.Is(err, errNothing) {
 		return 0, true, h.nothing()
@@ -197,6 +194,16 @@ func (h *Handle) Passes(who caller.Caller) bool {
 	}
 	return r.passes(who)
 }
+
+// enter judges whoever asks for an answer, and counts them until leave.
+func (h *Handle) enter(ctx context.Context, who caller.Caller) error {
+	if err := h.access.Check(ctx, who); err != nil {
+		return err
+	}
+	return h.m.account.take(who.UID, calls, 1)
+}
+
+func (h *Handle) leave(who caller.Caller) { h.m.account.put(who.UID, calls, -1) }
 
 // ask is the request that was answered.
 func (h *Handle) ask(ctx context.Context, who caller.Caller) (*request, error) {

@@ -65,6 +65,8 @@ type modelRequest struct {
 	spec         *Spec
 	parted       bool
 	begun, fed   bool
+	written      bool
+	kept         []byte // what a call brought whose answer it did not get
 	named        map[string][]byte
 	buf          []byte // not yet given to the operation
 	main         []byte // given
@@ -164,8 +166,10 @@ func (m *model) step() {
 		m.open()
 	case n < 40:
 		m.write(m.usable())
-	case n < 72:
+	case n < 64:
 		m.read(m.usable())
+	case n < 72:
+		m.call(m.usable())
 	case n < 76:
 		m.truncate(pick(m.r, m.handles))
 	case n < 82:
@@ -506,10 +510,8 @@ func (m *model) current(c *modelChannel) (*modelRequest, syscall.Errno) {
 	return r, 0
 }
 
-func (m *model) write(h *modelHandle) {
-	if !h.mode.Write {
-		return
-	}
+// bytes are some to write.
+func (m *model) bytes() []byte {
 	n := 1 + m.r.IntN(30)
 	switch m.r.IntN(60) {
 	case 0:
@@ -522,6 +524,14 @@ func (m *model) write(h *modelHandle) {
 		p[i] = byte(1 + m.r.IntN(255))
 	}
 	p[0] = byte(m.r.IntN(20)) // of a leading input, how long it is
+	return p
+}
+
+func (m *model) write(h *modelHandle) {
+	if !h.mode.Write {
+		return
+	}
+	p := m.bytes()
 	off := m.r.Int64N(50)
 	// What begins far from 0 may be a piece of more, and is tested by itself.
 	far := func(off int64) bool { return off >= piece && (h.ch.req == nil || h.ch.req.answered) }
@@ -536,7 +546,7 @@ func (m *model) write(h *modelHandle) {
 	err := h.h.Write(m.t.Context(), p, off)
 	clear(p) // it is the kernel's again
 	m.f.track(h.h.channel)
-	m.same(fmt.Sprintf("write %d bytes at %d into %s", n, off, h.name), err, want)
+	m.same(fmt.Sprintf("write %d bytes at %d into %s", len(p), off, h.name), err, want)
 }
 
 func (m *model) writes(h *modelHandle, p []byte, off int64) syscall.Errno {
@@ -574,8 +584,17 @@ func (m *model) writes(h *modelHandle, p []byte, off int64) syscall.Errno {
 	}
 	at.next += int64(len(p))
 	c.cursors[h.part.Name] = at
+	r.written = true
 	h.inside = false
 	return 0
+}
+
+// feeds is feed for a whole request, which may be empty.
+func (m *model) feeds(r *modelRequest, in []byte) syscall.Errno {
+	if len(in) == 0 && len(r.spec.Inputs) == 0 {
+		return 0
+	}
+	return m.feed(r, "", in)
 }
 
 func (m *model) feed(r *modelRequest, name string, p []byte) syscall.Errno {
@@ -767,6 +786,116 @@ func (m *model) read(h *modelHandle) {
 	if m.same(what, err, errno) && !bytes.Equal(dest[:n], want) {
 		m.t.Errorf("%s: got %q, want %q", what, dest[:n], want)
 	}
+}
+
+// call is a whole request and its whole answer. Whatever it comes to, but for an answer that is still to be had, it leaves nothing.
+func (m *model) call(h *modelHandle) {
+	if !h.mode.Read || !h.mode.Write || !h.h.Whole() {
+		return
+	}
+	in := m.bytes()
+	switch r := h.ch.req; {
+	case r != nil && r.kept != nil && m.r.IntN(2) == 0:
+		in = slices.Clone(r.kept)
+	case len(h.ch.spec.Inputs) == 0 && m.r.IntN(4) > 0, m.r.IntN(10) == 0:
+		in = nil
+	}
+	dest := make([]byte, m.r.IntN(400))
+	what := fmt.Sprintf("call with %d bytes for %d of %s", len(in), len(dest), h.name)
+	r, errno := m.submits(h, in)
+	switch {
+	case errno != 0:
+	case r.computing:
+		m.calls(h, r, false, what, in, dest)
+		return
+	case !r.answered:
+		if errno = m.starts(h.ch, r); errno == 0 && r.laterOutputs != nil && m.r.IntN(8) == 0 {
+			m.calls(h, r, true, what, in, dest)
+			return
+		}
+		if errno == 0 {
+			m.ends(r)
+		}
+	}
+	if r != nil && errno == 0 && m.f.now().gone {
+		errno = syscall.EKEYREVOKED
+	}
+	if r != nil && errno == 0 {
+		errno = r.err
+	}
+	var want []byte
+	length := 0
+	if r != nil && errno == 0 {
+		if want, length = r.out[""], len(r.out[""]); length > len(dest) {
+			errno, r.kept = syscall.EMSGSIZE, append([]byte{}, in...)
+		}
+	}
+	if r != nil && errno != syscall.EMSGSIZE {
+		m.reset(h.ch)
+	}
+	n, err := h.h.Call(m.t.Context(), m.who, in, dest)
+	clear(in) // it is the kernel's again
+	m.f.track(h.h.channel)
+	if ok := m.same(what, err, errno); int(n) != length || ok && !bytes.Equal(dest[:n], want) {
+		m.t.Errorf("%s: got %d bytes, want %d, %q", what, n, length, want)
+	}
+}
+
+// submits is what a call finds or begins: nil where it is refused, and all is as it was.
+func (m *model) submits(h *modelHandle, in []byte) (*modelRequest, syscall.Errno) {
+	want := h.mode.Want()
+	if h.slot != nil {
+		want = gate.ReadWrite
+	}
+	if !m.may(h.ino, want) {
+		return nil, syscall.EKEYREVOKED
+	}
+	if r := h.ch.req; r != nil && r.kept != nil && !r.handed && bytes.Equal(r.kept, in) {
+		h.inside, h.told = false, false
+		return r, 0
+	}
+	r, errno := m.current(h.ch)
+	switch {
+	case errno != 0:
+		return nil, errno
+	case r.poison != 0:
+		return nil, r.poison
+	case r.written:
+		return nil, syscall.EBUSY
+	}
+	switch before := m.total(); {
+	case !r.fed && m.f.now().gone:
+		errno = syscall.EKEYREVOKED
+	default:
+		r.fed, r.begun = true, true
+		if errno = m.feeds(r, in); errno == 0 && m.total() > before && m.total() > testBytes {
+			errno = syscall.ENOMEM
+		}
+	}
+	if errno != 0 {
+		m.reset(h.ch)
+		return nil, errno
+	}
+	h.inside, h.told = false, false
+	return r, 0
+}
+
+// calls is a call whose operation does not come to an end, by a client whom a signal ends.
+func (m *model) calls(h *modelHandle, r *modelRequest, hold bool, what string, in, dest []byte) {
+	m.f.mu.Lock()
+	m.f.hold = hold
+	m.f.mu.Unlock()
+	ctx, end := context.WithCancel(m.t.Context())
+	end()
+	r.kept = append([]byte{}, in...)
+	_, err := h.h.Call(ctx, caller.Caller{UID: m.who.UID, GID: m.who.GID}, in, dest)
+	clear(in)
+	m.same(what+", interrupted", err, syscall.EINTR)
+	if !hold || m.t.Failed() {
+		return
+	}
+	r.run, r.real = <-m.f.held, h.h.channel.req
+	m.held = append(m.held, r)
 }
 
 // asks is what a READ finds to ask for: nil where it is refused before.

@@ -2,6 +2,7 @@ package transaction
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"hash"
 	"sync"
@@ -36,6 +37,7 @@ type request struct {
 	mu       sync.Mutex
 	phase    phase
 	begun    bool // something was written, or an empty request was begun
+	whole    bool // one call brought all of it, and nothing may follow
 	feed     *feed
 	digest   hash.Hash     // of the request's bytes; nil without one
 	by       caller.Caller // who asked for the answer first
@@ -44,13 +46,14 @@ type request struct {
 	outputs  map[string][]byte
 	joined   []byte // the outputs as the plain file gives them
 	err      error
-	handed   bool          // the whole answer, or its error, was given out
-	dropped  bool          // nobody will ask any more
-	finished chan struct{} // closed once there is an answer; nil: nobody waits for it
-	op       Operation     // once an answer was asked for
-	written  atomic.Int64  // bytes of it so far
-	ended    atomic.Bool   // what it came to is known; what comes later is wiped
-	known    atomic.Bool   // there is an answer
+	handed   bool              // the whole answer, or its error, was given out
+	kept     [sha256.Size]byte // of the bytes that a call brought whose answer it did not get; zero without
+	dropped  bool              // nobody will ask any more
+	finished chan struct{}     // closed once there is an answer; nil: nobody waits for it
+	op       Operation         // once an answer was asked for
+	written  atomic.Int64      // bytes of it so far
+	ended    atomic.Bool       // what it came to is known; what comes later is wiped
+	known    atomic.Bool       // there is an answer
 
 	room feed // what feed points to
 }
@@ -162,11 +165,14 @@ func (r *request) wipeInput() {
 	r.hold(0)
 }
 
-// state is what a channel must know to take or refuse a WRITE.
+// state is what a channel must know to take or refuse a WRITE. A request that one call brought counts as computing before it does.
 func (r *request) state() (p phase, handed, poisoned bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.phase, r.handed, r.poison != nil
+	if p = r.phase; p == collecting && r.whole {
+		p = computing
+	}
+	return p, r.handed, r.poison != nil
 }
 
 // answer runs the operation if it has not run, and waits for it as an interruptible system call should.

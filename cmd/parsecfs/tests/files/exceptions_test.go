@@ -121,6 +121,12 @@ var exceptions = []otherwise{
 	{held, []string{"cp -a"}, says("ok"),
 		"the answer is another descriptor's: who walks by has asked nothing, and finds nothing"},
 
+	{"idle, to write|slot, empty, to write|answered|answered, at its position", []string{"ioctl"}, says("an answer"),
+		"request and answer in one call; where the last answer was read to its end the next request may come"},
+	{"long, to write|long, answered", []string{"ioctl"}, says("EINVAL"), "the same, and the message is no ciphertext"},
+	{"waiting|waiting, at its position", []string{"ioctl"}, says("EBUSY"), "the same, and another request is under way"},
+	{"idle*|waiting*|slot*", []string{"ioctl"}, says("EBADF"), "the same, and the file is open for reading alone"},
+
 	{"long, to write", []string{"io_uring write", "io_uring write -1"}, rightOrRefused,
 		"more than 64 KiB at once comes in pieces, in any order, and the position may stay: a hole is refused, and no wrong bytes given"},
 	{"idle, to write|slot, empty, to write|long, to write", writes, answers, "what is read is the answer to what was written"},

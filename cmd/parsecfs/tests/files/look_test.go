@@ -33,7 +33,7 @@ var ways = []string{
 	"stat", "fstat", "statx", "read", "read small", "read twice", "pread", "pread behind", "readv", "sendfile", "splice", "copy_file_range",
 	"mmap private", "mmap shared", "mmap writable", "io_uring read", "io_uring read -1", "O_DIRECT",
 	"O_PATH", "lseek SET", "lseek END", "lseek DATA", "lseek HOLE", "getdents twice", "seekdir", "fsync", "fdatasync", "fallocate",
-	"flock", "fcntl lock", "utimensat 1600", "utimensat 2300", "chmod", "chown", "poll", "FIONREAD", "readlink", "tar", "rsync -a", "cp -a",
+	"flock", "fcntl lock", "utimensat 1600", "utimensat 2300", "chmod", "chown", "poll", "FIONREAD", "isatty", "ioctl", "readlink", "tar", "rsync -a", "cp -a",
 	"write", "io_uring write", "io_uring write -1", "O_APPEND", // last, since they change the plain file
 }
 

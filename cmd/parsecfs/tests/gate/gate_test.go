@@ -95,7 +95,9 @@ var openers = []string{opener, openerAgain}
 
 var ways = []way{
 	{name: "file", to: toOperation},
+	{name: "ioctl", to: toOperation},
 	{name: "slot", to: toOperation, slot: true},
+	{name: "ioctl of a slot", to: toOperation, slot: true},
 	{name: "part", to: toOperation, slot: true},
 	{name: "part at", to: toOperation, slot: true, road: inSlot},
 	{name: "random", to: toRandom, reads: true},
@@ -114,6 +116,7 @@ var ways = []way{
 	{name: "slot at", to: toOperation, slot: true, road: reopen},
 	{name: "part by path", to: toOperation, slot: true, road: reopen},
 	{name: "path", to: toOperation, road: fresh},
+	{name: "ioctl by path", to: toOperation, road: fresh},
 	{name: "O_PATH", to: toOperation, road: fresh},
 	{name: "openat", to: toOperation, road: fresh},
 	{name: "openat keys", to: toOperation, road: fresh},
@@ -234,7 +237,7 @@ func wants(l loss, w way, who string) string {
 		return "ENOENT"
 	case l.kind == keyGone && w.road == held:
 		return "EKEYREVOKED"
-	case l.kind == keyGone && slices.Contains([]string{"path", "attributes by path", "openat keys", "new slot", "drop box by path"}, w.name):
+	case l.kind == keyGone && slices.Contains([]string{"path", "ioctl by path", "attributes by path", "openat keys", "new slot", "drop box by path"}, w.name):
 		return "ENOENT"
 	case l.kind == keyGone:
 		return "ENOENT|ESTALE|EKEYREVOKED"

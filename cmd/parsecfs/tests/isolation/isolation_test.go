@@ -76,10 +76,12 @@ func TestIsolation(t *testing.T) {
 					c.judge(t, out, isolationTimes, mode.shells)
 				})
 				t.Run(mode.name+"/threads", func(t *testing.T) {
-					out := t.TempDir()
-					c.run(t, exec.Command("python3", "testdata/threads.py", mode.name, c.sign, out))
-					c.judge(t, out, threadTimes, mode.threads)
+					c.threads(t, mode.name, mode.threads)
 				})
+			}
+			// Threads that share one open file may be told that it is busy.
+			for _, way := range []string{"ioctl", "ioctl in turns", "ioctl, shared"} {
+				t.Run(way, func(t *testing.T) { c.threads(t, way, way != "ioctl, shared") })
 			}
 			t.Run("cases", func(t *testing.T) { c.cases(t) })
 		})
@@ -90,6 +92,13 @@ func TestIsolation(t *testing.T) {
 type crowd struct {
 	public *ecdsa.PublicKey
 	sign   string
+}
+
+func (c *crowd) threads(t *testing.T, way string, allAnswered bool) {
+	t.Helper()
+	out := t.TempDir()
+	c.run(t, exec.Command("python3", "testdata/threads.py", way, c.sign, out))
+	c.judge(t, out, threadTimes, allAnswered)
 }
 
 // run ends in success or not: what counts is what it left.

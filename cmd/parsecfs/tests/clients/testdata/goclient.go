@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"unsafe"
 )
 
 var how, sign, message, signature = os.Args[1], os.Args[2], os.Args[3], os.Args[4]
@@ -29,6 +30,8 @@ var ways = map[string]func() error{
 	"slot":         func() error { return slot(message, signature) },
 	"eight":        func() error { return eight(func(m, s string) error { return one(m, s, byFile) }) },
 	"eight-slots":  func() error { return eight(slot) },
+	"ioctl":        func() error { return repeatedly(byIoctl) },
+	"eight-ioctls": func() error { return eight(func(m, s string) error { return one(m, s, byIoctl) }) },
 	"eight-files": func() error {
 		var all sync.WaitGroup
 		all.Add(8)
@@ -142,6 +145,25 @@ func bySyscall(data []byte) ([]byte, error) {
 		return nil, err
 	}
 	return b[:n], nil
+}
+
+// byIoctl does not try again after EINTR either.
+func byIoctl(data []byte) ([]byte, error) {
+	f, err := os.OpenFile(sign, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	call := struct {
+		request, answer uint32
+		bytes           [1000]byte
+	}{request: uint32(len(data))}
+	copy(call.bytes[:], data)
+	number := 3<<30 | unsafe.Sizeof(call)<<16 | 0xC7<<8 | 1
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), number, uintptr(unsafe.Pointer(&call))); errno != 0 {
+		return nil, errno
+	}
+	return call.bytes[:call.answer], nil
 }
 
 func byOffset(data []byte) ([]byte, error) {

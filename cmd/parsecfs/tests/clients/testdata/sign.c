@@ -2,9 +2,11 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/uio.h>
@@ -72,6 +74,17 @@ static void descriptor(const char *message, const char *signature)
 	int fd = opened(sign_file, O_RDWR);
 	write_all(fd, b, slurp(message, b, sizeof b));
 	spew(signature, b, read_all(fd, b, sizeof b));
+	close(fd);
+}
+
+static void call(const char *message, const char *signature)
+{
+	struct { uint32_t request_len, answer_len; char bytes[8192]; } c;
+	int fd = opened(sign_file, O_RDWR);
+	c.request_len = slurp(message, c.bytes, sizeof c.bytes);
+	if (ioctl(fd, _IOWR(0xC7, 1, c), &c))
+		fail("ioctl");
+	spew(signature, c.bytes, c.answer_len);
 	close(fd);
 }
 
@@ -169,6 +182,10 @@ int main(int argc, char **argv)
 		files(argv[3], argv[4]);
 	} else if (!strcmp(argv[1], "eight")) {
 		eight(argv[3], argv[4], descriptor);
+	} else if (!strcmp(argv[1], "ioctl")) {
+		call(argv[3], argv[4]);
+	} else if (!strcmp(argv[1], "eight-ioctls")) {
+		eight(argv[3], argv[4], call);
 	} else if (!strcmp(argv[1], "eight-files")) {
 		pthread_barrier_init(&all, NULL, 8);
 		eight(argv[3], argv[4], files);

@@ -488,6 +488,19 @@ static void way_fionread(int fd)
 	says("%d", n);
 }
 
+// way_call is the ioctl of docs/ioctl.md, with a message.
+static void way_call(int fd)
+{
+	struct { unsigned request_len, answer_len; char bytes[1000]; } c = {.request_len = 9, .bytes = "a message"};
+	must(ioctl(fd, _IOWR(0xC7, 1, c), &c));
+	says("%s", c.answer_len > 0 ? "an answer" : "nothing");
+}
+
+static void way_tty(int fd)
+{
+	says("%s", isatty(fd) ? "a terminal" : "no terminal");
+}
+
 static void way_readlink(int fd)
 {
 	(void)fd;
@@ -582,6 +595,8 @@ static const struct way {
 	{"chown", way_chown, 0, false},
 	{"poll", way_poll, 0, true},
 	{"FIONREAD", way_fionread, 0, true},
+	{"isatty", way_tty, 0, true},
+	{"ioctl", way_call, 0, true},
 	{"readlink", way_readlink, 0, false},
 	{"tar", way_tar, 0, false},
 	{"rsync -a", way_rsync, 0, false},

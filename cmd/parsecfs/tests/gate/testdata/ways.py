@@ -4,8 +4,10 @@ A way has a function that opens what it needs (by name, in the opener), and one 
 have got. ways.py WAYS HELD NAMES asks the ways from a program of its own, which root's setuid program becomes.
 """
 import errno
+import fcntl
 import json
 import os
+import struct
 import sys
 
 MESSAGE = b"message"
@@ -43,10 +45,18 @@ def transact(fd):
     return os.read(fd, 4096)
 
 
-def fresh(path, flags=os.O_RDWR, **at):
+def call(fd):
+    """The same as one ioctl: docs/ioctl.md."""
+    begin_anew(fd)
+    whole = bytearray(struct.pack("=II512s", len(MESSAGE), 0, MESSAGE))
+    fcntl.ioctl(fd, 0xC000C701 | len(whole) << 16, whole)
+    return bytes(whole[8:8 + struct.unpack_from("=I", whole, 4)[0]])
+
+
+def fresh(path, flags=os.O_RDWR, by=transact, **at):
     fd = os.open(path, flags, **at)
     try:
-        return transact(fd)
+        return by(fd)
     finally:
         os.close(fd)
 
@@ -170,6 +180,8 @@ def ask_flush(place, h):
 OPEN = {
     # through what was opened before
     "file": lambda p: {"f": os.open(p.path("k", "sign"), os.O_RDWR)},
+    "ioctl": lambda p: {"f": os.open(p.path("k", "sign"), os.O_RDWR)},
+    "ioctl of a slot": lambda p: slot_of(p, "called") or {"f": os.open(p.path("k", "sign.d", "called"), os.O_RDWR)},
     "slot": lambda p: slot_of(p, "held") or {"f": os.open(p.path("k", "sign.d", "held"), os.O_RDWR)},
     "part": open_parts,
     "part at": lambda p: {"d": directory(make_directory_slot(p, "a", "encrypt.d", "at"))},
@@ -190,6 +202,7 @@ OPEN = {
     "slot at": slot_directory,
     "part by path": lambda p: make_directory_slot(p, "a", "encrypt.d", "path") and {},
     "path": lambda p: {},
+    "ioctl by path": lambda p: {},
     "O_PATH": lambda p: {"f": os.open(p.path("k", "sign"), os.O_PATH)},
     "openat": lambda p: {"d": directory(p.path("k"))},
     "openat keys": lambda p: {"d": directory(p.provider + "/keys")},
@@ -204,6 +217,8 @@ OPEN = {
 
 ASK = {
     "file": lambda p, h: transact(h["f"]),
+    "ioctl": lambda p, h: call(h["f"]),
+    "ioctl of a slot": lambda p, h: call(h["f"]),
     "slot": lambda p, h: transact(h["f"]),
     "part": lambda p, h: parts(h["p"], h["c"]),
     "part at": lambda p, h: fresh_parts(lambda name, flags: os.open(name, flags, dir_fd=h["d"])),
@@ -222,6 +237,7 @@ ASK = {
     "slot at": lambda p, h: fresh("at", dir_fd=h["d"]),
     "part by path": lambda p, h: fresh_parts(lambda name, flags: os.open(p.path("a", "encrypt.d", "path", name), flags)),
     "path": lambda p, h: fresh(p.path("k", "sign")),
+    "ioctl by path": lambda p, h: fresh(p.path("k", "sign"), by=call),
     "O_PATH": lambda p, h: fresh("/proc/self/fd/%d" % h["f"]),
     "openat": lambda p, h: fresh("sign", dir_fd=h["d"]),
     "openat keys": lambda p, h: fresh(p.names["k"] + "/sign", dir_fd=h["d"]),

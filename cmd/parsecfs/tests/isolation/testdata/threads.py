@@ -1,5 +1,7 @@
 """Signs from 8 threads of one process: threads.py MODE SIGN OUT. Each attempt leaves NAME.msg, and NAME.sig or NAME.err."""
+import fcntl
 import os
+import struct
 import sys
 import threading
 
@@ -14,7 +16,29 @@ def whole(fd):
     return b"".join(parts)
 
 
+def ioctl(fd, message):
+    call = bytearray(struct.pack("=II512s", len(message), 0, message))
+    fcntl.ioctl(fd, 0xC000C701 | len(call) << 16, call)
+    length = struct.unpack_from("=I", call, 4)[0]
+    assert not any(call[8 + length:])
+    return bytes(call[8:8 + length])
+
+
+SHARED = os.open(SIGN, os.O_RDWR)
+OWN = threading.local()
+
+
 def sign(name, message):
+    if MODE == "ioctl, shared":
+        return ioctl(SHARED, message)
+    if MODE.startswith("ioctl"):
+        if not hasattr(OWN, "fd"):
+            OWN.fd, OWN.times = os.open(SIGN, os.O_RDWR), 0
+        OWN.times += 1
+        if MODE == "ioctl" or OWN.times % 2:
+            return ioctl(OWN.fd, message)
+        os.write(OWN.fd, message)
+        return whole(OWN.fd)
     if MODE == "descriptor":
         fd = os.open(SIGN, os.O_RDWR)
         try:

@@ -1,0 +1,9 @@
+package ioctl
+
+import (
+	"testing"
+
+	"github.com/parsecfs/parsecfs/cmd/parsecfs/parsecfstest"
+)
+
+func TestMain(m *testing.M) { parsecfstest.Main(m) }

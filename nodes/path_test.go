@@ -58,7 +58,8 @@ func newUnmounted(t testing.TB) *unmounted {
 	}
 	tree := nodes.New(nodes.Options{KIM: k, Version: "test", Dropbox: true, OthersAllowed: true})
 	second := time.Second
-	u := &unmounted{TB: t, tree: tree, caller: fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}}
+	u := &unmounted{TB: t, tree: tree}
+	u.caller = fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}
 	u.raw = tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
 		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}}))
 	t.Cleanup(func() {

@@ -47,7 +47,8 @@ func (t *Tree) top() *rowsDir {
 
 // dir is a directory that belongs to the daemon.
 func (t *Tree) dir(links int) stat {
-	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits, lasting: true}
+	return stat{kind: syscall.S_IFDIR, mode: 0755, uid: t.uid, gid: t.gid, changed: t.started, links: uint32(links), settable: dirBits,
+		lasting: true}
 }
 
 // provider is providers/<name>/.

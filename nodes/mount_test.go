@@ -138,7 +138,8 @@ func mountWith(t *testing.T, change func(*nodes.Options), around func(providers.
 	if o.Lasting != 0 {
 		timeout = 10 * time.Millisecond // of all that does not last
 	}
-	options := &fs.Options{EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}}
+	options := &fs.Options{EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true,
+		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}}
 	options.MountOptions = fuse.MountOptions{AllowOther: true, DirectMountStrict: true, EnableAcl: true, DisableReadDirPlus: true,
 		Options: []string{"default_permissions"}, FsName: "parsecfs", Name: "parsecfs", ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO}
 	server, err := fuse.NewServer(&listening{tree.Wrap(fs.NewNodeFS(tree.Root(), options)), &m.asks}, dir, &options.MountOptions)

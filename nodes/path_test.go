@@ -2,6 +2,7 @@ package nodes_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -58,7 +59,8 @@ func newUnmounted(t testing.TB) *unmounted {
 	}
 	tree := nodes.New(nodes.Options{KIM: k, Version: "test", Dropbox: true, OthersAllowed: true})
 	second := time.Second
-	u := &unmounted{TB: t, tree: tree, caller: fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}}
+	u := &unmounted{TB: t, tree: tree}
+	u.caller = fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}
 	u.raw = tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
 		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}}))
 	t.Cleanup(func() {
@@ -258,4 +260,56 @@ func TestReadWaits(t *testing.T) {
 		t.Error("a READ by somebody who may have lost a right does not wait")
 	}
 	u.release(sign, fh)
+}
+
+// TestDyingClients: whoever is killed in the middle of quick operations leaves nothing behind, and gets nobody else's answer.
+func TestDyingClients(t *testing.T) {
+	t.Parallel()
+	const opens = 8
+	m := mount(t, func(o *nodes.Options) { o.TransactionsPerUser = opens })
+	m.key("k", "ed25519")
+	sign := m.path("k", "sign")
+	if err := os.Chmod(sign, 0666); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		var dying []*another
+		for range opens / 2 {
+			dying = append(dying, user(t, `
+fd, answers = os.open(sys.argv[1], os.O_RDWR), set()
+while True:
+    os.write(fd, b"m")
+    answers.add(os.read(fd, 4096))
+    print(len(answers), flush=True)
+`, sign))
+		}
+		for _, p := range dying {
+			if p.line() != 1 || p.line() != 1 {
+				t.Error("an answer of somebody else")
+			}
+		}
+		for _, p := range dying {
+			if err := p.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			p.end()
+		}
+	}
+	last := user(t, `
+import time
+end, fds = time.time() + 10, []
+while len(fds) < int(sys.argv[2]):
+    try:
+        fds.append(os.open(sys.argv[1], os.O_RDWR))
+    except BlockingIOError: # the kernel tells of an end later
+        if time.time() > end:
+            raise
+for fd in fds:
+    os.write(fd, b"m")
+print(len({os.read(fd, 4096) for fd in fds}), flush=True)
+`, sign, fmt.Sprint(opens))
+	if n := last.line(); n != 1 {
+		t.Errorf("%d different answers", n)
+	}
+	last.end()
 }

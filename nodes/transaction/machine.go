@@ -125,7 +125,8 @@ func (m *Machine) Guard(path func() string, f func() error) (err error) {
 
 // panicked is the error of a request that ended with a panic. Only the panic's type is logged: its value may quote a request.
 func (m *Machine) panicked(path string, p any) error {
-	m.o.Log.Error("panic in an operation: this is a bug in parsecfs", "path", path, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+	m.o.Log.Error("panic in an operation: this is a bug in parsecfs", "path", path, "panic", fmt.Sprintf("%T", p),
+		"stack", string(debug.Stack()))
 	return psa.Errorf(psa.StatusGenericError, "the operation failed inside parsecfs")
 }
 

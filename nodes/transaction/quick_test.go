@@ -59,7 +59,8 @@ func answersOne(t *testing.T, f *fake, h *Handle, who caller.Caller, off int64) 
 	}
 	b := make([]byte, 4096)
 	n, more, err := h.Read(t.Context(), who, b, off+1)
-	if want := answers(shapes["whole"], map[string][]byte{"hash": []byte("m")})["signature"]; err != nil || more || string(b[:n]) != string(want) {
+	want := answers(shapes["whole"], map[string][]byte{"hash": []byte("m")})["signature"]
+	if err != nil || more || string(b[:n]) != string(want) {
 		t.Fatalf("%q, %v; want %q", b[:n], err, want)
 	}
 }

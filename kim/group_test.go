@@ -459,3 +459,78 @@ func TestQuotaInOneCommit(t *testing.T) {
 		}
 	}
 }
+
+// TestRekeyBesideWriters: no row is proven by a key that does not count any more.
+func TestRekeyBesideWriters(t *testing.T) {
+	g := newGrouped(t)
+	g.release()
+	done := make(chan struct{})
+	for w := range 4 {
+		g.all.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := g.insert(t.Context(), fmt.Sprint(w, "-", i)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range byte(20) {
+		guard, err := NewRowKey(bytes.Repeat([]byte{i}, 32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		row, _, err := g.DataKey(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := g.Rekey(t.Context(), Rekeying{Old: row.WrappingID, Row: row, Guard: guard}); n != 0 || err != nil {
+			t.Fatalf("%d rows are damaged, %v", n, err)
+		}
+	}
+	close(done)
+	g.all.Wait()
+	for after := ""; ; {
+		keys, err := g.Keys(t.Context(), g.provider, Shared, after, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			if after = k.Name; k.Damage != nil {
+				t.Fatal(k.Damage)
+			}
+		}
+		if len(keys) == 0 {
+			return
+		}
+	}
+}
+
+// TestCountsAreMended: counts that somebody changed while the store is open are counted anew by who needs them.
+func TestCountsAreMended(t *testing.T) {
+	g := newGrouped(t)
+	g.release()
+	draft := func(name string) error {
+		_, err := g.InsertDraft(t.Context(), NewDraft{Provider: g.provider, Name: name, UID: 1000, GID: 1000, Quota: 3})
+		return err
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		if err := draft(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := g.writer.ExecContext(t.Context(), "UPDATE owners SET keys = 0 WHERE uid = 1000"); err != nil {
+		t.Fatal(err)
+	}
+	if err := draft("d"); psa.StatusOf(err) != psa.StatusQuota {
+		t.Errorf("one more than the quota: %v", err)
+	}
+	if n, err := g.CountOf(t.Context(), 1000); n != 3 || err != nil {
+		t.Errorf("%d keys, %v", n, err)
+	}
+}

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,7 +37,8 @@ type sqliteStore struct {
 	batchTime  time.Duration // tests have more
 	writerDB   *sql.DB
 	writer     *sql.Conn
-	statements map[string]*sql.Stmt
+	conn       *sqlite3.SQLiteConn // the writer's own
+	statements map[string]*sqlite3.SQLiteStmt
 
 	readDB *sql.DB
 	reads  sync.Map // query -> *sql.Stmt
@@ -74,7 +74,7 @@ func OpenSQLite(ctx context.Context, path string) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sqliteStore{path: path, lock: l, batchTime: batchTime, statements: map[string]*sql.Stmt{}}
+	s := &sqliteStore{path: path, lock: l, batchTime: batchTime, statements: map[string]*sqlite3.SQLiteStmt{}}
 	if err := s.start(ctx); err != nil {
 		s.shut()
 		return nil, err
@@ -90,6 +90,13 @@ func (s *sqliteStore) start(ctx context.Context) error {
 	s.writerDB.SetMaxOpenConns(1)
 	var err error
 	if s.writer, err = s.writerDB.Conn(ctx); err != nil {
+		return s.failed("cannot open the KIM", err)
+	}
+	err = s.writer.Raw(func(conn any) error {
+		s.conn = conn.(*sqlite3.SQLiteConn)
+		return nil
+	})
+	if err != nil {
 		return s.failed("cannot open the KIM", err)
 	}
 	if err := s.migrate(ctx); err != nil {
@@ -455,83 +462,6 @@ func (s *sqliteStore) query(ctx context.Context, what, query string, each func(s
 }
 
 // Writing.
-
-// tx is one transaction of the writer.
-type tx struct {
-	s       *sqliteStore
-	changes []Change
-	guard   *RowKey
-	rows    map[int64]*provenRow // those that it changes, by their numbers
-	touched []int64              // the numbers of rows that the cache must forget; all: any
-	all     bool
-	// What those touched that are to be committed with it: the cache has the rows of before.
-	before       []int64
-	allBefore    bool
-	countsBefore map[uint32]int64
-
-	counts map[uint32]int64 // see owns
-}
-
-func (s *sqliteStore) newTx() *tx {
-	return &tx{s: s, guard: s.guard.Load(), rows: map[int64]*provenRow{}}
-}
-
-// run runs f, and proves what it changed.
-func (t *tx) run(f func(*tx) error) error {
-	if err := f(t); err != nil {
-		return err
-	}
-	return t.proveRows()
-}
-
-// cached is a key's row as it is in the transaction: nothing was committed since the cache was filled, since this is the only
-// one that writes.
-func (t *tx) cached(number int64) (Key, bool) {
-	if t.rows[number] != nil || t.allBefore || slices.Contains(t.before, number) {
-		return Key{}, false
-	}
-	k, _, ok := t.s.cache.get(number)
-	return k, ok
-}
-
-func (t *tx) statement(query string) (*sql.Stmt, error) {
-	if st, ok := t.s.statements[query]; ok {
-		return st, nil
-	}
-	st, err := t.s.writer.PrepareContext(background, query)
-	if err == nil {
-		t.s.statements[query] = st
-	}
-	return st, err
-}
-
-func (t *tx) exec(query string, args ...any) (sql.Result, error) {
-	st, err := t.statement(query)
-	if err != nil {
-		return nil, err
-	}
-	return st.ExecContext(background, args...)
-}
-
-// row reads one row; sql.ErrNoRows if there is none.
-func (t *tx) row(query string, args []any, dest ...any) error {
-	st, err := t.statement(query)
-	if err != nil {
-		return err
-	}
-	return st.QueryRowContext(background, args...).Scan(dest...)
-}
-
-func (t *tx) changed(c Change) { t.changes = append(t.changes, c) }
-
-// number takes the next number; the sequence outlives the rows, so none comes back.
-func (t *tx) number() (int64, error) {
-	r, err := t.exec("INSERT INTO numbers DEFAULT VALUES")
-	if err != nil {
-		return 0, err
-	}
-	return r.LastInsertId()
-}
 
 // write runs f in a transaction, perhaps together with others. f may run several times.
 func (s *sqliteStore) write(ctx context.Context, what string, f func(*tx) error) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"iter"
@@ -465,23 +466,15 @@ func (t *tx) anchor() (anchor, error) {
 
 // numbers is the one column of a query, in memory.
 func (t *tx) numbers(query string, args ...any) (all []int64, err error) {
-	st, err := t.statement(query)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := st.QueryContext(background, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var n int64
-		if err := rows.Scan(&n); err != nil {
-			return nil, err
+	err = t.each(query, args, func(values []driver.Value) error {
+		n, ok := values[0].(int64)
+		if !ok {
+			return fmt.Errorf("%T is no number", values[0])
 		}
 		all = append(all, n)
-	}
-	return all, rows.Err()
+		return nil
+	})
+	return all, err
 }
 
 func (s *sqliteStore) Rekey(ctx context.Context, r Rekeying) (damaged int64, err error) {

@@ -3,6 +3,7 @@ package kim
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
@@ -98,27 +99,16 @@ func (t *tx) recount() error {
 	if _, err := t.exec("DELETE FROM owners"); err != nil {
 		return err
 	}
-	st, err := t.statement("SELECT uid, count(*) FROM keys GROUP BY uid")
-	if err != nil {
-		return err
-	}
-	rows, err := st.QueryContext(background)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
 	var all, users int64
-	for rows.Next() {
+	err := t.each("SELECT uid, count(*) FROM keys GROUP BY uid", nil, func(values []driver.Value) error {
 		var uid, n int64
-		if err := rows.Scan(&uid, &n); err != nil {
-			return err
-		}
-		if err := t.setOwned(uid, n); err != nil {
+		if err := errors.Join(scanInto(&uid, values[0]), scanInto(&n, values[1])); err != nil {
 			return err
 		}
 		all, users = all+n, users+1
-	}
-	if err := rows.Err(); err != nil {
+		return t.setOwned(uid, n)
+	})
+	if err != nil {
 		return err
 	}
 	if err := t.setOwned(allKeys, all); err != nil {
@@ -205,6 +195,7 @@ func (t *tx) quota(d NewDraft) error {
 		return err
 	}
 	return psa.Errorf(psa.StatusQuota,
-		"all users together have too many keys and drafts, %d, and user %d has %d of them, which is not less than an equal share", all, d.UID, own).
+		"all users together have too many keys and drafts, %d, and user %d has %d of them, which is not less than an equal share",
+		all, d.UID, own).
 		WithHint("destroy some with rmdir, or raise core_settings.keys_per_user")
 }

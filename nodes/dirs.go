@@ -3,6 +3,7 @@ package nodes
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -760,10 +761,14 @@ type pages struct {
 	after  string
 	given  uint64
 	most   uint64      // that was ever given
+	recent []string    // names given last, at least recentNames of them where there were as many
 	starts []pageStart // of the pages, in their order
 	err    error
 	ended  bool
 }
+
+// recentNames is behind how many names it is known for certain what follows, also where names before them have gone since.
+const recentNames = 2 * pageSize
 
 // pageStart is where a page begins.
 type pageStart struct {
@@ -809,6 +814,9 @@ func (p *pages) Next() (fuse.DirEntry, syscall.Errno) {
 	}
 	e := p.list[0]
 	p.list, p.after = p.list[1:], e.Name
+	if p.recent = append(p.recent, e.Name); len(p.recent) == 2*recentNames {
+		p.recent = slices.Delete(p.recent, 0, recentNames)
+	}
 	p.given++
 	p.most = max(p.most, p.given)
 	e.Off = p.given
@@ -817,10 +825,15 @@ func (p *pages) Next() (fuse.DirEntry, syscall.Errno) {
 
 var _ = (fs.FileSeekdirer)((*pages)(nil))
 
-// Seekdir goes to a place that Next gave, by the beginning of its page.
+// Seekdir goes to a place that Next gave: behind its name, or by the beginning of its page where that was given long ago.
 func (p *pages) Seekdir(_ context.Context, off uint64) syscall.Errno {
 	if off > p.most {
 		return syscall.EINVAL
+	}
+	if back := p.given - off; off <= p.given && back < uint64(len(p.recent)) {
+		p.recent = p.recent[:uint64(len(p.recent))-back]
+		p.list, p.err, p.ended, p.given, p.after = nil, nil, false, off, p.recent[len(p.recent)-1]
+		return 0
 	}
 	start := pageStart{}
 	for _, s := range p.starts {
@@ -829,18 +842,20 @@ func (p *pages) Seekdir(_ context.Context, off uint64) syscall.Errno {
 		}
 		start = s
 	}
-	p.list, p.err, p.ended, p.given, p.after = nil, nil, false, start.given, start.after
+	p.list, p.err, p.ended, p.given, p.after, p.recent = nil, nil, false, start.given, start.after, nil
 	for p.given < off && p.HasNext() {
 		if _, errno := p.Next(); errno != 0 {
 			return errno
 		}
 	}
-	p.given = off // names before it that have gone count as well
+	if p.given != off { // names before it that have gone count as well
+		p.given, p.recent = off, nil
+	}
 	return 0
 }
 
 // Close ends the listing.
-func (p *pages) Close() { p.list, p.ended = nil, true }
+func (p *pages) Close() { p.list, p.recent, p.ended = nil, nil, true }
 
 // linkTo is what a symbolic link says.
 type linkTo struct {

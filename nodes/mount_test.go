@@ -1195,6 +1195,28 @@ func TestDirectoriesRewind(t *testing.T) {
 		t.Errorf("behind the end: %v", err)
 	}
 
+	// what comes behind a place does not depend on what has gone before it
+	if _, err := f.Seek(all[600].off, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	entries(t, f)
+	for _, gone := range []string{all[most-100].name, all[most-200].name} {
+		if err := os.Remove(m.path(gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.Seek(all[most-50].off, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if rest := entries(t, f); !slices.Equal(rest, all[most-49:]) {
+		t.Errorf("behind a name after others have gone there are %d names, want 49", len(rest))
+	}
+	for _, again := range []string{all[most-100].name, all[most-200].name} {
+		if err := os.Mkdir(m.path(again), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	// a rewound directory is what it is now, an empty one too
 	slots, err := os.Open(m.path("k", "csr.d"))
 	if err != nil {

@@ -74,7 +74,7 @@ func growth(parsecfs, dir string, numbers []int) ([]grown, error) {
 // runGrowth is growth for the command line: PARSECFS DIR NUMBER..., a table on standard error and JSON on standard output.
 func runGrowth(args []string) error {
 	if len(args) < 3 {
-		return errors.New("usage: bench growth PARSECFS DIR NUMBER...")
+		return errors.New("growth needs PARSECFS DIR NUMBER")
 	}
 	var numbers []int
 	for _, arg := range args[2:] {
@@ -96,17 +96,20 @@ func printGrown(all []grown) {
 	const mib = 1 << 20
 	w := tabwriter.NewWriter(os.Stderr, 0, 0, 2, ' ', tabwriter.AlignRight)
 	defer w.Flush()
-	fmt.Fprintln(w, "keys\tmaking\tKIM MiB\tmount ms\tread MiB\tresident MiB\tfirst us\tthousandth us\tls -f s\tits first ms\tcreate 1/s\tcreate 8/s\tdestroy 8/s\tbackup s\tbackup MiB\thighest MiB\t")
+	fmt.Fprintln(w, "keys\tmade in s\tKIM MiB\tmount ms\tread MiB\tresident MiB\tfirst us\tthousandth us\tls -f s\tits first ms\t"+
+		"create 1/s\tcreate 8/s\tdestroy 8/s\tbackup s\tbackup MiB\thighest MiB\t")
 	for _, g := range all {
-		fmt.Fprintf(w, "%d\t%.1f\t%d\t%.0f\t%.1f\t%d\t%.0f\t%.0f\t%.2f\t%.1f\t%.0f\t%.0f\t%.0f\t%.2f\t%d\t%d\t\n", g.Keys, g.Making, g.KIM/mib, g.Mount*1e3,
-			float64(g.MountRead)/mib, g.MountResident/mib, g.First*1e6, g.Thousandth*1e6, g.List, g.ListFirst*1e3, g.CreateOne, g.CreateEight, g.DestroyEight,
-			g.Backup, g.BackupBytes/mib, g.HighestResident/mib)
+		fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.0f\t%.1f\t%d\t", g.Keys, g.Making,
+			float64(g.KIM)/mib, g.Mount*1e3, float64(g.MountRead)/mib, g.MountResident/mib)
+		fmt.Fprintf(w, "%.0f\t%.0f\t%.2f\t%.1f\t", g.First*1e6, g.Thousandth*1e6, g.List, g.ListFirst*1e3)
+		fmt.Fprintf(w, "%.0f\t%.0f\t%.0f\t%.2f\t%.1f\t%d\t\n", g.CreateOne, g.CreateEight, g.DestroyEight,
+			g.Backup, float64(g.BackupBytes)/mib, g.HighestResident/mib)
 	}
 }
 
 func grownName(i int) string { return fmt.Sprintf("key-%07d", i) }
 
-// fill makes the state of a mount with n keys through kim.Store: each with the journal's steps, its own secret and its own file mode.
+// fill makes the state of a mount with n keys through kim.Store: each with the journal's steps and a secret of its own.
 func fill(ctx context.Context, dir string, n int) (err error) {
 	s, err := kim.OpenSQLite(ctx, filepath.Join(dir, "kim.sqlite3"))
 	if err != nil {
@@ -185,7 +188,18 @@ type daemon struct {
 func startDaemon(parsecfs, dir string, keys int) (d *daemon, took float64, err error) {
 	d = &daemon{mount: filepath.Join(dir, "mnt"), state: filepath.Join(dir, "state"), run: parsecfs}
 	config := filepath.Join(dir, "config.toml")
-	text := fmt.Sprintf("[core_settings]\nkeys_per_user = %d\n\n[[key_manager]]\nname = \"kim\"\nmanager_type = \"SQLite\"\n\n[[provider]]\nname = \"software\"\nprovider_type = \"Software\"\nkey_info_manager = \"kim\"\n", 2*keys+10000)
+	text := fmt.Sprintf(`[core_settings]
+keys_per_user = %d
+
+[[key_manager]]
+name = "kim"
+manager_type = "SQLite"
+
+[[provider]]
+name = "software"
+provider_type = "Software"
+key_info_manager = "kim"
+`, 2*keys+10000)
 	if err := errors.Join(os.MkdirAll(d.mount, 0o755), os.WriteFile(config, []byte(text), 0o600)); err != nil {
 		return nil, 0, err
 	}

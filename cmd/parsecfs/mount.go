@@ -53,6 +53,9 @@ Options for -o, as in mount(8) and fstab(5):
 			if m.dropbox != nil {
 				config.Mount.Dropbox = *m.dropbox
 			}
+			if m.transport != "" {
+				config.Mount.Transport = m.transport
+			}
 			dir := config.Mount.Path
 			if len(args) == 1 {
 				dir = args[0]

@@ -62,7 +62,7 @@ type Mount struct {
 	Path        string // absolute, or empty
 	Dropbox     bool
 	AttrTimeout time.Duration // 0 to 1 s
-	Transport   Transport
+	Transport   Transport     // empty: auto
 }
 
 // Audit is [audit].
@@ -187,7 +187,7 @@ func parseConfig(file string, data []byte, readers string, types providers.Regis
 			TransactionsPerUser: defaultTransactionsPerUser,
 			BufferPerUser:       defaultBufferPerUser,
 		},
-		Mount: Mount{Dropbox: true, AttrTimeout: defaultAttrTimeout, Transport: TransportAuto},
+		Mount: Mount{Dropbox: true, AttrTimeout: defaultAttrTimeout},
 	}}
 	p.parse(data)
 	if len(p.problems) > 0 {

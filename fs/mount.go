@@ -236,6 +236,9 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		options.ServerCallbacks = rings
 	}
 	raw := tree.Wrap(gofs.NewNodeFS(tree.Root(), options))
+	if rings != nil {
+		raw = tree.Prompt(raw)
+	}
 	s := &server{tree: tree, served: make(chan struct{}), transport: TransportDevice}
 	if rings != nil {
 		err := rings.Serve(c.fd, raw, &options.MountOptions)

@@ -265,7 +265,12 @@ func (n *operationFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, 
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return newHandle(n, n.t, h, mode), fuse.FOPEN_DIRECT_IO | fuseFlags, 0
+	x := newHandle(n, n.t, h, mode)
+	fuseFlags |= fuse.FOPEN_DIRECT_IO
+	if mode.Read && mode.Write {
+		fuseFlags |= n.t.prompt.ticket(x)
+	}
+	return x, fuseFlags, 0
 }
 
 func (n *operationFile) open(ctx context.Context, mode transaction.Mode) (*transaction.Handle, uint32, error) {

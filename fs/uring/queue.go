@@ -284,7 +284,7 @@ func (q *queue) begin(e *entry) {
 	e.filled = false
 	e.begin()
 	q.t.late(e)
-	if prompt := q.t.o.Prompt; prompt != nil && prompt(e.head(), e.arguments()) {
+	if q.t.prompt != nil && q.t.prompt.Prompt(e.head(), e.arguments()) {
 		q.scratch = e.handle(q.t.server, q.scratch)
 		q.answered = append(q.answered, e)
 		return

@@ -29,15 +29,18 @@ const (
 type Options struct {
 	// MaxWrite is that of fuse.MountOptions, a whole number of pages.
 	MaxWrite int
-	// Prompt says whether a request is answered without waiting for anything: for no device, disk, process or other request. Such a
-	// request is answered by the thread that found it, which is the fastest, and everybody else on that processor waits meanwhile.
-	// It gets the request's header and first argument (fuse.OpenIn, fuse.ReadIn ... behind the header). nil: none is.
-	Prompt func(head *fuse.InHeader, argument []byte) bool
-	Log    *slog.Logger
+	Log      *slog.Logger
 
 	testOnlyDepth int
 	// testOnlyRegister is called for each entry before it is registered: with another number of vectors than 2 the kernel refuses it.
 	testOnlyRegister func(cpu, entry int) (vectors int, err error)
+}
+
+// Prompter is a file system that knows beforehand which requests it answers without waiting for anything: for no device, disk,
+// process or other request. Such a request is answered by the thread that found it, which is the fastest, and everybody else on that
+// processor waits meanwhile. argument is what follows the header: fuse.OpenIn, fuse.ReadIn ... without it.
+type Prompter interface {
+	Prompt(head *fuse.InHeader, argument []byte) bool
 }
 
 // Transport answers a connection's requests. It is also what sends the kernel notifications (fs.ServerCallbacks).
@@ -48,6 +51,7 @@ type Transport struct {
 	workers *workers
 	server  *fuse.ProtocolServer
 	raw     fuse.RawFileSystem
+	prompt  Prompter                // nil: no request is known to be so
 	file    atomic.Pointer[os.File] // /dev/fuse
 	fd      int
 
@@ -148,6 +152,7 @@ func (t *Transport) begin(raw fuse.RawFileSystem, o *fuse.MountOptions) error {
 	opts := *o
 	opts.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
 	t.raw, t.server = raw, fuse.NewProtocolServer(raw, &opts)
+	t.prompt, _ = raw.(Prompter)
 	in, out := make([]byte, t.payload+4096), make([]byte, 4096)
 	n, err := t.read(in)
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 func TestEcho(t *testing.T) {
 	for _, inline := range []bool{false, true} {
 		t.Run(fmt.Sprintf("inline=%v", inline), func(t *testing.T) {
-			m := mount(t, Options{Prompt: func(*fuse.InHeader, []byte) bool { return inline }})
+			m := mount(t, Options{}, inline)
 			var wg sync.WaitGroup
 			for client := range 16 {
 				wg.Go(func() {
@@ -90,7 +90,7 @@ func await[T any](t *testing.T, from <-chan T, n int) (all []T) {
 
 // Whoever waits takes half of a processor's entries at most; the next user finds room, and what does not wait always gets through.
 func TestWaiting(t *testing.T) {
-	m := mount(t, Options{testOnlyDepth: 16})
+	m := mount(t, Options{testOnlyDepth: 16}, false)
 	read := func(uid int, to chan<- error) {
 		pinned(uid, func() {
 			f, err := open(filepath.Join(m.dir, "wait"))
@@ -152,7 +152,7 @@ func TestWaiting(t *testing.T) {
 // A signal ends a READ that waits. One that comes while the kernel hands the request over is lost to it, and one that comes between
 // the kernel's part and the handler's is not.
 func TestInterrupt(t *testing.T) {
-	m := mount(t, Options{})
+	m := mount(t, Options{}, false)
 	began, ended := make(chan int, 1), make(chan error, 1)
 	next := make(chan bool)
 	defer close(next)

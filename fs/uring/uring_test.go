@@ -22,10 +22,16 @@ const maxWrite = 64 << 10
 
 // mounted is a tiny file system on a real mount.
 type mounted struct {
-	dir  string
-	root *root
-	t    *Transport
+	dir    string
+	root   *root
+	t      *Transport
+	inline bool // every request is answered by the thread that found it
 }
+
+// prompt answers every request so.
+type prompt struct{ fuse.RawFileSystem }
+
+func (prompt) Prompt(*fuse.InHeader, []byte) bool { return true }
 
 // require skips where the kernel does not have what the tests are about.
 func require(t *testing.T) {
@@ -66,10 +72,10 @@ func mountpoint(t *testing.T) string {
 	return dir
 }
 
-func mount(t *testing.T, o Options) *mounted {
+func mount(t *testing.T, o Options, inline bool) *mounted {
 	t.Helper()
 	require(t)
-	m := &mounted{dir: mountpoint(t)}
+	m := &mounted{dir: mountpoint(t), inline: inline}
 	if err := m.serve(t, o); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +111,11 @@ func (m *mounted) raw() (fuse.RawFileSystem, *fuse.MountOptions) {
 	second := time.Second
 	options := &gofs.Options{EntryTimeout: &second, AttrTimeout: &second, ServerCallbacks: m.t, RootStableAttr: &gofs.StableAttr{Ino: 1}}
 	options.MaxWrite, options.DisableSplice, options.ExtraCapabilities = maxWrite, true, fuse.CAP_ASYNC_DIO
-	return gofs.NewNodeFS(m.root, options), &options.MountOptions
+	raw := gofs.NewNodeFS(m.root, options)
+	if m.inline {
+		raw = prompt{raw}
+	}
+	return raw, &options.MountOptions
 }
 
 // root has the files echo, whose handles read what was last written to them, and wait, whose READ waits until it is told to end.

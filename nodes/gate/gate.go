@@ -142,6 +142,15 @@ func (g *Gate) Open(ctx context.Context, who caller.Caller, way Way, want Bits, 
 	return a, nil
 }
 
+// Prompt says whether Open would let anybody in without asking who they are.
+func (g *Gate) Prompt(way Way, units Units) bool {
+	if units.Provider != "" && (g.units.Load() != nil || len(units.Key) > 0) {
+		return false
+	}
+	lost, _ := g.since(0, way.Numbers())
+	return !lost
+}
+
 // Named judges whoever names a file in bytes, as if they opened it. A refusal is EACCES.
 func (g *Gate) Named(ctx context.Context, who caller.Caller, way Way, want Bits) error {
 	if err := g.judge(ctx, who, way, want); err != nil {
@@ -163,6 +172,15 @@ func hintOf(err error) string {
 		return r.Hint
 	}
 	return "ask the key's owner for access"
+}
+
+// Prompt says whether Check would let anybody through without asking who they are.
+func (a *Access) Prompt() bool {
+	if a.lost.Load() {
+		return false
+	}
+	lost, _ := a.g.since(a.seen.Load(), a.numbers)
+	return !lost
 }
 
 // Check judges whoever calls through the access, where its way has lost rights since it was made. A refusal is

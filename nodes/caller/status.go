@@ -210,6 +210,12 @@ const harmless = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGCONT-1) | 1<<(syscall.S
 // dying says whether a pending signal will end the thread: pending, and neither blocked, caught nor ignored.
 func (s *status) dying() bool { return s.pending&^(s.kept|harmless) != 0 }
 
+// Doomed says that a pending signal will end the caller's thread; false also where nothing is known of it.
+func (p *Procs) Doomed(c Caller) bool {
+	s, err := p.status(c.UID, c.TID, false)
+	return err == nil && s.dying()
+}
+
 // Dying says whether a pending signal will end the caller's thread, or has.
 func (p *Procs) Dying(c Caller) bool {
 	s, err := p.status(c.UID, c.TID, false)

@@ -147,12 +147,22 @@ const patience = time.Second
 // Wait waits for done as an interruptible system call should: after an interruption for at most a second more, and not
 // at all where the signal is going to kill the client, which could not be killed before our answer.
 func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struct{}) error {
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-	}
 	interrupted := gate.Refuse(syscall.EINTR, "interrupted", "")
+	// A kernel that hands requests over by io_uring tells nobody of a signal that comes at that moment.
+	look := time.NewTicker(patience)
+	defer look.Stop()
+	for waits := true; waits; {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			waits = false
+		case <-look.C:
+			if m.o.Procs.Doomed(who) {
+				return interrupted
+			}
+		}
+	}
 	if m.o.Procs.Dying(who) {
 		return interrupted
 	}

@@ -19,8 +19,9 @@ const (
 )
 
 // uringHint is for whoever wants io_uring and does not get it.
-const uringHint = "echo Y > " + uring.Parameter + " as root, before the mount (Linux 6.14; fuse.enable_uring=1 on the kernel's command line keeps it); " +
-	"sysctl kernel.io_uring_disabled, or a container's seccomp profile, can refuse it too; transport = \"device\" does without"
+const uringHint = "echo Y > " + uring.Parameter + " as root, before the mount (Linux 6.14; fuse.enable_uring=1 on the kernel's " +
+	"command line keeps it); sysctl kernel.io_uring_disabled, or a container's seccomp profile, can refuse it too; " +
+	"transport = \"device\" does without"
 
 // prepareRings takes what a mount over io_uring needs; nil where the mount is to be by the device.
 func prepareRings(o MountOptions) (*uring.Transport, error) {

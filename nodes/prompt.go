@@ -26,7 +26,8 @@ type Prompt struct {
 
 // Prompt puts this above raw, which Wrap gave, before it is served.
 func (t *Tree) Prompt(raw fuse.RawFileSystem) *Prompt {
-	t.prompt = &Prompt{RawFileSystem: raw, t: t, files: map[uint64]*operationFile{}, handles: map[uint64]*handle{}, opening: map[uint32]*handle{}}
+	t.prompt = &Prompt{RawFileSystem: raw, t: t,
+		files: map[uint64]*operationFile{}, handles: map[uint64]*handle{}, opening: map[uint32]*handle{}}
 	return t.prompt
 }
 

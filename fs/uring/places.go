@@ -5,6 +5,7 @@ package uring
 func waits(opcode uint32) bool {
 	switch opcode {
 	case opcodeRead, opcodeWrite, opcodeIoctl,
+		14,         // OPEN, which may look for who calls
 		4, 6, 8, 9, // SETATTR, SYMLINK, MKNOD, MKDIR
 		10, 11, 12, 13, // UNLINK, RMDIR, RENAME, LINK
 		21, 24, 35, 45: // SETXATTR, REMOVEXATTR, CREATE, RENAME2

@@ -51,7 +51,8 @@ func attach(t *testing.T, dir string) (fd int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("test", dir, "fuse.test", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%d", fd, maxWrite)); err != nil {
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%d", fd, maxWrite)
+	if err := unix.Mount("test", dir, "fuse.test", 0, options); err != nil {
 		t.Fatal(err)
 	}
 	return fd

@@ -62,6 +62,7 @@ type Mount struct {
 	Path        string // absolute, or empty
 	Dropbox     bool
 	AttrTimeout time.Duration // 0 to 1 s
+	Transport   Transport     // empty: auto
 }
 
 // Audit is [audit].
@@ -319,6 +320,11 @@ func (p *configParser) mount(v value) {
 			}
 		}},
 		{name: "attr_timeout", set: func(v value) { p.duration(v, &m.AttrTimeout, 0, time.Second) }},
+		{name: "transport", set: func(v value) {
+			if s, ok := p.oneOf(v, string(TransportAuto), string(TransportURing), string(TransportDevice)); ok {
+				m.Transport = Transport(s)
+			}
+		}},
 	})
 }
 

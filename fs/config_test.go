@@ -52,6 +52,7 @@ wrapping_pin_source = "file:///run/pin"
 path = "/mnt/keys/"
 dropbox = "off"
 attr_timeout = "500ms"
+transport = "uring"
 [[authenticator]]
 auth_type = "UnixPeerCredentials"
 admins = [{ name = "1000" }, { name = "root" }]
@@ -86,7 +87,7 @@ provider_type = "Slots"
 	if w := c.Wrapping; w.Kind != "tpm:second" || w.PCRs == nil || *w.PCRs != 1<<0|1<<7 || w.PIN.File != "/run/pin" {
 		t.Errorf("wrapping: %+v", w)
 	}
-	if c.Mount != (Mount{"/mnt/keys", false, 500 * time.Millisecond}) {
+	if c.Mount != (Mount{"/mnt/keys", false, 500 * time.Millisecond, TransportURing}) {
 		t.Errorf("mount: %+v", c.Mount)
 	}
 	if fmt.Sprint(c.Admins) != "[1000 0]" || c.SQLite != "/var/lib/x.sqlite3" {
@@ -160,6 +161,7 @@ func TestConfigErrors(t *testing.T) {
 		{minimal + "[core_settings]\nwrapping_pin_source = 'credential:pin'", `c.toml:8: wrapping_pin_source is allowed only with wrapping = "tpm:PROVIDER"`},
 		{minimal + "[mount]\nattr_timeout = 2", `c.toml:8: wrong value for mount.attr_timeout; allowed: seconds, or a string like "500ms" or "1m30s", from 0s to 1s`},
 		{minimal + "[mount]\npath = 'mnt'", `c.toml:8: wrong value for mount.path; allowed: an absolute path`},
+		{minimal + "[mount]\ntransport = 'fuse'", `c.toml:8: wrong value for mount.transport; allowed: "auto", "uring", "device"`},
 		{minimal + "[mount]\ndropbox = true", `c.toml:8: wrong value for mount.dropbox; allowed: "lineage", "off"`},
 		{minimal + "[authenticator]\nauth_type = 'JwtSvid'", `c.toml:8: auth_type "JwtSvid" does not exist here; allowed: "UnixPeerCredentials", "SystemdUnit"`},
 		{minimal + "[[authenticator]]\nauth_type = 'Direct'", `c.toml:8: auth_type "Direct" does not exist here`},

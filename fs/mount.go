@@ -170,14 +170,22 @@ func reload(k *kim.KIM, tree *nodes.Tree, control *control, o MountOptions) {
 
 // server is a mounted tree.
 type server struct {
-	tree   *nodes.Tree
-	fuse   *fuse.Server
-	served chan struct{} // closed when the connection has ended
+	tree      *nodes.Tree
+	fuse      *fuse.Server  // nil with rings
+	transport Transport     // uring or device
+	served    chan struct{} // closed when the connection has ended
 }
 
 func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
+	rings, err := prepareRings(o)
+	if err != nil {
+		return nil, err
+	}
 	c, err := connect(o.Mountpoint, o.NeedOthers)
 	if err != nil {
+		if rings != nil {
+			rings.Close()
+		}
 		return nil, err
 	}
 	if !c.othersAllowed {
@@ -224,8 +232,28 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 			Logger:            logger,
 		},
 	}
+	if rings != nil {
+		options.ServerCallbacks = rings
+	}
 	raw := tree.Wrap(gofs.NewNodeFS(tree.Root(), options))
-	s := &server{tree: tree, served: make(chan struct{})}
+	if rings != nil {
+		raw = tree.Prompt(raw)
+	}
+	s := &server{tree: tree, served: make(chan struct{}), transport: TransportDevice}
+	if rings != nil {
+		err := rings.Serve(c.fd, raw, &options.MountOptions)
+		if err == nil {
+			s.transport = TransportURing
+			go func() {
+				defer close(s.served)
+				rings.Wait()
+			}()
+			return s, s.begin(raw, o)
+		}
+		if c.fd, err = withoutRings(o, err); err != nil {
+			return nil, err
+		}
+	}
 	// go-fuse owns the descriptor from here on.
 	s.fuse, err = fuse.NewServer(raw, fmt.Sprintf("/dev/fd/%d", c.fd), &options.MountOptions)
 	if err != nil {
@@ -236,19 +264,22 @@ func mount(k *kim.KIM, audit *trail, o MountOptions) (*server, error) {
 		defer close(s.served)
 		s.fuse.Serve()
 	}()
-	err = s.fuse.WaitMount()
-	if err == nil {
-		// Ask the tree directly: through the mount the daemon would wait for itself.
-		var out fuse.AttrOut
-		if status := raw.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}}, &out); !status.Ok() {
-			err = fmt.Errorf("the tree's root: %v", status)
-		}
-	}
-	if err != nil {
+	if err := s.fuse.WaitMount(); err != nil {
 		s.unmount(o)
 		return nil, &Error{Kind: KindFUSE, Err: err}
 	}
-	return s, nil
+	return s, s.begin(raw, o)
+}
+
+// begin asks the tree for its root. Through the mount the daemon would wait for itself.
+func (s *server) begin(raw fuse.RawFileSystem, o MountOptions) error {
+	var out fuse.AttrOut
+	status := raw.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}}, &out)
+	if status.Ok() {
+		return nil
+	}
+	s.unmount(o)
+	return &Error{Kind: KindFUSE, Err: fmt.Errorf("the tree's root: %v", status)}
 }
 
 // lastingTime is how long the kernel may keep what nobody but it, and we, who tell it, changes.
@@ -313,7 +344,7 @@ func (s *server) unmount(o MountOptions) {
 			break
 		}
 	}
-	if err == nil && s.fuse == nil {
+	if err == nil && s.fuse == nil && s.transport == TransportDevice {
 		return
 	}
 	if err == nil {

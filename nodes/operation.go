@@ -300,7 +300,12 @@ func (n *operationFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, 
 	if err != nil {
 		return nil, 0, n.t.fail(ctx, n.place(), "open", err)
 	}
-	return newHandle(n, n.t, h, mode), fuse.FOPEN_DIRECT_IO | fuseFlags, 0
+	x := newHandle(n, n.t, h, mode)
+	fuseFlags |= fuse.FOPEN_DIRECT_IO
+	if mode.Read && mode.Write {
+		fuseFlags |= n.t.prompt.ticket(x)
+	}
+	return x, fuseFlags, 0
 }
 
 func (n *operationFile) open(ctx context.Context, mode transaction.Mode) (*transaction.Handle, uint32, error) {
@@ -400,9 +405,6 @@ var _ = (fs.FileReader)((*handle)(nil))
 // Read runs the operation, once, and is safe because the gate judges whoever reads, and the channel is this handle's own,
 // its slot's, or was claimed by the rules of the drop box.
 func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	if asked(ctx) {
-		return nil, h.passes(ctx)
-	}
 	n, more, err := h.h.Read(ctx, callerOf(ctx), dest, off)
 	if err != nil {
 		return nil, h.t.fail(ctx, h.n.place(), "read", err)

@@ -2,6 +2,7 @@ package nodes_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"os"
@@ -23,7 +24,7 @@ import (
 type unmounted struct {
 	testing.TB
 	raw    fuse.RawFileSystem
-	tree   *nodes.Tree
+	prompt *nodes.Prompt
 	caller fuse.Caller
 	in     struct { // as a server keeps them for all requests
 		open    fuse.OpenIn
@@ -59,10 +60,11 @@ func newUnmounted(t testing.TB) *unmounted {
 	}
 	tree := nodes.New(nodes.Options{KIM: k, Version: "test", Dropbox: true, OthersAllowed: true})
 	second := time.Second
-	u := &unmounted{TB: t, tree: tree}
+	u := &unmounted{TB: t}
 	u.caller = fuse.Caller{Owner: fuse.Owner{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}, Pid: uint32(os.Getpid())}
-	u.raw = tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
-		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}}))
+	u.prompt = tree.Prompt(tree.Wrap(fs.NewNodeFS(tree.Root(), &fs.Options{EntryTimeout: &second, AttrTimeout: &second, NullPermissions: true,
+		RootStableAttr: &fs.StableAttr{Ino: nodes.RootIno}, ServerCallbacks: noKernel{}})))
+	u.raw = u.prompt
 	t.Cleanup(func() {
 		tree.Close()
 		if err := k.Close(); err != nil {
@@ -188,12 +190,13 @@ func BenchmarkSignatures(b *testing.B) {
 }
 
 func (u *unmounted) waits(node, fh uint64) bool {
-	in := fuse.ReadIn{InHeader: u.header(node), Fh: fh, Size: 4096, ReadFlags: fuse.READ_LOCKOWNER}
-	return u.tree.ReadWaits(u.raw, &in)
+	header := u.header(node)
+	header.Opcode = 15 // FUSE_READ
+	return !u.prompt.Prompt(&header, binary.NativeEndian.AppendUint64(nil, fh))
 }
 
-// TestReadWaits: a READ is known to wait or not before it is sent, and to ask changes nothing.
-func TestReadWaits(t *testing.T) {
+// TestPromptReads: a READ is known to wait or not before it is sent, and to ask changes nothing.
+func TestPromptReads(t *testing.T) {
 	t.Parallel()
 	u := newUnmounted(t)
 	for _, x := range []struct {

@@ -212,9 +212,6 @@ var _ = (fs.FileReader)((*stagedHandle)(nil))
 
 // Read gives the stored text as it was at open.
 func (h *stagedHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	if asked(ctx) {
-		return nil, mayWait
-	}
 	return h.text.Read(ctx, dest, off)
 }
 

@@ -67,9 +67,6 @@ var _ = (fs.FileReader)((*textHandle)(nil))
 
 // Read is safe because whoever opened the file may read it: the kernel keeps what it is told for all of them.
 func (h *textHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	if asked(ctx) {
-		return nil, mayWait
-	}
 	b, err := h.n.render(ctx, everMade)
 	if err == nil {
 		err = h.access.Check(ctx, callerOf(ctx))

@@ -75,6 +75,7 @@ type Tree struct {
 	procs      *caller.Procs
 	gate       *gate.Gate
 	machine    *transaction.Machine
+	prompt     *Prompt    // nil: nobody asks
 	changing   sync.Mutex // one change of permissions at a time
 	admins     atomic.Pointer[[]uint32]
 	kept       atomic.Bool // the kernel may keep attributes of lasting directories

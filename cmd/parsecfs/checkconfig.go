@@ -18,7 +18,7 @@ Parsec that mean nothing here are reported as warnings.
   [core_settings]  log_level, allow_deprecated, body_len_limit, operation_timeout, generate_timeout, default_provider,
                    keys_per_user, transactions_per_user, buffer_per_user, draft_expiry ("0s": never),
                    wrapping = "file"|"tpm:PROVIDER", wrapping_pcrs
-  [mount]          path, dropbox = "lineage"|"off", attr_timeout (at most 1s)
+  [mount]          path, dropbox = "lineage"|"off", attr_timeout (at most 1s), transport = "auto"|"uring"|"device"
   [audit]          max_bytes, keep, keep_for, operations_max_bytes, operations_keep, when_full = "stop"|"drop"
   [authenticator]  auth_type = "UnixPeerCredentials", admins = [{ name = "1000" }]
                    auth_type = "SystemdUnit", rules = [{ provider, units }]

@@ -21,6 +21,9 @@ import (
 // registry lists the back ends that this program is built with.
 var registry = providers.Registry{software.Type, tpm.Type, pkcs11.Type}
 
+// testOnlyTransport stands where nobody chose how requests come; it is empty in the program.
+var testOnlyTransport fs.Transport
+
 // testOnlyStep is called at each step of the journal where a test ends the daemon; it is nil in the program.
 var testOnlyStep func(step string)
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,7 @@ Options for -o, as in mount(8) and fstab(5):
 			if m.dropbox != nil {
 				config.Mount.Dropbox = *m.dropbox
 			}
+			config.Mount.Transport = cmp.Or(m.transport, config.Mount.Transport, testOnlyTransport, fs.TransportAuto)
 			dir := config.Mount.Path
 			if len(args) == 1 {
 				dir = args[0]

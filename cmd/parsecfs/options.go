@@ -15,6 +15,7 @@ type mountSettings struct {
 	allowOther       bool
 	config, stateDir string
 	dropbox          *bool
+	transport        fs.Transport // empty: the configuration's
 }
 
 // mountOption is one option of -o.
@@ -45,6 +46,13 @@ var optionTable = []mountOption{
 		m.dropbox = &on
 		return nil
 	}},
+	{"transport=auto|uring|device", "as in [mount] of the configuration", func(m *mountSettings, v string) error {
+		switch m.transport = fs.Transport(v); m.transport {
+		case fs.TransportAuto, fs.TransportURing, fs.TransportDevice:
+			return nil
+		}
+		return &fs.Error{Kind: fs.KindUsage, Err: fmt.Errorf("wrong value for mount option transport: %q; allowed: auto, uring, device", v)}
+	}},
 }
 
 // ignoredOptions are for mount(8), the service manager or other file systems. parsecfs is nosuid, nodev and noexec
@@ -56,7 +64,7 @@ var ignoredOptions = []string{"rw", "auto", "noauto", "nofail", "_netdev", "defa
 func optionsHelp() string {
 	var b strings.Builder
 	for _, o := range optionTable {
-		fmt.Fprintf(&b, "  %-20s %s\n", o.name, o.help)
+		fmt.Fprintf(&b, "  %-28s %s\n", o.name, o.help)
 	}
 	return b.String() + "  rw, noauto, nofail, _netdev, x-* and other options for mount(8) are ignored; ro is refused"
 }

@@ -146,6 +146,19 @@ func (g *Gate) Open(ctx context.Context, who caller.Caller, way Way, want Bits, 
 	return a, nil
 }
 
+// Prompt says whether Open would let anybody in without asking who they are.
+func (g *Gate) Prompt(way Way, units Units) bool {
+	if units.Provider != "" && (g.units.Load() != nil || len(units.Key) > 0) {
+		return false
+	}
+	numbers, err := way.Numbers()
+	if err != nil {
+		return false
+	}
+	lost, _ := g.since(0, numbers)
+	return !lost
+}
+
 // Named judges whoever names a file in bytes, as if they opened it. A refusal is EACCES.
 func (g *Gate) Named(ctx context.Context, who caller.Caller, way Way, want Bits) error {
 	if err := g.judge(ctx, who, way, want); err != nil {

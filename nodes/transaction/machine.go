@@ -178,10 +178,12 @@ var errInterrupted = gate.Refuse(syscall.EINTR, "interrupted", "")
 // Wait waits for done as a call that can be repeated: after an interruption for at most a second more, and not at all where
 // the signal is going to kill the client, which could not be killed before our answer.
 func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struct{}) error {
-	select {
-	case <-done:
+	over, killed := m.untilInterrupted(ctx, who, done)
+	if over {
 		return nil
-	case <-ctx.Done():
+	}
+	if killed {
+		return errInterrupted
 	}
 	if dying, seen := m.o.Procs.Dying(who); dying || !seen {
 		return errInterrupted
@@ -196,13 +198,34 @@ func (m *Machine) Wait(ctx context.Context, who caller.Caller, done <-chan struc
 	}
 }
 
+// untilInterrupted waits for done or a signal. A kernel that hands requests over by io_uring tells nobody of a signal that comes at
+// that moment: so it looks now and then whether the client is being killed.
+func (m *Machine) untilInterrupted(ctx context.Context, who caller.Caller, done <-chan struct{}) (over, killed bool) {
+	ticker := time.NewTicker(patience)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-done:
+			return true, false
+		case <-ctx.Done():
+			return false, false
+		case <-ticker.C:
+			if dying, _ := m.o.Procs.Dying(who); dying {
+				return false, true
+			}
+		}
+	}
+}
+
 // WaitOut waits for done as a call that cannot be repeated, such as close(2), whose descriptor is gone: to the end, unless
 // the client is being killed. FUSE tells only of the first interruption, and a kill may come later.
 func (m *Machine) WaitOut(ctx context.Context, who caller.Caller, done <-chan struct{}) error {
-	select {
-	case <-done:
+	over, killed := m.untilInterrupted(ctx, who, done)
+	if over {
 		return nil
-	case <-ctx.Done():
+	}
+	if killed {
+		return errInterrupted
 	}
 	ticker := time.NewTicker(look)
 	defer ticker.Stop()

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -22,12 +21,12 @@ func compare(ours, theirs string) error {
 	kinds := []struct {
 		name    string
 		workers int
-		by      func(string) func() (func() error, func(), error)
+		by      func(*target) work
 	}{
-		{"fresh open", 1, fresh},
-		{"kept descriptor", 1, kept},
-		{"16 workers, fresh open", 16, fresh},
-		{"16 workers, kept descriptors", 16, kept},
+		{"fresh open", 1, func(t *target) work { return t.fresh }},
+		{"kept descriptor", 1, func(t *target) work { return t.kept }},
+		{"16 workers, fresh open", 16, func(t *target) work { return t.fresh }},
+		{"16 workers, kept descriptors", 16, func(t *target) work { return t.kept }},
 	}
 	for _, kind := range kinds {
 		if err := row(out, "plain: "+kind.name, kind.workers, kind.by(file(ours, "plain")), kind.by(file(theirs, "plain"))); err != nil {
@@ -35,18 +34,18 @@ func compare(ours, theirs string) error {
 		}
 	}
 	for _, key := range []string{"lost", "foreign"} {
-		a, err := held(file(ours, key))
+		a, err := file(ours, key).held()
 		if err != nil {
 			return err
 		}
-		b, err := held(file(theirs, key))
+		b, err := file(theirs, key).held()
 		if err != nil {
 			return err
 		}
-		if err := lose(file(ours, key), file(theirs, key)); err != nil {
+		if err := lose(file(ours, key).path, file(theirs, key).path); err != nil {
 			return err
 		}
-		if err := row(out, key+": fresh open", 1, fresh(file(ours, key)), fresh(file(theirs, key))); err != nil {
+		if err := row(out, key+": fresh open", 1, file(ours, key).fresh, file(theirs, key).fresh); err != nil {
 			return err
 		}
 		if err := row(out, key+": descriptor from before", 1, a, b); err != nil {
@@ -56,28 +55,21 @@ func compare(ours, theirs string) error {
 	return out.Flush()
 }
 
-func file(keys, key string) string { return filepath.Join(keys, key, "sign") }
-
-// held is kept with a descriptor that is opened now.
-func held(path string) (func() (func() error, func(), error), error) {
-	fd, err := syscall.Open(path, syscall.O_RDWR, 0)
-	b := make([]byte, 4096)
-	return func() (func() error, func(), error) {
-		return func() error { return sign(fd, b) }, func() {}, nil
-	}, err
+func file(keys, key string) *target {
+	return &target{filepath.Join(keys, key, "sign"), message, algorithms[0].least}
 }
 
-func row(out *tabwriter.Writer, name string, workers int, ours, theirs func() (func() error, func(), error)) error {
+func row(out *tabwriter.Writer, name string, workers int, ours, theirs work) error {
 	var rates [2][]float64
 	var ratios []float64
 	for round := range compared {
 		for turn := range 2 {
 			i := (round + turn) % 2 // each begins in turn
-			rate, err := measure(workers, []func() (func() error, func(), error){ours, theirs}[i])
+			s, err := measure(workers, time.Second, []work{ours, theirs}[i])
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			rates[i] = append(rates[i], rate)
+			rates[i] = append(rates[i], s.perSecond)
 		}
 		ratios = append(ratios, rates[0][len(ratios)]/rates[1][len(ratios)])
 	}

@@ -21,12 +21,12 @@ func compare(ours, theirs string) error {
 	kinds := []struct {
 		name    string
 		workers int
-		by      func(*target) work
+		by      func(string) work
 	}{
-		{"fresh open", 1, func(t *target) work { return t.fresh }},
-		{"kept descriptor", 1, func(t *target) work { return t.kept }},
-		{"16 workers, fresh open", 16, func(t *target) work { return t.fresh }},
-		{"16 workers, kept descriptors", 16, func(t *target) work { return t.kept }},
+		{"fresh open", 1, fresh},
+		{"kept descriptor", 1, kept},
+		{"16 workers, fresh open", 16, fresh},
+		{"16 workers, kept descriptors", 16, kept},
 	}
 	for _, kind := range kinds {
 		if err := row(out, "plain: "+kind.name, kind.workers, kind.by(file(ours, "plain")), kind.by(file(theirs, "plain"))); err != nil {
@@ -34,18 +34,18 @@ func compare(ours, theirs string) error {
 		}
 	}
 	for _, key := range []string{"lost", "foreign"} {
-		a, err := file(ours, key).held()
+		a, err := signs(file(ours, key)).held()
 		if err != nil {
 			return err
 		}
-		b, err := file(theirs, key).held()
+		b, err := signs(file(theirs, key)).held()
 		if err != nil {
 			return err
 		}
-		if err := lose(file(ours, key).path, file(theirs, key).path); err != nil {
+		if err := lose(file(ours, key), file(theirs, key)); err != nil {
 			return err
 		}
-		if err := row(out, key+": fresh open", 1, file(ours, key).fresh, file(theirs, key).fresh); err != nil {
+		if err := row(out, key+": fresh open", 1, fresh(file(ours, key)), fresh(file(theirs, key))); err != nil {
 			return err
 		}
 		if err := row(out, key+": descriptor from before", 1, a, b); err != nil {
@@ -55,9 +55,7 @@ func compare(ours, theirs string) error {
 	return out.Flush()
 }
 
-func file(keys, key string) *target {
-	return &target{filepath.Join(keys, key, "sign"), message, algorithms[0].least}
-}
+func file(keys, key string) string { return filepath.Join(keys, key, "sign") }
 
 func row(out *tabwriter.Writer, name string, workers int, ours, theirs work) error {
 	var rates [2][]float64

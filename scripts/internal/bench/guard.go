@@ -28,7 +28,7 @@ func (b *bench) guard() error {
 	if err != nil {
 		return err
 	}
-	least := &target{filepath.Join(floor.dir, templateP256), message, algorithms[0].least}
+	least := signs(filepath.Join(floor.dir, templateP256))
 	for _, w := range []struct {
 		name        string
 		floor, ours work

@@ -90,7 +90,7 @@ const longest = time.Hour
 // run measures parts. It ends with the first that cannot go on, and everything that it started ends with its process: it is
 // the first one of a PID namespace, and its mounts are those of a mount namespace.
 func run(args []string) error {
-	b := &bench{daemons: map[string]*daemon{}, given: map[string]error{}}
+	b := &bench{daemons: map[string]*serving{}, given: map[string]error{}}
 	flags := flag.NewFlagSet("bench run", flag.ContinueOnError)
 	flags.StringVar(&b.parsecfs, "parsecfs", "", "the program")
 	flags.StringVar(&b.work, "work", "", "an empty folder")

@@ -151,7 +151,7 @@ func (b *bench) pkcs11() error {
 		if err != nil {
 			return err
 		}
-		t := &target{filepath.Join(dir, "sign"), message, algorithms[0].least}
+		t := signs(filepath.Join(dir, "sign"))
 		server = over(serverOurs, transport)
 		ways = append(ways, way{name: wayFresh, server: server, by: t.fresh}, way{name: wayKept, server: server, by: t.kept})
 	}

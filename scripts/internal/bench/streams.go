@@ -38,7 +38,7 @@ func (b *bench) streams() error {
 	}
 	servers := []struct {
 		name, script, sign string
-		d                  *daemon
+		d                  *serving
 	}{{name: serverOpenSSLStream, script: `cat $DIR/message | openssl dgst -sha256 -sign $DIR/key.pem -out $DIR/signature-$N`}}
 	if err := runOne(`openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out $DIR/key.pem`); err != nil {
 		b.results.skip("openssl", err)
@@ -59,7 +59,7 @@ func (b *bench) streams() error {
 		}
 		servers = append(servers, struct {
 			name, script, sign string
-			d                  *daemon
+			d                  *serving
 		}{server, `{ cat $DIR/message >&3; cat <&3 > $DIR/signature-$N; } 3<>$SIGN`, t.path, d})
 	}
 	if err := runOne(`cat $DIR/message > /dev/null`); err != nil { // then it is in the page cache
@@ -99,12 +99,12 @@ func (b *bench) streams() error {
 }
 
 // forgetPeak lets the most that is resident begin anew.
-func (d *daemon) forgetPeak() {
+func (d *serving) forgetPeak() {
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.cmd.Process.Pid), []byte("5"), 0)
 }
 
 // peakMiB is the most that was resident.
-func (d *daemon) peakMiB() float64 {
+func (d *serving) peakMiB() float64 {
 	var kib float64
 	for line := range strings.Lines(read(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))) {
 		if _, err := fmt.Sscanf(line, "VmHWM: %f kB", &kib); err == nil {

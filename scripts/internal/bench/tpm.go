@@ -198,7 +198,7 @@ func (b *bench) tpm() error {
 			if err != nil {
 				return err
 			}
-			targets = append(targets, &target{filepath.Join(dir, "sign"), message, algorithms[0].least})
+			targets = append(targets, signs(filepath.Join(dir, "sign")))
 		}
 		server := over(serverOurs, transport)
 		cells = append(cells,
@@ -210,7 +210,7 @@ func (b *bench) tpm() error {
 }
 
 // tpmMount has a TPM for itself.
-func (b *bench) tpmMount(transport string) (*daemon, error) {
+func (b *bench) tpmMount(transport string) (*serving, error) {
 	if _, err := b.transport(transport); err != nil {
 		return nil, err
 	}

@@ -65,6 +65,13 @@ func (t *target) ask(fd int, b []byte) error {
 
 const answerBytes = 8192
 
+// signs is a file that signs with P-256.
+func signs(path string) *target { return &target{path, message, algorithms[0].least} }
+
+func fresh(path string) work { return signs(path).fresh }
+
+func kept(path string) work { return signs(path).kept }
+
 func (t *target) fresh() (func() error, func(), error) {
 	b := make([]byte, answerBytes)
 	return func() error {

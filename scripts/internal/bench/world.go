@@ -46,12 +46,12 @@ type bench struct {
 	short    bool
 	hung     bool // something was given up that still waits for an answer
 	results  Results
-	daemons  map[string]*daemon
+	daemons  map[string]*serving
 	given    map[string]error // what could not be started, and why
 }
 
-// daemon is what was started for this run; it is killed with it.
-type daemon struct {
+// serving is what was started for this run; it is killed with it.
+type serving struct {
 	cmd *exec.Cmd
 	dir string // where it is mounted
 }
@@ -96,7 +96,7 @@ func (b *bench) start(ready string, cmd *exec.Cmd) error {
 }
 
 // once starts what a name stands for where that was not tried before.
-func (b *bench) once(name string, start func() (*daemon, error)) (*daemon, error) {
+func (b *bench) once(name string, start func() (*serving, error)) (*serving, error) {
 	if d, ok := b.daemons[name]; ok {
 		return d, b.given[name]
 	}
@@ -120,12 +120,12 @@ func (b *bench) kill(name string) {
 }
 
 // folder makes one for a daemon's mount.
-func (b *bench) folder(name string) (*daemon, error) {
+func (b *bench) folder(name string) (*serving, error) {
 	dir, err := os.MkdirTemp(b.work, name+"-")
 	if err != nil {
 		return nil, err
 	}
-	return &daemon{dir: dir}, os.Chmod(dir, 0o755)
+	return &serving{dir: dir}, os.Chmod(dir, 0o755)
 }
 
 const software = `
@@ -138,9 +138,9 @@ provider_type = "Software"
 `
 
 // mount starts a parsecfs of this run with a configuration, on a transport.
-func (b *bench) mount(name, transport, config string) (*daemon, error) {
+func (b *bench) mount(name, transport, config string) (*serving, error) {
 	name += "-" + transport
-	return b.once(name, func() (*daemon, error) {
+	return b.once(name, func() (*serving, error) {
 		setting, err := b.transport(transport)
 		if err != nil {
 			return nil, err
@@ -218,7 +218,7 @@ func rings(pid int) int {
 }
 
 // key makes a key of a template with a name, once, and returns its directory.
-func (d *daemon) key(provider, name, template string) (string, error) {
+func (d *serving) key(provider, name, template string) (string, error) {
 	dir := filepath.Join(d.dir, "providers", provider, "keys", name)
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, os.ErrExist) {
@@ -231,14 +231,14 @@ func (d *daemon) key(provider, name, template string) (string, error) {
 }
 
 // signer is a key of P-256 in software, and its sign.
-func (d *daemon) signer(name string) (*target, error) {
+func (d *serving) signer(name string) (*target, error) {
 	dir, err := d.key("default", name, templateP256)
-	return &target{filepath.Join(dir, "sign"), message, algorithms[0].least}, err
+	return signs(filepath.Join(dir, "sign")), err
 }
 
 // floor starts the minimal handler on a transport.
-func (b *bench) floor(transport string) (*daemon, error) {
-	return b.once("floor-"+transport, func() (*daemon, error) {
+func (b *bench) floor(transport string) (*serving, error) {
+	return b.once("floor-"+transport, func() (*serving, error) {
 		if _, ok := transports[transport]; !ok {
 			return nil, errors.New("this tree has no such transport for it")
 		}
@@ -252,9 +252,9 @@ func (b *bench) floor(transport string) (*daemon, error) {
 }
 
 // socket starts the minimal service behind a Unix socket.
-func (b *bench) socket() (*daemon, error) {
-	return b.once("socket", func() (*daemon, error) {
-		d := &daemon{cmd: exec.Command("/proc/self/exe", "socket", b.socketPath())}
+func (b *bench) socket() (*serving, error) {
+	return b.once("socket", func() (*serving, error) {
+		d := &serving{cmd: exec.Command("/proc/self/exe", "socket", b.socketPath())}
 		return d, b.start("listening", d.cmd)
 	})
 }

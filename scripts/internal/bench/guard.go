@@ -20,7 +20,7 @@ func (b *bench) guard() error {
 	if err != nil {
 		return err
 	}
-	ours, err := b.mount("plain", transportDevice, software)
+	ours, err := b.mount("plain", transportDevice, softwareOnly)
 	if err != nil {
 		return err
 	}

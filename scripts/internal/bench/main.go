@@ -37,7 +37,7 @@ const (
 	partGuard      = "guard"
 )
 
-// parts are what can be measured, in this order. A run without names has all but the last.
+// parts are what can be measured, in this order. A run without names has all but guard.
 var parts = []struct {
 	name, help string
 	run        func(*bench) error

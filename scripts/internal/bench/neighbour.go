@@ -18,7 +18,7 @@ const heavyKeys = 40
 
 // neighbour measures a signature alone, and while another user generates RSA keys.
 func (b *bench) neighbour() error {
-	d, err := b.mount("neighbour", transportDevice, software)
+	d, err := b.mount("neighbour", transportDevice, softwareOnly)
 	if err != nil {
 		return err
 	}

@@ -236,7 +236,7 @@ func (b *bench) parsec() error {
 	}
 	for _, transport := range []string{transportDevice, transportUring} {
 		server := over(serverOurs, transport)
-		d, err := b.mount("plain", transport, software)
+		d, err := b.mount("plain", transport, softwareOnly)
 		if err != nil {
 			if err := b.without(server, transport, err); err != nil {
 				return err
@@ -256,5 +256,5 @@ func (b *bench) parsec() error {
 			cells = append(cells, newCell(partParsec, w.server, w.name, workers, w.by))
 		}
 	}
-	return b.inTurns(mainRounds, time.Second, cells)
+	return b.inTurns(mainRounds, 2*mainSpan, cells)
 }

@@ -22,7 +22,7 @@ func command(script string, env ...string) work {
 	}
 }
 
-const shellSpan = time.Second
+const shellSpan = 800 * time.Millisecond
 
 const (
 	serverOpenSSL = "openssl, key in a file"
@@ -66,7 +66,7 @@ func (b *bench) shell() error {
 	const oneOpenScript = `{ cat $DIR/message >&3; cat <&3 > $DIR/signature; } 3<>$SIGN`
 	for _, transport := range []string{transportDevice, transportUring} {
 		server := over(serverOurs, transport)
-		d, err := b.mount("plain", transport, software)
+		d, err := b.mount("plain", transport, softwareOnly)
 		if err != nil {
 			if err := b.without(server, transport, err); err != nil {
 				return err
@@ -83,7 +83,7 @@ func (b *bench) shell() error {
 	if err := b.tokenAtShell(prepared, func(server, script, way string, env ...string) { add(server, way, script, env...) }); err != nil {
 		b.results.skip("pkcs11-tool", err)
 	}
-	return b.inTurns(mainRounds, shellSpan, cells)
+	return b.inTurns(otherRounds, shellSpan, cells)
 }
 
 // tokenAtShell adds a token's signature by pkcs11-tool, and by parsecfs on the same token.

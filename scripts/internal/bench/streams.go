@@ -46,7 +46,7 @@ func (b *bench) streams() error {
 	}
 	for _, transport := range []string{transportDevice, transportUring} {
 		server := over(serverOurs, transport)
-		d, err := b.mount("streams", transport, software)
+		d, err := b.mount("streams", transport, softwareOnly)
 		if err != nil {
 			if err := b.without(server, transport, err); err != nil {
 				return err

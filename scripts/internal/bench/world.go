@@ -128,7 +128,7 @@ func (b *bench) folder(name string) (*serving, error) {
 	return &serving{dir: dir}, os.Chmod(dir, 0o755)
 }
 
-const software = `
+const softwareOnly = `
 [[key_manager]]
 name = "sqlite"
 manager_type = "SQLite"
@@ -171,7 +171,7 @@ func (b *bench) mount(name, transport, config string) (*serving, error) {
 func (b *bench) transport(transport string) (string, error) {
 	setting := fmt.Sprintf("[mount]\ntransport = %q\n", transport)
 	file := filepath.Join(b.work, "transport.toml")
-	if err := os.WriteFile(file, []byte(setting+software), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(setting+softwareOnly), 0o600); err != nil {
 		return "", err
 	}
 	if err := exec.Command(b.parsecfs, "check-config", file).Run(); err == nil {

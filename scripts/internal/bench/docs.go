@@ -271,15 +271,35 @@ func (r *Results) LongMessages() string {
 	return table([]string{"", "messages at once", "all took", "each round, s", "together", "most that is resident in the daemon"}, rows)
 }
 
-// Numbers are the other figures of a part.
+// Numbers are the other figures of a part: a row for each name, and a column for each thing that has it.
 func (r *Results) Numbers(part string) string {
+	header := []string{""}
 	var rows [][]string
 	for _, f := range r.Figures {
-		if f.Part == part {
-			rows = append(rows, []string{f.Name, strings.TrimSpace(number(f.Value) + " " + f.Unit)})
+		if f.Part != part {
+			continue
+		}
+		column := slices.Index(header[1:], f.Of) + 1
+		if column == 0 {
+			column = len(header)
+			header = append(header, f.Of)
+		}
+		row := slices.IndexFunc(rows, func(cells []string) bool { return cells[0] == f.Name })
+		if row < 0 {
+			row = len(rows)
+			rows = append(rows, []string{f.Name})
+		}
+		for len(rows[row]) <= column {
+			rows[row] = append(rows[row], "-")
+		}
+		rows[row][column] = strings.TrimSpace(number(f.Value) + " " + f.Unit)
+	}
+	for i := range rows {
+		for len(rows[i]) < len(header) {
+			rows[i] = append(rows[i], "-")
 		}
 	}
-	return table([]string{"", "measured"}, rows)
+	return table(header, rows)
 }
 
 // comparison is of parsecfs with something else that people use for the same.

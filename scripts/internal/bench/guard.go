@@ -59,7 +59,7 @@ func (b *bench) guard() error {
 		if ratio > guardBound {
 			return fmt.Errorf("%s: parsecfs took more than %.0f times what the minimal handler took, %d times", w.name, guardBound, guardTries)
 		}
-		b.results.figure(partGuard, w.name+", times the minimal handler", ratio, "")
+		b.results.figure(partGuard, "times the minimal handler", w.name, ratio, "")
 	}
 	return nil
 }

@@ -81,6 +81,7 @@ type Stream struct {
 type Figure struct {
 	Part  string  `json:"part"`
 	Name  string  `json:"name"`
+	Of    string  `json:"of"` // one of the things that all have such a number
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
 }
@@ -105,8 +106,8 @@ func (r *Results) fail(what string, err error) {
 }
 
 // figure records a number that is no request's.
-func (r *Results) figure(part, name string, value float64, unit string) {
-	r.Figures = append(r.Figures, Figure{part, name, value, unit})
+func (r *Results) figure(part, name, of string, value float64, unit string) {
+	r.Figures = append(r.Figures, Figure{part, name, of, value, unit})
 }
 
 // find is a request's measurement; nil where there is none.
@@ -164,7 +165,7 @@ func (r *Results) print(w io.Writer, part string) error {
 	}
 	for _, f := range r.Figures {
 		if f.Part == part {
-			fmt.Fprintf(out, "%s\t%s %s\n", f.Name, number(f.Value), f.Unit)
+			fmt.Fprintf(out, "%s\t%s\t%s %s\n", f.Of, f.Name, number(f.Value), f.Unit)
 		}
 	}
 	return out.Flush()

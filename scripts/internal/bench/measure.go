@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -115,7 +116,10 @@ func median(list []float64) float64 {
 	return quantile(sorted, 0.5)
 }
 
-func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+func microseconds(d time.Duration) float64 { return hundredths(float64(d.Nanoseconds()) / 1000) }
+
+// hundredths are as exact as anything here is.
+func hundredths(v float64) float64 { return math.Round(100*v) / 100 }
 
 // cell is one line of a part's table: something that is measured once in each round.
 type cell struct {
@@ -168,7 +172,7 @@ func (b *bench) inTurns(rounds int, span time.Duration, cells []*cell) error {
 			}
 			c.all = append(c.all, s.latencies...)
 			c.request.Rounds = append(c.request.Rounds, Round{
-				P50: microseconds(quantile(s.latencies, 0.5)), P99: microseconds(quantile(s.latencies, 0.99)), PerSecond: s.perSecond,
+				P50: microseconds(quantile(s.latencies, 0.5)), P99: microseconds(quantile(s.latencies, 0.99)), PerSecond: hundredths(s.perSecond),
 			})
 		}
 	}

@@ -126,7 +126,7 @@ func (r *Results) cores() {
 	for i := range r.Requests {
 		q := &r.Requests[i]
 		if bare := r.find(partSignatures, serverBare, q.Algorithm, wayInProcess, 1); bare != nil {
-			q.Cores = q.PerSecond * bare.P50 / 1e6
+			q.Cores = hundredths(q.PerSecond * bare.P50 / 1e6)
 		}
 	}
 }

@@ -84,9 +84,9 @@ func (b *bench) streams() error {
 						return fmt.Errorf("%s: %w", server.name, err)
 					}
 				}
-				s.Rounds = append(s.Rounds, time.Since(begun).Seconds())
+				s.Rounds = append(s.Rounds, hundredths(time.Since(begun).Seconds()))
 				if server.d != nil {
-					s.ResidentMiB = max(s.ResidentMiB, server.d.peakMiB())
+					s.ResidentMiB = max(s.ResidentMiB, hundredths(server.d.peakMiB()))
 				}
 			}
 		}

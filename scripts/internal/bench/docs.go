@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -387,15 +389,11 @@ func (r *Results) compared(match func(float64) bool) string {
 			list = append(list, c)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b comparison) int {
-		if a.times < b.times {
-			return 1
-		}
-		return -1
-	})
+	far := func(c comparison) float64 { return math.Abs(math.Log(c.times)) }
+	slices.SortStableFunc(list, func(a, b comparison) int { return cmp.Compare(far(b), far(a)) })
 	var rows [][]string
 	for _, c := range list {
-		times := fmt.Sprintf("%.1f times as long", c.times)
+		times := number(c.times) + " times as long"
 		if c.times < 1/alike {
 			times = number(1/c.times) + " times as fast"
 		} else if c.times <= alike {

@@ -78,7 +78,7 @@ const (
 )
 
 // narrow is how far an axis reaches where each of its ticks has a label.
-const narrow = 150
+const narrow = 30
 
 // ticks of a logarithmic axis are 1, 2 and 5 of each power of ten.
 type ticks struct{}

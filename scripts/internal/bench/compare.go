@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -22,7 +21,7 @@ func compare(ours, theirs string) error {
 	kinds := []struct {
 		name    string
 		workers int
-		by      func(string) func() (func() error, func(), error)
+		by      func(string) work
 	}{
 		{"fresh open", 1, fresh},
 		{"kept descriptor", 1, kept},
@@ -35,11 +34,11 @@ func compare(ours, theirs string) error {
 		}
 	}
 	for _, key := range []string{"lost", "foreign"} {
-		a, err := held(file(ours, key))
+		a, err := signs(file(ours, key)).held()
 		if err != nil {
 			return err
 		}
-		b, err := held(file(theirs, key))
+		b, err := signs(file(theirs, key)).held()
 		if err != nil {
 			return err
 		}
@@ -58,26 +57,17 @@ func compare(ours, theirs string) error {
 
 func file(keys, key string) string { return filepath.Join(keys, key, "sign") }
 
-// held is kept with a descriptor that is opened now.
-func held(path string) (func() (func() error, func(), error), error) {
-	fd, err := syscall.Open(path, syscall.O_RDWR, 0)
-	b := make([]byte, 4096)
-	return func() (func() error, func(), error) {
-		return func() error { return sign(fd, b) }, func() {}, nil
-	}, err
-}
-
-func row(out *tabwriter.Writer, name string, workers int, ours, theirs func() (func() error, func(), error)) error {
+func row(out *tabwriter.Writer, name string, workers int, ours, theirs work) error {
 	var rates [2][]float64
 	var ratios []float64
 	for round := range compared {
 		for turn := range 2 {
 			i := (round + turn) % 2 // each begins in turn
-			rate, err := measure(workers, []func() (func() error, func(), error){ours, theirs}[i])
+			s, err := measure(workers, time.Second, []work{ours, theirs}[i])
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			rates[i] = append(rates[i], rate)
+			rates[i] = append(rates[i], s.perSecond)
 		}
 		ratios = append(ratios, rates[0][len(ratios)]/rates[1][len(ratios)])
 	}

@@ -8,8 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"text/tabwriter"
 
 	"github.com/miekg/pkcs11"
 )
@@ -74,82 +72,94 @@ func (b *bareToken) worker() (func() error, func(), error) {
 	}, func() { _ = b.module.CloseSession(session) }, err
 }
 
-// The bytes of a signature's round trip to another process and back.
-const asked, answered = 96, 80
+const serverModule = "C_Sign of the module alone"
 
-// echo answers on the socket that is its descriptor 3, until that is closed.
-func echo() error {
-	b := make([]byte, asked)
-	for {
-		n, err := syscall.Read(3, b)
-		if err != nil || n == 0 {
-			return err
-		}
-		if _, err := syscall.Write(3, b[:answered]); err != nil {
-			return err
-		}
+// tokenPIN and tokenLabel are those of this run's token.
+const tokenLabel, tokenPIN = "bench", "12345678"
+
+// token makes one, and returns what a configuration says about it.
+func (b *bench) token() (string, error) {
+	if b.library == "" {
+		return "", errors.New("SoftHSM is not installed")
 	}
-}
-
-// roundTrip asks a process that does nothing but answer.
-func roundTrip() (func() error, func(), error) {
-	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	conf := filepath.Join(b.work, "softhsm2.conf")
+	provider := fmt.Sprintf(`
+[[key_manager]]
+name = "sqlite"
+manager_type = "SQLite"
+[[provider]]
+name = "token"
+provider_type = "Pkcs11"
+library_path = %q
+token_label = %q
+user_pin = %q
+environment = { SOFTHSM2_CONF = %q }
+`, b.library, tokenLabel, tokenPIN, conf)
+	if _, err := os.Stat(conf); err == nil {
+		return provider, nil
+	}
+	tokens := filepath.Join(b.work, "tokens")
+	err := errors.Join(os.Mkdir(tokens, 0o700), os.Setenv("SOFTHSM2_CONF", conf),
+		os.WriteFile(conf, fmt.Appendf(nil, "directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", tokens), 0o600))
 	if err != nil {
-		return nil, nil, err
+		return "", err
 	}
-	theirs := os.NewFile(uintptr(pair[1]), "echo")
-	cmd := exec.Command("/proc/self/exe", "echo")
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Stderr = os.Stderr
-	err = cmd.Start()
-	theirs.Close()
-	b := make([]byte, asked)
-	return func() error {
-			if _, err := syscall.Write(pair[0], b); err != nil {
-				return err
-			}
-			_, err := syscall.Read(pair[0], b)
-			return err
-		}, func() {
-			syscall.Close(pair[0])
-			_ = cmd.Wait() // it has nothing to say
-		}, err
+	init := exec.Command("softhsm2-util", "--init-token", "--free", "--label", tokenLabel, "--pin", tokenPIN, "--so-pin", tokenPIN)
+	out, err := init.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("softhsm2-util: %w: %s", err, out)
+	}
+	return provider, nil
 }
 
-// runPKCS11 measures a key in a token through the mount against the module alone, on the same token. What the
-// module, a handler that does nothing, and the round trip take together is the least that any file system on go-fuse takes
-// with the module in another process: at best, it gives that part of the module's rate.
-func runPKCS11(library, label, pin, floor, path string) error {
-	token, err := openBareToken(library, label, pin)
+// pkcs11 measures a key in a token through the mount against the module alone, on the same token. What the module, a handler
+// that does nothing, and the round trip take together is the least that any file system takes with the module in another
+// process.
+func (b *bench) pkcs11() error {
+	config, err := b.token()
+	if err != nil {
+		b.results.skip(partPKCS11, err)
+		return nil
+	}
+	token, err := openBareToken(b.library, tokenLabel, tokenPIN)
 	if err != nil {
 		return err
 	}
-	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(out, "PKCS #11\tbare module\tfloor\tround trip\tempty\tparsecfs\ttime/(bare+floor+trip)\tparsecfs/bare\tat best\t")
-	for _, line := range []struct {
-		name    string
-		workers int
-		by      func(string) func() (func() error, func(), error)
-	}{
-		{"one worker, kept descriptor", 1, kept},
-		{"one worker, fresh open", 1, fresh},
-		{"16 workers, kept descriptors", 16, kept},
-		{"16 workers, fresh open", 16, fresh},
-	} {
-		var rates [5]float64
-		for range rounds {
-			for i, prepare := range []func() (func() error, func(), error){token.worker, line.by(floor), roundTrip, line.by(filepath.Join(filepath.Dir(floor), "empty")), line.by(path)} {
-				rate, err := measure(line.workers, prepare)
-				if err != nil {
-					return fmt.Errorf("%s: %w", line.name, err)
-				}
-				rates[i] += rate / rounds
-			}
-		}
-		sum := 1/rates[0] + 1/rates[1] + 1/rates[2]
-		least := 1/rates[0] + 1/rates[2] + 1/rates[3]
-		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t%.2f\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], rates[3], rates[4],
-			1/rates[4]/sum, rates[4]/rates[0], 1/least/rates[0])
+	ways := []way{
+		{name: wayInProcess, server: serverModule, by: token.worker},
+		{name: "round trip to another process that does nothing", server: "pair of sockets", by: roundTrip},
 	}
-	return errors.Join(out.Flush(), token.close())
+	for _, transport := range []string{transportDevice, transportUring} {
+		floor, err := b.floor(transport)
+		if err != nil {
+			if err := b.without(over(serverFloor, transport), transport, err); err != nil {
+				return err
+			}
+			continue
+		}
+		empty := &target{filepath.Join(floor.dir, "empty"), message, answered}
+		server := over(serverFloor, transport) + " that does nothing"
+		ways = append(ways, way{name: wayFresh, server: server, by: empty.fresh}, way{name: wayKept, server: server, by: empty.kept})
+		d, err := b.mount("token", transport, config)
+		if err != nil {
+			if err := b.without(over(serverOurs, transport), transport, err); err != nil {
+				return err
+			}
+			continue
+		}
+		dir, err := d.key("token", "bench-"+transport, templateP256)
+		if err != nil {
+			return err
+		}
+		t := signs(filepath.Join(dir, "sign"))
+		server = over(serverOurs, transport)
+		ways = append(ways, way{name: wayFresh, server: server, by: t.fresh}, way{name: wayKept, server: server, by: t.kept})
+	}
+	var cells []*cell
+	for _, workers := range []int{1, 16} {
+		for _, w := range ways {
+			cells = append(cells, newCell(partPKCS11, w.server, w.name, workers, w.by))
+		}
+	}
+	return errors.Join(b.inTurns(mainRounds, otherSpan, cells), token.close())
 }

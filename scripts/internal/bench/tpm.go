@@ -3,12 +3,14 @@ package main
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
-	"text/tabwriter"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -85,82 +87,144 @@ func (b *bareTPM) sign() error {
 }
 
 // inTurn signs with one key after the other, over descriptors that are kept.
-func inTurn(paths []string) func() (func() error, func(), error) {
-	return func() (func() error, func(), error) {
-		b := make([]byte, 4096)
-		var fds []int
-		end := func() {
-			for _, fd := range fds {
-				syscall.Close(fd)
-			}
+func inTurn(targets []*target) (func() error, func(), error) {
+	b := make([]byte, answerBytes)
+	var fds []int
+	end := func() {
+		for _, fd := range fds {
+			syscall.Close(fd)
 		}
-		for _, path := range paths {
-			fd, err := syscall.Open(path, syscall.O_RDWR, 0)
-			if err != nil {
-				end()
-				return nil, nil, err
-			}
-			fds = append(fds, fd)
-		}
-		next := 0
-		return func() error {
-			next++
-			return sign(fds[next%len(fds)], b)
-		}, end, nil
 	}
+	for _, t := range targets {
+		fd, err := syscall.Open(t.path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			end()
+			return nil, nil, err
+		}
+		fds = append(fds, fd)
+	}
+	next := 0
+	return func() error {
+		next++
+		return targets[next%len(fds)].ask(fds[next%len(fds)], b)
+	}, end, nil
 }
 
-// runTPM measures one worker against a bare TPM on socket, with the keys below a directory.
-func runTPM(socket, floor, keys string) error {
-	paths, err := filepath.Glob(filepath.Join(keys, "*", "sign"))
-	if err != nil || len(paths) == 0 {
-		return fmt.Errorf("no keys in %s: %w", keys, err)
+// swtpm starts a TPM, and returns the socket of its commands.
+func (b *bench) swtpm(name string) (string, error) {
+	dir := filepath.Join(b.work, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
 	}
-	bare, err := openBareTPM(socket, len(paths))
+	socket := filepath.Join(dir, "data")
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--server", "type=unixio,path="+socket,
+		"--ctrl", "type=unixio,path="+socket+".ctrl", "--flags", "startup-clear,not-need-init")
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			return socket, nil
+		}
+		select {
+		case err := <-ended:
+			return "", fmt.Errorf("swtpm: %w", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return "", errors.New("swtpm has made no socket")
+}
+
+const (
+	serverGoTPM = "go-tpm alone"
+	oneKey      = "one key, "
+	manyKeys    = "50 keys in turn, "
+)
+
+// manyTPMKeys are more than a TPM can hold loaded.
+const manyTPMKeys = 50
+
+// tpm measures one worker through go-tpm alone, on a TPM of its own, and through parsecfs.
+func (b *bench) tpm() error {
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		b.results.skip(partTPM, err)
+		return nil
+	}
+	socket, err := b.swtpm("bare-tpm")
+	if err != nil {
+		return err
+	}
+	bare, err := openBareTPM(socket, manyTPMKeys)
 	if err != nil {
 		return err
 	}
 	defer bare.tpm.Close()
-	if err := bare.load(); err != nil {
-		return err
-	}
-	nothing := func() {}
-	loaded := func() (func() error, func(), error) { return bare.sign, nothing, nil }
-	rotated := func() (func() error, func(), error) {
+	again := func() (func() error, func(), error) {
 		return func() error {
 			if bare.loaded == nil {
 				if err := bare.load(); err != nil {
 					return err
 				}
 			}
-			if err := bare.sign(); err != nil {
+			return bare.sign()
+		}, func() {}, nil
+	}
+	rotated := func() (func() error, func(), error) {
+		do, end, err := again()
+		return func() error {
+			if err := do(); err != nil {
 				return err
 			}
 			return bare.flush()
-		}, nothing, nil
+		}, end, err
 	}
-	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(out, "TPM, one worker\tbare go-tpm\tfloor\tparsecfs\ttime/(bare+floor)\t")
-	for _, line := range []struct {
-		name        string
-		bare, floor func() (func() error, func(), error)
-		ours        func() (func() error, func(), error)
-	}{
-		{"a loaded key, kept descriptor", loaded, kept(floor), kept(paths[0])},
-		{"a loaded key, fresh open", loaded, fresh(floor), fresh(paths[0])},
-		{fmt.Sprint(len(paths), " keys in turn"), rotated, kept(floor), inTurn(paths)},
-	} {
-		var rates [3]float64
-		for range rounds {
-			for i, prepare := range []func() (func() error, func(), error){line.bare, line.floor, line.ours} {
-				rate, err := measure(1, prepare)
-				if err != nil {
-					return fmt.Errorf("%s: %w", line.name, err)
-				}
-				rates[i] += rate / rounds
+	cells := []*cell{
+		newCell(partTPM, serverGoTPM, oneKey+wayInProcess, 1, again),
+		newCell(partTPM, serverGoTPM, manyKeys+wayInProcess, 1, rotated),
+	}
+	for _, transport := range []string{transportDevice, transportUring} {
+		d, err := b.tpmMount(transport)
+		if err != nil {
+			if err := b.without(over(serverOurs, transport), transport, err); err != nil {
+				return err
 			}
+			continue
 		}
-		fmt.Fprintf(out, "%s\t%.0f/s\t%.0f/s\t%.0f/s\t%.2f\t\n", line.name, rates[0], rates[1], rates[2], 1/rates[2]/(1/rates[0]+1/rates[1]))
+		var targets []*target
+		for i := range manyTPMKeys {
+			dir, err := d.key("tpm", fmt.Sprint(i), templateP256)
+			if err != nil {
+				return err
+			}
+			targets = append(targets, signs(filepath.Join(dir, "sign")))
+		}
+		server := over(serverOurs, transport)
+		cells = append(cells,
+			newCell(partTPM, server, oneKey+wayFresh, 1, targets[0].fresh),
+			newCell(partTPM, server, oneKey+wayKept, 1, targets[0].kept),
+			newCell(partTPM, server, manyKeys+wayKept, 1, func() (func() error, func(), error) { return inTurn(targets) }))
 	}
-	return out.Flush()
+	return b.inTurns(mainRounds, mainSpan, cells)
+}
+
+// tpmMount has a TPM for itself.
+func (b *bench) tpmMount(transport string) (*serving, error) {
+	if _, err := b.transport(transport); err != nil {
+		return nil, err
+	}
+	socket, err := b.swtpm("tpm-of-" + transport)
+	if err != nil {
+		return nil, err
+	}
+	return b.mount("tpm", transport, fmt.Sprintf(`
+[[key_manager]]
+name = "sqlite"
+manager_type = "SQLite"
+[[provider]]
+name = "tpm"
+provider_type = "Tpm"
+tcti = "swtpm:path=%s"
+`, socket))
 }

@@ -5,39 +5,36 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"syscall"
 )
 
+// nobody is another user.
+const nobody = 65534
+
 // heavyKeys are how many RSA-4096 keys the other user generates, all at once.
 const heavyKeys = 40
 
-// turns measures how much longer a signature of the key bench takes while another user generates RSA keys.
-func turns(keys, uid string) error {
-	other, err := strconv.ParseUint(uid, 10, 32)
+// neighbour measures a signature alone, and while another user generates RSA keys.
+func (b *bench) neighbour() error {
+	d, err := b.mount("neighbour", transportDevice, softwareOnly)
 	if err != nil {
 		return err
 	}
-	prepare := fresh(file(keys, "bench"))
-	rates := func() (list []float64, err error) {
-		for range compared {
-			rate, err := measure(1, prepare)
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, rate)
-		}
-		slices.Sort(list)
-		return list, nil
-	}
-	alone, err := rates()
+	defer b.kill("neighbour-" + transportDevice) // it would go on making keys
+	t, err := d.signer("neighbour")
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("/proc/self/exe", "generate", keys)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(other), Gid: uint32(other)}}
+	one := func(server string) error {
+		return b.inTurns(mainRounds, mainSpan, []*cell{newCell(partNeighbour, server, wayFresh, 1, t.fresh)})
+	}
+	if err := one(over(serverOurs, transportDevice) + ", alone"); err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", "generate", filepath.Join(d.dir, "providers/default/keys"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	cmd.Stderr = os.Stderr
 	begun, err := cmd.StdoutPipe()
 	if err != nil {
@@ -46,21 +43,21 @@ func turns(keys, uid string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	defer cmd.Wait()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	defer cmd.Process.Kill()
 	if _, err := begun.Read(make([]byte, 1)); err != nil {
 		return fmt.Errorf("the other user's keys: %w", err)
 	}
-	beside, err := rates()
-	if err != nil {
+	if err := one(over(serverOurs, transportDevice) + ", beside another user's RSA keys"); err != nil {
 		return err
 	}
-	if cmd.Process.Signal(syscall.Signal(0)) != nil {
-		return fmt.Errorf("the other user's keys were ready before the end of the measurement")
+	select {
+	case err := <-ended:
+		return fmt.Errorf("the other user's keys were ready before the end of the measurement: %w", err)
+	default:
+		return nil
 	}
-	fmt.Printf("a signature while another user generates %d RSA-4096 keys: %.0f/s, alone %.0f/s, %.2f times the time\n",
-		heavyKeys, beside[compared/2], alone[compared/2], alone[compared/2]/beside[compared/2])
-	return nil
 }
 
 // generate makes the keys, and says when their making has begun.

@@ -90,7 +90,9 @@ func (p *Provider) tryOpen(ctx context.Context) {
 	}
 	p.impl = impl
 	limits := impl.Describe().Limits
-	p.queue.setWidth(limits.Parallel)
+	if p.queue.setWidth(limits.Parallel); limits.Short > 0 {
+		p.queue.share(limits.Short)
+	}
 	p.slow.setWidth(limits.Slow)
 }
 

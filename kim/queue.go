@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -42,6 +43,13 @@ func (q *queue) setWidth(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.width = n
+}
+
+// share has n calls run at once, and all others wait: they have a caller each, who are counted where they come from.
+func (q *queue) share(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.width, q.length = n, math.MaxInt
 }
 
 // enter waits for a turn. Unless it fails, the caller must call leave.

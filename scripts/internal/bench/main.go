@@ -7,6 +7,8 @@
 //	                        with the authenticator SystemdUnit; and print the table
 //	bench turns KEYS UID
 //	                        measure a signature of root's beside UID, who generates 40 RSA-4096 keys, and print the ratio
+//	bench fairness KEYS
+//	                        measure one user's signatures beside another user who has 64 workers, and print the ratios
 //	bench compare OURS THEIRS
 //	                        measure the keys plain, lost and foreign in the keys/ of two mounts, and print the ratios
 //	bench tpm SOCKET FLOOR KEYS
@@ -51,10 +53,12 @@ func main() {
 		err = runTPM(os.Args[2], os.Args[3], os.Args[4])
 	case len(os.Args) == 7 && os.Args[1] == "pkcs11":
 		err = runPKCS11(os.Args[2], os.Args[3], os.Args[4], os.Args[5], os.Args[6])
+	case len(os.Args) > 2 && os.Args[1] == "fairness":
+		err = fairness(os.Args[2:])
 	case len(os.Args) == 2 && os.Args[1] == "echo":
 		err = echo()
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench fairness KEYS | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -393,17 +393,24 @@ func (r *queuedRun) Finish(ctx context.Context) (psa.Result, error) {
 // lane is the queue that it waits in.
 func (r *queuedRun) lane() *queue { return r.key.provider.lane(r.key.impl, r.op, r.key.row.Attributes) }
 
-// Quick is false where something must be stored first: a reservation of nonces, or whether a tag was guessed.
+// Quick is false where something must be stored first: a reservation of nonces, or whether a tag was guessed; and where others
+// run, whose turn it is first.
 func (r *queuedRun) Quick() bool {
-	return r.run != nil && r.quick && !r.guess && (!r.nonce || r.key.nonces.some())
+	return r.run != nil && r.quick && !r.guess && (!r.nonce || r.key.nonces.some()) && r.key.provider.queue.free()
 }
 
-// Pass passes the queue, since nobody can give it up.
+// Pass takes a free place in the queue for itself alone, since nobody can give it up.
 func (r *queuedRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
-	if !r.Quick() || r.nonce && !r.key.nonces.reserved() {
+	q := &r.key.provider.queue
+	if !r.Quick() || !q.pass() {
+		return psa.Result{}, false, nil
+	}
+	if r.nonce && !r.key.nonces.reserved() {
+		q.leave()
 		return psa.Result{}, false, nil
 	}
 	if err := r.ready(); err != nil {
+		q.leave()
 		return psa.Result{}, true, err
 	}
 	result, err = r.key.provider.pass(ctx, r.run)

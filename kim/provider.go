@@ -94,7 +94,9 @@ func (p *Provider) tryOpen(ctx context.Context) {
 	if limits.Parallel == 0 {
 		p.weigher, _ = impl.(providers.Weigher)
 	}
-	p.queue.setWidth(limits.Parallel)
+	if p.queue.setWidth(limits.Parallel); limits.Short > 0 {
+		p.queue.share(limits.Short)
+	}
 	p.slow.setWidth(limits.Slow)
 }
 
@@ -569,10 +571,10 @@ type keylessRun struct {
 	quick bool // its provider says so
 }
 
-func (r *keylessRun) Quick() bool { return r.quick }
+func (r *keylessRun) Quick() bool { return r.quick && r.p.queue.free() }
 
 func (r *keylessRun) Pass(ctx context.Context) (result psa.Result, passed bool, err error) {
-	if !r.quick {
+	if !r.quick || !r.p.queue.pass() {
 		return psa.Result{}, false, nil
 	}
 	result, err = r.p.pass(ctx, r.Run)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -42,6 +43,31 @@ func (q *queue) setWidth(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.width = n
+}
+
+// share has n calls run at once, and all others wait: they have a caller each, who are counted where they come from.
+func (q *queue) share(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.width, q.length = n, math.MaxInt
+}
+
+// free says whether a call would wait for nobody.
+func (q *queue) free() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.width == 0 || q.running < q.width
+}
+
+// pass is enter of who does not wait.
+func (q *queue) pass() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.width > 0 && q.running >= q.width {
+		return false
+	}
+	q.running++
+	return true
 }
 
 // enter waits for a turn. Unless it fails, the caller must call leave.
@@ -323,8 +349,9 @@ func stayIn[T any](
 	return none, stuck(p)
 }
 
-// pass finishes a quick run, which passes the queue: nobody gives it up.
+// pass finishes a quick run, which has a place in the queue: nobody gives it up.
 func (p *Provider) pass(ctx context.Context, run psa.Run) (result psa.Result, err error) {
+	defer p.queue.leave()
 	defer p.recovered(&err)
 	if result, err = run.Finish(ctx); err != nil {
 		p.suspect(err)

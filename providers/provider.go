@@ -20,9 +20,11 @@ type Handle [16]byte
 type Limits struct {
 	// Parallel is how many calls it takes at once; 0 is any number.
 	Parallel int
-	// Slow is how many slow calls (see Weigher) it takes at once, besides any number of other calls; Parallel is then 0. If
-	// Slow is 0, all calls are alike.
+	// Slow is how many slow calls (see Weigher) it takes at once, besides other calls; Parallel is then 0. If Slow is 0, all calls
+	// are alike.
 	Slow int
+	// Short is how many of those other calls it takes at once, any number of which may wait; 0 is any number.
+	Short int
 }
 
 // Description describes a provider, without asking its device.

@@ -267,7 +267,7 @@ func (s *suite) describe(t *testing.T) {
 	if d.Location != "local" && d.Location != "remote" {
 		t.Errorf("location %q", d.Location)
 	}
-	if _, weighs := s.provider(t).(providers.Weigher); d.Limits.Parallel < 0 || d.Limits.Slow < 0 || d.Limits.Slow > 0 && (d.Limits.Parallel > 0 || !weighs) {
+	if _, weighs := s.provider(t).(providers.Weigher); d.Limits.Parallel < 0 || d.Limits.Slow < 0 || d.Limits.Short < 0 || d.Limits.Slow == 0 && d.Limits.Short > 0 || d.Limits.Slow > 0 && (d.Limits.Parallel > 0 || !weighs) {
 		t.Errorf("limits %+v; it says which calls are slow: %t", d.Limits, weighs)
 	}
 	if w, weighs := p.(providers.Weigher); weighs {

@@ -42,6 +42,9 @@ var (
 	_ providers.Weigher = provider{}
 )
 
+// processors are those that Go found at its start; the daemon has it use more threads than that.
+var processors = runtime.GOMAXPROCS(0)
+
 func (provider) Describe() providers.Description {
 	return providers.Description{
 		Type: Type.Name,
@@ -51,8 +54,9 @@ func (provider) Describe() providers.Description {
 		Vendor:      "parsecfs",
 		Version:     version(),
 		Location:    "local",
-		// One processor is kept free for short operations.
-		Limits: providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1)},
+		// One processor is kept free for short operations. Of those run as many as there are processors: more would be no faster,
+		// and would keep a user's only one waiting for all that another user has begun.
+		Limits: providers.Limits{Slow: max(1, processors-1), Short: processors},
 	}
 }
 

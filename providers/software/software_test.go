@@ -687,7 +687,7 @@ func TestProvider(t *testing.T) {
 	d.Description, d.Version = "", ""
 	if want := (providers.Description{Type: "Software", TypeUUID: "1c1139dc-ad7c-47dc-ad6b-db6fdb466552", Vendor: "parsecfs",
 		Location: "local",
-		Limits:   providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1)}}); d != want {
+		Limits:   providers.Limits{Slow: max(1, runtime.GOMAXPROCS(0)-1), Short: runtime.GOMAXPROCS(0)}}); d != want {
 		t.Errorf("described as %+v", d)
 	}
 	if id, err := p.Identity(t.Context()); id != "software" || err != nil {

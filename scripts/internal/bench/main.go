@@ -7,7 +7,7 @@
 //	bench compare OURS THEIRS
 //	                        measure the keys plain, lost and foreign in the keys/ of two mounts, and print the ratios
 //
-// and what a run starts: serve TRANSPORT DIR, socket PATH, echo, generate KEYS.
+// and what a run starts: serve TRANSPORT DIR, socket PATH, echo, generate KEYS, fairness.
 package main
 
 import (
@@ -33,6 +33,7 @@ const (
 	partPKCS11     = "pkcs11"
 	partShell      = "shell"
 	partStreams    = "streams"
+	partFairness   = "fairness"
 	partGrowth     = "growth"
 	partParsec     = "parsec"
 	partGuard      = "guard"
@@ -50,6 +51,7 @@ var parts = []struct {
 	{partPKCS11, "a PKCS #11 token (SoftHSM): its module alone, and parsecfs", (*bench).pkcs11},
 	{partShell, "commands at a shell: openssl dgst, cat, pkcs11-tool", (*bench).shell},
 	{partStreams, "1 GiB through openssl dgst and through sign, once and 16 at once", (*bench).streams},
+	{partFairness, "signatures of one user's only worker beside another user's 64", (*bench).fairness},
 	{partGrowth, "mounts with a thousand keys and with a million", (*bench).growth},
 	{partParsec, "Parsec 1.4.1 from Debian, as shipped and without its poll, and parsecfs", (*bench).parsec},
 	{partGuard, "not among all: seconds, and fails where parsecfs takes several times what the minimal handler takes", (*bench).guard},
@@ -73,6 +75,8 @@ func main() {
 		err = serve(args[1], args[2])
 	case len(args) == 2 && args[0] == "socket":
 		err = serveSocket(args[1])
+	case len(args) > 0 && args[0] == "fairness":
+		err = fairUser(args[1:])
 	case len(args) == 1 && args[0] == "echo":
 		err = echo()
 	case len(args) == 2 && args[0] == "generate":

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -60,5 +61,62 @@ func TestSlowCallsLetOthersPass(t *testing.T) {
 	t.Logf("%d of another user's %d keys came between %d signatures", between, many, signatures)
 	if between > many/4 {
 		t.Errorf("%d of another user's %d keys came between %d signatures: they had to wait", between, many, signatures)
+	}
+}
+
+// TestUsersTakeTurns: a user's signature comes before most of those that another user has begun with 64 threads, whichever ways their
+// requests come.
+func TestUsersTakeTurns(t *testing.T) {
+	m := parsecfstest.Mount(t, parsecfstest.Options{})
+	dir := parsecfstest.TempDir(t)
+	crowd := filepath.Join(dir, "crowd")
+	if out, err := exec.Command("gcc", "-O1", "-Wall", "-Werror", "-pthread", "-o", crowd, "testdata/crowd.c").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	const uid, threads, signatures = 4242, 64, 41
+	keys := filepath.Join(m.Dir, "providers", "default", "keys")
+	for _, template := range []string{"ecdsa-p256-sha256", "rsa-2048-pss-sha256"} {
+		parsecfstest.Generate(t, filepath.Join(keys, "own-"+template), template)
+	}
+	script := `umask 077; mkdir "$1" && echo rsa-2048-pss-sha256 >"$1/generate" && exec "$2" "$1/sign" "$3"`
+	cmd := exec.Command("sh", "-ec", script, "sh", filepath.Join(keys, "others"), crowd, fmt.Sprint(threads))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	_, out := parsecfstest.Talk(t, cmd)
+	var done atomic.Int64
+	begun := make(chan struct{})
+	go func() {
+		for {
+			if _, err := out.ReadByte(); err != nil {
+				return
+			}
+			if done.Add(1) == threads {
+				close(begun)
+			}
+		}
+	}()
+	<-begun
+	for _, template := range []string{"ecdsa-p256-sha256", "rsa-2048-pss-sha256"} {
+		f, err := os.OpenFile(filepath.Join(keys, "own-"+template, "sign"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var passed []int64
+		for range signatures {
+			before := done.Load()
+			if _, err := f.Write([]byte("m")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Read(make([]byte, 1024)); err != nil {
+				t.Fatal(err)
+			}
+			passed = append(passed, done.Load()-before)
+		}
+		slices.Sort(passed)
+		if median := passed[signatures/2]; median > threads/4 {
+			t.Errorf("%s: %d of another user's signatures came between request and answer: %d", template, median, passed)
+		} else {
+			t.Logf("%s: %d of another user's signatures came between request and answer", template, median)
+		}
 	}
 }

@@ -38,6 +38,7 @@ const (
 	commandBackup  = "state backup"
 	commandRewrap  = "state rewrap"
 	commandAccept  = "state accept-loss"
+	commandStatus  = "status"
 
 	maxRequestBytes  = 4096
 	maxResponseBytes = 256 << 10
@@ -68,6 +69,7 @@ type response struct {
 	Key     *KeyInfo     `json:"key,omitempty"`
 	Foreign *ForeignInfo `json:"foreign,omitempty"`
 	Data    []byte       `json:"data,omitempty"`
+	Status  *Status      `json:"status,omitempty"`
 	End     bool         `json:"end,omitempty"`
 	Error   string       `json:"error,omitempty"`
 	Hint    string       `json:"hint,omitempty"`
@@ -80,6 +82,8 @@ func (r *response) answers(command string) bool {
 		return len(r.Data) > 0
 	case commandForeign:
 		return r.Foreign != nil
+	case commandStatus:
+		return r.Status != nil
 	}
 	return r.Key != nil
 }
@@ -91,6 +95,7 @@ type control struct {
 	admins   atomic.Pointer[[]uint32]
 	refusals refusals
 	tree     atomic.Pointer[nodes.Tree] // nil until there is one
+	mounted  atomic.Pointer[Status]     // nil until it is; without providers
 	log      *slog.Logger
 	dir      *os.File
 	socket   string // its name by dir
@@ -304,6 +309,8 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 			}
 			return send(r)
 		})
+	case commandStatus:
+		err = c.status(func(s Status) error { return send(response{Status: &s}) })
 	case commandForget:
 		err = forgetKey(c.ctx, c.kim, c.tree.Load(), by, in)
 	case commandForeign:

@@ -7,12 +7,13 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // Prompt is a tree that tells beforehand which requests it answers without waiting for anything: for no device, disk or process,
-// and for no request. What may wait has answers of its own: a READ that runs an operation of a device, or in the drop box; an open
-// for which somebody must be judged. It tells so of requests about operation files that were opened for reading and writing, and
-// of opening those.
+// and for no request. It tells so of requests about operation files that were opened for reading and writing, and of opening those,
+// where the operation is quick: devices, the drop box, and opens for which somebody must be judged, may wait.
 type Prompt struct {
 	fuse.RawFileSystem
 	t *Tree
@@ -91,37 +92,54 @@ const (
 	opcodeRead    = 15
 	opcodeWrite   = 16
 	opcodeRelease = 18
+	opcodeIoctl   = 39
 )
 
 // Prompt says whether the request is answered without waiting. argument is what follows its header: of OPEN the flags, of the others
 // the handle's number, to begin with.
 func (p *Prompt) Prompt(head *fuse.InHeader, argument []byte) bool {
-	switch head.Opcode {
-	case opcodeOpen:
-		if len(argument) < 4 {
-			return false
-		}
+	if head.Opcode == opcodeOpen && len(argument) >= 4 {
 		p.mu.RLock()
 		f := p.files[head.NodeId]
 		p.mu.RUnlock()
 		return f != nil && f.opensPromptly(binary.NativeEndian.Uint32(argument))
-	case opcodeRead, opcodeWrite, opcodeRelease:
-		if len(argument) < 8 {
-			return false
-		}
-		p.mu.RLock()
-		h := p.handles[binary.NativeEndian.Uint64(argument)]
-		p.mu.RUnlock()
-		// WRITE only collects, and RELEASE wipes.
-		return h != nil && (head.Opcode != opcodeRead || p.t.auditing == nil && h.h.Prompt(callerFrom(head.Caller)))
+	}
+	if len(argument) < 8 {
+		return false
+	}
+	p.mu.RLock()
+	h := p.handles[binary.NativeEndian.Uint64(argument)]
+	p.mu.RUnlock()
+	if h == nil {
+		return false
+	}
+	switch head.Opcode {
+	case opcodeWrite, opcodeRelease: // the one only collects, the other wipes
+		return true
+	case opcodeRead:
+		return h.h.Prompt(callerFrom(head.Caller))
+	case opcodeIoctl: // struct fuse_ioctl_in
+		return len(argument) >= 28 && h.h.PromptCall(callerFrom(head.Caller), int(binary.NativeEndian.Uint32(argument[24:])))
 	}
 	return false
 }
 
-// opensPromptly says that an open of the file now is judged by nobody but the kernel, which has done so, and that nothing is written
-// down. The key's row is in memory: somebody opened this file before.
+// quick says whether the operation is one that waits for nobody and takes about a millisecond at most, its beginning included.
+func (n *operationFile) quick(ctx context.Context) bool {
+	p, ok := any(n.p).(interface {
+		Quick(psa.Operation, psa.Attributes) bool
+	})
+	if n.t.prompt == nil || n.key == 0 || !ok {
+		return false
+	}
+	k, err := n.t.keyOf(ctx, n.key)
+	return err == nil && p.Quick(n.row.op, k.Attributes)
+}
+
+// opensPromptly says that an open of the file now is judged by nobody but the kernel, which has done so. The key's row is in memory:
+// somebody opened this file before.
 func (n *operationFile) opensPromptly(flags uint32) bool {
-	if flags&syscall.O_ACCMODE != syscall.O_RDWR || n.key == 0 || n.t.auditing != nil {
+	if flags&syscall.O_ACCMODE != syscall.O_RDWR {
 		return false
 	}
 	k, err := n.t.keyOf(context.Background(), n.key)

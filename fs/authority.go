@@ -33,7 +33,7 @@ func authorityOf(uid uint32, admins []uint32) authority {
 
 // adminCommands are the commands that admins may use. The other commands are not for them: a backup holds the whole state,
 // rewrap changes the state's key, and a key that is forgotten may be lost.
-var adminCommands = []string{commandPing, commandKeys, commandChown, commandDestroy, commandForeign}
+var adminCommands = []string{commandPing, commandKeys, commandChown, commandDestroy, commandForeign, commandStatus}
 
 // permits says whether a may make this request. Only root can give away or destroy root's keys, or give keys to root.
 func (a authority) permits(in request) error {

@@ -37,6 +37,7 @@ const (
 	commandBackup  = "state backup"
 	commandRewrap  = "state rewrap"
 	commandAccept  = "state accept-loss"
+	commandStatus  = "status"
 
 	maxRequestBytes  = 4096
 	maxResponseBytes = 256 << 10
@@ -67,6 +68,7 @@ type response struct {
 	Key     *KeyInfo     `json:"key,omitempty"`
 	Foreign *ForeignInfo `json:"foreign,omitempty"`
 	Data    []byte       `json:"data,omitempty"`
+	Status  *Status      `json:"status,omitempty"`
 	End     bool         `json:"end,omitempty"`
 	Error   string       `json:"error,omitempty"`
 	Hint    string       `json:"hint,omitempty"`
@@ -79,6 +81,8 @@ func (r *response) answers(command string) bool {
 		return len(r.Data) > 0
 	case commandForeign:
 		return r.Foreign != nil
+	case commandStatus:
+		return r.Status != nil
 	}
 	return r.Key != nil
 }
@@ -90,6 +94,7 @@ type control struct {
 	admins   atomic.Pointer[[]uint32]
 	refusals refusals
 	tree     atomic.Pointer[nodes.Tree] // nil until there is one
+	mounted  atomic.Pointer[Status]     // nil until it is; without providers
 	log      *slog.Logger
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -436,6 +441,8 @@ func (c *control) serve(conn *net.UnixConn, by fuse.Caller, may authority) {
 			}
 			return send(r)
 		})
+	case commandStatus:
+		err = c.status(func(s Status) error { return send(response{Status: &s}) })
 	case commandForget:
 		err = forgetKey(c.ctx, c.kim, c.tree.Load(), by, in)
 	case commandForeign:

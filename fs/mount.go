@@ -117,6 +117,7 @@ func Run(ctx context.Context, o MountOptions) error {
 		return err
 	}
 	control.tree.Store(s.tree)
+	control.mounted.Store(&Status{Mountpoint: o.Mountpoint, Transport: s.transport})
 	if err := notify("READY=1\nSTATUS=mounted on " + o.Mountpoint); err != nil {
 		o.Log.Warn("cannot notify the service manager", "err", err)
 	}

@@ -302,7 +302,7 @@ func (n *operationFile) Open(ctx context.Context, flags uint32) (fs.FileHandle, 
 	}
 	x := newHandle(n, n.t, h, mode)
 	fuseFlags |= fuse.FOPEN_DIRECT_IO
-	if mode.Read && mode.Write {
+	if mode.Read && mode.Write && n.quick(ctx) {
 		fuseFlags |= n.t.prompt.ticket(x)
 	}
 	return x, fuseFlags, 0

@@ -7,12 +7,13 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/parsecfs/parsecfs/providers/psa"
 )
 
 // Prompt is a tree that tells beforehand which requests it answers without waiting for anything: for no device, disk or process,
-// and for no request. What may wait has answers of its own: a READ that runs an operation of a device, or in the drop box; an open
-// for which somebody must be judged. It tells so of requests about operation files that were opened for reading and writing, and
-// of opening those.
+// and for no request. It tells so of requests about operation files that were opened for reading and writing, and of opening those,
+// where the operation is quick: devices, the drop box, and opens for which somebody must be judged, may wait.
 type Prompt struct {
 	fuse.RawFileSystem
 	t *Tree
@@ -91,37 +92,57 @@ const (
 	opcodeRead    = 15
 	opcodeWrite   = 16
 	opcodeRelease = 18
+	opcodeIoctl   = 39
 )
 
 // Prompt says whether the request is answered without waiting. argument is what follows its header: of OPEN the flags, of the others
 // the handle's number, to begin with.
 func (p *Prompt) Prompt(head *fuse.InHeader, argument []byte) bool {
-	switch head.Opcode {
-	case opcodeOpen:
-		if len(argument) < 4 {
-			return false
-		}
+	if head.Opcode == opcodeOpen && len(argument) >= 4 {
 		p.mu.RLock()
 		f := p.files[head.NodeId]
 		p.mu.RUnlock()
 		return f != nil && f.opensPromptly(binary.NativeEndian.Uint32(argument))
-	case opcodeRead, opcodeWrite, opcodeRelease:
-		if len(argument) < 8 {
-			return false
-		}
-		p.mu.RLock()
-		h := p.handles[binary.NativeEndian.Uint64(argument)]
-		p.mu.RUnlock()
-		// WRITE only collects, and RELEASE wipes.
-		return h != nil && (head.Opcode != opcodeRead || p.t.auditing == nil && h.h.Passes(callerFrom(head.Caller)))
+	}
+	if len(argument) < 8 {
+		return false
+	}
+	p.mu.RLock()
+	h := p.handles[binary.NativeEndian.Uint64(argument)]
+	p.mu.RUnlock()
+	if h == nil {
+		return false
+	}
+	switch head.Opcode {
+	case opcodeWrite, opcodeRelease: // the one only collects, the other wipes
+		return true
+	case opcodeRead:
+		return h.h.Passes(callerFrom(head.Caller))
+	case opcodeIoctl:
+		return h.promptCalls() && h.h.PassesCall()
 	}
 	return false
 }
 
-// opensPromptly says that an open of the file now is judged by nobody but the kernel, which has done so, and that nothing is written
-// down. The key's row is in memory: somebody opened this file before.
+// quick says whether the operation is one that waits for nobody and takes about a millisecond at most, its beginning included.
+func (n *operationFile) quick(ctx context.Context) bool {
+	if n.t.prompt == nil || n.key == 0 {
+		return false
+	}
+	k, err := n.t.keyOf(ctx, n.key)
+	return err == nil && n.p.Quick(n.row.op, k.Attributes)
+}
+
+// promptCalls says whether a request that begins and is answered in one call has nothing to store first, such as a nonce.
+func (h *handle) promptCalls() bool {
+	f, ok := h.n.(*operationFile)
+	return ok && h.t.auditing == nil && (f.row.op == psa.Sign || f.row.op == psa.SignHash || f.row.op == psa.Mac)
+}
+
+// opensPromptly says that an open of the file now is judged by nobody but the kernel, which has done so. The key's row is in memory:
+// somebody opened this file before.
 func (n *operationFile) opensPromptly(flags uint32) bool {
-	if flags&syscall.O_ACCMODE != syscall.O_RDWR || n.key == 0 || n.t.auditing != nil {
+	if flags&syscall.O_ACCMODE != syscall.O_RDWR {
 		return false
 	}
 	k, err := n.t.keyOf(context.Background(), n.key)

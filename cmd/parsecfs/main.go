@@ -92,7 +92,8 @@ func rootCommand(ready *readyPipe) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &fs.Error{Kind: fs.KindUsage, Err: err, Hint: cmd.CommandPath() + " --help"}
 	})
-	root.AddCommand(mountCommand(ready), unmountCommand(), checkConfigCommand(), keysCommand(), providerCommand(), stateCommand(), versionCommand())
+	root.AddCommand(mountCommand(ready), unmountCommand(), checkConfigCommand(), keysCommand(), providerCommand(), stateCommand(), statusCommand(),
+		versionCommand())
 	return root
 }
 

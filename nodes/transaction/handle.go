@@ -195,6 +195,15 @@ func (h *Handle) Passes(who caller.Caller) bool {
 	return r.passes(who)
 }
 
+// PassesCall says so of Call, where an operation of the file is quick.
+func (h *Handle) PassesCall() bool {
+	if h.reader != nil || h.box != nil || h.slot != nil || h.channel.aside.Load() > 0 || !h.access.Holds() {
+		return false
+	}
+	r := h.channel.latest.Load()
+	return r == nil || r.known.Load()
+}
+
 // enter judges whoever asks for an answer, and counts them until leave.
 func (h *Handle) enter(ctx context.Context, who caller.Caller) error {
 	if err := h.access.Check(ctx, who); err != nil {

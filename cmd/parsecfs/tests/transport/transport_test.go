@@ -2,6 +2,7 @@
 package transport
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -50,6 +51,21 @@ func sign(t *testing.T, m *parsecfstest.Mounted) {
 	}
 }
 
+// transportOf is what parsecfs status says of how requests come.
+func transportOf(t *testing.T, m *parsecfstest.Mounted) string {
+	t.Helper()
+	out, stderr, code := parsecfstest.Run(t, "status", "--json", "--state-dir", m.StateDir)
+	var s struct{ Mountpoint, Transport string }
+	if err := json.Unmarshal([]byte(out), &s); err != nil || code != 0 || s.Mountpoint != m.Dir {
+		t.Fatalf("status: %v, exit status %d: %s%s", err, code, out, stderr)
+	}
+	plain, _, _ := parsecfstest.Run(t, "status", "--state-dir", m.StateDir)
+	if want := "mountpoint\t" + m.Dir + "\ntransport\t" + s.Transport + "\nprovider\tsoftware\tready\n"; plain != want {
+		t.Errorf("status says %q, not %q", plain, want)
+	}
+	return s.Transport
+}
+
 // Where io_uring is refused, at whatever point, a mount is by the device, with one line in the log, and nobody who was there before
 // it was ready hangs.
 func TestFallback(t *testing.T) {
@@ -81,6 +97,9 @@ func TestFallback(t *testing.T) {
 			close(stop)
 			clients.Wait()
 			sign(t, m)
+			if got := transportOf(t, m); got != "device" {
+				t.Errorf("status says %q", got)
+			}
 			if n := strings.Count(m.Log(), fellBack); n != 1 {
 				t.Errorf("%d lines say that the mount is by the device:\n%s", n, m.Log())
 			}
@@ -153,6 +172,9 @@ func ends(t *testing.T, transport string) {
 			m := parsecfstest.Mount(t, parsecfstest.Options{Args: []string{"-o", "transport=" + transport}})
 			key := filepath.Join(m.Dir, "providers/software/keys/k")
 			parsecfstest.Generate(t, key, "ecdsa-p256-sha256")
+			if got := transportOf(t, m); got != transport {
+				t.Errorf("status says %q", got)
+			}
 			began, ended := make(chan error, 8), make(chan struct{}, 8)
 			for range cap(ended) {
 				go func() {

@@ -177,7 +177,7 @@ func makeStore(t *testing.T, dir string) {
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"lock", "kim.sqlite3.lock"} {
+	for _, name := range []string{"lock", "kim.sqlite3.lock", "kim.sqlite3-reserve"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}

@@ -213,13 +213,15 @@ const MaxPage = 4096
 
 // Store keeps the KIM's rows. Every method is one transaction, durable when it returns
 // without an error and without any trace when it returns one; a context that ends while a method waits for its turn
-// ends it, one that has begun is finished. All methods may be called at once from many goroutines.
+// ends it, one that has begun is finished. All methods may be called at once from many goroutines: those that change something
+// may share a commit, where each has its own outcome, and users (ForUser) take turns.
 //
 // The store keeps the journal's rules, so that no order of calls can break them, and judges no names and no policy:
 // those are its caller's. Errors are psa.Errors: StatusDoesNotExist for a number or name that is not there,
 // StatusBadState for a row in another state than the method needs or that is hidden, StatusInsufficientStorage for a
 // full disk (which stops no removal), StatusStorageFailure for any other trouble with it, StatusDataCorrupt for a row that cannot be
-// understood (which stops that row alone), StatusInvalidArgument for an owner that is nobody (CheckOwner).
+// understood (which stops that row alone), StatusInvalidArgument for an owner that is nobody (CheckOwner), StatusQueueFull
+// where too many changes wait, but for those that make room or that the journal needs.
 //
 // A draft belongs to its maker, and counts in the maker's quota, also where its directory was given to somebody else.
 // When it becomes a key, in the transaction that makes it ready, it becomes the key of whoever owns its directory then:

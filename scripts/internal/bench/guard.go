@@ -39,12 +39,9 @@ func (b *bench) guard() error {
 			for round := range guardRounds {
 				for turn := range 2 {
 					i := (turn + round) % 2
-					s, err := measure(1, guardSpan, []work{w.floor, w.ours}[i])
+					s, err := measureSome(1, guardSpan, []work{w.floor, w.ours}[i])
 					if err != nil {
 						return err
-					}
-					if len(s.latencies) == 0 {
-						return fmt.Errorf("%s: nothing was done within %v", w.name, guardSpan)
 					}
 					times[i] = append(times[i], microseconds(quantile(s.latencies, 0.5)))
 				}

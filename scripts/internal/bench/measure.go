@@ -137,8 +137,20 @@ func newCell(part, server, way string, workers int, by work) *cell {
 // leastForMille is how many requests a 99.9th percentile takes: then two are above it.
 const leastForMille = 2000
 
-// slowSpan is for what does not happen even once in a round.
-const slowSpan = 2 * time.Second
+// slowSpan is for what does not happen even once in a round, where the machine has other work too.
+const slowSpan = 5 * time.Second
+
+// measureSome measures until something was done.
+func measureSome(workers int, span time.Duration, prepare work) (sample, error) {
+	s, err := measure(workers, span, prepare)
+	if err != nil || len(s.latencies) > 0 {
+		return s, err
+	}
+	if s, err = measure(workers, slowSpan, prepare); err == nil && len(s.latencies) == 0 {
+		err = fmt.Errorf("nothing was done within %v", slowSpan)
+	}
+	return s, err
+}
 
 // inTurns measures all cells, once in each round, every other round from the last to the first: a machine that slows down
 // slows all of them. A cell that fails is left out and recorded, the others go on.
@@ -155,16 +167,10 @@ func (b *bench) inTurns(rounds int, span time.Duration, cells []*cell) error {
 			if c.failed != nil {
 				continue
 			}
-			s, err := measure(c.request.Workers, span, c.prepare)
-			if err == nil && len(s.latencies) == 0 { // a machine with other work, too
-				s, err = measure(c.request.Workers, slowSpan, c.prepare)
-			}
+			s, err := measureSome(c.request.Workers, span, c.prepare)
 			if errors.Is(err, errHangs) {
 				b.hung = true
 				return fmt.Errorf("%s: %w for %v", c.request.name(), err, patience) // its workers are still there
-			}
-			if err == nil && len(s.latencies) == 0 {
-				err = fmt.Errorf("nothing was done within %v", slowSpan)
 			}
 			if err != nil {
 				c.failed = err

@@ -165,7 +165,7 @@ func (r *Results) print(w io.Writer, part string) error {
 	}
 	for _, f := range r.Figures {
 		if f.Part == part {
-			fmt.Fprintf(out, "%s\t%s\t%s %s\n", f.Of, f.Name, number(f.Value), f.Unit)
+			fmt.Fprintf(out, "%s\t%s\t%s %s\n", f.Name, f.Of, number(f.Value), f.Unit)
 		}
 	}
 	return out.Flush()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,46 +26,33 @@ const (
 	fairCrowd   = 65533
 )
 
-// taken is how long one user's signatures took, in microseconds, and how many of the other user's came meanwhile: the first says
-// what the user feels, the second who was let pass, whatever else the machine does.
-type taken struct {
-	P50, P99         float64
-	Passed, Passed99 float64
-}
+// taken is how long one user's signatures took, in microseconds, and how many of the other user's came meanwhile. The first is what
+// the user feels; the second says who was let pass, whatever else the machine does.
+type taken struct{ P50, P99, Passed50, Passed99 float64 }
 
-// fairness measures how much longer the signatures of one user's only worker take while another user has 64: the 99th percentile, and
-// the median of the rounds' ratios. Both users are processes of their own, with keys of their own in KEYS, which all may write.
-//
-//	bench fairness KEYS [TEMPLATE...]
+// fairness measures how much longer the signatures of one user's only worker take while another user has 64: percentiles, and the
+// ratios of the 99th in each round. Both users are processes of their own, with keys of their own in a directory that all may write.
 func fairness(args []string) error {
 	switch {
 	case len(args) == 4 && args[0] == "one":
 		return fairOneUser(args[1], args[2], args[3])
 	case len(args) == 5 && args[0] == "crowd":
 		return fairCrowdOf(args[1], args[2], args[3], args[4])
-	case len(args) == 0:
-		return fmt.Errorf("usage: bench fairness KEYS [TEMPLATE...]")
+	case len(args) != 1:
+		return fmt.Errorf("usage: bench fairness KEYS")
 	}
-	templates := args[1:]
-	if len(templates) == 0 {
-		templates = []string{"ecdsa-p256-sha256", "rsa-2048-pss-sha256"}
-	}
+	const p256, rsa = "ecdsa-p256-sha256", "rsa-2048-pss-sha256"
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "one worker beside another user's %d\tp50 alone\tp50\tp99 alone\tp99\tp99 ratios\tmedian\tpassed p50\tp99\tothers\t\n", fairWorkers)
-	for _, c := range []struct{ own, others string }{{templates[0], templates[0]}, {templates[len(templates)-1], templates[len(templates)-1]}, {templates[0], templates[len(templates)-1]}} {
+	fmt.Fprintf(out, "one worker beside another user's %d\tp50 alone\tp50\tp99 alone\tp99\tp99 ratios\tmedian\tpassed p50\tp99\tothers\t\n",
+		fairWorkers)
+	for _, c := range [][2]string{{p256, p256}, {rsa, rsa}, {p256, rsa}} {
 		for _, how := range []string{"fresh", "kept", "ioctl"} {
-			if err := fairCase(out, args[0], c.own, c.others, how); err != nil {
-				return fmt.Errorf("%s, %s: %w", c.own, how, err)
+			if err := fairCase(out, args[0], c[0], c[1], how); err != nil {
+				return fmt.Errorf("%s beside %s, %s: %w", c[0], c[1], how, err)
 			}
-			if err := out.Flush(); err != nil {
-				return err
-			}
-		}
-		if len(templates) == 1 {
-			break
 		}
 	}
-	return nil
+	return out.Flush()
 }
 
 func fairCase(out io.Writer, keys, own, others, how string) error {
@@ -88,49 +76,47 @@ func fairCase(out io.Writer, keys, own, others, how string) error {
 		if err != nil {
 			return err
 		}
-		cmd := fairCommand(fairCrowd, "crowd", crowd, how, strconv.Itoa(fairWorkers), counter)
-		stop, _ := cmd.StdinPipe()
-		said, _ := cmd.StdoutPipe()
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		if _, err := said.Read(make([]byte, 1)); err != nil {
-			return fmt.Errorf("the crowd: %w", err)
-		}
-		b, err := fairRun(one, how, counter)
-		stop.Close()
-		var rate float64
-		_, scanErr := fmt.Fscan(said, &rate)
-		if waitErr := cmd.Wait(); err == nil {
-			err = waitErr
-		}
-		if err == nil {
-			err = scanErr
-		}
+		b, rate, err := fairBeside(one, crowd, how, counter)
 		if err != nil {
 			return err
 		}
 		alone, beside, ratios, rates = append(alone, a), append(beside, b), append(ratios, b.P99/a.P99), append(rates, rate)
 	}
-	median := func(of func(taken) float64, list []taken) float64 {
-		var v []float64
-		for _, t := range list {
-			v = append(v, of(t))
-		}
-		slices.Sort(v)
-		return v[len(v)/2]
-	}
-	p50, p99 := func(t taken) float64 { return t.P50 }, func(t taken) float64 { return t.P99 }
 	slices.Sort(ratios)
 	slices.Sort(rates)
-	text := ""
-	for _, r := range ratios {
-		text += fmt.Sprintf(" %.1f", r)
+	middle := func(list []taken, of func(taken) float64) float64 {
+		slices.SortFunc(list, func(a, b taken) int { return cmp.Compare(of(a), of(b)) })
+		return of(list[len(list)/2])
 	}
-	fmt.Fprintf(out, "%s beside %s, %s\t%.0f us\t%.0f us\t%.0f us\t%.0f us\t%s\t%.1f\t%.0f\t%.0f\t%.0f/s\t\n", own, others, how, median(p50, alone), median(p50, beside),
-		median(p99, alone), median(p99, beside), text, ratios[len(ratios)/2],
-		median(func(t taken) float64 { return t.Passed }, beside), median(func(t taken) float64 { return t.Passed99 }, beside), rates[len(rates)/2])
+	p50, p99 := func(t taken) float64 { return t.P50 }, func(t taken) float64 { return t.P99 }
+	fmt.Fprintf(out, "%s beside %s, %s\t%.0f us\t%.0f us\t%.0f us\t%.0f us\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f/s\t\n", own, others, how,
+		middle(alone, p50), middle(beside, p50), middle(alone, p99), middle(beside, p99), ratios, ratios[len(ratios)/2],
+		middle(beside, func(t taken) float64 { return t.Passed50 }), middle(beside, func(t taken) float64 { return t.Passed99 }),
+		rates[len(rates)/2])
 	return nil
+}
+
+// fairBeside is fairRun beside the crowd, and how many signatures a second the crowd got.
+func fairBeside(one, crowd, how, counter string) (t taken, rate float64, err error) {
+	cmd := fairCommand(fairCrowd, "crowd", crowd, how, strconv.Itoa(fairWorkers), counter)
+	stop, err := cmd.StdinPipe()
+	if err != nil {
+		return t, 0, err
+	}
+	said, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return t, 0, err
+	}
+	_, err = said.Read(make([]byte, 1))
+	if err == nil {
+		t, err = fairRun(one, how, counter)
+	}
+	stop.Close()
+	_, scanned := fmt.Fscan(said, &rate)
+	return t, rate, cmp.Or(err, scanned, cmd.Wait())
 }
 
 func fairCommand(uid uint32, args ...string) *exec.Cmd {

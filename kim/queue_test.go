@@ -67,6 +67,53 @@ func TestQueueTakesTurns(t *testing.T) {
 	}
 }
 
+// TestSharedQueueTakesAll: where processors are shared nobody is turned away, and the next turn is another user's.
+func TestSharedQueueTakesAll(t *testing.T) {
+	ctx := context.Background()
+	p := queued(0, 1)
+	p.queue.share(2)
+	for range 2 {
+		if err := p.queue.enter(ctx, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const many = 100
+	var wg sync.WaitGroup
+	var waited int // calls of the first user before the other's
+	other := make(chan struct{})
+	for i := range many {
+		wg.Go(func() {
+			if err := p.queue.enter(ctx, 1); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-other:
+			default:
+				p.queue.mu.Lock()
+				waited++
+				p.queue.mu.Unlock()
+			}
+			p.queue.leave()
+		})
+		waitFor(t, &p.queue, func() bool { return p.queue.waiting == i+1 })
+	}
+	wg.Go(func() {
+		if err := p.queue.enter(ctx, 2); err != nil {
+			t.Error(err)
+		}
+		close(other)
+		p.queue.leave()
+	})
+	waitFor(t, &p.queue, func() bool { return p.queue.waiting == many+1 })
+	p.queue.leave()
+	<-other
+	p.queue.leave()
+	wg.Wait()
+	if q := &p.queue; waited > 10 || q.running != 0 || q.waiting != 0 {
+		t.Errorf("%d of %d came before another user's; left in the queue: %d %d", waited, many, q.running, q.waiting)
+	}
+}
+
 func TestQueueIsBounded(t *testing.T) {
 	p := queued(1, 2)
 	if err := p.queue.enter(context.Background(), 1); err != nil {

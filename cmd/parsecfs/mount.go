@@ -21,7 +21,7 @@ import (
 // one user has begun. With a place of its own the kernel's scheduler gives it its turn. Who sets GOMAXPROCS decides.
 func spareThreads() {
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(2*runtime.GOMAXPROCS(0) + 2)
+		runtime.GOMAXPROCS(3 * runtime.GOMAXPROCS(0))
 	}
 }
 

@@ -267,8 +267,10 @@ func (s *suite) describe(t *testing.T) {
 	if d.Location != "local" && d.Location != "remote" {
 		t.Errorf("location %q", d.Location)
 	}
-	if _, weighs := s.provider(t).(providers.Weigher); d.Limits.Parallel < 0 || d.Limits.Slow < 0 || d.Limits.Short < 0 || d.Limits.Slow == 0 && d.Limits.Short > 0 || d.Limits.Slow > 0 && (d.Limits.Parallel > 0 || !weighs) {
-		t.Errorf("limits %+v; it says which calls are slow: %t", d.Limits, weighs)
+	l := d.Limits
+	_, weighs := s.provider(t).(providers.Weigher)
+	if min(l.Parallel, l.Slow, l.Short) < 0 || l.Slow == 0 && l.Short > 0 || l.Slow > 0 && (l.Parallel > 0 || !weighs) {
+		t.Errorf("limits %+v; it says which calls are slow: %t", l, weighs)
 	}
 	if w, weighs := p.(providers.Weigher); weighs {
 		lines, err := p.Capabilities(t.Context())

@@ -54,9 +54,9 @@ func (provider) Describe() providers.Description {
 		Vendor:      "parsecfs",
 		Version:     version(),
 		Location:    "local",
-		// One processor is kept free for short operations. Of those run as many as there are processors: more would be no faster,
-		// and would keep a user's only one waiting for all that another user has begun.
-		Limits: providers.Limits{Slow: max(1, processors-1), Short: processors},
+		// One processor is kept free for short operations. Of those run half as many again as there are processors: fewer leave a
+		// processor idle until the next one has its turn, and more keep a user's only one waiting for what another user has begun.
+		Limits: providers.Limits{Slow: max(1, processors-1), Short: processors + (processors+1)/2},
 	}
 }
 

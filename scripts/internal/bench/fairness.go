@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,63 +13,49 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"text/tabwriter"
 	"time"
 	"unsafe"
 )
 
 const (
 	fairRounds  = 5
-	fairTime    = 400 * time.Millisecond // of a round's part
+	fairTime    = 700 * time.Millisecond // of a round's part
 	fairWorkers = 64
 	fairOne     = 65534
 	fairCrowd   = 65533
 )
 
-// taken is how long one user's signatures took, in microseconds, and how many of the other user's came meanwhile: the first says
-// what the user feels, the second who was let pass, whatever else the machine does.
-type taken struct {
-	P50, P99         float64
-	Passed, Passed99 float64
-}
+// taken is how long one user's signatures took, in microseconds, and how many of the other user's came meanwhile. The first is what
+// the user feels; the second says who was let pass, whatever else the machine does.
+type taken struct{ P50, P99, Passed50, Passed99 float64 }
 
-// fairness measures how much longer the signatures of one user's only worker take while another user has 64: the 99th percentile, and
-// the median of the rounds' ratios. Both users are processes of their own, with keys of their own.
-func (b *bench) fairness() error {
-	for _, transport := range []string{transportDevice, transportUring} {
-		d, err := b.mount("fairness", transport, softwareOnly)
-		if err != nil && transport == transportUring {
-			b.results.skip(over(serverOurs, transport)+", fairness", err)
-			continue
-		} else if err != nil {
-			return err
-		}
-		keys := filepath.Join(d.dir, "providers/default/keys")
-		ec, rsa := "ecdsa-p256-sha256", "rsa-2048-pss-sha256"
-		for _, c := range []struct{ own, others string }{{ec, ec}, {rsa, rsa}, {ec, rsa}} {
-			for _, how := range fairWays {
-				if err := b.fairCase(transport, keys, c.own, c.others, how); err != nil {
-					return fmt.Errorf("%s, %s, %s: %w", transport, c.own, how, err)
-				}
-			}
-		}
-	}
-	return nil
-}
-
-var fairWays = []string{wayFresh, wayKept, wayIoctl}
-
-// fairUser is one of the users, in a process of its own: one SIGN WAY COUNTER, or crowd SIGN WAY WORKERS COUNTER.
-func fairUser(args []string) error {
+// fairness measures how much longer the signatures of one user's only worker take while another user has 64: percentiles, and the
+// ratios of the 99th in each round. Both users are processes of their own, with keys of their own in a directory that all may write.
+func fairness(args []string) error {
 	switch {
 	case len(args) == 4 && args[0] == "one":
 		return fairOneUser(args[1], args[2], args[3])
 	case len(args) == 5 && args[0] == "crowd":
 		return fairCrowdOf(args[1], args[2], args[3], args[4])
+	case len(args) != 1:
+		return fmt.Errorf("usage: bench fairness KEYS")
 	}
-	return errors.New("usage: bench fairness one SIGN WAY COUNTER | bench fairness crowd SIGN WAY WORKERS COUNTER")
+	const p256, rsa = "ecdsa-p256-sha256", "rsa-2048-pss-sha256"
+	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(out, "one worker beside another user's %d\tp50 alone\tp50\tp99 alone\tp99\tp99 ratios\tmedian\tpassed p50\tp99\tothers\t\n",
+		fairWorkers)
+	for _, c := range [][2]string{{p256, p256}, {rsa, rsa}, {p256, rsa}} {
+		for _, how := range []string{"fresh", "kept", "ioctl"} {
+			if err := fairCase(out, args[0], c[0], c[1], how); err != nil {
+				return fmt.Errorf("%s beside %s, %s: %w", c[0], c[1], how, err)
+			}
+		}
+	}
+	return out.Flush()
 }
 
-func (b *bench) fairCase(transport, keys, own, others, how string) error {
+func fairCase(out io.Writer, keys, own, others, how string) error {
 	one, err := fairKey(keys, own, fairOne)
 	if err != nil {
 		return err
@@ -84,56 +70,53 @@ func (b *bench) fairCase(transport, keys, own, others, how string) error {
 	}
 	defer os.Remove(counter)
 	var alone, beside []taken
-	var ratios []float64
-	rounds := fairRounds
-	if b.short {
-		rounds = 1
-	}
-	for range rounds {
+	var ratios, rates []float64
+	for range fairRounds {
 		a, err := fairRun(one, how, counter)
 		if err != nil {
 			return err
 		}
-		cmd := fairCommand(fairCrowd, "crowd", crowd, how, strconv.Itoa(fairWorkers), counter)
-		stop, err := cmd.StdinPipe()
+		b, rate, err := fairBeside(one, crowd, how, counter)
 		if err != nil {
 			return err
 		}
-		said, err := cmd.StdoutPipe()
-		if err != nil {
-			return err
-		}
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		if _, err := said.Read(make([]byte, 1)); err != nil {
-			return fmt.Errorf("the crowd: %w", err)
-		}
-		t, err := fairRun(one, how, counter)
-		err = errors.Join(err, stop.Close())
-		_, scanErr := fmt.Fscan(said, new(float64))
-		if err := errors.Join(err, scanErr, cmd.Wait()); err != nil {
-			return err
-		}
-		alone, beside, ratios = append(alone, a), append(beside, t), append(ratios, t.P99/a.P99)
+		alone, beside, ratios, rates = append(alone, a), append(beside, b), append(ratios, b.P99/a.P99), append(rates, rate)
 	}
-	median := func(of func(taken) float64, list []taken) float64 {
-		var v []float64
-		for _, t := range list {
-			v = append(v, of(t))
-		}
-		slices.Sort(v)
-		return v[len(v)/2]
-	}
-	p99 := func(t taken) float64 { return t.P99 }
 	slices.Sort(ratios)
-	of := fmt.Sprintf("%s, %s beside %s, %s", transport, own, others, how)
-	b.results.figure(partFairness, "p99 alone", of, median(p99, alone), "us")
-	b.results.figure(partFairness, "p99 beside 64 workers of another user", of, median(p99, beside), "us")
-	b.results.figure(partFairness, "ratio, median of the rounds", of, ratios[len(ratios)/2], "times")
-	b.results.figure(partFairness, "signatures of the other user between request and answer, median", of,
-		median(func(t taken) float64 { return t.Passed }, beside), "")
+	slices.Sort(rates)
+	middle := func(list []taken, of func(taken) float64) float64 {
+		slices.SortFunc(list, func(a, b taken) int { return cmp.Compare(of(a), of(b)) })
+		return of(list[len(list)/2])
+	}
+	p50, p99 := func(t taken) float64 { return t.P50 }, func(t taken) float64 { return t.P99 }
+	fmt.Fprintf(out, "%s beside %s, %s\t%.0f us\t%.0f us\t%.0f us\t%.0f us\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f/s\t\n", own, others, how,
+		middle(alone, p50), middle(beside, p50), middle(alone, p99), middle(beside, p99), ratios, ratios[len(ratios)/2],
+		middle(beside, func(t taken) float64 { return t.Passed50 }), middle(beside, func(t taken) float64 { return t.Passed99 }),
+		rates[len(rates)/2])
 	return nil
+}
+
+// fairBeside is fairRun beside the crowd, and how many signatures a second the crowd got.
+func fairBeside(one, crowd, how, counter string) (t taken, rate float64, err error) {
+	cmd := fairCommand(fairCrowd, "crowd", crowd, how, strconv.Itoa(fairWorkers), counter)
+	stop, err := cmd.StdinPipe()
+	if err != nil {
+		return t, 0, err
+	}
+	said, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return t, 0, err
+	}
+	_, err = said.Read(make([]byte, 1))
+	if err == nil {
+		t, err = fairRun(one, how, counter)
+	}
+	stop.Close()
+	_, scanned := fmt.Fscan(said, &rate)
+	return t, rate, cmp.Or(err, scanned, cmd.Wait())
 }
 
 func fairCommand(uid uint32, args ...string) *exec.Cmd {
@@ -163,19 +146,32 @@ func fairRun(sign, how, counter string) (t taken, err error) {
 }
 
 // fairWay is a way to sign, with what it has open.
-func fairWay(sign, how string) (do func() error, err error) {
-	t := signs(sign)
+func fairWay(sign, how string) (func() error, error) {
 	switch how {
-	case wayFresh:
-		do, _, err = t.fresh()
-	case wayKept:
-		do, _, err = t.kept()
-	case wayIoctl:
-		do, _, err = t.ioctl()
-	default:
-		err = fmt.Errorf("no such way: %s", how)
+	case "fresh":
+		do, _, err := fresh(sign)()
+		return do, err
+	case "kept":
+		do, _, err := kept(sign)()
+		return do, err
+	case "ioctl":
+		fd, err := syscall.Open(sign, syscall.O_RDWR, 0)
+		return func() error { return callIoctl(fd) }, err
 	}
-	return do, err
+	return nil, fmt.Errorf("no such way: %s", how)
+}
+
+func callIoctl(fd int) error {
+	c := struct {
+		request, answer uint32
+		bytes           [504]byte
+	}{request: uint32(len(message))}
+	copy(c.bytes[:], message)
+	number := 3<<30 | unsafe.Sizeof(c)<<16 | 0xC7<<8 | 1
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), number, uintptr(unsafe.Pointer(&c))); errno != 0 {
+		return os.NewSyscallError("ioctl", errno)
+	}
+	return nil
 }
 
 // fairCounter makes the file that both users have mapped, in which the crowd counts.

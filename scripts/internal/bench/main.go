@@ -4,10 +4,14 @@
 //	bench list              print the parts
 //	bench run FLAGS PART... measure, print tables and write JSON (scripts/bench calls it, in namespaces of its own)
 //	bench docs RESULTS DIR  write DIR/performance.md and the charts for it on standard output, from the JSON of a run
+//	bench growth PARSECFS DIR NUMBER...
+//	                        measure mounts with these numbers of keys, and print a table and JSON
+//	bench fairness KEYS
+//	                        measure one user's signatures beside another user's with 64 workers, and print a table
 //	bench compare OURS THEIRS
 //	                        measure the keys plain, lost and foreign in the keys/ of two mounts, and print the ratios
 //
-// and what a run starts: serve TRANSPORT DIR, socket PATH, echo, generate KEYS, fairness.
+// and what a run starts: serve TRANSPORT DIR, socket PATH, echo, generate KEYS.
 package main
 
 import (
@@ -33,9 +37,9 @@ const (
 	partPKCS11     = "pkcs11"
 	partShell      = "shell"
 	partStreams    = "streams"
-	partFairness   = "fairness"
-	partGrowth     = "growth"
 	partParsec     = "parsec"
+	partGrowth     = "growth"
+	partFairness   = "fairness"
 	partGuard      = "guard"
 )
 
@@ -51,9 +55,9 @@ var parts = []struct {
 	{partPKCS11, "a PKCS #11 token (SoftHSM): its module alone, and parsecfs", (*bench).pkcs11},
 	{partShell, "commands at a shell: openssl dgst, cat, pkcs11-tool", (*bench).shell},
 	{partStreams, "1 GiB through openssl dgst and through sign, once and 16 at once", (*bench).streams},
-	{partFairness, "signatures of one user's only worker beside another user's 64", (*bench).fairness},
-	{partGrowth, "mounts with a thousand keys and with a million", (*bench).growth},
 	{partParsec, "Parsec 1.4.1 from Debian, as shipped and without its poll, and parsecfs", (*bench).parsec},
+	{partFairness, "one user's signatures alone, and beside another user with 64 workers", (*bench).fair},
+	{partGrowth, "mounts with a thousand keys and with a million", (*bench).many},
 	{partGuard, "not among all: seconds, and fails where parsecfs takes several times what the minimal handler takes", (*bench).guard},
 }
 
@@ -75,8 +79,10 @@ func main() {
 		err = serve(args[1], args[2])
 	case len(args) == 2 && args[0] == "socket":
 		err = serveSocket(args[1])
+	case len(args) > 0 && args[0] == "growth":
+		err = runGrowth(args[1:])
 	case len(args) > 0 && args[0] == "fairness":
-		err = fairUser(args[1:])
+		err = fairness(args[1:])
 	case len(args) == 1 && args[0] == "echo":
 		err = echo()
 	case len(args) == 2 && args[0] == "generate":

@@ -25,7 +25,7 @@ static void *work(void *unused)
 
 int main(int argc, char **argv)
 {
-	pthread_t threads[256];
+	pthread_t threads[512];
 	char b[1];
 	int i, n = argc == 3 ? atoi(argv[2]) : 0;
 

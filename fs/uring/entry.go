@@ -37,7 +37,7 @@ type entry struct {
 	payload []byte
 	vectors *[2]unix.Iovec
 
-	// unique is the request's number while we have it, else 0.
+	// unique is the request's number until it is answered, else 0.
 	unique atomic.Uint64
 	// cut is the number of the last request that was interrupted.
 	cut atomic.Uint64
@@ -87,7 +87,7 @@ func (e *entry) begin() {
 // handle has the request answered, in place. Scratch holds what was asked while the answer is written over it; it is given back
 // wiped, perhaps longer.
 func (e *entry) handle(server *fuse.ProtocolServer, scratch []byte) []byte {
-	unique, size := e.head().Unique, e.payloadSize()
+	unique, size := e.unique.Load(), e.payloadSize()
 	e.in = [3][]byte{e.header[:inHeaderSize], e.arguments(), e.payload[:size]}
 	copied := 0
 	// WRITE's data is looked at before its answer is written; what others bring may be looked at later.
@@ -111,6 +111,7 @@ func (e *entry) handle(server *fuse.ProtocolServer, scratch []byte) []byte {
 		e.dirty = answer
 	}
 	e.answer(answer)
+	e.unique.Store(0)
 	return scratch
 }
 

@@ -184,8 +184,8 @@ func (q *queue) serve() error {
 		if err := q.hand(); err != nil {
 			return err
 		}
-		// Handing over may have taken a signal that came late.
-		if len(q.filled) > 0 || !q.armed || !q.sleep() {
+		// Handing over may have filled entries, ended the last one, or taken a signal that came late.
+		if len(q.filled) > 0 || q.live == 0 || !q.armed || !q.sleep() {
 			continue
 		}
 		err := q.ring.wait()

@@ -33,7 +33,8 @@ func (s *Status) Ready() bool {
 func GetStatus(o StateOptions) (s Status, err error) {
 	c, err := dial(o.StateDir)
 	if errors.Is(err, errNoDaemon) {
-		return s, &Error{KindState, fmt.Errorf("no daemon holds the state in %s", o.StateDir), "run parsecfs mount, or give the daemon's --state-dir"}
+		return s, &Error{KindState, fmt.Errorf("no daemon holds the state in %s", o.StateDir),
+			"run parsecfs mount, or give the daemon's --state-dir"}
 	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		return s, e

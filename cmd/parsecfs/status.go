@@ -41,7 +41,7 @@ func statusCommand() *cobra.Command {
 				}
 			}
 			if err == nil && !s.Ready() {
-				err = &fs.Error{Kind: fs.KindOther, Err: errors.New("not all is ready"), Hint: "the providers' status files, and the daemon's log, say more"}
+				err = &fs.Error{Kind: fs.KindOther, Err: errors.New("not all is ready"), Hint: "the providers' status files and the log say more"}
 			}
 			return err
 		},

@@ -37,7 +37,7 @@ type entry struct {
 	payload []byte
 	vectors *[2]unix.Iovec
 
-	// unique is the request's number while we have it, else 0.
+	// unique is the request's number until it is answered, else 0.
 	unique atomic.Uint64
 	// cut is the number of the last request that was interrupted.
 	cut atomic.Uint64
@@ -72,6 +72,18 @@ func (e *entry) arguments() []byte {
 	return e.header[argumentsAt : argumentsAt+max(0, min(n, aboutAt-argumentsAt))]
 }
 
+// asked is how much a request wants to read of what may be secret.
+func (e *entry) asked() int {
+	in := e.arguments()
+	switch {
+	case e.opcode == opcodeRead && len(in) >= 20: // struct fuse_read_in
+		return int(binary.NativeEndian.Uint32(in[16:]))
+	case e.opcode == opcodeIoctl && len(in) >= 32: // struct fuse_ioctl_in; an answer has struct fuse_ioctl_out in front
+		return 16 + int(binary.NativeEndian.Uint32(in[28:]))
+	}
+	return 0
+}
+
 // begin notes what is asked.
 func (e *entry) begin() {
 	h := e.head()
@@ -87,7 +99,7 @@ func (e *entry) begin() {
 // handle has the request answered, in place. Scratch holds what was asked while the answer is written over it; it is given back
 // wiped, perhaps longer.
 func (e *entry) handle(server *fuse.ProtocolServer, scratch []byte) []byte {
-	unique, size := e.head().Unique, e.payloadSize()
+	unique, size, asked := e.unique.Load(), e.payloadSize(), e.asked()
 	e.in = [3][]byte{e.header[:inHeaderSize], e.arguments(), e.payload[:size]}
 	copied := 0
 	// WRITE's data is looked at before its answer is written; what others bring may be looked at later.
@@ -106,11 +118,14 @@ func (e *entry) handle(server *fuse.ProtocolServer, scratch []byte) []byte {
 	if answer < size {
 		clear(e.payload[answer:size])
 	}
-	// What was read is somebody's alone: random bytes, a key.
-	if e.opcode == opcodeRead || e.opcode == opcodeIoctl {
-		e.dirty = answer
+	// What was read is somebody's alone: random bytes, a key. A handler may have written it, and failed then.
+	if e.dirty = 0; asked > 0 {
+		if e.dirty = answer; binary.NativeEndian.Uint32(e.header[4:]) != 0 {
+			e.dirty = min(asked, len(e.payload))
+		}
 	}
 	e.answer(answer)
+	e.unique.Store(0)
 	return scratch
 }
 

@@ -165,7 +165,6 @@ func (q *queue) reap() error {
 			e.filled = true
 			q.filled = append(q.filled, e)
 		case errno == unix.ENOTCONN || errno == unix.ECONNABORTED || errno == unix.ECANCELED: // the connection ends
-			e.unique.Store(0)
 			q.live--
 		default:
 			return fmt.Errorf("the kernel refuses entry %d: %w", c.user, errno)
@@ -185,8 +184,8 @@ func (q *queue) serve() error {
 		if err := q.hand(); err != nil {
 			return err
 		}
-		// Handing over may have taken a signal that came late.
-		if len(q.filled) > 0 || !q.armed || !q.sleep() {
+		// Handing over may have filled entries, ended the last one, or taken a signal that came late.
+		if len(q.filled) > 0 || q.live == 0 || !q.armed || !q.sleep() {
 			continue
 		}
 		err := q.ring.wait()
@@ -258,7 +257,6 @@ func (q *queue) wake() {
 func (q *queue) hand() error {
 	dirty := false
 	for _, e := range q.answered {
-		e.unique.Store(0)
 		q.command(e, commandCommitAndFetch).commit = e.commit
 		dirty = dirty || e.dirty > 0
 	}
@@ -294,7 +292,7 @@ func (q *queue) begin(e *entry) {
 		e.counted = q.places.enter(e.uid)
 		q.mu.Unlock()
 		if !e.counted {
-			e.refuse(e.unique.Load(), unix.EAGAIN)
+			e.refuse(e.unique.Swap(0), unix.EAGAIN)
 			e.answer(0)
 			q.answered = append(q.answered, e)
 			return

@@ -356,9 +356,11 @@ func TestEnd(t *testing.T) {
 					waited <- err
 				})
 			}
+			opened := make(chan struct{}, cap(worked))
 			for range cap(worked) {
 				go func() {
 					f, err := open(filepath.Join(m.dir, "echo"))
+					opened <- struct{}{}
 					if err == nil {
 						defer f.Close()
 						for err == nil {
@@ -368,6 +370,7 @@ func TestEnd(t *testing.T) {
 					worked <- err
 				}()
 			}
+			await(t, opened, cap(opened))
 			m.root.until(t, cap(waited), nil)
 			if err := end(t, m.dir); err != nil {
 				t.Fatal(err)

@@ -93,7 +93,8 @@ func TestFallback(t *testing.T) {
 					}
 				})
 			}
-			m := parsecfstest.Mount(t, parsecfstest.Options{Dir: dir, Wrapper: refuse(t, refused[0], refused[1]), Args: []string{"-o", "transport=auto"}})
+			m := parsecfstest.Mount(t, parsecfstest.Options{Dir: dir, Wrapper: refuse(t, refused[0], refused[1]),
+				Args: []string{"-o", "transport=auto"}})
 			close(stop)
 			clients.Wait()
 			sign(t, m)
@@ -122,7 +123,8 @@ func TestInsist(t *testing.T) {
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			argv := append(refuse(t, call, "EPERM"), parsecfstest.Path(t), "mount", "--state-dir", filepath.Join(base, "state"), "-o", "transport=uring", dir)
+			state := filepath.Join(base, "state")
+			argv := append(refuse(t, call, "EPERM"), parsecfstest.Path(t), "mount", "--state-dir", state, "-o", "transport=uring", dir)
 			out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() == 0 {
@@ -163,7 +165,8 @@ func ends(t *testing.T, transport string) {
 		says string
 	}{
 		{"SIGTERM", func(_ *testing.T, m *parsecfstest.Mounted) error { return m.Process().Signal(syscall.SIGTERM) }, 0, "draining"},
-		{"umount -l", func(_ *testing.T, m *parsecfstest.Mounted) error { return unix.Unmount(m.Dir, unix.MNT_DETACH) }, 0, "another program unmounted"},
+		{"umount -l", func(_ *testing.T, m *parsecfstest.Mounted) error { return unix.Unmount(m.Dir, unix.MNT_DETACH) }, 0,
+			"another program unmounted"},
 		{"abort", func(t *testing.T, m *parsecfstest.Mounted) error { return abort(t, m.Dir) }, 6, "the kernel aborted the connection"},
 		{"SIGKILL", func(_ *testing.T, m *parsecfstest.Mounted) error { return m.Process().Kill() }, -1, ""},
 	} {

@@ -58,7 +58,7 @@ func main() {
 	case len(os.Args) == 2 && os.Args[1] == "echo":
 		err = echo()
 	default:
-		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN | bench growth PARSECFS DIR NUMBER...")
+		err = fmt.Errorf("usage: bench serve DIR | bench run FLOOR SIGN AUDITED UNITS | bench turns KEYS UID | bench compare OURS THEIRS | bench tpm SOCKET FLOOR KEYS | bench pkcs11 LIBRARY LABEL PIN FLOOR SIGN | bench growth PARSECFS DIR NUMBER")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

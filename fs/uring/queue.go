@@ -109,6 +109,7 @@ func (q *queue) prepare() (err error) {
 	if err != nil {
 		return os.NewSyscallError("mmap", err)
 	}
+	_ = unix.Madvise(q.memory, unix.MADV_DONTDUMP) // requests have secrets in them
 	// Headers lie together, so that an entry that is seldom used costs one page.
 	q.woken = (*[8]byte)(q.memory)
 	headers := q.memory[minPayload:]

@@ -456,3 +456,38 @@ func TestKill(t *testing.T) {
 		}
 	}
 }
+
+// What was written, and what was read, does not stay in the memory of the entries.
+func TestWiped(t *testing.T) {
+	for _, inline := range []bool{false, true} {
+		t.Run(fmt.Sprintf("inline=%v", inline), func(t *testing.T) {
+			m := mount(t, Options{}, inline)
+			f, err := open(filepath.Join(m.dir, "echo"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			secret := []byte("nobody else may read this")
+			message := bytes.Repeat(secret, 200)
+			if _, err := f.WriteAt(message, 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.ReadAt(make([]byte, len(message)), 0); err != nil {
+				t.Fatal(err)
+			}
+			// The client may have its answer before the thread that gave it goes on.
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+				left := 0
+				for _, q := range m.t.queues {
+					left += bytes.Count(q.memory, secret)
+				}
+				if left == 0 {
+					return
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("it is there %d times", left)
+				}
+			}
+		})
+	}
+}

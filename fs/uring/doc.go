@@ -13,7 +13,7 @@
 // most, 1 GiB if each was full once; the kernel uses the entry that became free last, so that few ever are.
 //
 // The thread answers a request itself where the file system promises that it waits for nothing (Prompter): that is the fast path, and
-// the reason for all this. Every other request goes to a goroutine. That goroutine does not commit its answer, since the kernel has
+// the reason for all this. Users take turns there, since all that was asked lies in front of it. Every other request goes to a goroutine. That goroutine does not commit its answer, since the kernel has
 // whoever commits an entry work for it from then on: it puts the entry on a list, and wakes the thread through an eventfd that the
 // ring reads.
 //

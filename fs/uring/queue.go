@@ -34,7 +34,7 @@ type queue struct {
 	ring     *ring
 	live     int  // entries that the kernel can still use
 	armed    bool // the ring reads the eventfd
-	filled   []*entry
+	filled   turns
 	answered []*entry
 	scratch  []byte
 
@@ -164,7 +164,7 @@ func (q *queue) reap() error {
 		switch errno := unix.Errno(-c.result); {
 		case c.result >= 0:
 			e.filled = true
-			q.filled = append(q.filled, e)
+			q.filled.add(e)
 		case errno == unix.ENOTCONN || errno == unix.ECONNABORTED || errno == unix.ECANCELED: // the connection ends
 			q.live--
 		default:
@@ -176,22 +176,17 @@ func (q *queue) reap() error {
 // serve answers requests until the connection has ended, and every entry with it.
 func (q *queue) serve() error {
 	for q.live > 0 {
-		for _, e := range q.filled {
-			q.begin(e)
-		}
-		q.filled = q.filled[:0]
+		q.beginSome()
 		q.arm()
 		q.collect()
 		if err := q.hand(); err != nil {
 			return err
 		}
-		// Handing over may have filled entries, ended the last one, or taken a signal that came late.
-		if len(q.filled) > 0 || q.live == 0 || !q.armed || !q.sleep() {
+		// Handing over may have ended the last one, or taken a signal that came late.
+		if q.live == 0 || !q.armed {
 			continue
 		}
-		err := q.ring.wait()
-		q.asleep.Store(false)
-		if err != nil {
+		if err := q.next(); err != nil {
 			return err
 		}
 		if err := q.reap(); err != nil {
@@ -202,6 +197,35 @@ func (q *queue) serve() error {
 		}
 	}
 	return nil
+}
+
+// batch is how many requests are begun before their answers are handed over and those that came meanwhile get their turns.
+const batch = 8
+
+// beginSome begins requests: a few, and none behind one whose answer was computed here, since that takes longest.
+func (q *queue) beginSome() {
+	for range batch {
+		e := q.filled.next()
+		if e == nil {
+			return
+		}
+		if q.begin(e); e.opcode == opcodeRead || e.opcode == opcodeIoctl {
+			return
+		}
+	}
+}
+
+// next takes what came, and waits for it where there is nothing else to do.
+func (q *queue) next() error {
+	if q.filled.n > 0 {
+		return q.ring.poll()
+	}
+	if !q.sleep() {
+		return nil
+	}
+	err := q.ring.wait()
+	q.asleep.Store(false)
+	return err
 }
 
 // arm has the ring read the eventfd, by which a goroutine wakes the thread.

@@ -17,6 +17,47 @@ type rowCache struct {
 	committing bool
 	rows       map[int64]Key
 	files      map[int64]fileSet
+	inodes     map[int64]map[uint8]cachedInode // by the number that they belong to, and the file's own
+	kept       int                             // of inodes
+}
+
+// cachedInodes is how many inodes a store keeps in memory, those without a row too.
+const cachedInodes = 1 << 13
+
+// cachedInode is what is stored of an inode. Whoever gets it shares what it points to with the others, and never writes into that.
+type cachedInode struct {
+	Inode
+	found bool
+}
+
+// inode is get for an inode.
+func (c *rowCache) inode(ino uint64) (cachedInode, uint64, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	i, ok := c.inodes[int64(ino/256)][uint8(ino)]
+	return i, c.changes, ok
+}
+
+// putInode is put for an inode.
+func (c *rowCache) putInode(ino uint64, i cachedInode, changes uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if changes != c.changes || c.committing {
+		return
+	}
+	if c.inodes == nil || c.kept >= cachedInodes {
+		c.inodes, c.kept = map[int64]map[uint8]cachedInode{}, 0
+	}
+	of := c.inodes[int64(ino/256)]
+	if of == nil {
+		of = map[uint8]cachedInode{}
+		c.inodes[int64(ino/256)] = of
+	}
+	if _, known := of[uint8(ino)]; !known {
+		c.kept++
+	}
+	i.ACL, i.DefaultACL = slices.Clip(i.ACL), slices.Clip(i.DefaultACL) // so that append copies
+	of[uint8(ino)] = i
 }
 
 // get returns a row, or false and the number of changes that put needs.
@@ -76,10 +117,14 @@ func (c *rowCache) commit(numbers []int64, all bool, run func() error) error {
 		if all {
 			clear(c.rows)
 			clear(c.files)
+			clear(c.inodes)
+			c.kept = 0
 		}
 		for _, n := range numbers {
 			delete(c.rows, n)
 			delete(c.files, n)
+			c.kept -= len(c.inodes[n])
+			delete(c.inodes, n)
 		}
 	}
 	set(true)

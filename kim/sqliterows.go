@@ -1290,6 +1290,30 @@ func (s *sqliteStore) Inode(ctx context.Context, ino uint64) (i Inode, found boo
 	if ino > math.MaxInt64 {
 		return Inode{}, false, nil
 	}
+	if err := s.join(ctx); err != nil {
+		return Inode{}, false, err
+	}
+	known, changes, ok := s.cache.inode(ino)
+	s.open.RUnlock()
+	if ok {
+		return known.Inode, known.found, nil
+	}
+	i, found, err = s.readInode(ctx, ino)
+	if psa.StatusOf(err) == psa.StatusDataCorrupt {
+		// A row and the list of those that are there are read one after the other: a change in between looks like damage.
+		err = s.inTurn(ctx, func() error {
+			i, found, err = s.readInode(ctx, ino)
+			return err
+		})
+	}
+	if err == nil {
+		s.cache.putInode(ino, cachedInode{i, found}, changes)
+	}
+	return i, found, err
+}
+
+// readInode is Inode from the store itself.
+func (s *sqliteStore) readInode(ctx context.Context, ino uint64) (i Inode, found bool, err error) {
 	guard := s.guard.Load()
 	err = s.query(ctx, "cannot read an inode", "SELECT "+inodeColumns+" FROM inodes WHERE ino = ?", func(scan func(...any) error) error {
 		i, err = guard.scanInode(scan)
@@ -1383,6 +1407,7 @@ func (t *tx) setInode(i Inode) error {
 	values := i.values()
 	nothing := !slices.ContainsFunc(values[1:], func(v any) bool { return v != nil })
 	row.set(i.Ino%256, !nothing)
+	t.touched = append(t.touched, int64(i.Ino/256))
 	if nothing {
 		_, err := t.exec("DELETE FROM inodes WHERE ino = ?", int64(i.Ino))
 		return err

@@ -1301,10 +1301,11 @@ func (s *sqliteStore) Inode(ctx context.Context, ino uint64) (i Inode, found boo
 	i, found, err = s.readInode(ctx, ino)
 	if psa.StatusOf(err) == psa.StatusDataCorrupt {
 		// A row and the list of those that are there are read one after the other: a change in between looks like damage.
-		err = s.inTurn(ctx, func() error {
-			i, found, err = s.readInode(ctx, ino)
-			return err
-		})
+		err = s.enterAndSubmit(ctx, &writing{alone: func() error {
+			var again error
+			i, found, again = s.readInode(ctx, ino)
+			return again
+		}})
 	}
 	if err == nil {
 		s.cache.putInode(ino, cachedInode{i, found}, changes)

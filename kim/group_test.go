@@ -473,8 +473,7 @@ func TestRekeyBesideWriters(t *testing.T) {
 					return
 				default:
 				}
-				d := NewDraft{Provider: g.provider, Name: fmt.Sprint(w, "-", i), UID: 1000, GID: 1000}
-				if _, err := g.InsertDraft(t.Context(), d); err != nil {
+				if err := g.insert(t.Context(), fmt.Sprint(w, "-", i)); err != nil {
 					t.Error(err)
 					return
 				}

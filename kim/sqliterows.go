@@ -459,7 +459,25 @@ func (s *sqliteStore) Journal(ctx context.Context, provider, after int64, n int)
 }
 
 // oneKey reads a single key by a condition on the table.
-func (s *sqliteStore) oneKey(ctx context.Context, what, where string, args ...any) (Key, error) {
+func (s *sqliteStore) oneKey(ctx context.Context, what, where string, args ...any) (k Key, err error) {
+	err = s.settled(ctx, func() (err error) {
+		k, err = s.readKey(ctx, what, where, args...)
+		return err
+	})
+	return k, err
+}
+
+// settled is read. A row, the key that proves it, and the list of those that are there are read one after the other: a change in
+// between looks like damage. So what looks damaged is read again while nobody writes.
+func (s *sqliteStore) settled(ctx context.Context, read func() error) error {
+	err := read()
+	if psa.StatusOf(err) != psa.StatusDataCorrupt {
+		return err
+	}
+	return s.enterAndSubmit(ctx, &writing{alone: read})
+}
+
+func (s *sqliteStore) readKey(ctx context.Context, what, where string, args ...any) (Key, error) {
 	var k Key
 	found := false
 	err := s.query(ctx, "cannot read "+what, "SELECT "+keyColumns+" FROM keys WHERE "+where, func(scan func(...any) error) error {
@@ -1298,15 +1316,10 @@ func (s *sqliteStore) Inode(ctx context.Context, ino uint64) (i Inode, found boo
 	if ok {
 		return known.Inode, known.found, nil
 	}
-	i, found, err = s.readInode(ctx, ino)
-	if psa.StatusOf(err) == psa.StatusDataCorrupt {
-		// A row and the list of those that are there are read one after the other: a change in between looks like damage.
-		err = s.enterAndSubmit(ctx, &writing{alone: func() error {
-			var again error
-			i, found, again = s.readInode(ctx, ino)
-			return again
-		}})
-	}
+	err = s.settled(ctx, func() (err error) {
+		i, found, err = s.readInode(ctx, ino)
+		return err
+	})
 	if err == nil {
 		s.cache.putInode(ino, cachedInode{i, found}, changes)
 	}

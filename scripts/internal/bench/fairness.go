@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,14 +14,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"text/tabwriter"
 	"time"
 	"unsafe"
 )
 
 const (
 	fairRounds  = 5
-	fairTime    = 700 * time.Millisecond // of a round's part
+	fairTime    = 400 * time.Millisecond // of a round's part
 	fairWorkers = 64
 	fairOne     = 65534
 	fairCrowd   = 65533
@@ -30,70 +30,15 @@ const (
 // the user feels; the second says who was let pass, whatever else the machine does.
 type taken struct{ P50, P99, Passed50, Passed99 float64 }
 
-// fairness measures how much longer the signatures of one user's only worker take while another user has 64: percentiles, and the
-// ratios of the 99th in each round. Both users are processes of their own, with keys of their own in a directory that all may write.
+// fairness is one of the users, in a process of its own.
 func fairness(args []string) error {
 	switch {
 	case len(args) == 4 && args[0] == "one":
 		return fairOneUser(args[1], args[2], args[3])
 	case len(args) == 5 && args[0] == "crowd":
 		return fairCrowdOf(args[1], args[2], args[3], args[4])
-	case len(args) != 1:
-		return fmt.Errorf("usage: bench fairness KEYS")
 	}
-	const p256, rsa = "ecdsa-p256-sha256", "rsa-2048-pss-sha256"
-	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "one worker beside another user's %d\tp50 alone\tp50\tp99 alone\tp99\tp99 ratios\tmedian\tpassed p50\tp99\tothers\t\n",
-		fairWorkers)
-	for _, c := range [][2]string{{p256, p256}, {rsa, rsa}, {p256, rsa}} {
-		for _, how := range []string{"fresh", "kept", "ioctl"} {
-			if err := fairCase(out, args[0], c[0], c[1], how); err != nil {
-				return fmt.Errorf("%s beside %s, %s: %w", c[0], c[1], how, err)
-			}
-		}
-	}
-	return out.Flush()
-}
-
-func fairCase(out io.Writer, keys, own, others, how string) error {
-	one, err := fairKey(keys, own, fairOne)
-	if err != nil {
-		return err
-	}
-	crowd, err := fairKey(keys, others, fairCrowd)
-	if err != nil {
-		return err
-	}
-	counter, err := fairCounter()
-	if err != nil {
-		return err
-	}
-	defer os.Remove(counter)
-	var alone, beside []taken
-	var ratios, rates []float64
-	for range fairRounds {
-		a, err := fairRun(one, how, counter)
-		if err != nil {
-			return err
-		}
-		b, rate, err := fairBeside(one, crowd, how, counter)
-		if err != nil {
-			return err
-		}
-		alone, beside, ratios, rates = append(alone, a), append(beside, b), append(ratios, b.P99/a.P99), append(rates, rate)
-	}
-	slices.Sort(ratios)
-	slices.Sort(rates)
-	middle := func(list []taken, of func(taken) float64) float64 {
-		slices.SortFunc(list, func(a, b taken) int { return cmp.Compare(of(a), of(b)) })
-		return of(list[len(list)/2])
-	}
-	p50, p99 := func(t taken) float64 { return t.P50 }, func(t taken) float64 { return t.P99 }
-	fmt.Fprintf(out, "%s beside %s, %s\t%.0f us\t%.0f us\t%.0f us\t%.0f us\t%.1f\t%.1f\t%.0f\t%.0f\t%.0f/s\t\n", own, others, how,
-		middle(alone, p50), middle(beside, p50), middle(alone, p99), middle(beside, p99), ratios, ratios[len(ratios)/2],
-		middle(beside, func(t taken) float64 { return t.Passed50 }), middle(beside, func(t taken) float64 { return t.Passed99 }),
-		rates[len(rates)/2])
-	return nil
+	return errors.New("usage: bench fairness one SIGN WAY COUNTER | bench fairness crowd SIGN WAY WORKERS COUNTER")
 }
 
 // fairBeside is fairRun beside the crowd, and how many signatures a second the crowd got.

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -18,7 +17,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/parsecfs/parsecfs/kim"
@@ -40,22 +38,22 @@ const (
 // grown is what a mount with a number of keys does. Times are in seconds.
 type grown struct {
 	Keys            int     `json:"keys"`
-	Making          float64 `json:"making"`           // through kim.Store
-	KIM             int64   `json:"kim_bytes"`        // with the WAL
-	Mount           float64 `json:"mount"`            // until it is ready
-	MountRead       int64   `json:"mount_read_bytes"` // by system calls
+	Making          float64 // through kim.Store
+	KIM             int64   // with the WAL
+	Mount           float64 // until it is ready
+	MountRead       int64   // by system calls
 	MountResident   int64   `json:"mount_resident"`
-	First           float64 `json:"first"`      // signature of all, with a random key
-	Thousandth      float64 `json:"thousandth"` // the median of the last hundred, each with a key that was not used before
-	List            float64 `json:"list"`       // ls -f
-	ListFirst       float64 `json:"list_first"` // until its first name
+	First           float64 // signature of all, with a random key
+	Thousandth      float64 // the median of the last hundred, each with a key that was not used before
+	List            float64 // ls -f
+	ListFirst       float64 // until its first name
 	ListResident    int64   `json:"list_resident"`
-	CreateOne       float64 `json:"create_one"` // keys a second
+	CreateOne       float64 // keys a second
 	CreateEight     float64 `json:"create_eight"`
 	DestroyEight    float64 `json:"destroy_eight"`
 	Backup          float64 `json:"backup"`
 	BackupBytes     int64   `json:"backup_bytes"`
-	HighestResident int64   `json:"highest_resident"` // of the daemon, in all of this
+	HighestResident int64   // of the daemon, in all of this
 }
 
 // growth measures mounts with these numbers of keys, made below dir, which must be empty; parsecfs is the program.
@@ -69,42 +67,6 @@ func growth(parsecfs, dir string, numbers []int) ([]grown, error) {
 		all = append(all, g)
 	}
 	return all, nil
-}
-
-// runGrowth is growth for the command line: PARSECFS DIR NUMBER..., a table on standard error and JSON on standard output.
-func runGrowth(args []string) error {
-	if len(args) < 3 {
-		return errors.New("growth needs PARSECFS DIR NUMBER")
-	}
-	var numbers []int
-	for _, arg := range args[2:] {
-		n, err := strconv.Atoi(arg)
-		if err != nil || n < 1 {
-			return fmt.Errorf("%q is not a number of keys", arg)
-		}
-		numbers = append(numbers, n)
-	}
-	all, err := growth(args[0], args[1], numbers)
-	if err != nil {
-		return err
-	}
-	printGrown(all)
-	return json.NewEncoder(os.Stdout).Encode(all)
-}
-
-func printGrown(all []grown) {
-	const mib = 1 << 20
-	w := tabwriter.NewWriter(os.Stderr, 0, 0, 2, ' ', tabwriter.AlignRight)
-	defer w.Flush()
-	fmt.Fprintln(w, "keys\tmade in s\tKIM MiB\tmount ms\tread MiB\tresident MiB\tfirst us\tthousandth us\tls -f s\tits first ms\t"+
-		"create 1/s\tcreate 8/s\tdestroy 8/s\tbackup s\tbackup MiB\thighest MiB\t")
-	for _, g := range all {
-		fmt.Fprintf(w, "%d\t%.1f\t%.1f\t%.0f\t%.1f\t%d\t", g.Keys, g.Making,
-			float64(g.KIM)/mib, g.Mount*1e3, float64(g.MountRead)/mib, g.MountResident/mib)
-		fmt.Fprintf(w, "%.0f\t%.0f\t%.2f\t%.1f\t", g.First*1e6, g.Thousandth*1e6, g.List, g.ListFirst*1e3)
-		fmt.Fprintf(w, "%.0f\t%.0f\t%.0f\t%.2f\t%.1f\t%d\t\n", g.CreateOne, g.CreateEight, g.DestroyEight,
-			g.Backup, float64(g.BackupBytes)/mib, g.HighestResident/mib)
-	}
 }
 
 func grownName(i int) string { return fmt.Sprintf("key-%07d", i) }

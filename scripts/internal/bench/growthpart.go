@@ -6,16 +6,15 @@ import (
 	"path/filepath"
 )
 
-// grownNumbers are of a store's keys.
-var grownNumbers = []int{1000, 1000000}
+// growth measures mounts with few keys and with many; million has more of them than fit into the time of all parts.
+func (b *bench) growth() error  { return b.grow(partGrowth, 1000, 100_000) }
+func (b *bench) million() error { return b.grow(partMillion, 1000, 1_000_000) }
 
-// many measures mounts with few keys and with many.
-func (b *bench) many() error {
-	numbers := grownNumbers
+func (b *bench) grow(part string, numbers ...int) error {
 	if b.short {
 		numbers = []int{100, 1000}
 	}
-	dir := filepath.Join(b.work, partGrowth)
+	dir := filepath.Join(b.work, part)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -37,7 +36,7 @@ func (b *bench) many() error {
 			{"resident then", float64(g.MountResident) / mib, "MiB"},
 			{"first signature, with a random key", g.First * 1e6, "us"},
 			{"about the thousandth one, each with another key", g.Thousandth * 1e6, "us"},
-			{"find lists all keys", g.List, "s"},
+			{"ls -f lists all keys", g.List, "s"},
 			{"until its first name", g.ListFirst * 1e3, "ms"},
 			{"keys made by one writer", g.CreateOne, "each second"},
 			{"keys made by eight writers", g.CreateEight, "each second"},
@@ -46,7 +45,7 @@ func (b *bench) many() error {
 			{"its size", float64(g.BackupBytes) / mib, "MiB"},
 			{"the most that was resident", float64(g.HighestResident) / mib, "MiB"},
 		} {
-			b.results.figure(partGrowth, f.name, fmt.Sprintf("%d keys", g.Keys), f.value, f.unit)
+			b.results.figure(part, f.name, fmt.Sprintf("%d keys", g.Keys), f.value, f.unit)
 		}
 	}
 	return os.RemoveAll(dir)

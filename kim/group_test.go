@@ -325,6 +325,41 @@ func TestCommitFails(t *testing.T) {
 	}
 }
 
+// TestRefusedByWhatIsGone: who was refused because of another's write is not, where that write came to nothing.
+func TestRefusedByWhatIsGone(t *testing.T) {
+	g := newGrouped(t)
+	g.waits(func() {
+		if err := g.insert(t.Context(), "a"); psa.StatusOf(err) != psa.StatusStorageFailure {
+			t.Errorf("the one whose commit fails: %v", err)
+		}
+	})
+	g.waits(func() {
+		if err := g.insert(t.Context(), "a"); err != nil {
+			t.Errorf("its twin: %v", err)
+		}
+	})
+	mine := errors.New("mine")
+	g.waits(func() {
+		if err := g.write(t.Context(), "cannot", func(*tx) error { return mine }); !errors.Is(err, mine) {
+			t.Errorf("who fails by itself: %v", err)
+		}
+	})
+	g.waits(func() {
+		err := g.write(t.Context(), "cannot", func(tx *tx) error {
+			if _, err := tx.exec("PRAGMA defer_foreign_keys = ON"); err != nil {
+				return err
+			}
+			_, err := tx.exec("INSERT INTO certificates(key, chain) VALUES (1 << 40, x'00')") // of no key: COMMIT refuses it
+			return err
+		})
+		if psa.StatusOf(err) != psa.StatusStorageFailure {
+			t.Error(err)
+		}
+	})
+	g.release()
+	g.want("a")
+}
+
 // TestGivesUp: whose context ends before its turn is not written, and the others are.
 func TestGivesUp(t *testing.T) {
 	g := newGrouped(t)

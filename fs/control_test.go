@@ -287,3 +287,51 @@ func TestSocketMadeAgain(t *testing.T) {
 		t.Errorf("the other directory has %d files, %v", len(files), err)
 	}
 }
+
+// TestSocketOfAnotherDaemon: a socket that another daemon makes at the last moment is not taken away.
+func TestSocketOfAnotherDaemon(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open := func() *os.File {
+		t.Helper()
+		f, err := openStateDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	theirs, err := bind(open())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.dir.Close()
+	defer theirs.listener.Close()
+	if s, err := bind(open()); err == nil {
+		s.listener.Close()
+		s.dir.Close()
+		t.Error("another one was made")
+	}
+	if now, err := os.Lstat(filepath.Join(dir, controlName)); err != nil || !os.SameFile(now, theirs.file) {
+		t.Errorf("the socket is not theirs any more: %v", err)
+	}
+}
+
+// TestCloseWaitsForNoDisk: who looks for the socket on a disk that hangs does not keep the mount.
+func TestCloseWaitsForNoDisk(t *testing.T) {
+	t.Parallel()
+	c, err := listen(t.TempDir(), nil, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.place.Lock() // as again has it as long as the disk does not answer
+	closed := make(chan struct{})
+	go func() { c.close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(30 * time.Second):
+		t.Error("close waits for the disk")
+	}
+	c.place.Unlock()
+	<-closed
+	c.remove()
+}

@@ -569,3 +569,32 @@ func TestCountsAreMended(t *testing.T) {
 		t.Errorf("%d keys, %v", n, err)
 	}
 }
+
+// TestDamageIsReadTwice: a row that was read beside a change of the data key, and is as it was stored, is no damage in the status.
+func TestDamageIsReadTwice(t *testing.T) {
+	g := newGrouped(t)
+	g.release()
+	k, err := g.InsertDraft(t.Context(), NewDraft{Provider: g.provider, Name: "a", UID: 1000, GID: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Provider{k: &KIM{store: g.sqliteStore, ctx: t.Context()}}
+	k.Damage = errors.New("it is not as it was stored")
+	if p.stillDamaged(k) {
+		t.Error("a whole row is damaged")
+	}
+	g.Unguard() // which has the row read again
+	guard, err := NewRowKey(make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.writer.ExecContext(t.Context(), "UPDATE keys SET gid = 0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Guard(t.Context(), guard); err != nil {
+		t.Fatal(err)
+	}
+	if !p.stillDamaged(k) {
+		t.Error("a damaged row is not")
+	}
+}

@@ -217,11 +217,7 @@ func (c *control) again() error {
 // home is the state directory for a new socket, made if it was removed. An empty one in its place is as good; one with files in it
 // is another daemon's, or will be.
 func (c *control) home() (dir *os.File, made bool, err error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(c.at.dir.Fd()), &st); err != nil {
-		return nil, false, err
-	}
-	if st.Nlink > 0 && c.at.ours {
+	if c.at.ours && !kim.Removed(c.at.dir) {
 		fd, err := unix.FcntlInt(c.at.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		return os.NewFile(uintptr(fd), c.stateDir), false, err
 	}

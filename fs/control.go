@@ -118,14 +118,12 @@ type socket struct {
 
 func (s *socket) name() string { return filepath.Join(held(s.dir), controlName) }
 
-// bind makes the socket in a directory, which it takes.
+// bind makes the socket in a directory, which it takes. One that is there is an error: another daemon may have made it a moment
+// ago.
 func bind(dir *os.File) (*socket, error) {
 	s := &socket{dir: dir}
-	err := os.Remove(s.name())
-	if err == nil || errors.Is(err, os.ErrNotExist) {
-		s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.name(), Net: "unix"})
-	}
-	if err != nil {
+	var err error
+	if s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.name(), Net: "unix"}); err != nil {
 		dir.Close()
 		return nil, err
 	}
@@ -143,6 +141,10 @@ func bind(dir *os.File) (*socket, error) {
 func listen(stateDir string, k *kim.KIM, admins []uint32, log *slog.Logger) (*control, error) {
 	dir, err := openStateDir(stateDir)
 	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(filepath.Join(held(dir), controlName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		dir.Close()
 		return nil, err
 	}
 	s, err := bind(dir)
@@ -215,11 +217,7 @@ func (c *control) again() error {
 // home is the state directory for a new socket, made if it was removed. An empty one in its place is as good; one with files in it
 // is another daemon's, or will be.
 func (c *control) home() (dir *os.File, made bool, err error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(c.at.dir.Fd()), &st); err != nil {
-		return nil, false, err
-	}
-	if st.Nlink > 0 && c.at.ours {
+	if c.at.ours && !kim.Removed(c.at.dir) {
 		fd, err := unix.FcntlInt(c.at.dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		return os.NewFile(uintptr(fd), c.stateDir), false, err
 	}
@@ -301,11 +299,14 @@ const closeWait = 2 * time.Second
 // not keep the mount, and a command that waits for it ends with the daemon.
 func (c *control) close() {
 	c.cancel()
-	c.place.Lock()
-	c.at.listener.Close()
-	c.place.Unlock()
 	ended := make(chan struct{})
-	go func() { c.wg.Wait(); close(ended) }()
+	go func() {
+		c.place.Lock() // whoever looks for the socket may wait for the disk
+		c.at.listener.Close()
+		c.place.Unlock()
+		c.wg.Wait()
+		close(ended)
+	}()
 	select {
 	case <-ended:
 	case <-time.After(closeWait):

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // testControl listens in a state directory whose path is longer than a socket's address; no command may need the KIM.
@@ -223,6 +224,33 @@ func TestSocketMadeAgain(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	socketMadeAgain(t, dir)
+}
+
+// In a container the state directory may have come with the image.
+func TestSocketMadeAgainOnOverlay(t *testing.T) {
+	t.Parallel()
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m,mode=700"); err != nil {
+		t.Skipf("this user cannot mount: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
+	in := func(name string) string { return filepath.Join(disk, name) }
+	for _, name := range []string{"image/state", "upper", "work", "root"} {
+		if err := os.MkdirAll(in(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := unix.Mount("overlay", in("root"), "overlay", 0, "lowerdir="+in("image")+",upperdir="+in("upper")+",workdir="+in("work"))
+	if err != nil {
+		t.Skipf("no overlay can be mounted: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(in("root"), unix.MNT_DETACH) })
+	socketMadeAgain(t, in("root/state"))
+}
+
+func socketMadeAgain(t *testing.T, dir string) {
+	t.Helper()
 	c, err := listen(dir, nil, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -286,4 +314,52 @@ func TestSocketMadeAgain(t *testing.T) {
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
 		t.Errorf("the other directory has %d files, %v", len(files), err)
 	}
+}
+
+// TestSocketOfAnotherDaemon: a socket that another daemon makes at the last moment is not taken away.
+func TestSocketOfAnotherDaemon(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open := func() *os.File {
+		t.Helper()
+		f, err := openStateDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	theirs, err := bind(open())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.dir.Close()
+	defer theirs.listener.Close()
+	if s, err := bind(open()); err == nil {
+		s.listener.Close()
+		s.dir.Close()
+		t.Error("another one was made")
+	}
+	if now, err := os.Lstat(filepath.Join(dir, controlName)); err != nil || !os.SameFile(now, theirs.file) {
+		t.Errorf("the socket is not theirs any more: %v", err)
+	}
+}
+
+// TestCloseWaitsForNoDisk: who looks for the socket on a disk that hangs does not keep the mount.
+func TestCloseWaitsForNoDisk(t *testing.T) {
+	t.Parallel()
+	c, err := listen(t.TempDir(), nil, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.place.Lock() // as again has it as long as the disk does not answer
+	closed := make(chan struct{})
+	go func() { c.close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(30 * time.Second):
+		t.Error("close waits for the disk")
+	}
+	c.place.Unlock()
+	<-closed
+	c.remove()
 }

@@ -3,6 +3,7 @@ package kim
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/parsecfs/parsecfs/providers/psa"
 )
@@ -67,41 +68,44 @@ func (k *KIM) count(e *openKey, c counts) (guessed func(error) error, err error)
 
 // nonces are those that an open key has reserved.
 type nonces struct {
+	left atomic.Int64 // who only looks waits for no reservation, which waits for the disk
+
 	mu   sync.Mutex
-	left int64
 	last int64 // how many the last reservation asked for
 }
 
 // some says whether any are reserved.
-func (n *nonces) some() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.left > 0
-}
+func (n *nonces) some() bool { return n.left.Load() > 0 }
 
 // reserved takes one that is reserved already, and says whether there was one.
 func (n *nonces) reserved() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.left == 0 {
-		return false
+	for {
+		left := n.left.Load()
+		if left == 0 {
+			return false
+		}
+		if n.left.CompareAndSwap(left, left-1) {
+			return true
+		}
 	}
-	n.left--
-	return true
 }
 
 func (n *nonces) take(reserve func(int64) (int64, error)) error {
+	if n.reserved() {
+		return nil
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.left == 0 {
-		ask := min(max(2*n.last, leastNonces), mostNonces)
-		got, err := reserve(ask)
-		if err != nil {
-			return err
-		}
-		n.left, n.last = got, ask
+	if n.reserved() { // by who had the lock before
+		return nil
 	}
-	n.left--
+	ask := min(max(2*n.last, leastNonces), mostNonces)
+	got, err := reserve(ask)
+	if err != nil {
+		return err
+	}
+	n.last = ask
+	n.left.Store(got - 1)
 	return nil
 }
 

@@ -41,6 +41,7 @@ type writing struct {
 	turn     chan struct{} // gets one where it is the leader
 	done     chan struct{} // closed where another leader has written it
 	changes  []Change
+	refused  error // by f, behind others that are not committed yet
 	err      error // valid once it is written, or refused
 	panicked error
 }
@@ -210,6 +211,9 @@ func (s *sqliteStore) submit(ctx context.Context, w *writing) error {
 func (s *sqliteStore) lead(w *writing) {
 	b := &batch{s: s}
 	defer func() {
+		if b.begun { // a panic
+			b.rollback(s.newTx())
+		}
 		for _, other := range b.others {
 			close(other.done)
 		}
@@ -238,7 +242,7 @@ type batch struct {
 	s       *sqliteStore
 	others  []*writing // beside the leader
 	begun   bool       // a transaction
-	written []*writing // in it, in their order
+	written []*writing // in it, or refused by what it has, in their order: their outcome is that of the commit
 	touched []int64    // by them; all: any row
 	all     bool
 	counts  map[uint32]int64 // theirs, of keys
@@ -271,10 +275,7 @@ func (b *batch) write(w *writing) {
 		}
 		b.others = append(b.others, w)
 	}
-	if !b.commit() {
-		apart = append(b.written, apart...)
-	}
-	for _, w := range apart {
+	for _, w := range append(b.commit(), apart...) {
 		w.err = b.s.single(w)
 	}
 }
@@ -287,7 +288,7 @@ func (b *batch) add(w *writing) (joined, whole bool) {
 	if !b.begun {
 		if _, err := t.exec("BEGIN IMMEDIATE"); err != nil {
 			w.err = s.failed(w.what, err)
-			return true, true
+			return psa.StatusOf(w.err) != psa.StatusInsufficientStorage || !w.removes, true
 		}
 		b.begun = true
 	}
@@ -314,11 +315,19 @@ func (b *batch) add(w *writing) (joined, whole bool) {
 		}
 	}
 	if err != nil {
-		w.err = s.failed(w.what, err)
+		err = s.failed(w.what, err)
 		// A disk that is full of all of them may have room for one, and more for one that makes room.
-		return psa.StatusOf(w.err) != psa.StatusInsufficientStorage || first && !w.removes, true
+		joined = psa.StatusOf(err) != psa.StatusInsufficientStorage || first && !w.removes
+		switch {
+		case first:
+			w.err = err
+		case joined: // perhaps by what the others wrote, which the commit may take away
+			w.refused = err
+			b.written = append(b.written, w)
+		}
+		return joined, true
 	}
-	w.changes = t.changes
+	w.changes, w.refused = t.changes, nil
 	b.written = append(b.written, w)
 	b.touched, b.all = append(b.touched, t.touched...), b.all || t.all
 	for uid, more := range t.counts {
@@ -339,10 +348,10 @@ func (b *batch) rollback(t *tx) bool {
 }
 
 // commit commits, and tells the watchers before another transaction can begin, which keeps them in the order of the commits.
-// It is false where each is to be tried by itself.
-func (b *batch) commit() bool {
+// It gives those that are to be tried by themselves.
+func (b *batch) commit() (apart []*writing) {
 	if !b.begun {
-		return true
+		return nil
 	}
 	t := b.s.newTx()
 	t.counts = b.counts
@@ -357,18 +366,27 @@ func (b *batch) commit() bool {
 		b.rollback(t)
 		for _, w := range b.written {
 			w.err = b.s.failed(w.what, err)
+			// Nothing of it is on a disk that was full. With another error nobody knows, and who wrote is told so. Who was refused
+			// by what is gone was not.
+			if w.refused != nil || psa.StatusOf(w.err) == psa.StatusInsufficientStorage {
+				apart = append(apart, w)
+			}
 		}
-		// Nothing of it is on a disk that was full. With another error nobody knows, and each is told so.
-		return len(b.written) == 0 || psa.StatusOf(b.written[0].err) != psa.StatusInsufficientStorage
+		return apart
 	}
+	b.begun = false
+	fills := false
 	for _, w := range b.written {
-		w.err = nil
+		if w.err = w.refused; w.err != nil {
+			continue
+		}
 		b.s.watchers.publish(w.changes)
+		fills = fills || !w.removes
 	}
-	if slices.ContainsFunc(b.written, func(w *writing) bool { return !w.removes }) {
+	if fills {
 		b.s.reserve.refill()
 	}
-	return true
+	return nil
 }
 
 // single writes w in a transaction of its own.

@@ -325,6 +325,41 @@ func TestCommitFails(t *testing.T) {
 	}
 }
 
+// TestRefusedByWhatIsGone: who was refused because of another's write is not, where that write came to nothing.
+func TestRefusedByWhatIsGone(t *testing.T) {
+	g := newGrouped(t)
+	g.waits(func() {
+		if err := g.insert(t.Context(), "a"); psa.StatusOf(err) != psa.StatusStorageFailure {
+			t.Errorf("the one whose commit fails: %v", err)
+		}
+	})
+	g.waits(func() {
+		if err := g.insert(t.Context(), "a"); err != nil {
+			t.Errorf("its twin: %v", err)
+		}
+	})
+	mine := errors.New("mine")
+	g.waits(func() {
+		if err := g.write(t.Context(), "cannot", func(*tx) error { return mine }); !errors.Is(err, mine) {
+			t.Errorf("who fails by itself: %v", err)
+		}
+	})
+	g.waits(func() {
+		err := g.write(t.Context(), "cannot", func(tx *tx) error {
+			if _, err := tx.exec("PRAGMA defer_foreign_keys = ON"); err != nil {
+				return err
+			}
+			_, err := tx.exec("INSERT INTO certificates(key, chain) VALUES (1 << 40, x'00')") // of no key: COMMIT refuses it
+			return err
+		})
+		if psa.StatusOf(err) != psa.StatusStorageFailure {
+			t.Error(err)
+		}
+	})
+	g.release()
+	g.want("a")
+}
+
 // TestGivesUp: whose context ends before its turn is not written, and the others are.
 func TestGivesUp(t *testing.T) {
 	g := newGrouped(t)
@@ -532,5 +567,34 @@ func TestCountsAreMended(t *testing.T) {
 	}
 	if n, err := g.CountOf(t.Context(), 1000); n != 3 || err != nil {
 		t.Errorf("%d keys, %v", n, err)
+	}
+}
+
+// TestDamageIsReadTwice: a row that was read beside a change of the data key, and is as it was stored, is no damage in the status.
+func TestDamageIsReadTwice(t *testing.T) {
+	g := newGrouped(t)
+	g.release()
+	k, err := g.InsertDraft(t.Context(), NewDraft{Provider: g.provider, Name: "a", UID: 1000, GID: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Provider{k: &KIM{store: g.sqliteStore, ctx: t.Context()}}
+	k.Damage = errors.New("it is not as it was stored")
+	if p.stillDamaged(k) {
+		t.Error("a whole row is damaged")
+	}
+	g.Unguard() // which has the row read again
+	guard, err := NewRowKey(make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.writer.ExecContext(t.Context(), "UPDATE keys SET gid = 0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Guard(t.Context(), guard); err != nil {
+		t.Fatal(err)
+	}
+	if !p.stillDamaged(k) {
+		t.Error("a damaged row is not")
 	}
 }

@@ -66,7 +66,7 @@ func (d *heldDir) lost(what string) error {
 	if err != nil && !missing || err == nil && held.Dev == named.Dev && held.Ino == named.Ino {
 		return nil
 	}
-	if held.Nlink == 0 {
+	if Removed(d.f) {
 		return psa.Errorf(psa.StatusStorageFailure, "%s %s was removed while it was open", what, d.path).WithHint(lostHint)
 	}
 	now, err := os.Readlink(d.at())
@@ -85,6 +85,22 @@ func (d *heldDir) lost(what string) error {
 	}
 	return psa.Errorf(psa.StatusStorageFailure, "%s %s was moved to %s while it was open", what, d.path, now).
 		WithHint("nothing can be changed until it is back: " + back)
+}
+
+// Removed says whether an open directory was removed. On an overlay it has a link still.
+func Removed(dir *os.File) bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || st.Nlink == 0 {
+		return err == nil
+	}
+	at := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd()))
+	name, err := os.Readlink(at)
+	if err != nil || !strings.HasSuffix(name, " (deleted)") {
+		return false
+	}
+	itself, err1 := os.Stat(at)
+	named, err2 := os.Stat(name) // which may be its name
+	return err1 == nil && (err2 != nil || !os.SameFile(itself, named))
 }
 
 // shellWord is a path as a shell reads it.

@@ -290,7 +290,27 @@ func TestMovedBehindALink(t *testing.T) {
 // A backup of a state directory that was removed, its wrapping key with it, has all that is needed.
 func TestStateRemoved(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "state")
+	stateRemoved(t, filepath.Join(t.TempDir(), "state"))
+}
+
+// In a container the state directory may have come with the image.
+func TestStateRemovedFromOverlay(t *testing.T) {
+	t.Parallel()
+	disk := smallDisk(t)
+	in := func(name string) string { return filepath.Join(disk, name) }
+	for _, name := range []string{"image/state", "upper", "work", "root"} {
+		must(t, os.MkdirAll(in(name), 0o700))
+	}
+	err := unix.Mount("overlay", in("root"), "overlay", 0, "lowerdir="+in("image")+",upperdir="+in("upper")+",workdir="+in("work"))
+	if err != nil {
+		t.Skipf("no overlay can be mounted: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(in("root"), unix.MNT_DETACH) })
+	stateRemoved(t, in("root/state"))
+}
+
+func stateRemoved(t *testing.T, dir string) {
+	t.Helper()
 	k := open(t, kim.Options{Dir: dir, Providers: []kim.ProviderConfig{softwareConfig("software")}})
 	key := generate(t, k, k.Default(), "key", p256)
 	must(t, os.RemoveAll(dir))

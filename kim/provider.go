@@ -449,7 +449,7 @@ func (p *Provider) lookForDamage(ctx context.Context) error {
 func (p *Provider) lookAtRows(started func()) error {
 	damaged, n, page := 0, 0, time.Now()
 	return p.All(p.k.ctx, func(k Key) error {
-		if k.Damage != nil {
+		if p.stillDamaged(k) {
 			damaged++
 			p.log.Error("a key's row is damaged", "key", k.Number, "name", k.Path(), "err", k.Damage)
 			p.mu.Lock()
@@ -471,6 +471,16 @@ func (p *Provider) lookAtRows(started func()) error {
 		page = time.Now()
 		return nil
 	})
+}
+
+// stillDamaged asks once more about a row that was read as damaged: beside a change of the data key a page of rows may be proven
+// by a key that was not theirs yet, or is not any more.
+func (p *Provider) stillDamaged(k Key) bool {
+	if k.Damage == nil || k.Number == 0 { // a number that is damaged leads nowhere
+		return k.Damage != nil
+	}
+	_, err := p.k.store.KeyByNumber(p.k.ctx, k.Number)
+	return psa.StatusOf(err) == psa.StatusDataCorrupt
 }
 
 // learn reads the capabilities of a device that was away.

@@ -1157,6 +1157,7 @@ func (s *sqliteStore) SetAllowDestroy(ctx context.Context, number int64, allow b
 
 func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []byte) (before []byte, err error) {
 	err = s.write(ctx, "cannot store a certificate", func(t *tx) error {
+		before = nil // what an earlier run found may be gone
 		k, err := t.keyIn(number, Ready)
 		if err != nil {
 			return err
@@ -1176,7 +1177,7 @@ func (s *sqliteStore) SetCertificate(ctx context.Context, number int64, chain []
 }
 
 func (s *sqliteStore) RestoreCertificate(ctx context.Context, number int64, chain, before []byte) error {
-	return s.write(ctx, "cannot restore a certificate", func(t *tx) error {
+	return s.owe(ctx, "cannot restore a certificate", func(t *tx) error {
 		k, err := t.keyIn(number, Ready)
 		if err != nil || !bytes.Equal(chainSum(chain), k.certificate) {
 			return err

@@ -266,6 +266,9 @@ func validUnits(units *[]string) error {
 
 // decide changes what is its owner's to decide, for its owner.
 func (v *view) decide(ctx context.Context, k kim.Key, x attributesInput) error {
+	if len(v.decisions(k, x)) == 0 {
+		return nil // and waits for nobody's commit
+	}
 	v.t.changing.Lock()
 	defer v.t.changing.Unlock()
 	if err := v.mayDecide(ctx, k, x); err != nil {

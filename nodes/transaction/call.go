@@ -24,14 +24,16 @@ func (h *Handle) Call(ctx context.Context, who caller.Caller, in, dest []byte) (
 		return 0, err
 	}
 	defer h.leave(who)
-	r, err := h.channel.submit(in)
+	r, begun, err := h.channel.submit(in)
+	if begun {
+		h.mu.Lock()
+		h.reply.anew()
+		h.told = false
+		h.mu.Unlock()
+	}
 	if err != nil {
 		return 0, err
 	}
-	h.mu.Lock()
-	h.reply.anew()
-	h.told = false
-	h.mu.Unlock()
 	if err := r.answer(ctx, who); errors.Is(err, errInterrupted) {
 		r.keep(in)
 		return 0, err
@@ -51,28 +53,27 @@ func (h *Handle) Call(ctx context.Context, who caller.Caller, in, dest []byte) (
 	return n, nil
 }
 
-// submit takes a whole request, or finds the one that these bytes began before.
-func (c *Channel) submit(in []byte) (*request, error) {
+// submit takes a whole request, or finds the one that these bytes began before; begun: none that was here before goes on.
+func (c *Channel) submit(in []byte) (r *request, begun bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.req != nil && c.req.keeps(in) {
-		return c.req, nil
+		return c.req, true, nil
 	}
-	r, err := c.current()
-	if err != nil {
-		return nil, err
+	if r, err = c.current(); err != nil {
+		return nil, false, err
 	}
 	if c.aside.Load() > 0 {
-		return nil, errHalf
+		return nil, false, errHalf
 	}
 	if err := r.untouched(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := r.fill(in); err != nil {
 		c.reset()
-		return nil, err
+		return nil, true, err
 	}
-	return r, nil
+	return r, true, nil
 }
 
 // end drops a request that a call brought and that is over.

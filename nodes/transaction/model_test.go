@@ -872,11 +872,11 @@ func (m *model) submits(h *modelHandle, in []byte) (*modelRequest, syscall.Errno
 			errno = syscall.ENOMEM
 		}
 	}
+	h.inside, h.told = false, false
 	if errno != 0 {
 		m.reset(h.ch)
 		return nil, errno
 	}
-	h.inside, h.told = false, false
 	return r, 0
 }
 

@@ -133,10 +133,11 @@ func (n *operationFile) quick(ctx context.Context) bool {
 	return err == nil && n.p.Quick(n.row.op, k.Attributes)
 }
 
-// promptCalls says whether a request that begins and is answered in one call has nothing to store first, such as a nonce.
+// promptCalls says whether a request that begins and is answered in one call has nothing to store first, such as a nonce, and would
+// have its turn at once.
 func (h *handle) promptCalls() bool {
 	f, ok := h.n.(*operationFile)
-	return ok && h.t.auditing == nil && (f.row.op == psa.Sign || f.row.op == psa.SignHash || f.row.op == psa.Mac)
+	return ok && h.t.auditing == nil && (f.row.op == psa.Sign || f.row.op == psa.SignHash || f.row.op == psa.Mac) && f.p.Free()
 }
 
 // opensPromptly says that an open of the file now is judged by nobody but the kernel, which has done so. The key's row is in memory:

@@ -25,6 +25,7 @@ const (
 	opcodeForget      = 2
 	opcodeRead        = 15
 	opcodeWrite       = 16
+	opcodeFlush       = 25
 	opcodeInterrupt   = 36
 	opcodeIoctl       = 39
 	opcodeBatchForget = 42
@@ -42,12 +43,12 @@ type entry struct {
 	// cut is the number of the last request that was interrupted.
 	cut atomic.Uint64
 
-	commit  uint64 // the number by which the kernel knows the answer
-	opcode  uint32
-	uid     uint32
-	filled  bool // a request was put there, which the thread has not begun
-	counted bool // in its queue's places
-	dirty   int  // bytes of the payload that an answer may have left
+	commit uint64 // the number by which the kernel knows the answer
+	opcode uint32
+	uid    uint32
+	filled bool    // a request was put there, which the thread has not begun
+	dirty  int     // bytes of the payload that an answer may have left
+	place  *places // among which it is counted; nil: nowhere
 
 	in  [3][]byte
 	out [2][]byte

@@ -138,6 +138,13 @@ func (e *entry) refuse(unique uint64, errno unix.Errno) int {
 	return outHeaderSize
 }
 
+// turnAway answers a request that finds no place. What it brought may be secret, and is of no use any more.
+func (e *entry) turnAway() {
+	clear(e.payload[:e.payloadSize()])
+	e.refuse(e.unique.Swap(0), unix.EAGAIN)
+	e.answer(0)
+}
+
 // answer tells the kernel how much of the payload is the answer.
 func (e *entry) answer(size int) {
 	clear(e.header[aboutAt : aboutAt+8])

@@ -289,8 +289,7 @@ func (q *queue) begin(e *entry) {
 		return
 	}
 	if !q.place(e) {
-		e.refuse(e.unique.Swap(0), unix.EAGAIN)
-		e.answer(0)
+		e.turnAway()
 		q.answered = append(q.answered, e)
 		return
 	}

@@ -158,7 +158,7 @@ func TestWaiting(t *testing.T) {
 }
 
 // Whoever closes files that take long to be closed takes no more of a processor's entries than half of what may wait, and half of
-// what is for that alone.
+// what is for that alone. Nothing stays of what those bring who find no place.
 func TestWaitingToClose(t *testing.T) {
 	m := mount(t, Options{testOnlyDepth: 64}, false)
 	const closers = 100
@@ -190,7 +190,25 @@ func TestWaitingToClose(t *testing.T) {
 		}
 	}
 	m.root.until(t, 32, nil)
-	done := make(chan error, 1)
+	done, secret := make(chan error, 1), []byte("a secret that comes at a bad time")
+	echo, err := open(filepath.Join(m.dir, "echo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	pinned(1, func() {
+		_, err := echo.WriteAt(secret, 0)
+		done <- err
+	})
+	if err := await(t, done, 1)[0]; err != unix.EAGAIN {
+		t.Errorf("a WRITE: %v, not EAGAIN", err)
+	}
+	for i := range m.t.queues[0].entries {
+		e := &m.t.queues[0].entries[i]
+		if bytes.Contains(e.payload, secret) {
+			t.Errorf("entry %d still has what was refused", e.index)
+		}
+	}
 	pinned(2, func() {
 		var st unix.Stat_t
 		done <- unix.Stat(filepath.Join(m.dir, "echo"), &st)

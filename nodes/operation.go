@@ -52,7 +52,8 @@ func (o *operation) Authorize(context.Context, caller.Caller, transaction.Inputs
 
 func (o *operation) Quick(who caller.Caller) bool {
 	p := o.at.provider
-	return p != nil && p.Quick(o.row.op, o.key.Attributes) && p.Free() && (!o.t.looksUp(o.class()) || o.t.procs.Knows(who))
+	return p != nil && p.Quick(o.row.op, o.key.Attributes) && p.Free() && (o.at.key == 0 || o.t.kim.Opened(o.at.key)) &&
+		(!o.t.looksUp(o.class()) || o.t.procs.Knows(who))
 }
 
 func (o *operation) Present(ctx context.Context) error {

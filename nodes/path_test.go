@@ -215,8 +215,8 @@ func TestPromptReads(t *testing.T) {
 		never                bool // quick: all READs of such a file count as waiting
 	}{
 		{"ecdsa-p256-sha256", "sign", "message", false, false, false},
-		{"ecdsa-p256-sha256", "sign_hash", strings.Repeat("h", 32), false, false, false},
-		{"ed25519", "sign", strings.Repeat("m", 100<<10), true, true, false}, // which is not streamed
+		{"ecdsa-p256-sha256", "sign_hash", strings.Repeat("h", 32), true, false, false}, // it begins with the READ, which opens the key
+		{"ed25519", "sign", strings.Repeat("m", 100<<10), true, true, false},            // which is not streamed
 		{"rsa-2048-pkcs1v15-sha256", "sign", "message", false, false, false},
 		{"rsa-3072-pkcs1v15-sha256", "sign", "message", true, true, true},
 		{"aes-256-gcm", "encrypt", "message", true, false, false}, // a nonce is reserved first
@@ -382,6 +382,34 @@ func TestPromptNeedsAPlace(t *testing.T) {
 		u.release(f.node, f.fh)
 	}
 	u.release(ec, fh)
+}
+
+// TestPromptOpensNoKey: a key is not opened by the thread that all on a processor wait for, whatever begins the request.
+func TestPromptOpensNoKey(t *testing.T) {
+	t.Parallel()
+	u := newUnmounted(t)
+	const read, write, ioctl = 15, 16, 39
+	for _, file := range []string{"sign", "sign_hash"} {
+		u.key(file, "ecdsa-p256-sha256")
+		node := u.walk("providers", "software", "keys", file, file)
+		fh := u.open(node, os.O_RDWR)
+		want := func(opcode uint32, waits bool) {
+			t.Helper()
+			if u.waitsFor(opcode, node, fh) != waits {
+				t.Errorf("%s: a request %d waits: %t", file, opcode, !waits)
+			}
+		}
+		want(write, true)
+		want(ioctl, true)
+		u.write(node, fh, make([]byte, 32), 0)
+		want(read, file == "sign_hash")
+		u.read(node, fh, make([]byte, 4096), 0)
+		want(write, false)
+		want(ioctl, false)
+		u.write(node, fh, make([]byte, 32), 0)
+		want(read, false)
+		u.release(node, fh)
+	}
 }
 
 // TestDyingClients: whoever is killed in the middle of quick operations leaves nothing behind, and gets nobody else's answer.

@@ -113,6 +113,14 @@ func (o *openKeys) use(number int64, open func(*openKey) error) (*openKey, error
 	return e, nil
 }
 
+// has says whether a key is open.
+func (o *openKeys) has(number int64) bool {
+	o.mu.Lock()
+	e := o.all[number]
+	o.mu.Unlock()
+	return e != nil && e.opened.Load()
+}
+
 // open opens it, once, or waits until somebody has.
 func (e *openKey) open(open func(*openKey) error) {
 	e.once.Do(func() {
@@ -271,6 +279,10 @@ func (k *KIM) Begin(ctx context.Context, number int64, uid uint32, op psa.Op) (R
 	}
 	return k.queued(op, uid, run, e, nil), nil
 }
+
+// Opened says whether a key is open, so that Begin need not read and unseal it, which takes long where it is large, and waits while the
+// data key is changed. It may be otherwise a moment later.
+func (k *KIM) Opened(number int64) bool { return k.keys.has(number) }
 
 // Certify is Begin of psa.Attest with a signature by another key of the provider, whose policy permits psa.Sign.
 func (k *KIM) Certify(ctx context.Context, number int64, uid uint32, op psa.Op, signer int64) (Run, error) {

@@ -117,6 +117,9 @@ func (p *Provider) Quick(op psa.Operation, a psa.Attributes) bool {
 	return w != nil && w.Quick(op, a)
 }
 
+// Free says whether a call would begin at once: fewer run than the provider takes. It may be otherwise a moment later.
+func (p *Provider) Free() bool { return p.queue.free() }
+
 func (p *Provider) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -51,7 +51,9 @@ func (o *operation) Attributes() psa.Attributes { return o.key.Attributes }
 func (o *operation) Authorize(context.Context, caller.Caller, transaction.Inputs) error { return nil }
 
 func (o *operation) Quick(who caller.Caller) bool {
-	return o.at.provider != nil && o.at.provider.Quick(o.row.op, o.key.Attributes) && (!o.t.looksUp(o.class()) || o.t.procs.Knows(who))
+	p := o.at.provider
+	return p != nil && p.Quick(o.row.op, o.key.Attributes) && p.Free() && (o.at.key == 0 || o.t.kim.Opened(o.at.key)) &&
+		(!o.t.looksUp(o.class()) || o.t.procs.Knows(who))
 }
 
 func (o *operation) Present(ctx context.Context) error {

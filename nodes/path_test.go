@@ -17,6 +17,7 @@ import (
 	"github.com/parsecfs/parsecfs/kim"
 	"github.com/parsecfs/parsecfs/nodes"
 	"github.com/parsecfs/parsecfs/providers"
+	"github.com/parsecfs/parsecfs/providers/psa"
 	"github.com/parsecfs/parsecfs/providers/software"
 )
 
@@ -46,13 +47,20 @@ func (noKernel) InodeNotifyStoreCache(uint64, int64, []byte) fuse.Status     { r
 
 func newUnmounted(t testing.TB) *unmounted {
 	t.Helper()
+	return newUnmountedOver(t, func(p providers.Provider) providers.Provider { return p })
+}
+
+// newUnmountedOver has another provider above software.
+func newUnmountedOver(t testing.TB, over func(providers.Provider) providers.Provider) *unmounted {
+	t.Helper()
 	ctx := context.Background()
 	k, err := kim.Open(ctx, kim.Options{
 		Dir: filepath.Join(t.TempDir(), "state"),
 		Log: slog.New(slog.DiscardHandler),
 		Providers: []kim.ProviderConfig{{Name: "software", Type: "Software", Mode: 0755,
 			Open: func(ctx context.Context, dir, _ string) (providers.Provider, error) {
-				return software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
+				p, err := software.Type.New(ctx, providers.Config{Name: "software", StateDir: dir})
+				return over(p), err
 			}}},
 	})
 	if err != nil {
@@ -189,9 +197,11 @@ func BenchmarkSignatures(b *testing.B) {
 	})
 }
 
-func (u *unmounted) waits(node, fh uint64) bool {
+func (u *unmounted) waits(node, fh uint64) bool { return u.waitsFor(15, node, fh) } // FUSE_READ
+
+func (u *unmounted) waitsFor(opcode uint32, node, fh uint64) bool {
 	header := u.header(node)
-	header.Opcode = 15 // FUSE_READ
+	header.Opcode = opcode
 	return !u.prompt.Prompt(&header, binary.NativeEndian.AppendUint64(nil, fh))
 }
 
@@ -205,8 +215,8 @@ func TestPromptReads(t *testing.T) {
 		never                bool // quick: all READs of such a file count as waiting
 	}{
 		{"ecdsa-p256-sha256", "sign", "message", false, false, false},
-		{"ecdsa-p256-sha256", "sign_hash", strings.Repeat("h", 32), false, false, false},
-		{"ed25519", "sign", strings.Repeat("m", 100<<10), true, true, false}, // which is not streamed
+		{"ecdsa-p256-sha256", "sign_hash", strings.Repeat("h", 32), true, false, false}, // it begins with the READ, which opens the key
+		{"ed25519", "sign", strings.Repeat("m", 100<<10), true, true, false},            // which is not streamed
 		{"rsa-2048-pkcs1v15-sha256", "sign", "message", false, false, false},
 		{"rsa-3072-pkcs1v15-sha256", "sign", "message", true, true, true},
 		{"aes-256-gcm", "encrypt", "message", true, false, false}, // a nonce is reserved first
@@ -264,6 +274,142 @@ func TestPromptReads(t *testing.T) {
 		t.Error("a READ by somebody who may have lost a right does not wait")
 	}
 	u.release(sign, fh)
+}
+
+// oneAtATime is the software provider with room for one short call, which a message can hold.
+type oneAtATime struct {
+	providers.Provider
+	began, goOn chan struct{}
+}
+
+func (p oneAtATime) Describe() providers.Description {
+	d := p.Provider.Describe()
+	d.Limits.Short = 1
+	return d
+}
+
+func (p oneAtATime) Slow(op psa.Operation, a psa.Attributes) bool {
+	return p.Provider.(providers.Weigher).Slow(op, a)
+}
+
+func (p oneAtATime) Quick(op psa.Operation, a psa.Attributes) bool {
+	return p.Provider.(providers.Weigher).Quick(op, a)
+}
+
+func (p oneAtATime) Open(ctx context.Context, handle providers.Handle, a psa.Attributes, b providers.Blob) (providers.Key, error) {
+	k, err := p.Provider.Open(ctx, handle, a, b)
+	return oneKey{k, p}, err
+}
+
+type oneKey struct {
+	providers.Key
+	p oneAtATime
+}
+
+func (k oneKey) Begin(ctx context.Context, op psa.Op) (psa.Run, error) {
+	r, err := k.Key.Begin(ctx, op)
+	return &oneRun{Run: r, p: k.p}, err
+}
+
+type oneRun struct {
+	psa.Run
+	p     oneAtATime
+	holds bool
+}
+
+func (r *oneRun) Write(b []byte) (int, error) {
+	r.holds = r.holds || string(b) == "hold"
+	return r.Run.Write(b)
+}
+
+func (r *oneRun) Finish(ctx context.Context) (psa.Result, error) {
+	if r.holds {
+		r.p.began <- struct{}{}
+		<-r.p.goOn
+	}
+	return r.Run.Finish(ctx)
+}
+
+// TestPromptNeedsAPlace: what would have to wait for its turn is not answered by the thread that all on a processor wait for, also
+// where the operation only begins with the READ.
+func TestPromptNeedsAPlace(t *testing.T) {
+	t.Parallel()
+	began, goOn := make(chan struct{}), make(chan struct{})
+	u := newUnmountedOver(t, func(p providers.Provider) providers.Provider { return oneAtATime{p, began, goOn} })
+	const read, ioctl = 15, 39
+	type file struct{ node, fh uint64 }
+	var asked, called []file
+	u.key("ec", "ecdsa-p256-sha256")
+	u.key("ed", "ed25519")
+	u.key("hmac", "hmac-sha256")
+	for _, way := range [][2]string{{"ec", "sign"}, {"ec", "sign_hash"}, {"ed", "sign"}, {"hmac", "mac"}} {
+		node := u.walk("providers", "software", "keys", way[0], way[1])
+		called = append(called, file{node, u.open(node, os.O_RDWR)})
+		written := file{node, u.open(node, os.O_RDWR)}
+		u.write(node, written.fh, make([]byte, 32), 0)
+		asked = append(asked, written)
+	}
+	wait := func(want bool) {
+		t.Helper()
+		for _, f := range asked {
+			if u.waitsFor(read, f.node, f.fh) != want {
+				t.Errorf("a READ waits: %t", !want)
+			}
+		}
+		for _, f := range called {
+			if u.waitsFor(ioctl, f.node, f.fh) != want {
+				t.Errorf("an ioctl waits: %t", !want)
+			}
+		}
+	}
+	wait(false)
+	ec := u.walk("providers", "software", "keys", "ec", "sign")
+	fh := u.open(ec, os.O_RDWR)
+	u.write(ec, fh, []byte("hold"), 0)
+	done := make(chan int)
+	go func() {
+		other := &unmounted{TB: t, raw: u.raw, caller: u.caller}
+		done <- len(other.read(ec, fh, make([]byte, 4096), 0))
+	}()
+	<-began
+	wait(true)
+	close(goOn)
+	if <-done == 0 {
+		t.Error("no answer")
+	}
+	wait(false)
+	for _, f := range append(asked, called...) {
+		u.release(f.node, f.fh)
+	}
+	u.release(ec, fh)
+}
+
+// TestPromptOpensNoKey: a key is not opened by the thread that all on a processor wait for, whatever begins the request.
+func TestPromptOpensNoKey(t *testing.T) {
+	t.Parallel()
+	u := newUnmounted(t)
+	const read, write, ioctl = 15, 16, 39
+	for _, file := range []string{"sign", "sign_hash"} {
+		u.key(file, "ecdsa-p256-sha256")
+		node := u.walk("providers", "software", "keys", file, file)
+		fh := u.open(node, os.O_RDWR)
+		want := func(opcode uint32, waits bool) {
+			t.Helper()
+			if u.waitsFor(opcode, node, fh) != waits {
+				t.Errorf("%s: a request %d waits: %t", file, opcode, !waits)
+			}
+		}
+		want(write, true)
+		want(ioctl, true)
+		u.write(node, fh, make([]byte, 32), 0)
+		want(read, file == "sign_hash")
+		u.read(node, fh, make([]byte, 4096), 0)
+		want(write, false)
+		want(ioctl, false)
+		u.write(node, fh, make([]byte, 32), 0)
+		want(read, false)
+		u.release(node, fh)
+	}
 }
 
 // TestDyingClients: whoever is killed in the middle of quick operations leaves nothing behind, and gets nobody else's answer.

@@ -114,7 +114,9 @@ func (p *Prompt) Prompt(head *fuse.InHeader, argument []byte) bool {
 		return false
 	}
 	switch head.Opcode {
-	case opcodeWrite, opcodeRelease: // the one only collects, the other wipes
+	case opcodeWrite: // which only collects, but opens the key of a request that begins
+		return h.opened()
+	case opcodeRelease:
 		return true
 	case opcodeRead:
 		return h.h.Passes(callerFrom(head.Caller))
@@ -133,10 +135,18 @@ func (n *operationFile) quick(ctx context.Context) bool {
 	return err == nil && n.p.Quick(n.row.op, k.Attributes)
 }
 
-// promptCalls says whether a request that begins and is answered in one call has nothing to store first, such as a nonce.
+// promptCalls says whether a request that begins and is answered in one call has nothing to store first, such as a nonce, and would
+// have its turn at once.
 func (h *handle) promptCalls() bool {
 	f, ok := h.n.(*operationFile)
-	return ok && h.t.auditing == nil && (f.row.op == psa.Sign || f.row.op == psa.SignHash || f.row.op == psa.Mac)
+	return ok && h.t.auditing == nil && (f.row.op == psa.Sign || f.row.op == psa.SignHash || f.row.op == psa.Mac) &&
+		h.opened() && f.p.Free()
+}
+
+// opened says whether the file's key is open.
+func (h *handle) opened() bool {
+	f, ok := h.n.(*operationFile)
+	return ok && h.t.kim.Opened(f.key)
 }
 
 // opensPromptly says that an open of the file now is judged by nobody but the kernel, which has done so. The key's row is in memory:

@@ -34,16 +34,19 @@
 // wait for none of what follows, and may write a notification or read a row.
 //
 // All else waits in goroutines, of which each holds an entry. Requests that may wait (places) never take a queue's last eighth, so
-// that LOOKUP, GETATTR, FLUSH, RELEASE and the like find an entry whatever waits; and one user never takes the last half of what may
-// be taken, so that the next one finds a place. Who finds none gets EAGAIN: to wait would take an entry too. What handlers wait for,
+// that LOOKUP, GETATTR, RELEASE and the like find an entry whatever waits; and one user never takes the last half of what may be
+// taken, so that the next one finds a place. A FLUSH may wait too, for what takes effect when a file is closed; somebody may wait for
+// it as well, so half of the reserve is for FLUSHes, with the same rule. Who finds no place gets EAGAIN: to wait would take an entry
+// too. What handlers wait for,
 // and who needs an answer of ours meanwhile:
 //
 //   - A look at a process in the middle of execve(2) (nodes/caller). It sleeps in the kernel until the execve ends, which may wait for
 //     our answer to FLUSH of a close-on-exec descriptor. The look has a thread of its own and ends its request's wait after 5 s at most;
-//     the FLUSH has an entry and a goroutine.
+//     the FLUSH has an entry and a goroutine, or is refused.
 //   - A look at a process whose memory map is locked while a page of our mount is read into it. The same: the page's READ is answered
 //     by a goroutine, or by the queue's thread, and no thread of a queue ever looks.
-//   - A request in the drop box that is not complete: completed by a FLUSH or a RELEASE, which find an entry.
+//   - A request in the drop box that is not complete: completed by a FLUSH, which finds an entry unless as many of its user's FLUSHes
+//     wait, or ended by its time.
 //   - A provider, its queue, the disk: devices, files and processes that are not on the mount, which fs.Run makes sure of for what is
 //     configured. operation_timeout ends the wait.
 //   - Another request's lock, a change of permissions: its holder has an entry already.

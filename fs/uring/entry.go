@@ -25,6 +25,7 @@ const (
 	opcodeForget      = 2
 	opcodeRead        = 15
 	opcodeWrite       = 16
+	opcodeFlush       = 25
 	opcodeInterrupt   = 36
 	opcodeIoctl       = 39
 	opcodeBatchForget = 42
@@ -42,12 +43,12 @@ type entry struct {
 	// cut is the number of the last request that was interrupted.
 	cut atomic.Uint64
 
-	commit  uint64 // the number by which the kernel knows the answer
-	opcode  uint32
-	uid     uint32
-	filled  bool // a request was put there, which the thread has not begun
-	counted bool // in its queue's places
-	dirty   int  // bytes of the payload that an answer may have left
+	commit uint64 // the number by which the kernel knows the answer
+	opcode uint32
+	uid    uint32
+	filled bool    // a request was put there, which the thread has not begun
+	dirty  int     // bytes of the payload that an answer may have left
+	place  *places // among which it is counted; nil: nowhere
 
 	in  [3][]byte
 	out [2][]byte
@@ -135,6 +136,13 @@ func (e *entry) refuse(unique uint64, errno unix.Errno) int {
 	binary.NativeEndian.PutUint32(e.header[4:], uint32(-int32(errno)))
 	binary.NativeEndian.PutUint64(e.header[8:], unique)
 	return outHeaderSize
+}
+
+// turnAway answers a request that finds no place. What it brought may be secret, and is of no use any more.
+func (e *entry) turnAway() {
+	clear(e.payload[:e.payloadSize()])
+	e.refuse(e.unique.Swap(0), unix.EAGAIN)
+	e.answer(0)
 }
 
 // answer tells the kernel how much of the payload is the answer.

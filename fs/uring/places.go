@@ -5,8 +5,9 @@ package uring
 func waits(opcode uint32) bool {
 	switch opcode {
 	case opcodeRead, opcodeWrite, opcodeIoctl,
-		14,         // OPEN, which may look for who calls
-		4, 6, 8, 9, // SETATTR, SYMLINK, MKNOD, MKDIR
+		opcodeFlush, // of a text that takes effect when its file is closed
+		14,          // OPEN, which may look for who calls
+		4, 6, 8, 9,  // SETATTR, SYMLINK, MKNOD, MKDIR
 		10, 11, 12, 13, // UNLINK, RMDIR, RENAME, LINK
 		21, 24, 35, 45: // SETXATTR, REMOVEXATTR, CREATE, RENAME2
 		return true
@@ -39,4 +40,23 @@ func (p *places) leave(uid uint32) {
 	if p.users[uid]--; p.users[uid] == 0 {
 		delete(p.users, uid)
 	}
+}
+
+// place counts a request that may wait; false: no more of its user may. A FLUSH has some of the reserve where the other places are
+// taken: somebody may wait for what it completes.
+func (q *queue) place(e *entry) bool {
+	if !waits(e.opcode) {
+		return true
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.places.enter(e.uid):
+		e.place = &q.places
+	case e.opcode == opcodeFlush && q.flushes.enter(e.uid):
+		e.place = &q.flushes
+	default:
+		return false
+	}
+	return true
 }

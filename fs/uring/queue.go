@@ -45,6 +45,7 @@ type queue struct {
 	mu      sync.Mutex
 	done    []*entry // answered by goroutines
 	places  places
+	flushes places         // what FLUSHes have beside those
 	working sync.WaitGroup // the goroutines
 }
 
@@ -263,9 +264,9 @@ func (q *queue) sleep() bool {
 func (q *queue) back(e *entry) {
 	q.mu.Lock()
 	q.done = append(q.done, e)
-	if e.counted {
-		e.counted = false
-		q.places.leave(e.uid)
+	if e.place != nil {
+		e.place.leave(e.uid)
+		e.place = nil
 	}
 	q.mu.Unlock()
 	q.wake()
@@ -312,16 +313,10 @@ func (q *queue) begin(e *entry) {
 		q.answered = append(q.answered, e)
 		return
 	}
-	if waits(e.opcode) {
-		q.mu.Lock()
-		e.counted = q.places.enter(e.uid)
-		q.mu.Unlock()
-		if !e.counted {
-			e.refuse(e.unique.Swap(0), unix.EAGAIN)
-			e.answer(0)
-			q.answered = append(q.answered, e)
-			return
-		}
+	if !q.place(e) {
+		e.turnAway()
+		q.answered = append(q.answered, e)
+		return
 	}
 	q.working.Add(1)
 	q.t.workers.run(work{q, e})

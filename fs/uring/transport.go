@@ -95,9 +95,10 @@ func Prepare(o Options) (*Transport, error) {
 		depth = o.testOnlyDepth
 	}
 	t := &Transport{o: o, payload: max(minPayload, o.MaxWrite), workers: newWorkers(), over: make(chan struct{})}
+	reserve := (depth + reservePart - 1) / reservePart
 	for id := range cpus {
 		q := &queue{t: t, id: id, entries: make([]entry, depth), steps: make(chan step), said: make(chan error, 1), wakes: -1,
-			places: places{most: depth - (depth+reservePart-1)/reservePart}}
+			places: places{most: depth - reserve}, flushes: places{most: max(1, reserve/2)}}
 		t.queues = append(t.queues, q)
 		t.threads.Add(1)
 		t.rings.Add(1)

@@ -157,6 +157,74 @@ func TestWaiting(t *testing.T) {
 	m.root.until(t, 0, nil)
 }
 
+// Whoever closes files that take long to be closed takes no more of a processor's entries than half of what may wait, and half of
+// what is for that alone. Nothing stays of what those bring who find no place.
+func TestWaitingToClose(t *testing.T) {
+	m := mount(t, Options{testOnlyDepth: 64}, false)
+	const closers = 100
+	opened, begin, closed := make(chan error, closers), make(chan struct{}), make(chan error, closers)
+	for range closers {
+		pinned(1, func() {
+			f, err := open(filepath.Join(m.dir, "flush"))
+			for err == unix.EAGAIN {
+				f, err = open(filepath.Join(m.dir, "flush"))
+			}
+			opened <- err
+			<-begin
+			if err == nil {
+				err = f.Close()
+			}
+			closed <- err
+		})
+	}
+	for _, err := range await(t, opened, closers) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(begin)
+	// 56 entries may wait, of which 29 are one's, and 4 more are for FLUSHes, of which 3 are.
+	for _, err := range await(t, closed, closers-32) {
+		if err != unix.EAGAIN {
+			t.Errorf("too many FLUSHes: %v, not EAGAIN", err)
+		}
+	}
+	m.root.until(t, 32, nil)
+	done, secret := make(chan error, 1), []byte("a secret that comes at a bad time")
+	echo, err := open(filepath.Join(m.dir, "echo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	pinned(1, func() {
+		_, err := echo.WriteAt(secret, 0)
+		done <- err
+	})
+	if err := await(t, done, 1)[0]; err != unix.EAGAIN {
+		t.Errorf("a WRITE: %v, not EAGAIN", err)
+	}
+	for i := range m.t.queues[0].entries {
+		e := &m.t.queues[0].entries[i]
+		if bytes.Contains(e.payload, secret) {
+			t.Errorf("entry %d still has what was refused", e.index)
+		}
+	}
+	pinned(2, func() {
+		var st unix.Stat_t
+		done <- unix.Stat(filepath.Join(m.dir, "echo"), &st)
+	})
+	if err := await(t, done, 1)[0]; err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	close(m.root.release)
+	for _, err := range await(t, closed, 32) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	m.root.until(t, 0, nil)
+}
+
 // A signal ends a READ that waits. One that comes while the kernel hands the request over is lost to it, and one that comes between
 // the kernel's part and the handler's is not.
 func TestInterrupt(t *testing.T) {

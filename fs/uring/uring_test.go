@@ -119,7 +119,8 @@ func (m *mounted) raw() (fuse.RawFileSystem, *fuse.MountOptions) {
 	return raw, &options.MountOptions
 }
 
-// root has the files echo, whose handles read what was last written to them, and wait, whose READ waits until it is told to end.
+// root has the files echo, whose handles read what was last written to them; and wait and flush, whose READ or FLUSH waits until it
+// is told to end.
 type root struct {
 	gofs.Inode
 	mu      sync.Mutex
@@ -130,7 +131,7 @@ type root struct {
 
 func (r *root) OnAdd(ctx context.Context) {
 	r.release, r.changed = make(chan struct{}), make(chan struct{}, 1<<16)
-	for _, name := range []string{"echo", "wait"} {
+	for _, name := range []string{"echo", "wait", "flush"} {
 		r.AddChild(name, r.NewPersistentInode(ctx, &file{root: r, name: name}, gofs.StableAttr{Mode: syscall.S_IFREG}), true)
 	}
 }
@@ -188,6 +189,20 @@ func (f *file) Read(ctx context.Context, h gofs.FileHandle, dest []byte, offset 
 	return fuse.ReadResultData(dest[:copy(dest, hd.data[offset:])]), 0
 }
 
+func (f *file) Flush(ctx context.Context, _ gofs.FileHandle) syscall.Errno {
+	if f.name != "flush" {
+		return 0
+	}
+	f.root.count(1)
+	defer f.root.count(-1)
+	select {
+	case <-f.root.release:
+		return 0
+	case <-ctx.Done():
+		return syscall.EINTR
+	}
+}
+
 func (r *root) count(n int) {
 	r.mu.Lock()
 	r.waiting += n
@@ -195,7 +210,7 @@ func (r *root) count(n int) {
 	r.changed <- struct{}{}
 }
 
-// until waits for so many READs of wait to be under way, or for one that has ended.
+// until waits for so many requests that wait to be under way, or for one that has ended.
 func (r *root) until(t *testing.T, n int, ended <-chan error) (err error, early bool) {
 	t.Helper()
 	timeout := time.After(20 * time.Second)

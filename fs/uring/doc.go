@@ -12,10 +12,11 @@
 // that is taken page by page when a request first needs it, and none of it locked. Over all processors there are 16384 entries at
 // most, 1 GiB if each was full once; the kernel uses the entry that became free last, so that few ever are.
 //
-// The thread answers a request itself where the file system promises that it waits for nothing (Prompter): that is the fast path, and
-// the reason for all this. Every other request goes to a goroutine. That goroutine does not commit its answer, since the kernel has
-// whoever commits an entry work for it from then on: it puts the entry on a list, and wakes the thread through an eventfd that the
-// ring reads.
+// The thread answers a request itself where the file system promises that it waits for nothing (Prompter): that is the fast path,
+// and the reason for all this. Of many such requests it answers a few, half of them one user's, and then looks who else has come:
+// nobody waits for all that another user asks with many threads. Every other request goes to a goroutine. That goroutine does not
+// commit its answer, since the kernel has whoever commits an entry work for it from then on: it puts the entry on a list, and wakes
+// the thread through an eventfd that the ring reads.
 //
 // INTERRUPT and FORGET come by /dev/fuse as ever, and notifications go by it. An interrupt may come before its request, and is kept
 // until then (early). A signal that comes while the kernel hands a request over is told to nobody (fuse_uring_prepare_send looks for
@@ -29,9 +30,9 @@
 //
 // Each processor has one thread. If that thread waited for something that needs an answer of ours on the same processor, nobody
 // would give it. It waits in two places. One is io_uring_enter(2), which any request or answer ends. The other is a handler that
-// promised to wait for nothing; package nodes promises it for opens for reading and writing where nobody must be judged, for WRITEs,
-// which only collect, for READs of an answer that is there or quick to compute, and for RELEASE. They take mutexes, whose holders
-// wait for none of what follows, and may write a notification or read a row.
+// promised to wait for nothing; package nodes promises it for opens for reading and writing where nobody must be judged, for WRITEs
+// to keys that are open, which only collect, for READs of an answer that is there or quick to compute, and for RELEASE. They take
+// mutexes, whose holders wait for none of what follows, and may write a notification or read a row.
 //
 // All else waits in goroutines, of which each holds an entry. Requests that may wait (places) never take a queue's last eighth, so
 // that LOOKUP, GETATTR, RELEASE and the like find an entry whatever waits; and one user never takes the last half of what may be

@@ -35,6 +35,7 @@ type queue struct {
 	live     int  // entries that the kernel can still use
 	armed    bool // the ring reads the eventfd
 	filled   []*entry
+	left     []*entry // filled ones that wait for their turn
 	answered []*entry
 	scratch  []byte
 
@@ -176,14 +177,24 @@ func (q *queue) reap() error {
 // serve answers requests until the connection has ended, and every entry with it.
 func (q *queue) serve() error {
 	for q.live > 0 {
-		for _, e := range q.filled {
-			q.begin(e)
-		}
-		q.filled = q.filled[:0]
+		q.beginSome()
 		q.arm()
 		q.collect()
 		if err := q.hand(); err != nil {
 			return err
+		}
+		if len(q.left) > 0 {
+			// Who came meanwhile may have their turn before the rest.
+			if err := q.ring.look(); err != nil {
+				return err
+			}
+			if err := q.reap(); err != nil {
+				return err
+			}
+			if q.t.failed.Load() {
+				return nil
+			}
+			continue
 		}
 		// Handing over may have filled entries, ended the last one, or taken a signal that came late.
 		if len(q.filled) > 0 || q.live == 0 || !q.armed || !q.sleep() {
@@ -278,21 +289,62 @@ func (q *queue) hand() error {
 	return nil
 }
 
+const (
+	// turnMost is how many requests are answered here before others are looked for, and turnUser how many of one user.
+	turnMost = 16
+	turnUser = turnMost / 2
+)
+
+// beginSome begins what was found, but for requests that are answered here: of many only some, so that those of others need not wait
+// for all that one user has here.
+func (q *queue) beginSome() {
+	found := q.filled
+	if len(q.left) > 0 {
+		found = append(q.left, q.filled...)
+		q.left = nil
+	}
+	if len(found) <= turnMost {
+		for _, e := range found {
+			q.begin(e)
+		}
+		q.filled = q.filled[:0]
+		return
+	}
+	turn, users := 0, map[uint32]int{}
+	for _, e := range found {
+		uid := e.head().Uid
+		if (turn == turnMost || users[uid] == turnUser) && q.isPrompt(e) {
+			q.left = append(q.left, e)
+			continue
+		}
+		if q.begin(e) {
+			turn++
+			users[uid]++
+		}
+	}
+	q.filled = q.filled[:0]
+}
+
+func (q *queue) isPrompt(e *entry) bool {
+	return q.t.prompt != nil && q.t.prompt.Prompt(e.head(), e.arguments())
+}
+
 // begin has a request answered: here if that waits for nothing, else by a goroutine.
-func (q *queue) begin(e *entry) {
+func (q *queue) begin(e *entry) (here bool) {
 	e.filled = false
 	e.begin()
 	q.t.late(e)
-	if q.t.prompt != nil && q.t.prompt.Prompt(e.head(), e.arguments()) {
+	if q.isPrompt(e) {
 		q.scratch = e.handle(q.t.server, q.scratch)
 		q.answered = append(q.answered, e)
-		return
+		return true
 	}
 	if !q.place(e) {
 		e.turnAway()
 		q.answered = append(q.answered, e)
-		return
+		return false
 	}
 	q.working.Add(1)
 	q.t.workers.run(work{q, e})
+	return false
 }

@@ -205,6 +205,22 @@ func (u *unmounted) waitsFor(opcode uint32, node, fh uint64) bool {
 	return !u.prompt.Prompt(&header, binary.NativeEndian.AppendUint64(nil, fh))
 }
 
+// TestPromptLinks: a path over default asks for its text each time, and that waits for nothing.
+func TestPromptLinks(t *testing.T) {
+	t.Parallel()
+	u := newUnmounted(t)
+	header := u.header(u.walk("providers", "default"))
+	header.Opcode = 5 // FUSE_READLINK
+	if !u.prompt.Prompt(&header, nil) {
+		t.Error("a READLINK waits")
+	}
+	text, status := u.raw.Readlink(nil, &header)
+	u.must(status)
+	if string(text) != "software" {
+		t.Errorf("default is a link to %q", text)
+	}
+}
+
 // TestPromptReads: a READ is known to wait or not before it is sent, and to ask changes nothing.
 func TestPromptReads(t *testing.T) {
 	t.Parallel()

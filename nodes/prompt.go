@@ -88,16 +88,20 @@ func (p *Prompt) Forget(node, lookups uint64) {
 
 // opcodes, enum fuse_opcode.
 const (
-	opcodeOpen    = 14
-	opcodeRead    = 15
-	opcodeWrite   = 16
-	opcodeRelease = 18
-	opcodeIoctl   = 39
+	opcodeReadlink = 5
+	opcodeOpen     = 14
+	opcodeRead     = 15
+	opcodeWrite    = 16
+	opcodeRelease  = 18
+	opcodeIoctl    = 39
 )
 
 // Prompt says whether the request is answered without waiting. argument is what follows its header: of OPEN the flags, of the others
 // the handle's number, to begin with.
 func (p *Prompt) Prompt(head *fuse.InHeader, argument []byte) bool {
+	if head.Opcode == opcodeReadlink {
+		return true // a link has its text, or that of whoever asks, in memory
+	}
 	if head.Opcode == opcodeOpen && len(argument) >= 4 {
 		p.mu.RLock()
 		f := p.files[head.NodeId]

@@ -29,9 +29,9 @@
 //
 // Each processor has one thread. If that thread waited for something that needs an answer of ours on the same processor, nobody
 // would give it. It waits in two places. One is io_uring_enter(2), which any request or answer ends. The other is a handler that
-// promised to wait for nothing; package nodes promises it for opens for reading and writing where nobody must be judged, for WRITEs,
-// which only collect, for READs of an answer that is there or quick to compute, and for RELEASE. They take mutexes, whose holders
-// wait for none of what follows, and may write a notification or read a row.
+// promised to wait for nothing; package nodes promises it for opens for reading and writing where nobody must be judged, for WRITEs
+// to keys that are open, which only collect, for READLINK, for READs of an answer that is there or quick to compute, and for RELEASE.
+// They take mutexes, whose holders wait for none of what follows, and may write a notification or read a row.
 //
 // All else waits in goroutines, of which each holds an entry. Requests that may wait (places) never take a queue's last eighth, so
 // that LOOKUP, GETATTR, RELEASE and the like find an entry whatever waits; and one user never takes the last half of what may be

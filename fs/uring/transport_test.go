@@ -225,6 +225,59 @@ func TestWaitingToClose(t *testing.T) {
 	m.root.until(t, 0, nil)
 }
 
+// Whoever asks with many threads at once for what the queue's own thread answers has another user wait for a few of those only.
+func TestTurns(t *testing.T) {
+	const threads, asks = 200, 20
+	m := mount(t, Options{}, true)
+	stop, ended := make(chan struct{}), make(chan error, threads)
+	for range threads {
+		pinned(1, func() {
+			f, err := open(filepath.Join(m.dir, "work"))
+			for err == nil {
+				select {
+				case <-stop:
+					ended <- f.Close()
+					return
+				default:
+					_, err = unix.Pread(int(f), make([]byte, 1), 0)
+				}
+			}
+			ended <- err
+		})
+	}
+	for m.root.worked.Load() < 3*threads {
+		time.Sleep(time.Millisecond)
+	}
+	done, before := make(chan error, 1), int64(0)
+	pinned(2, func() {
+		before = m.root.worked.Load()
+		for range asks {
+			f, err := open(filepath.Join(m.dir, "echo"))
+			if err == nil {
+				err = f.Close()
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	})
+	if err := await(t, done, 1)[0]; err != nil {
+		t.Error(err)
+	}
+	n := (m.root.worked.Load() - before) / asks
+	if n > threads/2 {
+		t.Errorf("another user's request waits for %d of %d", n, threads)
+	}
+	close(stop)
+	for _, err := range await(t, ended, threads) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A signal ends a READ that waits. One that comes while the kernel hands the request over is lost to it, and one that comes between
 // the kernel's part and the handler's is not.
 func TestInterrupt(t *testing.T) {

@@ -2,8 +2,8 @@ package uring
 
 import "testing"
 
-// TestTurns: who has one request waits for one of each other user at most, and everybody's own stay in their order.
-func TestTurns(t *testing.T) {
+// TestTurnsOfQueue: who has one request waits for one of each other user at most, and everybody's own stay in their order.
+func TestTurnsOfQueue(t *testing.T) {
 	t.Parallel()
 	var q turns
 	entries := make([]entry, 7)

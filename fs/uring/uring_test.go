@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -120,18 +121,19 @@ func (m *mounted) raw() (fuse.RawFileSystem, *fuse.MountOptions) {
 }
 
 // root has the files echo, whose handles read what was last written to them; and wait and flush, whose READ or FLUSH waits until it
-// is told to end.
+// is told to end; and work, whose READ keeps its thread for a while.
 type root struct {
 	gofs.Inode
 	mu      sync.Mutex
 	waiting int
+	worked  atomic.Int64
 	changed chan struct{}
 	release chan struct{}
 }
 
 func (r *root) OnAdd(ctx context.Context) {
 	r.release, r.changed = make(chan struct{}), make(chan struct{}, 1<<16)
-	for _, name := range []string{"echo", "wait", "flush"} {
+	for _, name := range []string{"echo", "wait", "flush", "work"} {
 		r.AddChild(name, r.NewPersistentInode(ctx, &file{root: r, name: name}, gofs.StableAttr{Mode: syscall.S_IFREG}), true)
 	}
 }
@@ -179,6 +181,11 @@ func (f *file) Read(ctx context.Context, h gofs.FileHandle, dest []byte, offset 
 		case <-ctx.Done():
 			return nil, syscall.EINTR
 		}
+	}
+	if f.name == "work" {
+		time.Sleep(time.Millisecond / 2)
+		f.root.worked.Add(1)
+		return fuse.ReadResultData(dest[:1]), 0
 	}
 	hd := h.(*handle)
 	hd.mu.Lock()

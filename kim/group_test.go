@@ -110,6 +110,22 @@ func (g *grouped) has(name string) error {
 	return err
 }
 
+// spoils adds a writer whose rows the commit refuses.
+func (g *grouped) spoils() {
+	g.waits(func() {
+		err := g.write(g.t.Context(), "cannot", func(tx *tx) error {
+			if _, err := tx.exec("PRAGMA defer_foreign_keys = ON"); err != nil {
+				return err
+			}
+			_, err := tx.exec("INSERT INTO certificates(key, chain) VALUES (1 << 40, x'00')") // of no key: COMMIT refuses it
+			return err
+		})
+		if psa.StatusOf(err) != psa.StatusStorageFailure {
+			g.t.Error(err)
+		}
+	})
+}
+
 // want checks who is there and who is not.
 func (g *grouped) want(there string, not ...string) {
 	g.t.Helper()
@@ -306,18 +322,7 @@ func TestCommitFails(t *testing.T) {
 			}
 		})
 	}
-	g.waits(func() {
-		err := g.write(t.Context(), "cannot", func(tx *tx) error {
-			if _, err := tx.exec("PRAGMA defer_foreign_keys = ON"); err != nil {
-				return err
-			}
-			_, err := tx.exec("INSERT INTO certificates(key, chain) VALUES (1 << 40, x'00')") // of no key: COMMIT refuses it
-			return err
-		})
-		if psa.StatusOf(err) != psa.StatusStorageFailure {
-			t.Error(err)
-		}
-	})
+	g.spoils()
 	g.release()
 	g.want("", "a", "b")
 	if err := g.insert(t.Context(), "a"); err != nil {
@@ -344,18 +349,7 @@ func TestRefusedByWhatIsGone(t *testing.T) {
 			t.Errorf("who fails by itself: %v", err)
 		}
 	})
-	g.waits(func() {
-		err := g.write(t.Context(), "cannot", func(tx *tx) error {
-			if _, err := tx.exec("PRAGMA defer_foreign_keys = ON"); err != nil {
-				return err
-			}
-			_, err := tx.exec("INSERT INTO certificates(key, chain) VALUES (1 << 40, x'00')") // of no key: COMMIT refuses it
-			return err
-		})
-		if psa.StatusOf(err) != psa.StatusStorageFailure {
-			t.Error(err)
-		}
-	})
+	g.spoils()
 	g.release()
 	g.want("a")
 }

@@ -124,6 +124,18 @@ def call(): os.rmdir(path)
 `
 )
 
+// mountBefore mounts what a call needs: a draft for one on its file, a key for one on its directory.
+func mountBefore(t *testing.T, file string) (*mounted, *slowDevice) {
+	t.Helper()
+	m, device := mountSlow(t, nil)
+	if file == "" {
+		m.key("k", "ecdsa-p256-sha256")
+	} else if err := os.Mkdir(m.path("k"), 0777); err != nil {
+		t.Fatal(err)
+	}
+	return m, device
+}
+
 // longerThanPatience is how long a slow call takes here: longer than a READ that was interrupted waits.
 const longerThanPatience = 1500 * time.Millisecond
 
@@ -133,12 +145,7 @@ func TestCallsThatCannotBeRepeated(t *testing.T) {
 	for _, c := range []struct{ name, file, statement string }{{"close", "generate", closesGenerate}, {"rmdir", "", removesKey}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m, device := mountSlow(t, nil)
-			if c.file == "" {
-				m.key("k", "ecdsa-p256-sha256")
-			} else if err := os.Mkdir(m.path("k"), 0777); err != nil {
-				t.Fatal(err)
-			}
+			m, device := mountBefore(t, c.file)
 			release := device.hold(t)
 			client := withTimer(t, m.path("k", c.file), c.statement)
 			ended := make(chan error, 1)
@@ -171,12 +178,7 @@ func TestKilledWhileWaitingOut(t *testing.T) {
 	for _, c := range []struct{ name, file, statement string }{{"close", "generate", closesGenerate}, {"rmdir", "", removesKey}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m, device := mountSlow(t, nil)
-			if c.file == "" {
-				m.key("k", "ecdsa-p256-sha256")
-			} else if err := os.Mkdir(m.path("k"), 0777); err != nil {
-				t.Fatal(err)
-			}
+			m, device := mountBefore(t, c.file)
 			device.hold(t)
 			client := withTimer(t, m.path("k", c.file), c.statement)
 			<-device.waiting

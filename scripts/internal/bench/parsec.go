@@ -234,21 +234,12 @@ func (b *bench) parsec() error {
 		}
 		defer p.cmd.Process.Kill()
 	}
-	for _, transport := range []string{transportDevice, transportUring} {
-		server := over(serverOurs, transport)
-		d, err := b.mount("plain", transport, softwareOnly)
-		if err != nil {
-			if err := b.without(server, transport, err); err != nil {
-				return err
-			}
-			continue
-		}
-		t, err := d.signer("parsec")
-		if err != nil {
-			return err
-		}
+	err = b.onEach("parsec", func(server string, t *target) {
 		t = &target{t.path + "_hash", sum[:], t.least}
 		ways = append(ways, way{name: wayFresh, server: server, by: t.fresh}, way{name: wayKept, server: server, by: t.kept})
+	})
+	if err != nil {
+		return err
 	}
 	var cells []*cell
 	for _, workers := range []int{1, parsecClients} {

@@ -64,21 +64,12 @@ func (b *bench) shell() error {
 	}
 	const dropBoxScript = `cat $DIR/message > $SIGN; cat $SIGN > $DIR/signature`
 	const oneOpenScript = `{ cat $DIR/message >&3; cat <&3 > $DIR/signature; } 3<>$SIGN`
-	for _, transport := range []string{transportDevice, transportUring} {
-		server := over(serverOurs, transport)
-		d, err := b.mount("plain", transport, softwareOnly)
-		if err != nil {
-			if err := b.without(server, transport, err); err != nil {
-				return err
-			}
-			continue
-		}
-		t, err := d.signer("shell")
-		if err != nil {
-			return err
-		}
+	err := b.onEach("shell", func(server string, t *target) {
 		add(server, shellDropBox, dropBoxScript, "SIGN="+t.path)
 		add(server, shellOneOpen, oneOpenScript, "SIGN="+t.path)
+	})
+	if err != nil {
+		return err
 	}
 	if err := b.tokenAtShell(prepared, func(server, script, way string, env ...string) { add(server, way, script, env...) }); err != nil {
 		b.results.skip("pkcs11-tool", err)

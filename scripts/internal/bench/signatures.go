@@ -102,6 +102,26 @@ func (b *bench) ourWays(a *algorithm, transport string) ([]way, error) {
 		way{name: wayDropBox, server: server, by: t.dropBox, most: 1}), nil
 }
 
+// onEach has f use a key of parsecfs on each transport that there is.
+func (b *bench) onEach(key string, f func(server string, t *target)) error {
+	for _, transport := range []string{transportDevice, transportUring} {
+		server := over(serverOurs, transport)
+		d, err := b.mount("plain", transport, softwareOnly)
+		if err != nil {
+			if err := b.without(server, transport, err); err != nil {
+				return err
+			}
+			continue
+		}
+		t, err := d.signer(key)
+		if err != nil {
+			return err
+		}
+		f(server, t)
+	}
+	return nil
+}
+
 // without goes on without a server on io_uring; without one on the device nothing makes sense.
 func (b *bench) without(server, transport string, err error) error {
 	if transport == transportDevice {
